@@ -1,0 +1,12 @@
+"""Turns a Run into a bundle. Needs the extra `train`.
+
+Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
+
+    trace.py   backbone -> an ONNX graph that takes everything a task brings as inputs
+    traced.py  that graph on disk
+    passes.py  the edits made to that graph
+    bake.py    run + traced graph -> bundle files; without torch
+    parity.py  bundle against untouched Transformers
+    card.py    the bundle's model card
+    export.py  the steps above, whole or not at all
+"""

@@ -1,0 +1,80 @@
+"""A run + a traced graph -> the files of a bundle; without torch, in about a second."""
+
+import fcntl
+import json
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ptexport.exporters.passes import BindInputsPass
+from ptexport.exporters.traced import Trace
+from ptexport.runtime.bundle import CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, file_entry
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.manifest import FileEntry
+from ptexport.toolkit.run import Run, RunConfig
+
+_FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file until one of the two is written to
+
+
+def bake(run: Run, trace: Trace, folder: Path) -> dict[str, FileEntry]:
+    """Write what the runtime and Transformers read: graph, weights, tokenizer and configuration.
+
+    Args:
+        run: the task.
+        trace: of the run's backbone.
+        folder: an empty folder.
+
+    Returns:
+        The files, for the manifest.
+
+    Raises:
+        ExportError: the trace is of another backbone or reads another position.
+    """
+    config, info = run.config, trace.info
+    if (info.fingerprint, info.read) != (config.backbone.fingerprint, config.read):
+        raise ExportError(f"{trace.path}: traces another backbone or position than the run's; export again")
+    model = ir.load(trace.path / MODEL)
+    BindInputsPass(run.baked.arrays())(model)
+    ir.save(model, folder / MODEL)  # external tensors keep pointing to the weights file's name and offsets
+    _clone(trace.path / WEIGHTS, folder / WEIGHTS)
+    compiled = config.compile(run.tokenizer_json)
+    (folder / TOKENIZER).write_text(compiled.tokenizer_json(n_folded=config.n_folded), encoding="utf-8")
+    _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(config, info.inputs))
+    _write_json(folder / CONFIG, _model_config(config))
+    written = {name: file_entry(folder / name) for name in (MODEL, TOKENIZER, TOKENIZER_CONFIG, CONFIG)}
+    return {**written, WEIGHTS: info.weights}
+
+
+def _tokenizer_config(config: RunConfig, inputs: list[str]) -> dict[str, object]:
+    # Any other class may rebuild the tokenizer from its vocabulary and silently lose the template.
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": inputs,
+        "pad_token": config.backbone.tokens["pad"],
+        "model_max_length": config.max_length - config.n_folded,
+    }
+
+
+def _model_config(config: RunConfig) -> dict[str, object]:
+    return {
+        "model_type": config.backbone.model_type,
+        "id2label": {str(i): label for i, label in enumerate(config.labels)},
+        "label2id": {label: i for i, label in enumerate(config.labels)},
+        "vocab_size": config.backbone.vocab,
+    }
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _clone(source: Path, target: Path) -> None:
+    """Copy a file, sharing its blocks where the file system can (never a link: onnx refuses linked weights)."""
+    with source.open("rb") as old, target.open("wb") as new:
+        try:
+            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
+            return
+        except OSError:
+            pass  # another file system, or one that cannot share
+    shutil.copyfile(source, target)

@@ -1,0 +1,54 @@
+"""A manifest and a run's metrics -> the bundle's model card, for people."""
+
+from ptexport.runtime.manifest import Manifest
+from ptexport.toolkit.run import Metrics
+
+_CARD = """\
+---
+license: {licence}
+library_name: onnx
+pipeline_tag: text-classification
+---
+# {name}
+
+A text classifier made by ptexport: {prompt_tokens} trained virtual tokens on the
+frozen language model {backbone}, as constants in one ONNX graph. Needs ONNX Runtime and `tokenizers`, no PyTorch.
+
+- Template: `{template}`
+- Labels: {labels}
+- Test accuracy: {accuracy:.1%} of {n_test} rows (seed {seed}, {n_train} rows to learn from)
+- Parity with Transformers over {rows} rows: largest difference of a logit {max_abs_diff:.1e}, no label differs
+- Longest input: {max_length} tokens with the template ({folded_tokens} more are folded); longer texts are truncated
+- Precision {precision}, opset {opset}, IR {ir_version}
+
+```python
+from ptexport.runtime import Engine
+
+print(Engine.open("{name}").predict([{example}]))
+```
+"""
+
+
+def model_card(manifest: Manifest, metrics: Metrics) -> str:
+    """Write the card."""
+    graph, parity = manifest.graph, manifest.parity
+    return _CARD.format(
+        licence=manifest.backbone.licence or "unknown",
+        name=manifest.name,
+        prompt_tokens=graph.prompt_tokens,
+        backbone=manifest.backbone.name,
+        template=manifest.template,
+        labels=", ".join(manifest.labels),
+        accuracy=metrics.test_accuracy,
+        n_test=metrics.n_test,
+        n_train=metrics.n_train,
+        seed=metrics.seed,
+        rows=parity.rows,
+        max_abs_diff=max(c.max_abs_diff for c in (parity.alone, parity.padded_right, parity.padded_left)),
+        max_length=manifest.max_length,
+        folded_tokens=graph.folded_tokens,
+        precision=graph.precision,
+        opset=graph.opset,
+        ir_version=graph.ir_version,
+        example='"…"' if len(manifest.fields) == 1 else '("…", "…")',
+    )

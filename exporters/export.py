@@ -1,0 +1,119 @@
+"""A run folder -> a bundle folder: load, trace, bake, prove, write; whole or not at all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ptexport.exporters.bake import bake
+from ptexport.exporters.card import model_card
+from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.trace import trace
+from ptexport.exporters.traced import Trace
+from ptexport.runtime.bundle import MANIFEST
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.manifest import FORMAT, BackboneEntry, FileEntry, GraphEntry, Manifest, Parity
+from ptexport.runtime.rows import read_rows
+from ptexport.toolkit.backbone import load_backbone
+from ptexport.toolkit.checkpoint import find_checkpoint
+from ptexport.toolkit.folders import check_free, new_folder
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.template import Template
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """One export, as asked for.
+
+    Attributes:
+        run: the run's folder.
+        out: the bundle's folder; its name is what the server calls the model.
+        opset: 18, portable, or 23, with one Attention node a layer.
+        rows: a file of further rows to check instead of the run's own.
+        force: replace a bundle that exists.
+    """
+
+    run: Path
+    out: Path
+    opset: int = 18
+    rows: Path | None = None
+    force: bool = False
+
+
+class ExportProgress(Protocol):
+    """What a caller may want to show while an export runs."""
+
+    def stage(self, name: str) -> None:
+        """Report what begins."""
+
+    def rows(self, done: int, total: int) -> None:
+        """Report rows checked."""
+
+
+def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
+    """Export a run.
+
+    Raises:
+        OutputError: the bundle exists, or cannot be written.
+        RunError: the run cannot be read.
+        ModelError: its backbone cannot be loaded.
+        ExportError: the backbone is not the one trained on, or the graph does not answer as the model does; no
+            bundle is left then.
+    """
+    check_free(config.out, force=config.force, marker=MANIFEST)
+    run = Run.read(config.run)
+    rows = run.check_rows if config.rows is None else list(read_rows(config.rows))
+    progress.stage("loading the backbone")
+    backbone = load_backbone(find_checkpoint(run.config.model), "linear" if run.config.label_words is None else "words")
+    if backbone.facts.fingerprint != run.config.backbone.fingerprint:
+        raise ExportError(f"{config.run}: trained on other weights than {run.config.model} has now; train again")
+    progress.stage("tracing it (once per backbone)")
+    traced = trace(backbone, run.config.read, opset=config.opset)
+    with new_folder(config.out, force=config.force, marker=MANIFEST) as folder:
+        progress.stage("baking the task in")
+        files = bake(run, traced, folder)
+        progress.stage("comparing with Transformers")
+        parity = check_parity(run, backbone, folder, rows, progress.rows)
+        fail_on_difference(parity)
+        manifest = _manifest(config.out.resolve().name, run, traced, files, parity)
+        (folder / MANIFEST).write_bytes(manifest.to_json())
+        (folder / "README.md").write_text(model_card(manifest, run.metrics), encoding="utf-8")
+    return manifest
+
+
+def _manifest(name: str, run: Run, traced: Trace, files: dict[str, FileEntry], parity: Parity) -> Manifest:
+    config, info = run.config, traced.info
+    facts, template = config.backbone, Template.parse(config.template)
+    words = config.label_words
+    return Manifest(
+        format=FORMAT,
+        name=name,
+        files=files,
+        backbone=BackboneEntry(
+            fingerprint=facts.fingerprint,
+            name=facts.name,
+            revision=facts.revision,
+            licence=facts.licence,
+            model_type=facts.model_type,
+        ),
+        template=config.template,
+        fields=template.fields,
+        labels=config.labels,
+        label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
+        max_length=config.max_length - config.n_folded,
+        graph=GraphEntry(
+            opset=info.opset,
+            ir_version=info.ir_version,
+            precision="fp32",
+            read=config.read,
+            prompt_tokens=template.n_prompt,
+            folded_tokens=config.n_folded,
+        ),
+        parity=parity,
+        versions={**run.metrics.versions, **info.versions, "onnxruntime": _onnxruntime_version()},
+    )
+
+
+def _onnxruntime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)

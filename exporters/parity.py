@@ -1,0 +1,164 @@
+"""A baked graph against untouched Transformers: every row one at a time, unpadded, its embeddings joined by a loop.
+
+The oracle shares nothing with what it checks but ids: it calls the model as loaded, full vocabulary and all.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ptexport.runtime.bundle import MODEL, TOKENIZER
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.graph import Graph
+from ptexport.runtime.manifest import Comparison, Parity
+from ptexport.runtime.rows import Row
+from ptexport.runtime.tokens import Text, TextEncoder
+from ptexport.toolkit.backbone import Backbone
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.template import Template
+from ptexport.toolkit.tokenizer import WordTokenizer
+from ptexport.toolkit.verbalizer import Verbalizer
+
+TOLERANCE = 1e-3
+"""Largest difference of a logit that fp32 may show."""
+
+_BATCH_ROWS = 16
+_ALWAYS = ("", "Владивосток, 東京, القاهرة", "[MASK] <mask> <|im_end|> [P 0]")
+"""Rows that are always checked too: nothing, other scripts, and what a text may try to spell."""
+
+Report = Callable[[int, int], None]
+"""Told how many of how many rows are done."""
+
+
+def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row], report: Report) -> Parity:
+    """Compare a baked graph with the model it came from.
+
+    Args:
+        run: the task.
+        backbone: as loaded, on the CPU.
+        folder: holds the graph and its tokenizer.
+        rows: texts to compare on.
+        report: progress.
+
+    Returns:
+        The differences, which may be too large: see `fail_on_difference`.
+    """
+    fields = Template.parse(run.config.template).fields
+    texts: list[Text] = [row.text if row.text_b is None else (row.text, row.text_b) for row in rows]
+    texts += [text if len(fields) == 1 else (text, text) for text in _ALWAYS]
+    oracle = Oracle(run, backbone)
+    expected = np.empty((len(texts), len(run.config.labels)), dtype=np.float32)
+    for i, text in enumerate(texts):
+        expected[i] = oracle.logits(text)
+        report(i + 1, len(texts))
+
+    graph = Graph.open(folder / MODEL)
+    encoder = TextEncoder.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), fields=fields)
+    encodings = encoder.encode(texts)
+
+    def answers(batches: Iterator[list[int]], side: str) -> NDArray[np.float32]:
+        logits = np.empty_like(expected)
+        for batch in batches:
+            ids = encoder.pad([encodings[i] for i in batch], side="left" if side == "left" else "right")
+            logits[batch] = graph.run(ids)
+        return logits
+
+    return Parity(
+        rows=len(texts),
+        tolerance=TOLERANCE,
+        alone=compare(answers(([i] for i in range(len(texts))), "right"), expected),
+        padded_right=compare(answers(_mixed(len(texts)), "right"), expected),
+        padded_left=compare(answers(_mixed(len(texts)), "left"), expected),
+    )
+
+
+def fail_on_difference(parity: Parity) -> None:
+    """Refuse a graph that does not answer as the model does.
+
+    Raises:
+        ExportError: a label differs, or a logit by more than the tolerance.
+    """
+    for name in ("alone", "padded_right", "padded_left"):
+        result: Comparison = getattr(parity, name)
+        if result.flips or not result.max_abs_diff <= parity.tolerance:
+            raise ExportError(
+                f"parity ({name.replace('_', ' ')}): {len(result.flips)} of {parity.rows} labels differ (rows "
+                f"{result.flips[:10]}), largest difference {result.max_abs_diff:.2g}, need none and at most "
+                f"{parity.tolerance:g}; no bundle was written, please report the model"
+            )
+
+
+def compare(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> Comparison:
+    """Compare logits, float32 [rows, labels]."""
+    difference = np.abs(logits - expected)
+    flips = np.flatnonzero(logits.argmax(1) != expected.argmax(1))
+    return Comparison(
+        max_abs_diff=float(difference.max()), mean_abs_diff=float(difference.mean()), flips=flips.tolist()
+    )
+
+
+class Oracle:
+    """Untouched Transformers on one text at a time.
+
+    Args:
+        run: the task; its prompt rows and, for a linear head, label rows are used as they are.
+        backbone: as loaded, on the CPU.
+    """
+
+    def __init__(self, run: Run, backbone: Backbone) -> None:
+        self._run = run
+        self._model = backbone.model
+        self._facts = backbone.facts
+        self._template = Template.parse(run.config.template)
+        compiled = run.config.compile(run.tokenizer_json)
+        self._encoder = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields)
+        self._words = WordTokenizer(run.tokenizer_json)
+
+    @torch.no_grad()
+    def logits(self, text: Text) -> NDArray[np.float32]:
+        """Score one text, float32 [labels]."""
+        (encoding,) = self._encoder.encode([text])
+        extra = {"token_type_ids": torch.tensor([encoding.type_ids])} if self._facts.token_types else {}
+        embeddings = torch.stack([self._embedding(id_) for id_ in encoding.ids])
+        output = self._model(inputs_embeds=embeddings[None], **extra)
+        if self._run.config.label_words is None:
+            baked = self._run.baked
+            state = self._read(output.last_hidden_state[0], encoding.ids)
+            logits: NDArray[np.float32] = baked.label_rows @ state.numpy() + baked.label_bias
+            return logits
+        scores = self._read(output.logits[0], encoding.ids)
+        return np.array([np.mean([scores[i].item() for i in ids]) for ids in self._word_ids()], dtype=np.float32)
+
+    def _embedding(self, id_: int) -> Tensor:
+        table: Tensor = self._model.get_input_embeddings().weight
+        if id_ < self._facts.vocab:
+            return table[id_]
+        row = id_ - self._facts.vocab
+        if row == self._template.n_prompt:  # the mask slot
+            return table[self._words.id(self._facts.tokens["mask"])]
+        return torch.from_numpy(self._run.baked.prompt_rows[row].copy())
+
+    def _read(self, states: Tensor, ids: list[int]) -> Tensor:
+        read = self._run.config.read
+        if read == "mean":
+            return states.mean(0)
+        mask_slot = self._facts.vocab + self._template.n_prompt
+        return states[{"last": -1, "first": 0}.get(read, ids.index(mask_slot) if read == "mask" else 0)]
+
+    def _word_ids(self) -> list[list[int]]:
+        config = self._run.config
+        verbalizer = Verbalizer(labels=tuple(config.labels), words=tuple(map(tuple, config.label_words or ())))
+        unknown = self._facts.tokens.get("unk")
+        return verbalizer.word_ids(self._words, spaced=self._template.answer_spaced, unknown=unknown)
+
+
+def _mixed(n: int) -> Iterator[list[int]]:
+    """Batches in random order, so that short and long rows meet."""
+    order = list(range(n))
+    random.Random(0).shuffle(order)
+    return (order[start : start + _BATCH_ROWS] for start in range(0, n, _BATCH_ROWS))

@@ -1,0 +1,113 @@
+"""A backbone -> an ONNX graph that takes everything a task brings as inputs; cached, since it costs a minute.
+
+Nothing in the graph depends on a task: prompt rows, label rows and leading keys and values are inputs of symbolic
+length.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import torch
+
+from ptexport.exporters.passes import ForgetIntermediateShapesPass
+from ptexport.exporters.traced import TRACE_INFO, Trace, TraceInfo, trace_key
+from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.manifest import Read
+from ptexport.toolkit.backbone import Backbone
+from ptexport.toolkit.folders import cached_folder
+
+IR_VERSION = 10
+OPSETS = (18, 23)
+
+_EXAMPLE = 5  # any size but 0 and 1, which torch.export would take for fixed
+
+
+def trace(backbone: Backbone, read: Read, *, opset: int) -> Trace:
+    """Trace a backbone, or find the trace made before; two processes at once make it once.
+
+    Args:
+        backbone: on the CPU.
+        read: position whose state becomes logits.
+        opset: 18 (portable: decomposed attention) or 23 (one Attention node a layer).
+    """
+    versions = {name: version(name) for name in ("ptexport", "torch", "transformers", "onnxscript", "onnx-ir")}
+    key = trace_key(backbone.facts.fingerprint, read, opset)
+    path = cached_folder(
+        "traces", key, marker=TRACE_INFO, make=lambda folder: _trace(backbone, read, opset, versions, folder)
+    )
+    return Trace.read(path)
+
+
+def _trace(backbone: Backbone, read: Read, opset: int, versions: dict[str, str], folder: Path) -> None:
+    inputs = _example(backbone, read)
+    # The optimizer would take longer than the rest for nothing that ONNX Runtime does not do on loading.
+    program = torch.onnx.export(
+        backbone.classifier(read),
+        kwargs=inputs,
+        dynamic_shapes=_dynamic_shapes(inputs),
+        input_names=list(inputs),
+        output_names=["logits"],
+        opset_version=opset,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError(f"{backbone.facts.name}: torch.onnx.export gave no program")
+    model = ir.passes.Sequential(
+        common_passes.ClearMetadataAndDocStringPass(),  # it holds the paths of the machine that traced
+        common_passes.IdentityEliminationPass(),
+        common_passes.RemoveUnusedNodesPass(),
+        ForgetIntermediateShapesPass(),
+    )(program.model).model
+    if model.ir_version != IR_VERSION or model.opset_imports[""] != opset:
+        got = f"IR {model.ir_version}, opset {model.opset_imports['']}"
+        raise ExportError(f"{backbone.facts.name}: torch.onnx.export wrote {got}, need IR {IR_VERSION}, opset {opset}")
+    model.producer_name, model.producer_version = "ptexport", versions["ptexport"]
+    ir.save(model, folder / MODEL, external_data=WEIGHTS)
+    info = TraceInfo(
+        fingerprint=backbone.facts.fingerprint,
+        read=read,
+        opset=opset,
+        ir_version=IR_VERSION,
+        inputs=[name for name in inputs if name in ("input_ids", "attention_mask", "token_type_ids")],
+        weights=file_entry(folder / WEIGHTS),
+        versions=versions,
+    )
+    (folder / TRACE_INFO).write_bytes(msgspec.json.encode(info))
+
+
+@torch.no_grad()
+def _example(backbone: Backbone, read: Read) -> dict[str, torch.Tensor]:
+    """Make inputs of no meaning, in the order of the graph's."""
+    classifier, facts = backbone.classifier(read), backbone.facts
+    rows = torch.zeros(_EXAMPLE - 1, facts.embedding_width)
+    ids = torch.full((_EXAMPLE - 3, _EXAMPLE + 2), facts.vocab)
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if facts.token_types:
+        example["token_type_ids"] = torch.zeros_like(ids)
+    width = backbone.model.config.hidden_size
+    if classifier.head is not None:
+        width = classifier.head(inputs_embeds=torch.zeros(1, 1, width)).logits.shape[-1]  # ELECTRA's is narrower
+    example |= {
+        "prompt_rows": rows,
+        "label_rows": torch.zeros(_EXAMPLE + 1, width),
+        "label_bias": torch.zeros(_EXAMPLE + 1),
+    }
+    if facts.causal:
+        example["leading_states"] = classifier.leading_states([facts.vocab] * _EXAMPLE, rows)
+    return example
+
+
+def _dynamic_shapes(example: dict[str, torch.Tensor]) -> dict[str, dict[int, str]]:
+    names: dict[str, dict[int, str]] = {
+        "prompt_rows": {0: "rows"},
+        "label_rows": {0: "labels"},
+        "label_bias": {0: "labels"},
+        "leading_states": {4: "leading"},
+    }
+    return {name: names.get(name, {0: "batch", 1: "sequence"}) for name in example}

@@ -1,0 +1,65 @@
+"""A traced backbone on disk: where it is kept and what it is of; without torch.
+
+model.onnx       the graph, with everything a task brings as inputs
+model.onnx.data  the frozen weights, byte for byte what every bundle of this backbone holds
+trace.json       TraceInfo
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.manifest import FileEntry, Read
+
+TRACE_INFO = "trace.json"
+
+
+class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a trace is of.
+
+    Attributes:
+        fingerprint: of the backbone.
+        read: position whose state becomes logits.
+        opset: ONNX operator set.
+        ir_version: ONNX file version.
+        inputs: the graph's inputs that a row brings, in order; the others are a task's.
+        weights: the weights file, so that it is hashed once.
+        versions: of what traced it.
+    """
+
+    fingerprint: str
+    read: Read
+    opset: int
+    ir_version: int
+    inputs: list[str]
+    weights: FileEntry
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A traced backbone on disk."""
+
+    path: Path
+    info: TraceInfo
+
+    @classmethod
+    def read(cls, path: Path) -> "Trace":
+        """Read a trace's description.
+
+        Raises:
+            ExportError: it is not one.
+        """
+        try:
+            return cls(path=path, info=msgspec.json.decode((path / TRACE_INFO).read_bytes(), type=TraceInfo))
+        except (OSError, msgspec.DecodeError) as e:
+            raise ExportError(f"{path}: not a trace ({e}); remove the folder and export again") from e
+
+
+def trace_key(fingerprint: str, read: Read, opset: int) -> str:
+    """Name the cache's folder for a trace; another torch or Transformers may write another graph."""
+    toolchain = "-".join(version(name) for name in ("ptexport", "torch", "transformers"))
+    return f"{fingerprint[:16]}-{read}-opset{opset}-{toolchain}"

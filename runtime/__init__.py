@@ -1,0 +1,25 @@
+"""Opens bundles and answers with labels; knows numpy, ONNX Runtime and tokenizers, and nothing else of ptexport.
+
+Data flow: rows -> texts -> ids -> logits -> Prediction
+
+    errors.py    every error ptexport raises
+    manifest.py  what a bundle says of itself
+    bundle.py    a folder on disk -> verified bytes and paths
+    cpus.py      how many threads this process may use
+    rows.py      JSONL or CSV -> rows
+    tokens.py    texts -> padded ids
+    graph.py     ids -> logits
+    engine.py    texts -> predictions
+    protocol.py  JSON bodies <-> texts and predictions
+    server.py    an Engine behind HTTP
+"""
+
+import os
+
+# ONNX Runtime's official wheels report usage over HTTPS unless this is set before the library loads.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+from ptexport.runtime.engine import Engine, Prediction
+from ptexport.runtime.errors import PtexportError
+
+__all__ = ["Engine", "Prediction", "PtexportError"]

@@ -1,0 +1,72 @@
+"""A folder on disk -> a verified Bundle; knows hashes and paths, nothing of graphs or tokens."""
+
+import hashlib
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptexport.runtime.errors import BundleError
+from ptexport.runtime.manifest import FileEntry, Manifest
+
+MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CONFIG = "config.json"
+MANIFEST = "manifest.json"
+
+HASHED = (MODEL, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG)
+"""What the runtime, Transformers and Optimum read. The README beside them is for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A folder whose files are what its manifest says they are, at the time it was opened."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """Verify a bundle: the manifest's digest, then every file's kind, size and sha256.
+
+        Raises:
+            BundleError: anything is missing or differs.
+        """
+        where = path / MANIFEST
+        manifest = Manifest.from_json(_read(where), str(where))
+        if sorted(manifest.files) != sorted(HASHED):
+            raise BundleError(f"{where}: lists {sorted(manifest.files)}, need {sorted(HASHED)}; export again")
+        for name, entry in manifest.files.items():
+            _check(path / name, entry)
+        return cls(path=path, manifest=manifest)
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Describe a file for the manifest."""
+    with path.open("rb") as file:
+        return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as e:
+        raise BundleError(f"{path}: missing; need a bundle folder made by 'ptexport export'") from e
+    except OSError as e:
+        raise BundleError(f"{path}: cannot be read ({e.strerror}); check the path and its permissions") from e
+
+
+def _check(path: Path, entry: FileEntry) -> None:
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path}: not a regular file; copy the bundle again, following links")
+        if status.st_size != entry.size_bytes:
+            raise BundleError(f"{path}: got {status.st_size} bytes, need {entry.size_bytes}; copy the bundle again")
+        if file_entry(path).sha256 != entry.sha256:
+            raise BundleError(f"{path}: its sha256 differs from the manifest's; it was changed, copy the bundle again")
+    except FileNotFoundError as e:
+        raise BundleError(f"{path}: missing; copy the bundle again") from e
+    except OSError as e:
+        raise BundleError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e

@@ -1,0 +1,60 @@
+"""Every error ptexport raises on purpose.
+
+    PtexportError
+      TemplateError    a template that cannot be parsed, or not on this backbone
+      VerbalizerError  labels or label words that cannot be read out
+      DataError        rows that cannot be read, or do not fit the task
+      ModelError       a backbone that cannot be loaded, or lacks what the method reads
+      TrainError       training that cannot go on
+      RunError         a run folder that is not what it says
+      ExportError      a graph that cannot be made, or does not agree with the model
+      BundleError      a bundle folder that is not what it says
+      OutputError      a place that cannot be written to
+      MissingExtraError  a package that this command needs and this installation lacks
+
+Messages read *where: got what, need what; do what*.
+"""
+
+
+class PtexportError(Exception):
+    """Root of all errors ptexport raises on purpose."""
+
+
+class TemplateError(PtexportError, ValueError):
+    """A template that cannot be parsed, or not on this backbone: for example two `{text}`."""
+
+
+class VerbalizerError(PtexportError, ValueError):
+    """Labels or label words that cannot be read out: for example a word of two tokens."""
+
+
+class DataError(PtexportError, ValueError):
+    """Rows that cannot be read or do not fit the task: for example a label nobody declared."""
+
+
+class ModelError(PtexportError, ValueError):
+    """A backbone that cannot be loaded or lacks what the method reads: for example no language-model head."""
+
+
+class TrainError(PtexportError, RuntimeError):
+    """Training that cannot go on: for example a loss that is not a number."""
+
+
+class RunError(PtexportError, ValueError):
+    """A run folder that is not what it says: for example one without weights."""
+
+
+class ExportError(PtexportError, RuntimeError):
+    """A graph that cannot be made, or whose answers differ from the model's."""
+
+
+class BundleError(PtexportError, ValueError):
+    """A bundle folder that is not what it says: for example one flipped byte."""
+
+
+class OutputError(PtexportError, OSError):
+    """A place that cannot be written to: for example a folder that exists already."""
+
+
+class MissingExtraError(PtexportError, ImportError):
+    """A package that this command needs and this installation lacks."""

@@ -1,0 +1,168 @@
+"""What a bundle says of itself: manifest.json <-> Manifest; knows no file but that one.
+
+The digest is the sha256 of the canonical JSON (keys sorted, no spaces, UTF-8 unescaped) without the key `digest`.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+import msgspec
+
+from ptexport.runtime.errors import BundleError
+
+FORMAT = 1
+MAX_MANIFEST_BYTES = 1 << 20
+
+
+Read = Literal["last", "mask", "first", "mean"]
+"""The state that becomes logits: the last real token's, the mask slot's, the first token's, or the mean of all."""
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of the bundle."""
+
+    sha256: str
+    size_bytes: int
+
+
+class BackboneEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The frozen language model: where it came from and what it is.
+
+    Attributes:
+        fingerprint: sha256 over its weights, whatever files they were in.
+        name: alias, hub name or folder name it was loaded by.
+        revision: commit on the hub, where known.
+        licence: as its model card says, where known.
+        model_type: Transformers' name of the architecture.
+    """
+
+    fingerprint: str
+    name: str
+    revision: str | None
+    licence: str | None
+    model_type: str
+
+
+class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the graph was made.
+
+    Attributes:
+        opset: ONNX operator set.
+        ir_version: ONNX file version.
+        precision: of the weights.
+        read: which state becomes logits.
+        prompt_tokens: virtual tokens the template holds, folded ones included.
+        folded_tokens: leading template tokens that became constant keys and values and are not in `input_ids`.
+    """
+
+    opset: int
+    ir_version: int
+    precision: Literal["fp32"]
+    read: Read
+    prompt_tokens: int
+    folded_tokens: int
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Logits of the graph against those of the untouched model, one row at a time and unpadded there.
+
+    Attributes:
+        max_abs_diff: largest difference of a logit.
+        mean_abs_diff: mean difference of a logit.
+        flips: numbers of the rows whose label differs, from 0.
+    """
+
+    max_abs_diff: float
+    mean_abs_diff: float
+    flips: list[int]
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Proof that the graph answers as the model does.
+
+    Attributes:
+        rows: rows compared; their text is not kept.
+        tolerance: largest `max_abs_diff` that passes.
+        alone: each row by itself.
+        padded_right: rows of mixed lengths together, padding after the text.
+        padded_left: the same, padding before the text.
+    """
+
+    rows: int
+    tolerance: float
+    alone: Comparison
+    padded_right: Comparison
+    padded_left: Comparison
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bundle's manifest, format 1.
+
+    Attributes:
+        format: version of this layout.
+        name: what the server calls the model.
+        files: every file the runtime reads, by plain file name.
+        backbone: the frozen language model.
+        template: as the user wrote it.
+        fields: the texts a row brings, in order.
+        labels: names, in the order of the logits.
+        label_words: words per label; None for a linear head.
+        max_length: most ids a row has in `input_ids`; longer texts are truncated.
+        graph: how the graph was made.
+        parity: how it compares with the model.
+        versions: of everything that made it.
+        digest: sha256 of the canonical JSON of all other keys.
+    """
+
+    format: int
+    name: str
+    files: dict[str, FileEntry]
+    backbone: BackboneEntry
+    template: str
+    fields: list[Literal["text", "text_b"]]
+    labels: list[str]
+    label_words: dict[str, list[str]] | None
+    max_length: int
+    graph: GraphEntry
+    parity: Parity
+    versions: dict[str, str]
+    digest: str = ""
+
+    def to_json(self) -> bytes:
+        """Encode for `manifest.json`, with the digest filled in."""
+        record = msgspec.to_builtins(self)
+        record["digest"] = _digest(record)
+        return json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> "Manifest":
+        """Decode `manifest.json` and check it against its own digest.
+
+        Raises:
+            BundleError: too large, not JSON, another format, an unknown, missing or mistyped field, a wrong digest.
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{where}: got {len(data)} bytes, need at most {MAX_MANIFEST_BYTES}; export again")
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError) as e:
+            raise BundleError(f"{where}: not JSON ({e}); copy the bundle again") from e
+        version = record.get("format") if isinstance(record, dict) else None
+        if version != FORMAT:
+            raise BundleError(
+                f"{where}: got format {version!r}, need {FORMAT}; export again with this version of ptexport"
+            )
+        try:
+            manifest = msgspec.convert(record, cls)
+        except msgspec.ValidationError as e:
+            raise BundleError(f"{where}: {e}; this reader knows {list(cls.__struct_fields__)}; export again") from e
+        if manifest.digest != _digest(record):
+            raise BundleError(f"{where}: its digest does not match its content; it was changed, copy the bundle again")
+        return manifest
+
+
+def _digest(record: dict[str, Any]) -> str:
+    content = {key: value for key, value in record.items() if key != "digest"}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,94 @@
+"""JSONL or CSV -> rows, one at a time; knows columns and line numbers, nothing of labels' meaning or of tokens."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptexport.runtime.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One text, or pair of texts, and its label where it has one.
+
+    Attributes:
+        where: the file and line it came from, for messages.
+        text: the text; may be empty.
+        text_b: the second text of a pair.
+        label: the label's name.
+    """
+
+    where: str
+    text: str
+    text_b: str | None = None
+    label: str | None = None
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read rows from a file, one at a time and in order.
+
+    Args:
+        path: a file of JSON objects, one a line, or a `.csv` with a header. Columns: `text`, optional `text_b`
+            and `label`; others are ignored. UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: the file cannot be read, or a row is not as described (says which line).
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            yield from _csv_rows(path.name, lines) if path.suffix == ".csv" else _jsonl_rows(path.name, lines)
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not UTF-8 ({e.reason} at byte {e.start} of a block); convert it first") from e
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from e
+
+
+def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name} line {number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as e:
+            raise DataError(f'{where}: not JSON ({e}); need one object a line such as {{"text": "…"}}') from e
+        if not isinstance(record, dict):
+            raise DataError(f'{where}: got {type(record).__name__}, need an object such as {{"text": "…"}}')
+        yield row_of(record, where)
+
+
+def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        for record in reader:
+            where = f"{name} line {reader.line_num}"
+            if None in record or None in record.values():
+                raise DataError(
+                    f"{where}: got another number of fields than the header's {len(reader.fieldnames or [])}; "
+                    "put quotes around fields with commas"
+                )
+            yield row_of(record, where)
+    except csv.Error as e:
+        raise DataError(f"{name} line {reader.line_num}: not CSV ({e}); check its quotes") from e
+
+
+def row_of(record: dict[str, Any], where: str) -> Row:
+    """Make a row from one record's columns.
+
+    Raises:
+        DataError: `text` is missing, or a column is not a string (a label may also be a number or true or false).
+    """
+    if "text" not in record:
+        raise DataError(f"{where}: no column 'text', got {sorted(record)}; rename the column that holds the text")
+    for column in ("text", "text_b"):
+        if not isinstance(record.get(column), str | None) or record["text"] is None:
+            raise DataError(f"{where}: '{column}' is {json.dumps(record[column])[:40]}, need a string")
+    label = record.get("label")
+    if not isinstance(label, str | int | float | None):
+        raise DataError(f"{where}: 'label' is {json.dumps(label)[:40]}, need a name")
+    if label is not None and not isinstance(label, str):
+        label = json.dumps(label)
+    return Row(where=where, text=record["text"], text_b=record.get("text_b"), label=label)

@@ -1,0 +1,83 @@
+"""Texts -> padded ids, by a bundle's tokenizer.json; knows nothing of graphs.
+
+The template is that tokenizer's post-processor, so the ids of virtual tokens come out of `encode` like any others.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from ptexport.runtime.errors import DataError
+
+Text = str | tuple[str, str]
+"""One text, or the two of a pair."""
+
+Ids = dict[str, NDArray[np.int64]]
+"""What the graph takes, by input name: `input_ids`, `attention_mask` and, for some, `token_type_ids`; int64 [b, s]."""
+
+
+class TextEncoder:
+    """Turns texts into what the graph takes. Thread-safe: the tokenizer is only read."""
+
+    def __init__(self, tokenizer: Tokenizer, *, fields: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._fields = tuple(fields)
+
+    @classmethod
+    def from_json(cls, tokenizer_json: str, *, fields: Sequence[str]) -> "TextEncoder":
+        """Read what a `tokenizer.json` holds.
+
+        Args:
+            tokenizer_json: its text.
+            fields: the texts a row brings: `["text"]` or `["text", "text_b"]`.
+        """
+        return cls(Tokenizer.from_str(tokenizer_json), fields=fields)
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+        """Encode each text, template included, truncated to the tokenizer's own length and not padded.
+
+        Raises:
+            DataError: a pair where the template takes one text or the other way round, or text that is not Unicode.
+        """
+        for number, text in enumerate(texts):
+            got = 1 if isinstance(text, str) else len(text)
+            if got != len(self._fields):
+                need = " and ".join(self._fields)
+                raise DataError(f"text {number}: got {got} text(s), the template takes {len(self._fields)} ({need})")
+        try:
+            return self._tokenizer.encode_batch(list(texts))
+        except (TypeError, UnicodeEncodeError) as e:
+            raise DataError(
+                f"{_not_unicode(texts)}: not a Unicode text (half of a surrogate pair?); decode it first"
+            ) from e
+
+    @staticmethod
+    def pad(encodings: Sequence[Encoding], *, side: Literal["left", "right"] = "right") -> Ids:
+        """Stack encodings into arrays as long as the longest; padding has mask 0 and id 0.
+
+        The graph takes positions from the mask, so both sides give the same answer; the engine pads on the right.
+        """
+        length = max(len(encoding) for encoding in encodings)
+        ids = {
+            name: np.zeros((len(encodings), length), dtype=np.int64)
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+        }
+        for row, encoding in enumerate(encodings):
+            n = len(encoding)
+            columns = slice(0, n) if side == "right" else slice(length - n, length)
+            ids["input_ids"][row, columns] = encoding.ids
+            ids["attention_mask"][row, columns] = 1
+            ids["token_type_ids"][row, columns] = encoding.type_ids
+        return ids
+
+
+def _not_unicode(texts: Sequence[Text]) -> str:
+    for number, text in enumerate(texts):
+        try:
+            "".join(text).encode()
+        except (TypeError, UnicodeEncodeError):
+            return f"text {number}"
+    return "texts"

@@ -1,0 +1,19 @@
+"""Trains soft prompts against a frozen language model, and holds the command line. Needs the extra `train`.
+
+Data flow: template, labels, rows -> train -> Run
+
+    template.py    "[P*3] {text} [P*3]" -> pieces
+    tokenizer.py   pieces + a backbone's tokenizer -> ids, and one tokenizer.json that makes them
+    verbalizer.py  labels and their words -> token ids
+    cities.py      the built-in data
+    data.py        files, hub data sets and cities -> rows for train, dev and test
+    checkpoint.py  alias, hub name or folder -> a Hugging Face folder on disk
+    backbone.py    that folder -> a frozen language model and the facts about it
+    encoder.py     the prompt encoder: virtual tokens -> rows
+    classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
+    training.py    the loop
+    train.py       everything above, from a TrainConfig to a Run
+    run.py         the run folder
+    folders.py     writes folders whole or not at all, and keeps the cache
+    cli.py         the command line
+"""

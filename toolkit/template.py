@@ -1,0 +1,136 @@
+"""A template's text -> its pieces; knows the notation, nothing of tokenizers or models.
+
+    [P] [P*n]        one or n virtual tokens
+    {text} {text_b}  the row's texts
+    [MASK]           the position a masked model reads; on a causal model, optional and last
+    [CLS] [SEP] [BOS]  the backbone's own tokens; with any of them written, none is added around the template
+    anything else    anchor words
+
+A space between two pieces belongs to the piece on its right.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ptexport.runtime.errors import TemplateError
+
+Kind = Literal["prompt", "text", "text_b", "mask", "cls", "sep", "bos", "words"]
+
+_PLACEHOLDERS: dict[str, Kind] = {
+    "[P]": "prompt",
+    "{text}": "text",
+    "{text_b}": "text_b",
+    "[MASK]": "mask",
+    "[CLS]": "cls",
+    "[SEP]": "sep",
+    "[BOS]": "bos",
+}
+_BRACKETED = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}")
+_PROMPT = re.compile(r"\[P(?:\*(\d{1,4}))?\]")
+MAX_PROMPT_TOKENS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One piece of a template.
+
+    Attributes:
+        kind: what stands here.
+        words: the anchor words of a "words" piece, inner spaces kept; otherwise empty.
+        spaced: whether a space stands before it.
+    """
+
+    kind: Kind
+    words: str = ""
+    spaced: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """A parsed template: exactly one {text}, at most one {text_b} and one [MASK].
+
+    Attributes:
+        source: as the user wrote it.
+        pieces: in order, one piece per virtual token.
+    """
+
+    source: str
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def parse(cls, source: str) -> "Template":
+        """Parse a template.
+
+        Raises:
+            TemplateError: an unknown placeholder, one too many or missing, or a letter that touches a text.
+        """
+        pieces: list[Piece] = []
+        end = 0
+        for match in _BRACKETED.finditer(source):
+            _add_words(pieces, source, end, match.start())
+            _add_placeholder(pieces, source, match)
+            end = match.end()
+        _add_words(pieces, source, end, len(source))
+        template = cls(source=source, pieces=tuple(pieces))
+        _check(template)
+        return template
+
+    @property
+    def n_prompt(self) -> int:
+        """Number of virtual tokens."""
+        return sum(piece.kind == "prompt" for piece in self.pieces)
+
+    @property
+    def fields(self) -> list[Literal["text", "text_b"]]:
+        """The texts a row must bring."""
+        return ["text", "text_b"] if self.has("text_b") else ["text"]
+
+    @property
+    def answer_spaced(self) -> bool:
+        """Whether a space stands before the label word: it does, unless [MASK] is glued to what precedes it."""
+        return all(piece.spaced for piece in self.pieces if piece.kind == "mask")
+
+    def has(self, *kinds: Kind) -> bool:
+        """Whether any piece is of these kinds."""
+        return any(piece.kind in kinds for piece in self.pieces)
+
+
+def _add_words(pieces: list[Piece], source: str, start: int, end: int) -> None:
+    words = source[start:end].strip()
+    if words:
+        stray = re.search(r"[\[\]{}]", words)
+        if stray:
+            raise TemplateError(f"template {source!r}: a lone {stray[0]!r}; brackets only make placeholders here")
+        pieces.append(Piece(kind="words", words=words, spaced=source[start].isspace() and bool(pieces)))
+
+
+def _add_placeholder(pieces: list[Piece], source: str, match: re.Match[str]) -> None:
+    spaced = bool(pieces) and source[match.start() - 1].isspace()
+    prompt = _PROMPT.fullmatch(match[0])
+    kind = "prompt" if prompt else _PLACEHOLDERS.get(match[0])
+    if kind is None:
+        known = ", ".join([*_PLACEHOLDERS, "[P*n]"])
+        raise TemplateError(f"template {source!r}: unknown placeholder {match[0]!r}; known are {known}")
+    count = int(prompt[1] or 1) if prompt else 1
+    if count == 0:
+        raise TemplateError(f"template {source!r}: {match[0]} stands for no virtual token; need [P*1] or more")
+    pieces.append(Piece(kind=kind, spaced=spaced))
+    pieces.extend([Piece(kind=kind)] * (count - 1))
+
+
+def _check(template: Template) -> None:
+    where = f"template {template.source!r}"
+    kinds = [piece.kind for piece in template.pieces]
+    if kinds.count("text") != 1:
+        raise TemplateError(f"{where}: has {kinds.count('text')} {{text}}, needs exactly 1; put {{text}} where it goes")
+    for count, name in ((kinds.count("text_b"), "{text_b}"), (kinds.count("mask"), "[MASK]")):
+        if count > 1:
+            raise TemplateError(f"{where}: has {count} {name}, needs at most 1; leave one")
+    if template.has("text_b") and kinds.index("text_b") < kinds.index("text"):
+        raise TemplateError(f"{where}: {{text_b}} stands before {{text}}; name the first text {{text}}")
+    if template.n_prompt > MAX_PROMPT_TOKENS:
+        raise TemplateError(f"{where}: has {template.n_prompt} virtual tokens, at most {MAX_PROMPT_TOKENS} are allowed")
+    touching = re.search(r"\w\{text(?:_b)?\}|\{text(?:_b)?\}\w", template.source)
+    if touching:
+        raise TemplateError(f"{where}: a letter touches a text in {touching[0]!r}; put a space between them")
