@@ -4,6 +4,7 @@ Nothing in the graph depends on a task: prompt rows, label rows and leading keys
 length.
 """
 
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import msgspec
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 import torch
+from torch.export import Dim
 
 from ptexport.exporters.passes import ForgetIntermediateShapesPass
 from ptexport.exporters.traced import TRACE_INFO, Trace, TraceInfo, trace_key
@@ -44,18 +46,21 @@ def trace(backbone: Backbone, read: Read, *, opset: int) -> Trace:
 
 def _trace(backbone: Backbone, read: Read, opset: int, versions: dict[str, str], folder: Path) -> None:
     inputs = _example(backbone, read)
-    # The optimizer would take longer than the rest for nothing that ONNX Runtime does not do on loading.
-    program = torch.onnx.export(
-        backbone.classifier(read),
-        kwargs=inputs,
-        dynamic_shapes=_dynamic_shapes(inputs),
-        input_names=list(inputs),
-        output_names=["logits"],
-        opset_version=opset,
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # torch 2.13 warns of a deprecated call of its own, and whenever two inputs share an axis name.
+        warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+        program = torch.onnx.export(
+            backbone.classifier(read),
+            kwargs=inputs,
+            dynamic_shapes=_dynamic_shapes(inputs),
+            input_names=list(inputs),
+            output_names=["logits"],
+            opset_version=opset,
+            dynamo=True,
+            optimize=False,  # would take longer than the rest for nothing that ONNX Runtime does not do on loading
+            verbose=False,
+        )
     if program is None:
         raise ExportError(f"{backbone.facts.name}: torch.onnx.export gave no program")
     model = ir.passes.Sequential(
@@ -103,11 +108,12 @@ def _example(backbone: Backbone, read: Read) -> dict[str, torch.Tensor]:
     return example
 
 
-def _dynamic_shapes(example: dict[str, torch.Tensor]) -> dict[str, dict[int, str]]:
-    names: dict[str, dict[int, str]] = {
-        "prompt_rows": {0: "rows"},
-        "label_rows": {0: "labels"},
-        "label_bias": {0: "labels"},
-        "leading_states": {4: "leading"},
+def _dynamic_shapes(example: dict[str, torch.Tensor]) -> dict[str, dict[int, Dim]]:
+    batch, sequence, labels = Dim("batch"), Dim("sequence"), Dim("labels")
+    names = {
+        "prompt_rows": {0: Dim("rows")},
+        "label_rows": {0: labels},
+        "label_bias": {0: labels},
+        "leading_states": {4: Dim("leading")},
     }
-    return {name: names.get(name, {0: "batch", 1: "sequence"}) for name in example}
+    return {name: names.get(name, {0: batch, 1: sequence}) for name in example}
