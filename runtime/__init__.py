@@ -10,6 +10,7 @@ Data flow: rows -> texts -> ids -> logits -> Prediction
     tokens.py    texts -> padded ids
     graph.py     ids -> logits
     engine.py    texts -> predictions
+    streaming.py rows in, predictions out, in constant memory
     protocol.py  JSON bodies <-> texts and predictions
     server.py    an Engine behind HTTP
 """

@@ -7,13 +7,16 @@ Data flow: template, labels, rows -> train -> Run
     verbalizer.py  labels and their words -> token ids
     cities.py      the built-in data
     data.py        files, hub data sets and cities -> rows for train, dev and test
+    facts.py       what others need to know of a backbone
     checkpoint.py  alias, hub name or folder -> a Hugging Face folder on disk
     backbone.py    that folder -> a frozen language model and the facts about it
     encoder.py     the prompt encoder: virtual tokens -> rows
     classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
+    task.py        a verbalizer on a loaded backbone
     training.py    the loop
     train.py       everything above, from a TrainConfig to a Run
     run.py         the run folder
     folders.py     writes folders whole or not at all, and keeps the cache
+    progress.py    bars, lines and tables for people
     cli.py         the command line
 """

@@ -50,7 +50,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     lr: float
     epochs: int = 10
-    batch_size: int = 16
+    batch_size: int = 8
     patience: int = 4
     warmup: float = 0.1
     weight_decay: float = 0.01

@@ -106,9 +106,8 @@ def train(config: TrainConfig, progress: Progress) -> Run:
     started = time.perf_counter()
     dev_accuracy = fit(
         prompt,
-        task.classifier,
-        TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields),
         scorer,
+        TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields),
         train=data.train,
         dev=data.dev,
         labels=verbalizer.labels,

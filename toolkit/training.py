@@ -60,6 +60,13 @@ class Scorer:
             logits[batch] = _forward(self.classifier, prompt, [encodings[i] for i in batch], rows, leading)
         return logits
 
+    @torch.no_grad()
+    def fixed_leading_states(self, prompt: SoftPrompt) -> Tensor | None:
+        """Compute the leading prompt's states, if no training changes them: it holds words and no virtual token."""
+        if not self.leading_ids or max(self.leading_ids) >= self.classifier.vocab:
+            return None
+        return self.classifier.leading_states(self.leading_ids, prompt.prompt_rows())
+
     def accuracy(self, prompt: SoftPrompt, rows: Sequence[Row], labels: Sequence[str]) -> tuple[float, float]:
         """Return the share of rows answered right, and the mean cross-entropy in nats."""
         logits = self.logits(prompt, [text_of(row) for row in rows])
@@ -75,9 +82,8 @@ def text_of(row: Row) -> Text:
 
 def fit(
     prompt: SoftPrompt,
-    classifier: PromptClassifier,
-    encoder: TextEncoder,
     scorer: Scorer,
+    whole: TextEncoder,
     *,
     train: Sequence[Row],
     dev: Sequence[Row],
@@ -89,9 +95,8 @@ def fit(
 
     Args:
         prompt: what is trained.
-        classifier: the frozen backbone, on the prompt's device.
-        encoder: the tokenizer with the whole template, since the leading rows change at every step.
-        scorer: scores dev rows.
+        scorer: scores dev rows; its classifier is the frozen backbone, on the prompt's device.
+        whole: the tokenizer with the whole template, for when its leading part changes at every step.
         train: rows to learn from.
         dev: rows that choose the epoch.
         labels: in the order of the logits.
@@ -104,7 +109,8 @@ def fit(
     Raises:
         TrainError: the loss is not a number.
     """
-    encodings = encoder.encode([text_of(row) for row in train])
+    leading = scorer.fixed_leading_states(prompt)
+    encodings = (whole if leading is None else scorer.encoder).encode([text_of(row) for row in train])
     targets = torch.tensor([labels.index(row.label or "") for row in train], device=prompt.label_bias.device)
     steps_per_epoch = math.ceil(len(train) / settings.batch_size)
     total = steps_per_epoch * settings.epochs
@@ -115,7 +121,8 @@ def fit(
     done = 0
     for epoch in range(1, settings.epochs + 1):
         for batch in _batches([len(encoding) for encoding in encodings], settings.batch_size, random_):
-            logits = _forward(classifier, prompt, [encodings[i] for i in batch], prompt.prompt_rows(), None)
+            texts = [encodings[i] for i in batch]
+            logits = _forward(scorer.classifier, prompt, texts, prompt.prompt_rows(), leading)
             loss = functional.cross_entropy(logits, targets[batch])
             _step(loss, prompt, optimizer, settings)
             schedule.step()

