@@ -66,6 +66,7 @@ def _trace(backbone: Backbone, read: Read, opset: int, versions: dict[str, str],
     model = ir.passes.Sequential(
         common_passes.ClearMetadataAndDocStringPass(),  # it holds the paths of the machine that traced
         common_passes.IdentityEliminationPass(),
+        common_passes.CommonSubexpressionEliminationPass(),  # SmolLM2: 7,549 nodes become 2,915
         common_passes.RemoveUnusedNodesPass(),
         ForgetIntermediateShapesPass(),
     )(program.model).model

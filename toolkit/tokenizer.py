@@ -134,6 +134,7 @@ def compile_template(
     """
     _check_mask(template, facts, mask_slot=mask_slot)
     words = WordTokenizer(tokenizer_json)
+    _check_unspellable(words, facts)
     spaced = words.space_matters and any(p.spaced for p in template.pieces if p.kind in ("text", "text_b"))
     items = _items(template, facts, words)
     n_fixed = sum(isinstance(item, TemplateToken) for item in items)
@@ -157,7 +158,6 @@ def compile_template(
         base=tokenizer_json,
         truncate=truncate,
     )
-    _check_unspellable(compiled, facts)
     return compiled
 
 
@@ -282,11 +282,13 @@ def _post_processor_item(item: TemplateToken | TextSlot) -> dict[str, Any]:
     return {"SpecialToken": {"id": item.name, "type_id": item.type_id}}
 
 
-def _check_unspellable(compiled: CompiledTemplate, facts: BackboneFacts) -> None:
-    """A tokenizer without a pre-tokenizer could match `[P 0]` as one word."""
-    tokenizer = Tokenizer.from_str(compiled.tokenizer_json())
-    for row in range(compiled.n_rows):
-        if max(tokenizer.encode(f"[P {row}]", add_special_tokens=False).ids, default=0) >= facts.vocab:
-            raise ModelError(
-                f"{facts.name}: its tokenizer keeps spaces inside words, so text could spell [P {row}]; not supported"
-            )
+def _check_unspellable(words: WordTokenizer, facts: BackboneFacts) -> None:
+    """Refuse a tokenizer that could take `[P 0]` for one word, since text could then name a virtual token."""
+    name = "[P 0]"
+    normalizer, splitter = words.tokenizer.normalizer, words.tokenizer.pre_tokenizer
+    text = name if normalizer is None else normalizer.normalize_str(name)
+    pieces = [text] if splitter is None else [piece for piece, _ in splitter.pre_tokenize_str(text)]
+    if any(name in piece for piece in pieces):
+        raise ModelError(
+            f"{facts.name}: its tokenizer keeps spaces inside words, so text could spell {name}; not supported"
+        )
