@@ -77,7 +77,8 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     _check_missing(model, loading["missing_keys"], head, where)
     model.requires_grad_(False).eval()
     tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
-    return Backbone(model=model, tokenizer_json=tokenizer_json, facts=_facts(model, tokenizer, checkpoint, causal))
+    facts = _facts(model, tokenizer, checkpoint, causal=causal, missing=loading["missing_keys"])
+    return Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts)
 
 
 def _is_causal(config: Any, where: str) -> bool:
@@ -117,7 +118,9 @@ def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where:
         raise ModelError(f"{where}: the checkpoint lacks {', '.join(read)}, which the method reads; {advice}")
 
 
-def _facts(model: PreTrainedModel, tokenizer: Any, checkpoint: Checkpoint, causal: bool) -> BackboneFacts:
+def _facts(
+    model: PreTrainedModel, tokenizer: Any, checkpoint: Checkpoint, *, causal: bool, missing: set[str]
+) -> BackboneFacts:
     table: nn.Embedding = model.get_input_embeddings()
     roles = ("cls", "sep", "bos", "mask", "pad", "unk")
     tokens = {role: getattr(tokenizer, f"{role}_token") for role in roles}
@@ -128,7 +131,7 @@ def _facts(model: PreTrainedModel, tokenizer: Any, checkpoint: Checkpoint, causa
         name=checkpoint.name,
         revision=checkpoint.revision,
         licence=checkpoint.licence,
-        fingerprint=_fingerprint(model),
+        fingerprint=_fingerprint(model, missing),
         tokenizer_sha256=sha256_text(tokenizer.backend_tokenizer.to_str()),
         model_type=model.config.model_type,
         causal=causal,
@@ -140,10 +143,13 @@ def _facts(model: PreTrainedModel, tokenizer: Any, checkpoint: Checkpoint, causa
     )
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Hash names, shapes and bytes of all weights (tied ones once), in a fixed order."""
+def _fingerprint(model: nn.Module, missing: set[str]) -> str:
+    """Hash names, shapes and bytes of the checkpoint's weights (tied ones once), in a fixed order.
+
+    Those it lacks, such as an unread pooler's, are random at each loading and left out.
+    """
     digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
+    for name, weight in sorted((name, w) for name, w in model.named_parameters() if name not in missing):
         digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.detach().contiguous().numpy().data)
     return digest.hexdigest()
