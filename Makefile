@@ -32,4 +32,4 @@ check: setup
 
 # The figures that the README and the docs quote; about 20 minutes on 2 cores.
 figures: setup
-	$(BIN)/python examples/figures.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" python examples/figures.py

@@ -1,0 +1,142 @@
+"""Measure what the README claims, on this machine: about a quarter of an hour on 2 cores.
+
+usage: python examples/figures.py [FOLDER]
+
+Prints each figure beside its limit and writes FOLDER/figures.json. Timings are of whole processes or of one call in
+a fresh process, as named; memory is the process's peak.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MANUAL = (
+    "The city of {text} is in",
+    "{text} is a city on the continent of",
+    "{text} is located in the continent of",
+    "Question: On which continent is {text}? Answer:",
+    "{text} :",
+)
+TEMPLATE = "The city of {text} is in [P*3]"
+SEEDS = (0, 1, 2)
+
+BAKE = """
+import sys, tempfile, time
+from pathlib import Path
+from ptexport.exporters.bake import bake
+from ptexport.exporters.traced import Trace, trace_key
+from ptexport.toolkit.folders import cache_home
+from ptexport.toolkit.run import Run
+run = Run.read(Path(sys.argv[1]))
+key = trace_key(run.config.backbone.fingerprint, run.config.read, 18)
+seconds = []
+for _ in range(3):
+    with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).parent) as folder:
+        started = time.perf_counter()
+        bake(run, Trace.read(cache_home() / "traces" / key), Path(folder))
+        seconds.append(time.perf_counter() - started)
+assert "torch" not in sys.modules
+print(sorted(seconds)[1])
+"""
+
+OPEN = """
+import resource, sys, time
+started = time.perf_counter()
+from ptexport.runtime import Engine
+Engine.open(sys.argv[1]).predict(["Nairobi"])
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def main() -> None:
+    """Measure everything."""
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "build/figures")
+    out.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, object] = {"cpus": len(os.sched_getaffinity(0))}
+    figures |= accuracy(out)
+    figures |= export(out)
+    figures |= serve_cold(out / "bundle")
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def accuracy(out: Path) -> dict[str, object]:
+    """Learned against the best of five hand-written templates, which is chosen on the test rows themselves."""
+    metrics = []
+    for seed in SEEDS:
+        manual = [word for template in MANUAL for word in ("--manual", template)]
+        ptexport(
+            "train", "--model", "smollm2", "--data", "cities", "--template", TEMPLATE, "--epochs", "4",
+            "--seed", str(seed), "--out", str(out / f"run{seed}"), "--force", *manual,
+        )  # fmt: skip
+        metrics.append(json.loads((out / f"run{seed}" / "metrics.json").read_text()))
+    learned = [m["test_accuracy"] for m in metrics]
+    gains = [m["test_accuracy"] - max(m["manual_accuracy"].values()) for m in metrics]
+    report("learned prompt, test accuracy, mean of 3 seeds", f"{statistics.mean(learned):.1%}", "")
+    report("  spread (min to max)", f"{min(learned):.1%} to {max(learned):.1%}", "")
+    report("  gain over the best hand-written template", f"{100 * statistics.mean(gains):.1f} points", "at least 10")
+    report("  spread of the gain", f"{100 * min(gains):.1f} to {100 * max(gains):.1f} points", "")
+    return {"metrics": metrics, "learned": learned, "gains": gains}
+
+
+def export(out: Path) -> dict[str, object]:
+    """A cold export into a cache with the converted model but no trace, then parity on every test row."""
+    from ptexport.toolkit.cities import LABELS
+    from ptexport.toolkit.data import load_data
+    from ptexport.toolkit.folders import cache_home
+
+    labels = [pair.split("=")[0] for pair in LABELS.split(",")]
+    test = load_data("cities", dev=None, test=None, labels=labels, fields=["text"], seed=0).test
+    rows = out / "test.jsonl"
+    rows.write_text("".join(json.dumps({"text": row.text, "label": row.label}) + "\n" for row in test))
+    with tempfile.TemporaryDirectory(dir=out) as cold:
+        (Path(cold) / "ptexport").mkdir()
+        (Path(cold) / "ptexport" / "models").symlink_to((cache_home() / "models").resolve())
+        cold_s = ptexport("export", str(out / "run0"), "--out", str(out / "bundle"), "--force", XDG_CACHE_HOME=cold)
+    warm_s = ptexport("export", str(out / "run0"), "--out", str(out / "bundle"), "--force", "--rows", str(rows))
+    bake_s = float(python(BAKE, str(out / "run1")))
+    parity = json.loads((out / "bundle" / "manifest.json").read_text())["parity"]
+    results = [parity[name] for name in ("alone", "padded_right", "padded_left")]
+    report("trace and export, cold, parity of 256 rows included", f"{cold_s:.0f} s", "at most 150")
+    report("export with the backbone traced, parity of all test rows included", f"{warm_s:.0f} s", "")
+    report("bake another task, without torch", f"{bake_s:.2f} s", "at most 2")
+    report(
+        f"parity on {len(test)} test cities: largest |Δlogit|", f"{max(r['max_abs_diff'] for r in results):.1e}", "1e-3"
+    )
+    report("  labels that differ", str(sum(len(r["flips"]) for r in results)), "0")
+    return {"cold_export_s": cold_s, "warm_export_s": warm_s, "bake_s": bake_s, "parity": parity}
+
+
+def serve_cold(bundle: Path) -> dict[str, object]:
+    """Open the engine and answer once, in a fresh process."""
+    runs = [tuple(map(float, python(OPEN, str(bundle)).split())) for _ in range(5)]
+    seconds, peak_bytes = (statistics.median(column) for column in zip(*runs, strict=True))
+    ratio = peak_bytes / (bundle / "model.onnx.data").stat().st_size
+    report("import, Engine.open and first prediction", f"{seconds:.2f} s", "at most 4")
+    report("  peak memory / weights file", f"{ratio:.2f}", "at most 1.3")
+    return {"open_s": seconds, "peak_bytes": peak_bytes, "peak_ratio": ratio}
+
+
+def ptexport(*arguments: str, **environment: str) -> float:
+    """Run a command and return its seconds."""
+    started = time.perf_counter()
+    subprocess.run(["ptexport", *arguments], check=True, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
+    return time.perf_counter() - started
+
+
+def python(code: str, *arguments: str) -> str:
+    """Run code in a fresh interpreter and return what it prints."""
+    return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def report(what: str, figure: str, limit: str) -> None:
+    """Print one line."""
+    print(f"{what:<70} {figure:>22} {limit:>14}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
