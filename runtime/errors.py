@@ -10,6 +10,8 @@
       ExportError      a graph that cannot be made, or does not agree with the model
       BundleError      a bundle folder that is not what it says
       OutputError      a place that cannot be written to
+      ServeError       an address that cannot be listened on
+      RequestError     an HTTP request that is not what the protocol says
       MissingExtraError  a package that this command needs and this installation lacks
 
 Messages read *where: got what, need what; do what*.
@@ -54,6 +56,14 @@ class BundleError(PtexportError, ValueError):
 
 class OutputError(PtexportError, OSError):
     """A place that cannot be written to: for example a folder that exists already."""
+
+
+class ServeError(PtexportError, OSError):
+    """An address that cannot be listened on: for example a port in use."""
+
+
+class RequestError(PtexportError, ValueError):
+    """An HTTP request that is not what the protocol says: for example a shape that does not match its data."""
 
 
 class MissingExtraError(PtexportError, ImportError):

@@ -1,0 +1,156 @@
+"""An Engine behind HTTP: the Open Inference Protocol and `POST /predict`; knows routes, limits and shutting down."""
+
+import signal
+import socket
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ptexport.runtime import protocol
+from ptexport.runtime.engine import Engine
+from ptexport.runtime.errors import DataError, RequestError, ServeError
+
+MAX_BODY_BYTES = 1 << 20
+DRAIN_S = 30
+
+
+def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) -> Starlette:
+    """Make the application.
+
+    Args:
+        engine: answers one request at a time, since one session uses all CPUs; others wait.
+        draining: whether the server has begun to stop, and is not ready any more.
+    """
+    manifest = engine.manifest
+    turn = anyio.CapacityLimiter(1)
+
+    async def answer(texts: list[Any]) -> list[Any]:
+        return await anyio.to_thread.run_sync(engine.predict, texts, limiter=turn)
+
+    async def live(_: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(_: Request) -> Response:
+        return _json({"ready": not draining()}, 503 if draining() else 200)
+
+    async def server(_: Request) -> Response:
+        return _json({"name": "ptexport", "version": version("ptexport"), "extensions": []})
+
+    async def model(request: Request) -> Response:
+        _check_name(request, manifest.name)
+        return _json(protocol.model_metadata(manifest))
+
+    async def model_ready(request: Request) -> Response:
+        _check_name(request, manifest.name)
+        return await ready(request)
+
+    async def infer(request: Request) -> Response:
+        _check_name(request, manifest.name)
+        if "inference-header-content-length" in request.headers:
+            raise RequestError("body: binary tensors are not supported; send the texts as JSON")
+        body = protocol.decode(await _body(request), protocol.InferRequest)
+        predictions = await answer(protocol.texts_of_infer(body, manifest.fields))
+        return _json(protocol.infer_response(body, manifest, predictions))
+
+    async def predict(request: Request) -> Response:
+        body = protocol.decode(await _body(request), protocol.PredictRequest)
+        predictions = await answer(protocol.texts_of_predict(body, manifest.fields))
+        return _json({"predictions": [{"label": p.label, "probabilities": p.probabilities} for p in predictions]})
+
+    routes = [
+        Route("/v2", server),
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2/models/{name}", model),
+        Route("/v2/models/{name}/ready", model_ready),
+        Route("/v2/models/{name}/infer", infer, methods=["POST"]),
+        Route("/predict", predict, methods=["POST"]),
+    ]
+    return Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _http_error, RequestError: _bad_request, DataError: _bad_request},
+    )
+
+
+def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what has begun (at most 30 s) and return.
+
+    Args:
+        engine: opened.
+        host: address to listen on.
+        port: 0 for any free one.
+        on_ready: told the address once requests are accepted.
+
+    Raises:
+        ServeError: the address cannot be listened on.
+    """
+    listener = _listen(host, port)
+    server: uvicorn.Server
+
+    class Announcing(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready(f"http://{host}:{listener.getsockname()[1]}")
+
+    config = uvicorn.Config(
+        make_app(engine, draining=lambda: server.should_exit),
+        http="httptools",
+        loop="uvloop",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    server = Announcing(config)
+    # uvicorn raises the signal again when it has stopped; here stopping on request is a success.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        return listener
+    except OSError as e:
+        raise ServeError(f"{host} port {port}: cannot be listened on ({e.strerror}); choose another with --port") from e
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"body: more than {MAX_BODY_BYTES} bytes; send fewer texts at once")
+    return bytes(body)
+
+
+def _check_name(request: Request, name: str) -> None:
+    if request.path_params["name"] != name:
+        raise HTTPException(404, f"model: unknown, this server has {name!r}")
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _json({"error": error.detail}, error.status_code)
+
+
+async def _bad_request(_: Request, error: Exception) -> Response:
+    return _json({"error": str(error)}, 400)
