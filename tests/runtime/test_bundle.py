@@ -1,0 +1,70 @@
+"""What a bundle reader must refuse, before ONNX Runtime sees a byte."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptexport.runtime import Engine
+from ptexport.runtime.errors import BundleError
+
+FILES = ["model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "config.json"]
+
+
+@pytest.fixture
+def bundle(llama_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(llama_bundle, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_a_missing_or_a_shortened_file(bundle: Path, name: str) -> None:
+    data = bytearray((bundle / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / name).write_bytes(data)
+    with pytest.raises(BundleError, match="its sha256 differs"):
+        Engine.open(bundle)
+    (bundle / name).write_bytes(data[:-1])
+    with pytest.raises(BundleError, match="bytes, need"):
+        Engine.open(bundle)
+    (bundle / name).rename(bundle / "elsewhere")
+    with pytest.raises(BundleError, match="missing"):
+        Engine.open(bundle)
+    (bundle / name).symlink_to("elsewhere")
+    with pytest.raises(BundleError, match="not a regular file"):
+        Engine.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nprompt": 3}, "unknown field `nprompt`"),
+        ({"format": 2}, "got format 2, need 1"),
+        ({"template": "{text} other"}, "digest does not match"),
+        ({"labels": "positive"}, "Expected `array`"),
+    ],
+)
+def test_a_changed_manifest(bundle: Path, change: dict[str, object], message: str) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BundleError, match=message):
+        Engine.open(bundle)
+
+
+@pytest.mark.parametrize(("data", "message"), [(b"{", "not JSON"), (b" " * (1 << 20) + b"{}", "need at most")])
+def test_no_manifest_at_all(bundle: Path, data: bytes, message: str) -> None:
+    (bundle / "manifest.json").write_bytes(data)
+    with pytest.raises(BundleError, match=message):
+        Engine.open(bundle)
+
+
+def test_the_runtime_loads_nothing_heavy_and_turns_telemetry_off() -> None:
+    code = (
+        "import os, sys; os.environ.pop('ORT_DISABLE_TELEMETRY', 0); import ptexport.runtime; "
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], *({'torch', 'transformers', 'onnx'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+    code = "import sys, ptexport.exporters.bake; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,78 @@
+"""The command line as people use it, in a process of its own: answers, sentences and exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def ptexport(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_predict_prints_answers_and_files_keep_order(llama_bundle: Path, tmp_path: Path) -> None:
+    done = ptexport("predict", llama_bundle, "slow", "bright")
+    assert done.returncode == 0
+    assert [line.split("\t")[2] for line in done.stdout.splitlines()] == ["slow", "bright"]
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"story {i}"}) + "\n" for i in range(1100)))
+    assert ptexport("predict", llama_bundle, "--input", rows, "--output", out).returncode == 0
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["text"] for answer in answers] == [f"story {i}" for i in range(1100)]
+    done = ptexport("predict", llama_bundle, "--input", rows, "--output", out)
+    assert (done.returncode, "exists already" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no rows in it"),
+        ('{"text": "a", "label": "odd"}\n', "rows.jsonl line 1: label 'odd' is not declared"),
+        ('{"text": "a", "label": "positive"}\n{"text": \n', "rows.jsonl line 2: not JSON"),
+        ('{"words": "a", "label": "positive"}\n', "no column 'text'"),
+        ('{"text": "a"}\n', "no column 'label'"),
+    ],
+)
+def test_bad_rows_are_one_sentence(content: str, message: str, llama: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(content)
+    out = tmp_path / "run"
+    arguments = ("--model", llama, "--data", rows, "--labels", "positive=great,negative=bad", "--out", out)
+    done = ptexport("train", *arguments, "--template", "[P] {text}")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_bad_words_models_and_outputs_are_one_sentence(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    def refused(message: str, **changes: object) -> None:
+        given = {"model": llama, "data": rows_file, "template": "[P] {text}", "out": tmp_path / "run"}
+        given |= {"labels": "positive=great,negative=terrible", **changes}
+        done = ptexport("train", *(word for name, value in given.items() for word in (f"--{name}", value)))
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert message in done.stderr
+
+    refused("need 1; single tokens that come close", labels="positive=great,negative=terribles")
+    refused("not an alias", model="nobody/nothing")
+    refused("exists already", out=tmp_path)
+    assert ptexport("train").returncode == 2
+
+
+def test_the_commands_of_the_readme(llama_bundle: Path, tmp_path: Path) -> None:
+    """Run them where the demo's bundle stands, with a small one in its place."""
+    (tmp_path / "build" / "demo").mkdir(parents=True)
+    (tmp_path / "build" / "demo" / "bundle").symlink_to(llama_bundle)
+    (tmp_path / "examples").symlink_to(README.parent / "examples")
+    blocks = [block.split("```")[0] for block in README.read_text(encoding="utf-8").split("```sh\n")[1:]]
+    lines = [line for block in blocks for line in block.splitlines() if not line.startswith("make ")]
+    assert len(lines) >= 3
+    for line in lines:
+        assert subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=True, text=True).stdout
+    code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True).stdout
