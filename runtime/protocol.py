@@ -1,11 +1,12 @@
 """JSON bodies <-> texts and predictions; knows the wire formats, nothing of HTTP or graphs.
 
 Source: Open Inference Protocol, version 2, REST (kserve/open-inference-protocol), without its binary data extension.
-Messages never repeat the texts they are about.
+Messages never repeat what the caller wrote, field names included: a text can be anywhere by mistake.
 """
 
+import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -16,11 +17,12 @@ from ptexport.runtime.tokens import Text
 
 MAX_TEXTS = 1024
 _OUTPUTS = ("label", "probabilities")
-_T = TypeVar("_T")
 
 
 class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /predict`: texts, or pairs of texts."""
+
+    form: ClassVar[str] = '{"texts": [...]}'
 
     texts: list[str | list[str]]
 
@@ -45,62 +47,85 @@ class InferOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `POST /v2/models/{name}/infer`."""
 
+    form: ClassVar[str] = '{"inputs": [{"name": ..., "shape": [...], "datatype": "BYTES", "data": [...]}]}'
+
     inputs: list[InferInput]
     id: str | None = None
     parameters: dict[str, Any] = {}
     outputs: list[InferOutput] = []
 
 
-def decode(body: bytes, kind: type[_T]) -> _T:
+_Body = TypeVar("_Body", PredictRequest, InferRequest)
+
+
+def decode(body: bytes, kind: type[_Body]) -> _Body:
     """Decode a body strictly.
 
     Raises:
-        RequestError: not JSON, or a field unknown, missing or of another type.
+        RequestError: not JSON, not Unicode, or a field unknown, missing or of another type.
     """
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise RequestError(f"body: {e}; see the docs for its fields") from e
+        raise RequestError(f"body: {_without_names(str(e))}; send {kind.form}") from e
 
 
 def texts_of_predict(request: PredictRequest, fields: Sequence[str]) -> list[Text]:
     """Check the texts of `POST /predict` against what the template takes.
 
+    Args:
+        request: decoded.
+        fields: the texts a row brings: `["text"]` or `["text", "text_b"]`.
+
+    Returns:
+        One text or pair per item, in order; may be empty.
+
     Raises:
-        RequestError: too many, or not one or two strings each as the template needs.
+        RequestError: too many, or not one string or a pair each as the template needs.
     """
+    _check_count(len(request.texts))
     texts: list[Text] = []
     for number, item in enumerate(request.texts):
-        parts = [item] if isinstance(item, str) else item
-        if (
-            not isinstance(parts, list | tuple)
-            or len(parts) != len(fields)
-            or not all(isinstance(p, str) for p in parts)
-        ):
-            raise RequestError(
-                f"texts[{number}]: need {len(fields)} string(s) ({' and '.join(fields)}) for this template"
-            )
-        texts.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
-    return _checked(texts)
+        if isinstance(item, str) and len(fields) == 1:
+            texts.append(item)
+        elif isinstance(item, list) and len(item) == len(fields) == 2:
+            texts.append((item[0], item[1]))
+        else:
+            got = "a string" if isinstance(item, str) else f"a list of {len(item)}"
+            need = "a string" if len(fields) == 1 else f"a list of 2 strings ({' and '.join(fields)})"
+            raise RequestError(f"texts[{number}]: got {got}, need {need}; send what this template takes")
+    return texts
 
 
 def texts_of_infer(request: InferRequest, fields: Sequence[str]) -> list[Text]:
     """Check the tensors of an inference request and join them into texts.
 
+    Args:
+        request: decoded.
+        fields: the inputs the model has: `["text"]` or `["text", "text_b"]`.
+
+    Returns:
+        One text or pair per row, in order; may be empty.
+
     Raises:
-        RequestError: an input or output is missing or unknown, or its type, shape and data do not agree.
+        RequestError: too many, an input or output missing, unknown or repeated, or its type, shape and data disagree.
     """
-    names = [tensor.name for tensor in request.inputs]
-    if sorted(names) != sorted(fields):
-        raise RequestError(f"inputs: got {names}, need {list(fields)}; send one tensor each")
-    for output in request.outputs:
-        if output.name not in _OUTPUTS:
-            raise RequestError(f"outputs: got {output.name!r}, need one of {list(_OUTPUTS)}")
+    if sorted(tensor.name for tensor in request.inputs) != sorted(fields):
+        raise RequestError(f"inputs: got {len(request.inputs)} tensor(s), need {list(fields)}; send each once, by name")
+    wanted = [output.name for output in request.outputs]
+    if not set(wanted) <= set(_OUTPUTS) or len(wanted) != len(set(wanted)):
+        raise RequestError(f"outputs: got an unknown or repeated name, need some of {list(_OUTPUTS)}; mend the list")
     columns = {tensor.name: _column(tensor) for tensor in request.inputs}
     if len({len(column) for column in columns.values()}) > 1:
-        raise RequestError(f"inputs: got columns of {[len(c) for c in columns.values()]} texts; need the same number")
-    rows = list(zip(*(columns[name] for name in fields), strict=True))
-    return _checked([row[0] if len(row) == 1 else (row[0], row[1]) for row in rows])
+        raise RequestError(f"inputs: got columns of {[len(columns[f]) for f in fields]} texts; send as many of each")
+    if len(fields) == 1:
+        return [*columns[fields[0]]]
+    return list(zip(columns[fields[0]], columns[fields[1]], strict=True))
+
+
+def predict_response(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Lay out answers for `POST /predict`."""
+    return {"predictions": [{"label": p.label, "probabilities": p.probabilities} for p in predictions]}
 
 
 def infer_response(request: InferRequest, manifest: Manifest, predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -139,15 +164,27 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
 
 
 def _column(tensor: InferInput) -> list[str]:
+    where, n = f"input {tensor.name!r}", len(tensor.data)
+    _check_count(n)
     if tensor.datatype != "BYTES":
-        raise RequestError(f"input {tensor.name!r}: got datatype {tensor.datatype[:20]!r}, need BYTES")
-    flat = [value for item in tensor.data for value in (item if isinstance(item, list) else [item])]
-    if tensor.shape not in ([len(flat)], [len(flat), 1]):
-        raise RequestError(f"input {tensor.name!r}: got shape {tensor.shape[:4]}, need [{len(flat)}], as its data has")
-    return flat
+        raise RequestError(f"{where}: got another datatype, need BYTES; send strings")
+    nested = [item for item in tensor.data if isinstance(item, list)]
+    if any(len(item) != 1 for item in nested) or len(nested) not in (0, n):
+        raise RequestError(f"{where}: got data of mixed depth or length, need one string a row; flatten it")
+    if tensor.shape != [n, 1] and (nested or tensor.shape != [n]):
+        need = f"[{n}, 1]" if nested else f"[{n}]"
+        raise RequestError(f"{where}: got shape {tensor.shape[:4]}, need {need} as its data has; mend the shape")
+    return [item if isinstance(item, str) else item[0] for item in tensor.data]
 
 
-def _checked(texts: list[Text]) -> list[Text]:
-    if len(texts) > MAX_TEXTS:
-        raise RequestError(f"body: got {len(texts)} texts, at most {MAX_TEXTS} are allowed; send several requests")
-    return texts
+def _check_count(n: int) -> None:
+    if n > MAX_TEXTS:
+        raise RequestError(f"body: got {n} texts, need at most {MAX_TEXTS}; send several requests")
+
+
+def _without_names(message: str) -> str:
+    """Say where an unknown field is, not what it is called; msgspec's other messages name types and places only."""
+    if not message.startswith("Object contains unknown field"):
+        return message
+    place = re.search(r" - at `\$[\w.\[\]]*`$", message)
+    return "Object contains an unknown field" + (place[0] if place else "")

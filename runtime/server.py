@@ -1,5 +1,6 @@
 """An Engine behind HTTP: the Open Inference Protocol and `POST /predict`; knows routes, limits and shutting down."""
 
+import errno
 import signal
 import socket
 from collections.abc import Callable
@@ -12,16 +13,23 @@ import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from ptexport.runtime import protocol
-from ptexport.runtime.engine import Engine
+from ptexport.runtime.engine import Engine, Prediction
 from ptexport.runtime.errors import DataError, RequestError, ServeError
+from ptexport.runtime.tokens import Text
 
 MAX_BODY_BYTES = 1 << 20
 DRAIN_S = 30
+
+_SENTENCES = {
+    "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol such as /v2",
+    "Method Not Allowed": "method: not the path's; use POST for /predict and /infer, GET for all others",
+}
+"""What Starlette says -> what we say."""
 
 
 def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) -> Starlette:
@@ -34,7 +42,7 @@ def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) ->
     manifest = engine.manifest
     turn = anyio.CapacityLimiter(1)
 
-    async def answer(texts: list[Any]) -> list[Any]:
+    async def answer(texts: list[Text]) -> list[Prediction]:
         return await anyio.to_thread.run_sync(engine.predict, texts, limiter=turn)
 
     async def live(_: Request) -> Response:
@@ -52,12 +60,12 @@ def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) ->
 
     async def model_ready(request: Request) -> Response:
         _check_name(request, manifest.name)
-        return await ready(request)
+        return _json({"name": manifest.name, "ready": not draining()}, 503 if draining() else 200)
 
     async def infer(request: Request) -> Response:
         _check_name(request, manifest.name)
         if "inference-header-content-length" in request.headers:
-            raise RequestError("body: binary tensors are not supported; send the texts as JSON")
+            raise RequestError("body: got binary tensors, need JSON; send the texts as `data`")
         body = protocol.decode(await _body(request), protocol.InferRequest)
         predictions = await answer(protocol.texts_of_infer(body, manifest.fields))
         return _json(protocol.infer_response(body, manifest, predictions))
@@ -65,7 +73,7 @@ def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) ->
     async def predict(request: Request) -> Response:
         body = protocol.decode(await _body(request), protocol.PredictRequest)
         predictions = await answer(protocol.texts_of_predict(body, manifest.fields))
-        return _json({"predictions": [{"label": p.label, "probabilities": p.probabilities} for p in predictions]})
+        return _json(protocol.predict_response(predictions))
 
     routes = [
         Route("/v2", server),
@@ -76,20 +84,30 @@ def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) ->
         Route("/v2/models/{name}/infer", infer, methods=["POST"]),
         Route("/predict", predict, methods=["POST"]),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
-        exception_handlers={HTTPException: _http_error, RequestError: _bad_request, DataError: _bad_request},
+        exception_handlers={
+            HTTPException: _http_error,
+            RequestError: _bad_request,
+            DataError: _bad_request,
+            ClientDisconnect: _gone,
+            Exception: _failed,
+        },
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then finish what has begun (at most 30 s) and return.
 
+    Both signals' handlers stay ours afterwards. Call it on the main thread.
+
     Args:
         engine: opened.
         host: address to listen on.
         port: 0 for any free one.
-        on_ready: told the address once requests are accepted.
+        on_ready: told the address, "http://host:port", once requests are accepted.
 
     Raises:
         ServeError: the address cannot be listened on.
@@ -100,21 +118,24 @@ def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], Non
     class Announcing(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            on_ready(f"http://{host}:{listener.getsockname()[1]}")
+            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
 
     config = uvicorn.Config(
         make_app(engine, draining=lambda: server.should_exit),
         http="httptools",
         loop="uvloop",
+        ws="none",
+        lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
     )
     server = Announcing(config)
-    # uvicorn raises the signal again when it has stopped; here stopping on request is a success.
+    # uvicorn raises the signal again when it has stopped, for the handlers it found: here stopping on request is a
+    # success. These also catch a signal that comes before uvicorn listens for it.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, server.handle_exit)
     server.run(sockets=[listener])
 
 
@@ -122,25 +143,32 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            # Without this a second server could bind the same port before uvicorn listens.
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
         return listener
     except OSError as e:
-        raise ServeError(f"{host} port {port}: cannot be listened on ({e.strerror}); choose another with --port") from e
+        why = "already in use" if e.errno == errno.EADDRINUSE else f"cannot be listened on ({e.strerror})"
+        raise ServeError(f"{host} port {port}: {why}; choose another with --host or --port") from e
 
 
 async def _body(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
+        if len(body) + len(chunk) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"body: got more than {MAX_BODY_BYTES} bytes; send fewer texts at once")
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"body: more than {MAX_BODY_BYTES} bytes; send fewer texts at once")
     return bytes(body)
 
 
 def _check_name(request: Request, name: str) -> None:
     if request.path_params["name"] != name:
-        raise HTTPException(404, f"model: unknown, this server has {name!r}")
+        raise HTTPException(404, f"model: got another name, need {name!r}; change the path")
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -149,8 +177,18 @@ def _json(value: Any, status: int = 200) -> Response:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _json({"error": error.detail}, error.status_code)
+    response = _json({"error": _SENTENCES.get(error.detail, error.detail)}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _bad_request(_: Request, error: Exception) -> Response:
     return _json({"error": str(error)}, 400)
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # the client hung up before its body had come: nobody reads this
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return _json({"error": "server: failed, not because of the request; see its log"}, 500)

@@ -1,0 +1,194 @@
+"""Bodies in, texts out, without a server."""
+
+import re
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptexport.runtime.engine import Prediction
+from ptexport.runtime.errors import RequestError
+from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.protocol import (
+    MAX_TEXTS,
+    InferInput,
+    InferRequest,
+    PredictRequest,
+    decode,
+    infer_response,
+    model_metadata,
+    predict_response,
+    texts_of_infer,
+    texts_of_predict,
+)
+
+ONE = ["text"]
+TWO = ["text", "text_b"]
+PREDICTIONS = [
+    Prediction(label="no", probabilities={"yes": 0.25, "no": 0.75}),
+    Prediction(label="yes", probabilities={"yes": 0.5, "no": 0.5}),
+]
+
+
+def manifest(*fields: str) -> Manifest:
+    """The part of a manifest that the protocol reads."""
+    return cast("Manifest", SimpleNamespace(name="m", fields=list(fields), labels=["yes", "no"]))
+
+
+def tensor(data: Any, shape: list[int], name: str = "text", **more: Any) -> dict[str, Any]:
+    return {"name": name, "shape": shape, "datatype": "BYTES", "data": data, **more}
+
+
+def infer(*inputs: dict[str, Any], **more: Any) -> InferRequest:
+    return decode(msgspec.json.encode({"inputs": inputs, **more}), InferRequest)
+
+
+@given(st.lists(st.text(), max_size=20))
+def test_texts_come_out_as_they_went_in(texts: list[str]) -> None:
+    predict = decode(msgspec.json.encode({"texts": texts}), PredictRequest)
+    assert texts_of_predict(predict, ONE) == texts
+    n = len(texts)
+    flat = [tensor(texts, [n]), tensor(texts, [n, 1]), tensor([[text] for text in texts], [n, 1])]
+    assert [texts_of_infer(infer(column), ONE) for column in flat] == [texts] * 3
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=20))
+def test_pairs_come_out_as_they_went_in(pairs: list[tuple[str, str]]) -> None:
+    predict = decode(msgspec.json.encode({"texts": pairs}), PredictRequest)
+    assert texts_of_predict(predict, TWO) == pairs
+    n = len(pairs)
+    second, first = tensor([b for _, b in pairs], [n], "text_b"), tensor([a for a, _ in pairs], [n])
+    assert texts_of_infer(infer(second, first), TWO) == pairs
+
+
+@pytest.mark.parametrize(
+    ("texts", "fields", "message"),
+    [
+        ([["a", "b"]], ONE, "texts[0]: got a list of 2, need a string; send"),
+        (["a", ["b"]], ONE, "texts[1]: got a list of 1, need a string; send"),
+        (["a"], TWO, "texts[0]: got a string, need a list of 2 strings (text and text_b); send"),
+        ([["a", "b"], ["c"]], TWO, "texts[1]: got a list of 1, need a list of 2 strings"),
+        ([[]], TWO, "texts[0]: got a list of 0, need"),
+        ([""] * (MAX_TEXTS + 1), ONE, "body: got 1025 texts, need at most 1024; send several requests"),
+    ],
+)
+def test_texts_that_do_not_fit_the_template(texts: list[Any], fields: list[str], message: str) -> None:
+    request = decode(msgspec.json.encode({"texts": texts}), PredictRequest)
+    with pytest.raises(RequestError, match="^" + re.escape(message)):
+        texts_of_predict(request, fields)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fields", "message"),
+    [
+        ([], ONE, "inputs: got 0 tensor(s), need ['text']; send each once"),
+        ([tensor(["a"], [1], "x")], ONE, "inputs: got 1 tensor(s), need ['text']"),
+        ([tensor(["a"], [1])] * 2, ONE, "inputs: got 2 tensor(s), need ['text']"),
+        ([tensor(["a"], [1])], TWO, "inputs: got 1 tensor(s), need ['text', 'text_b']"),
+        ([tensor(["a"], [1]), tensor([], [0], "text_b")], TWO, "inputs: got columns of [1, 0] texts; send"),
+        ([tensor(["a"], [1], datatype="FP32")], ONE, "input 'text': got another datatype, need BYTES"),
+        ([tensor(["a"], [2])], ONE, "input 'text': got shape [2], need [1] as its data has"),
+        ([tensor(["a"], [1, 2])], ONE, "input 'text': got shape [1, 2], need [1]"),
+        ([tensor(["a"], [])], ONE, "input 'text': got shape [], need [1]"),
+        ([tensor(["a"], [-1])], ONE, "input 'text': got shape [-1], need [1]"),
+        ([tensor([["a"]], [1])], ONE, "input 'text': got shape [1], need [1, 1]"),
+        ([tensor([["a", "b"]], [2])], ONE, "input 'text': got data of mixed depth or length"),
+        ([tensor([["a"], "b"], [2, 1])], ONE, "input 'text': got data of mixed depth or length"),
+        ([tensor([""] * 1025, [1025])], ONE, "body: got 1025 texts, need at most 1024"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_model(inputs: list[Any], fields: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match="^" + re.escape(message)):
+        texts_of_infer(infer(*inputs), fields)
+
+
+@pytest.mark.parametrize("outputs", [["logits"], ["label", "label"]])
+def test_outputs_are_known_and_asked_for_once(outputs: list[str]) -> None:
+    request = infer(tensor(["a"], [1]), outputs=[{"name": name} for name in outputs])
+    with pytest.raises(RequestError, match=r"^outputs: got an unknown or repeated name, need some of \['label', 'prob"):
+        texts_of_infer(request, ONE)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "body: Input data was truncated; send"),
+        (b"[]", "body: Expected `object`, got `array`; send"),
+        (b"{}", "body: Object missing required field `texts`; send"),
+        (b'{"texts": 1}', "body: Expected `array`, got `int` - at `$.texts`; send"),
+        (b'{"texts": [null]}', "body: Expected `str | array`, got `null` - at `$.texts[0]`; send"),
+        (b'{"texts": [["a", 1]]}', "body: Expected `str`, got `int` - at `$.texts[0][1]`; send"),
+        (b'{"texts": ["\\ud800 alone"]}', "body: JSON is malformed: unexpected end of escaped utf-16"),
+        (b'{"texts": ["\xed\xa0\x80"]}', "body: 'utf-8' codec can't decode byte 0xed"),
+        (b'{"texts": [' + b"[" * 100_000, "body: "),
+    ],
+)
+def test_bodies_that_cannot_be_decoded(body: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match="^" + re.escape(message)):
+        decode(body, PredictRequest)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"texts": [], "private": 1}',
+        b'{"texts": [], "private ` - at `$": 1}',
+        b'{"texts": ["private\\ud800"]}',
+        b'{"texts": ["private\xff"]}',
+        b'{"texts": ["private", 7]}',
+        b'{"texts": ["private", ["private"]]}',
+    ],
+)
+def test_messages_never_repeat_what_the_caller_wrote(body: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        texts_of_predict(decode(body, PredictRequest), ONE)
+    assert "private" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        infer(tensor(["private"], [1], "private")),
+        infer(tensor(["private"], [2])),
+        infer(tensor(["private"], [1], datatype="private")),
+        infer(tensor([["private", "private"]], [1, 1])),
+        infer(tensor(["private"], [1]), outputs=[{"name": "private"}]),
+    ],
+)
+def test_messages_about_tensors_never_repeat_them(request_: InferRequest) -> None:
+    with pytest.raises(RequestError) as caught:
+        texts_of_infer(request_, ONE)
+    assert "private" not in str(caught.value)
+
+
+def test_answers_as_tensors() -> None:
+    label = {"name": "label", "datatype": "BYTES", "shape": [2], "data": ["no", "yes"]}
+    probabilities = {"name": "probabilities", "datatype": "FP32", "shape": [2, 2], "data": [0.25, 0.75, 0.5, 0.5]}
+    request = infer(tensor(["a", "b"], [2]), id="7", parameters={"any": [1]})
+    head = {"model_name": "m", "model_version": "1"}
+    assert infer_response(request, manifest(*ONE), PREDICTIONS) == {
+        **head,
+        "id": "7",
+        "outputs": [label, probabilities],
+    }
+    request = infer(tensor(["a", "b"], [2]), outputs=[{"name": "probabilities", "parameters": {"binary_data": False}}])
+    assert infer_response(request, manifest(*ONE), PREDICTIONS) == {**head, "outputs": [probabilities]}
+    empty = infer_response(InferRequest(inputs=[InferInput("text", [0], "BYTES", [])]), manifest(*ONE), [])
+    assert [(o["shape"], o["data"]) for o in empty["outputs"]] == [([0], []), ([0, 2], [])]
+
+
+def test_answers_by_name() -> None:
+    assert predict_response(PREDICTIONS)["predictions"][0] == {
+        "label": "no",
+        "probabilities": {"yes": 0.25, "no": 0.75},
+    }
+
+
+def test_metadata_of_a_pair_model() -> None:
+    metadata = model_metadata(manifest(*TWO))
+    assert [i["name"] for i in metadata["inputs"]] == TWO
+    assert metadata["outputs"][1] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]}
+    assert (metadata["versions"], metadata["platform"]) == (["1"], "onnxruntime_onnx")
