@@ -18,6 +18,7 @@ echo "== the same classifier as one ONNX graph =="
 ptexport export "$out/run" --out "$out/bundle" --force
 
 echo "== served over HTTP =="
+rm -f "$out/server.json"  # an earlier run's would be taken for this server's
 ptexport serve "$out/bundle" --port 0 --json >"$out/server.json" &
 server=$!
 trap 'kill $server 2>/dev/null || true' EXIT
@@ -29,7 +30,7 @@ python - "$out/server.json" <<'PYTHON'
 import json, sys, urllib.request
 
 url = json.load(open(sys.argv[1]))["url"] + "/predict"
-body = json.dumps({"texts": ["Nairobi", "Montevideo", "Tromsø"]}).encode()
+body = json.dumps({"texts": ["Nairobi", "Montevideo", "Tromsø"]}, ensure_ascii=False).encode()
 print(f"POST {url} {body.decode()}")
 request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
 for prediction in json.load(urllib.request.urlopen(request))["predictions"]:
@@ -41,8 +42,9 @@ trap - EXIT
 
 cat <<NEXT
 == next ==
-  .venv/bin/ptexport predict $out/bundle "Dar es Salaam" "Quito"
-  .venv/bin/ptexport serve $out/bundle
-  .venv/bin/ptexport train --model minilm --head linear --data YOUR.csv --labels yes,no \\
+  . .venv/bin/activate
+  ptexport predict $out/bundle "Dar es Salaam" "Quito"
+  ptexport serve $out/bundle
+  ptexport train --model minilm --head linear --data YOUR.csv --labels yes,no \\
       --template "[P*4] {text}" --out build/mine
 NEXT

@@ -179,7 +179,8 @@ def serve(bundle: Path, host: str, port: int, threads: int | None, as_json: bool
         record = {"url": url, "model": name}
         click.echo(json.dumps(record) if as_json else f"serving {name} on {url} (Ctrl-C stops it)")
 
-    run_server(engine, host=host, port=port, on_ready=ready)
+    with _extra("serve"):  # uvicorn loads its event loop and parser when it starts
+        run_server(engine, host=host, port=port, on_ready=ready)
 
 
 @contextlib.contextmanager

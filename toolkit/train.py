@@ -75,14 +75,7 @@ def train(config: TrainConfig, progress: Progress) -> Run:
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
     """
-    template = Template.parse(config.template)
-    if template.n_prompt == 0:
-        raise TemplateError(
-            f"template {config.template!r}: has no virtual token to train; add [P*3], or give it to --manual"
-        )
-    if config.init == "words" and config.encoder != "none":
-        raise TrainError(f"init words: the {config.encoder} encoder makes its rows itself; use --encoder none")
-    manual = [Template.parse(source) for source in config.manual]
+    template, manual = _templates(config)
     verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
     settings = config.settings or TrainSettings(lr=DEFAULT_LR[config.encoder])
     data = load_data(
@@ -93,12 +86,10 @@ def train(config: TrainConfig, progress: Progress) -> Run:
         fields=template.fields,
         seed=settings.seed,
     )
-    if manual and config.head == "linear":
-        raise TemplateError("manual: a linear head has no label words for hand-written templates; leave out --manual")
     task = Task.prepare(config, verbalizer, load_backbone(find_checkpoint(config.model), config.head))
     compiled = task.compile(template)
-    # Compiled before training, so that a template that does not fit costs no training.
-    manual_scorers = [(source, task.scorer(task.compile(source))) for source in manual]
+    # Made before training, so that a template or label word that does not fit costs no training.
+    by_hand = {t.source: (task.scorer(task.compile(t)), task.prompt(t, with_encoder=False)) for t in manual}
 
     torch.manual_seed(settings.seed)
     prompt = task.prompt(template, with_encoder=True)
@@ -116,10 +107,6 @@ def train(config: TrainConfig, progress: Progress) -> Run:
     )
     seconds = time.perf_counter() - started
 
-    manual_accuracy: dict[str, float] = {}
-    for source, manual_scorer in manual_scorers:
-        fixed = task.prompt(source, with_encoder=False)
-        manual_accuracy[source.source] = manual_scorer.accuracy(fixed, data.test, verbalizer.labels)[0]
     metrics = Metrics(
         method="p-tuning",
         model=config.model,
@@ -129,7 +116,10 @@ def train(config: TrainConfig, progress: Progress) -> Run:
         trainable_parameters=sum(parameter.numel() for parameter in prompt.trainable_parameters()),
         dev_accuracy=dev_accuracy,
         test_accuracy=scorer.accuracy(prompt, data.test, verbalizer.labels)[0],
-        manual_accuracy=manual_accuracy,
+        manual_accuracy={
+            source: by_hand_scorer.accuracy(fixed, data.test, verbalizer.labels)[0]
+            for source, (by_hand_scorer, fixed) in by_hand.items()
+        },
         train_seconds=seconds,
         seed=settings.seed,
         versions={name: version(name) for name in VERSIONED},
@@ -142,6 +132,27 @@ def train(config: TrainConfig, progress: Progress) -> Run:
         tokenizer_json=task.backbone.tokenizer_json,
         check_rows=choose_check_rows(data.test),
     )
+
+
+def _templates(config: TrainConfig) -> tuple[Template, list[Template]]:
+    """Parse the template to be trained and the hand-written ones, and refuse what does not go together."""
+    template = Template.parse(config.template)
+    where = f"template {config.template!r}"
+    if template.n_prompt == 0:
+        raise TemplateError(f"{where}: has no virtual token to train; add [P*3], or give it to --manual")
+    if config.init == "words" and config.encoder != "none":
+        raise TrainError(f"init words: the {config.encoder} encoder makes its rows itself; use --encoder none")
+    manual = [Template.parse(source) for source in config.manual]
+    if manual and config.head == "linear":
+        raise TemplateError("manual: a linear head has no label words for hand-written templates; leave out --manual")
+    for other in manual:
+        if other.n_prompt:
+            raise TemplateError(f"manual {other.source!r}: holds virtual tokens, which nobody trains; leave out [P]")
+        if other.fields != template.fields:
+            raise TemplateError(
+                f"manual {other.source!r}: takes {other.fields}, {where} {template.fields}; use the same"
+            )
+    return template, manual
 
 
 def choose_check_rows(rows: Sequence[Row]) -> list[Row]:

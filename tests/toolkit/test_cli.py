@@ -1,6 +1,7 @@
 """The command line as people use it, in a process of its own: answers, sentences and exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,29 @@ def test_bad_words_models_and_outputs_are_one_sentence(llama: Path, rows_file: P
     refused("need 1; single tokens that come close", labels="positive=great,negative=terribles")
     refused("not an alias", model="nobody/nothing")
     refused("exists already", out=tmp_path)
+    refused("which nobody trains", manual="[P] {text}")
+    refused("use the same", manual="{text} it is {text_b}")
+    refused("need 1;", manual="{text} it", labels="positive=great,negative=terribles")
     assert ptexport("train").returncode == 2
+
+
+def test_a_text_of_100_000_characters_is_truncated_and_a_missing_bundle_named(
+    llama_bundle: Path, tmp_path: Path
+) -> None:
+    assert ptexport("predict", llama_bundle, "slow " * 20_000).returncode == 0
+    done = ptexport("predict", tmp_path / "nothing", "slow")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "manifest.json: missing; need a bundle folder" in done.stderr
+
+
+def test_a_missing_package_says_what_to_install(llama_bundle: Path) -> None:
+    for package, extra in (("uvloop", "serve"), ("starlette", "serve")):
+        code = f"import sys; sys.modules[{package!r}] = None\nfrom ptexport.toolkit.cli import main\nmain()"
+        command = [sys.executable, "-c", code, "serve", str(llama_bundle), "--port", "0"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1
+        assert f"pip install 'ptexport[{extra}]'" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_commands_of_the_readme(llama_bundle: Path, tmp_path: Path) -> None:
@@ -70,9 +93,11 @@ def test_the_commands_of_the_readme(llama_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "build" / "demo" / "bundle").symlink_to(llama_bundle)
     (tmp_path / "examples").symlink_to(README.parent / "examples")
     blocks = [block.split("```")[0] for block in README.read_text(encoding="utf-8").split("```sh\n")[1:]]
-    lines = [line for block in blocks for line in block.splitlines() if not line.startswith("make ")]
-    assert len(lines) >= 3
-    for line in lines:
-        assert subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=True, text=True).stdout
+    commands = [block for block in blocks if not block.startswith("make ")]
+    assert len(commands) == 2
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    bare = {**os.environ, "PATH": "/usr/bin:/bin"}  # what a new shell has, whatever runs these tests
+    for block in commands:
+        assert subprocess.run(["sh", "-ec", block], cwd=tmp_path, capture_output=True, check=True, env=bare).stdout
     code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True).stdout
