@@ -51,9 +51,11 @@ class Engine:
             MissingExtraError: ONNX Runtime is not installed.
         """
         bundle = Bundle.open(Path(path))
+        # The graph first: the tokenizer then fits into what loading it has freed (SmolLM2: 1.12 times the weights file
+        # at the peak, 1.30 the other way round).
+        graph = Graph.open(bundle.path / MODEL, threads=threads)
         tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
-        encoder = TextEncoder.from_json(tokenizer_json, fields=bundle.manifest.fields)
-        return cls(bundle, encoder, Graph.open(bundle.path / MODEL, threads=threads))
+        return cls(bundle, TextEncoder.from_json(tokenizer_json, fields=bundle.manifest.fields), graph)
 
     @property
     def manifest(self) -> Manifest:

@@ -22,6 +22,11 @@ class PtexportError(Exception):
     """Root of all errors ptexport raises on purpose."""
 
 
+def reason(error: BaseException) -> str:
+    """Say in one line why a library failed, for the middle of one of our own sentences."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class TemplateError(PtexportError, ValueError):
     """A template that cannot be parsed, or not on this backbone: for example two `{text}`."""
 

@@ -1,6 +1,7 @@
 """model.onnx -> logits for ids, with ONNX Runtime; knows sessions and threads, nothing of texts or labels."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,19 @@ from ptexport.runtime.tokens import Ids
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+
+def load_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise MissingExtraError("ONNX Runtime is not installed; pip install 'ptexport[cpu]' or 'ptexport[gpu]'") from e
+    return onnxruntime  # type: ignore[no-any-return]
 
 
 class Graph:
@@ -32,12 +46,7 @@ class Graph:
         Raises:
             MissingExtraError: ONNX Runtime is not installed.
         """
-        try:
-            import onnxruntime
-        except ImportError as e:
-            raise MissingExtraError(
-                "ONNX Runtime is not installed; pip install 'ptexport[cpu]' or 'ptexport[gpu]'"
-            ) from e
+        onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or available_cpus()
         options.inter_op_num_threads = 1

@@ -24,7 +24,7 @@ class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     form: ClassVar[str] = '{"texts": [...]}'
 
-    texts: list[str | list[str]]
+    texts: list[str | tuple[str, str]]
 
 
 class InferInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,20 +81,16 @@ def texts_of_predict(request: PredictRequest, fields: Sequence[str]) -> list[Tex
         One text or pair per item, in order; may be empty.
 
     Raises:
-        RequestError: too many, or not one string or a pair each as the template needs.
+        RequestError: too many, or a string where the template needs a pair or the other way round.
     """
     _check_count(len(request.texts))
-    texts: list[Text] = []
-    for number, item in enumerate(request.texts):
-        if isinstance(item, str) and len(fields) == 1:
-            texts.append(item)
-        elif isinstance(item, list) and len(item) == len(fields) == 2:
-            texts.append((item[0], item[1]))
-        else:
-            got = "a string" if isinstance(item, str) else f"a list of {len(item)}"
-            need = "a string" if len(fields) == 1 else f"a list of 2 strings ({' and '.join(fields)})"
+    kinds = ("a string", "a list of 2 strings")
+    need = kinds[len(fields) - 1]
+    for number, text in enumerate(request.texts):
+        got = kinds[not isinstance(text, str)]
+        if got != need:
             raise RequestError(f"texts[{number}]: got {got}, need {need}; send what this template takes")
-    return texts
+    return [*request.texts]
 
 
 def texts_of_infer(request: InferRequest, fields: Sequence[str]) -> list[Text]:
@@ -140,11 +136,7 @@ def infer_response(request: InferRequest, manifest: Manifest, predictions: Seque
         },
     }
     wanted = [output.name for output in request.outputs] or list(_OUTPUTS)
-    response = {
-        "model_name": manifest.name,
-        "model_version": "1",
-        "outputs": [{"name": w, **tensors[w]} for w in wanted],
-    }
+    response = {"model_name": manifest.name, "outputs": [{"name": w, **tensors[w]} for w in wanted]}
     return response if request.id is None else {**response, "id": request.id}
 
 
@@ -152,7 +144,6 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
     """Describe the model."""
     return {
         "name": manifest.name,
-        "versions": ["1"],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": field, "datatype": "BYTES", "shape": [-1]} for field in manifest.fields],
         "outputs": [

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,21 @@ class Row:
     text: str
     text_b: str | None = None
     label: str | None = None
+
+
+def check_texts(row: Row, fields: Sequence[str]) -> None:
+    """Check that a row brings the texts a template takes.
+
+    Args:
+        row: any.
+        fields: `["text"]` or `["text", "text_b"]`.
+
+    Raises:
+        DataError: it has one too many or one too few (says which line).
+    """
+    if ("text_b" in fields) != (row.text_b is not None):
+        got, need = ("a", "takes none") if row.text_b is not None else ("no", "takes one")
+        raise DataError(f"{row.where}: has {got} 'text_b', the template {need}; change the template or the row")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -53,7 +69,7 @@ def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
         where = f"{name} line {number}"
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as e:
+        except (ValueError, RecursionError) as e:
             raise DataError(f'{where}: not JSON ({e}); need one object a line such as {{"text": "…"}}') from e
         if not isinstance(record, dict):
             raise DataError(f'{where}: got {type(record).__name__}, need an object such as {{"text": "…"}}')
@@ -61,13 +77,17 @@ def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
 
 
 def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)  # of the process; the default refuses a text of more than 131,072 characters
     reader = csv.DictReader(lines, strict=True)
     try:
+        header = reader.fieldnames or []
+        if len(set(header)) < len(header):
+            raise DataError(f"{name} line 1: got columns {list(header)}, need each name once; rename one")
         for record in reader:
             where = f"{name} line {reader.line_num}"
             if None in record or None in record.values():
                 raise DataError(
-                    f"{where}: got another number of fields than the header's {len(reader.fieldnames or [])}; "
+                    f"{where}: got another number of fields than the header's {len(header)}; "
                     "put quotes around fields with commas"
                 )
             yield row_of(record, where)
@@ -84,8 +104,13 @@ def row_of(record: dict[str, Any], where: str) -> Row:
     if "text" not in record:
         raise DataError(f"{where}: no column 'text', got {sorted(record)}; rename the column that holds the text")
     for column in ("text", "text_b"):
-        if not isinstance(record.get(column), str | None) or record["text"] is None:
-            raise DataError(f"{where}: '{column}' is {json.dumps(record[column])[:40]}, need a string")
+        value = record.get(column)
+        if not isinstance(value, str | None) or record["text"] is None:
+            raise DataError(f"{where}: '{column}' is {json.dumps(value)[:40]}, need a string")
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError as e:
+            raise DataError(f"{where}: '{column}' holds half of a surrogate pair, need Unicode; mend the text") from e
     label = record.get("label")
     if not isinstance(label, str | int | float | None):
         raise DataError(f"{where}: 'label' is {json.dumps(label)[:40]}, need a name")

@@ -1,5 +1,6 @@
 """An Engine behind HTTP: the Open Inference Protocol and `POST /predict`; knows routes, limits and shutting down."""
 
+import asyncio
 import errno
 import signal
 import socket
@@ -24,6 +25,8 @@ from ptexport.runtime.tokens import Text
 
 MAX_BODY_BYTES = 1 << 20
 DRAIN_S = 30
+SLICE_TEXTS = 64
+"""Texts of one request that are answered before others get their turn."""
 
 _SENTENCES = {
     "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol such as /v2",
@@ -32,24 +35,30 @@ _SENTENCES = {
 """What Starlette says -> what we say."""
 
 
-def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) -> Starlette:
+def make_app(engine: Engine) -> Starlette:
     """Make the application.
 
     Args:
-        engine: answers one request at a time, since one session uses all CPUs; others wait.
-        draining: whether the server has begun to stop, and is not ready any more.
+        engine: answers one slice of a request at a time, since one session uses all CPUs; others wait.
     """
     manifest = engine.manifest
     turn = anyio.CapacityLimiter(1)
 
     async def answer(texts: list[Text]) -> list[Prediction]:
-        return await anyio.to_thread.run_sync(engine.predict, texts, limiter=turn)
+        predictions: list[Prediction] = []
+        try:
+            for start in range(0, len(texts), SLICE_TEXTS):
+                some = texts[start : start + SLICE_TEXTS]
+                predictions += await anyio.to_thread.run_sync(engine.predict, some, limiter=turn)
+        except asyncio.CancelledError as e:
+            raise HTTPException(503, f"server: stopped after {DRAIN_S} s of finishing; send the texts again") from e
+        return predictions
 
     async def live(_: Request) -> Response:
         return _json({"live": True})
 
     async def ready(_: Request) -> Response:
-        return _json({"ready": not draining()}, 503 if draining() else 200)
+        return _json({"ready": True})
 
     async def server(_: Request) -> Response:
         return _json({"name": "ptexport", "version": version("ptexport"), "extensions": []})
@@ -60,7 +69,7 @@ def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) ->
 
     async def model_ready(request: Request) -> Response:
         _check_name(request, manifest.name)
-        return _json({"name": manifest.name, "ready": not draining()}, 503 if draining() else 200)
+        return _json({"name": manifest.name, "ready": True})
 
     async def infer(request: Request) -> Response:
         _check_name(request, manifest.name)
@@ -99,7 +108,9 @@ def make_app(engine: Engine, *, draining: Callable[[], bool] = lambda: False) ->
 
 
 def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what has begun (at most 30 s) and return.
+    """Serve until SIGTERM or SIGINT, then refuse connections, finish what has begun and return.
+
+    What has not finished after 30 s is answered with status 503.
 
     Both signals' handlers stay ours afterwards. Call it on the main thread.
 
@@ -113,7 +124,6 @@ def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], Non
         ServeError: the address cannot be listened on.
     """
     listener = _listen(host, port)
-    server: uvicorn.Server
 
     class Announcing(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -121,7 +131,7 @@ def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], Non
             on_ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
 
     config = uvicorn.Config(
-        make_app(engine, draining=lambda: server.should_exit),
+        make_app(engine),
         http="httptools",
         loop="uvloop",
         ws="none",
@@ -152,8 +162,9 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
         return listener
-    except OSError as e:
-        why = "already in use" if e.errno == errno.EADDRINUSE else f"cannot be listened on ({e.strerror})"
+    except (OSError, UnicodeError) as e:  # a host that no name server could be asked for is a UnicodeError
+        in_use = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
+        why = "already in use" if in_use else f"cannot be listened on ({getattr(e, 'strerror', None) or e})"
         raise ServeError(f"{host} port {port}: {why}; choose another with --host or --port") from e
 
 

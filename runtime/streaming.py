@@ -1,16 +1,16 @@
 """Rows in, predictions out, in constant memory; knows files and chunks, nothing of graphs."""
 
 import itertools
+import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from ptexport.runtime.engine import Engine, Prediction
-from ptexport.runtime.errors import DataError, OutputError, PtexportError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.errors import OutputError, PtexportError
+from ptexport.runtime.rows import Row, check_texts
 
 CHUNK_ROWS = 1024
 """Rows held at a time: enough to sort by length, so that little is padded."""
@@ -22,12 +22,10 @@ def predict_rows(engine: Engine, rows: Iterable[Row]) -> Iterator[tuple[Row, Pre
     Raises:
         DataError: a row has one text where the template takes two or the other way round (says which).
     """
-    pair = "text_b" in engine.manifest.fields
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
         for row in chunk:
-            if (row.text_b is not None) != pair:
-                raise DataError(f"{row.where}: need {' and '.join(engine.manifest.fields)}; mend the row")
+            check_texts(row, engine.manifest.fields)
         texts = [row.text if row.text_b is None else (row.text, row.text_b) for row in chunk]
         yield from zip(chunk, engine.predict(texts), strict=True)
 
@@ -52,15 +50,13 @@ def write_lines(path: Path, lines: Iterable[bytes], *, force: bool) -> None:
             return
         if path.exists() and not force:
             raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
                 file.writelines(lines)
-                file.close()
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except PtexportError:
         raise
     except OSError as e:

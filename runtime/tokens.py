@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ptexport.runtime.errors import DataError
+from ptexport.runtime.errors import DataError, reason
 
 Text = str | tuple[str, str]
 """One text, or the two of a pair."""
@@ -40,19 +40,34 @@ class TextEncoder:
         """Encode each text, template included, truncated to the tokenizer's own length and not padded.
 
         Raises:
-            DataError: a pair where the template takes one text or the other way round, or text that is not Unicode.
+            DataError: not a string, or not a pair of them, as the template takes; or text that is not Unicode.
         """
         for number, text in enumerate(texts):
-            got = 1 if isinstance(text, str) else len(text)
-            if got != len(self._fields):
-                need = " and ".join(self._fields)
-                raise DataError(f"text {number}: got {got} text(s), the template takes {len(self._fields)} ({need})")
+            parts = [text] if len(self._fields) == 1 else text
+            if (
+                not isinstance(parts, list | tuple)
+                or len(parts) != len(self._fields)
+                or not all(isinstance(part, str) for part in parts)
+            ):
+                need = "a string" if len(self._fields) == 1 else f"two strings ({' and '.join(self._fields)})"
+                got = f"{len(text)} strings" if isinstance(text, tuple) else type(text).__name__
+                raise DataError(f"text {number}: got {got}, need {need}; pass what the template takes")
         try:
-            return self._tokenizer.encode_batch(list(texts))
-        except (TypeError, UnicodeEncodeError) as e:
-            raise DataError(
-                f"{_not_unicode(texts)}: not a Unicode text (half of a surrogate pair?); decode it first"
-            ) from e
+            return self._tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
+        except Exception as e:  # tokenizers raises nothing narrower
+            raise self._refusal(texts) from e
+
+    def _refusal(self, texts: Sequence[Text]) -> DataError:
+        """Find the first text that cannot be encoded."""
+        for number, text in enumerate(texts):
+            try:
+                "".join(text).encode()
+                self._tokenizer.encode(*([text] if isinstance(text, str) else text))
+            except UnicodeEncodeError:
+                return DataError(f"text {number}: holds half of a surrogate pair, need Unicode; decode it first")
+            except Exception as e:
+                return DataError(f"text {number}: its text_b alone is too long ({reason(e)}); shorten it")
+        raise AssertionError("each text can be encoded alone")
 
     @staticmethod
     def pad(encodings: Sequence[Encoding], *, side: Literal["left", "right"] = "right") -> Ids:
@@ -72,12 +87,3 @@ class TextEncoder:
             ids["attention_mask"][row, columns] = 1
             ids["token_type_ids"][row, columns] = encoding.type_ids
         return ids
-
-
-def _not_unicode(texts: Sequence[Text]) -> str:
-    for number, text in enumerate(texts):
-        try:
-            "".join(text).encode()
-        except (TypeError, UnicodeEncodeError):
-            return f"text {number}"
-    return "texts"

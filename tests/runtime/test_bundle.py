@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import BundleError
+from ptexport.runtime.manifest import Manifest
 
 FILES = ["model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "config.json"]
 
@@ -60,9 +62,20 @@ def test_no_manifest_at_all(bundle: Path, data: bytes, message: str) -> None:
         Engine.open(bundle)
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/hostname", "extra.bin"])
+def test_a_file_list_of_its_own(bundle: Path, name: str) -> None:
+    """With a digest that is right: nothing but the known names is opened."""
+    manifest = Manifest.from_json((bundle / "manifest.json").read_bytes(), "manifest.json")
+    files = {**manifest.files, name: manifest.files["config.json"]}
+    (bundle / "manifest.json").write_bytes(msgspec.structs.replace(manifest, files=files).to_json())
+    with pytest.raises(BundleError, match=r"lists .* need .*; export again"):
+        Engine.open(bundle)
+
+
 def test_the_runtime_loads_nothing_heavy_and_turns_telemetry_off() -> None:
     code = (
         "import os, sys; os.environ.pop('ORT_DISABLE_TELEMETRY', 0); import ptexport.runtime; "
+        "import ptexport.runtime.server, ptexport.runtime.streaming, ptexport.toolkit.cli; "
         "print(os.environ['ORT_DISABLE_TELEMETRY'], *({'torch', 'transformers', 'onnx'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
