@@ -33,7 +33,7 @@ from ptexport.exporters.traced import Trace, trace_key
 from ptexport.toolkit.folders import cache_home
 from ptexport.toolkit.run import Run
 run = Run.read(Path(sys.argv[1]))
-key = trace_key(run.config.backbone.fingerprint, run.config.read, 18)
+key = trace_key(run.config.backbone, run.config.read, 18)
 seconds = []
 for _ in range(3):
     with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).parent) as folder:
@@ -85,12 +85,12 @@ def accuracy(out: Path) -> dict[str, object]:
 
 def export(out: Path) -> dict[str, object]:
     """A cold export into a cache with the converted model but no trace, then parity on every test row."""
-    from ptexport.toolkit.cities import LABELS
+    from ptexport.toolkit.cities import labels
     from ptexport.toolkit.data import load_data
     from ptexport.toolkit.folders import cache_home
 
-    labels = [pair.split("=")[0] for pair in LABELS.split(",")]
-    test = load_data("cities", dev=None, test=None, labels=labels, fields=["text"], seed=0).test
+    names = labels(linear=True).split(",")
+    test = load_data("cities", dev=None, test=None, labels=names, fields=["text"], seed=0).test
     rows = out / "test.jsonl"
     rows.write_text("".join(json.dumps({"text": row.text, "label": row.label}) + "\n" for row in test))
     with tempfile.TemporaryDirectory(dir=out) as cold:

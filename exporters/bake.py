@@ -32,7 +32,8 @@ def bake(run: Run, trace: Trace, folder: Path) -> dict[str, FileEntry]:
         ExportError: the trace is of another backbone or reads another position.
     """
     config, info = run.config, trace.info
-    if (info.fingerprint, info.read) != (config.backbone.fingerprint, config.read):
+    facts = config.backbone
+    if (info.fingerprint, info.config_sha256, info.read) != (facts.fingerprint, facts.config_sha256, config.read):
         raise ExportError(f"{trace.path}: traces another backbone or position than the run's; export again")
     model = ir.load(trace.path / MODEL)
     BindInputsPass(run.baked.arrays())(model)

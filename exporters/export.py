@@ -9,15 +9,19 @@ from ptexport.exporters.card import model_card
 from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace
-from ptexport.runtime.bundle import MANIFEST
-from ptexport.runtime.errors import ExportError
+from ptexport.runtime.bundle import HASHED, MANIFEST
+from ptexport.runtime.errors import DataError, ExportError
+from ptexport.runtime.graph import load_onnxruntime
 from ptexport.runtime.manifest import FORMAT, BackboneEntry, FileEntry, GraphEntry, Manifest, Parity
-from ptexport.runtime.rows import read_rows
+from ptexport.runtime.rows import Row, check_texts, read_rows
 from ptexport.toolkit.backbone import load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.folders import check_free, new_folder
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
+
+README = "README.md"
+FILES = (*HASHED, MANIFEST, README)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,33 +58,58 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
 
     Raises:
         OutputError: the bundle exists, or cannot be written.
+        MissingExtraError: ONNX Runtime is not installed.
+        DataError: `rows` holds none, or others than the template takes.
         RunError: the run cannot be read.
         ModelError: its backbone cannot be loaded.
         ExportError: the backbone is not the one trained on, or the graph does not answer as the model does; no
             bundle is left then.
     """
-    check_free(config.out, force=config.force, marker=MANIFEST)
+    check_free(config.out, force=config.force, files=FILES)
+    onnxruntime = load_onnxruntime()
     run = Run.read(config.run)
-    rows = run.check_rows if config.rows is None else list(read_rows(config.rows))
+    rows = _rows(run, config.rows)
     progress.stage("loading the backbone")
     backbone = load_backbone(find_checkpoint(run.config.model), "linear" if run.config.label_words is None else "words")
-    if backbone.facts.fingerprint != run.config.backbone.fingerprint:
-        raise ExportError(f"{config.run}: trained on other weights than {run.config.model} has now; train again")
+    facts, trained_on = backbone.facts, run.config.backbone
+    if (facts.fingerprint, facts.config_sha256) != (trained_on.fingerprint, trained_on.config_sha256):
+        raise ExportError(
+            f"{config.run}: trained on other weights, or another configuration, than {run.config.model} has now; "
+            "train again"
+        )
     progress.stage("tracing it (once per backbone)")
     traced = trace(backbone, run.config.read, opset=config.opset)
-    with new_folder(config.out, force=config.force, marker=MANIFEST) as folder:
+    with new_folder(config.out, force=config.force, files=FILES) as folder:
         progress.stage("baking the task in")
         files = bake(run, traced, folder)
         progress.stage("comparing with Transformers")
         parity = check_parity(run, backbone, folder, rows, progress.rows)
         fail_on_difference(parity)
-        manifest = _manifest(config.out.resolve().name, run, traced, files, parity)
+        versions = {**run.metrics.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
+        manifest = _manifest(config.out.resolve().name, run, traced, files, parity, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
-        (folder / "README.md").write_text(model_card(manifest, run.metrics), encoding="utf-8")
+        (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
     return manifest
 
 
-def _manifest(name: str, run: Run, traced: Trace, files: dict[str, FileEntry], parity: Parity) -> Manifest:
+def _rows(run: Run, path: Path | None) -> list[Row]:
+    """Find rows to compare on, and refuse those the template does not take before any work is done for them."""
+    rows = run.check_rows if path is None else list(read_rows(path))
+    if not rows:
+        raise DataError(f"{path or 'check_rows.jsonl'}: no rows in it; give some with --rows")
+    for row in rows:
+        check_texts(row, Template.parse(run.config.template).fields)
+    return rows
+
+
+def _manifest(
+    name: str,
+    run: Run,
+    traced: Trace,
+    files: dict[str, FileEntry],
+    parity: Parity,
+    versions: dict[str, str],
+) -> Manifest:
     config, info = run.config, traced.info
     facts, template = config.backbone, Template.parse(config.template)
     words = config.label_words
@@ -109,11 +138,5 @@ def _manifest(name: str, run: Run, traced: Trace, files: dict[str, FileEntry], p
             folded_tokens=config.n_folded,
         ),
         parity=parity,
-        versions={**run.metrics.versions, **info.versions, "onnxruntime": _onnxruntime_version()},
+        versions=versions,
     )
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)

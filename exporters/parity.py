@@ -6,6 +6,7 @@ The oracle shares nothing with what it checks but ids: it calls the model as loa
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from ptexport.runtime.tokens import Text, TextEncoder
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
-from ptexport.toolkit.tokenizer import WordTokenizer
 from ptexport.toolkit.verbalizer import Verbalizer
+from ptexport.toolkit.words import WordTokenizer
 
 TOLERANCE = 1e-3
 """Largest difference of a logit that fp32 may show."""
@@ -61,10 +62,10 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
     encoder = TextEncoder.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), fields=fields)
     encodings = encoder.encode(texts)
 
-    def answers(batches: Iterator[list[int]], side: str) -> NDArray[np.float32]:
+    def answers(batches: Iterator[list[int]], side: Literal["left", "right"]) -> NDArray[np.float32]:
         logits = np.empty_like(expected)
         for batch in batches:
-            ids = encoder.pad([encodings[i] for i in batch], side="left" if side == "left" else "right")
+            ids = encoder.pad([encodings[i] for i in batch], side=side)
             logits[batch] = graph.run(ids)
         return logits
 

@@ -52,7 +52,7 @@ class BindInputsPass(ir.passes.InPlacePass):
 class ForgetIntermediateShapesPass(ir.passes.InPlacePass):
     """Drop the shapes that the trace wrote on intermediate values.
 
-    They name the sizes of inputs that are constants by now; ONNX Runtime infers them again when it loads the graph.
+    They name the sizes of inputs that baking makes constants; ONNX Runtime infers them again when it loads the graph.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

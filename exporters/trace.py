@@ -17,7 +17,7 @@ from torch.export import Dim
 from ptexport.exporters.passes import ForgetIntermediateShapesPass
 from ptexport.exporters.traced import TRACE_INFO, Trace, TraceInfo, trace_key
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
-from ptexport.runtime.errors import ExportError
+from ptexport.runtime.errors import ExportError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.folders import cached_folder
@@ -37,10 +37,8 @@ def trace(backbone: Backbone, read: Read, *, opset: int) -> Trace:
         opset: 18 (portable: decomposed attention) or 23 (one Attention node a layer).
     """
     versions = {name: version(name) for name in ("ptexport", "torch", "transformers", "onnxscript", "onnx-ir")}
-    key = trace_key(backbone.facts.fingerprint, read, opset)
-    path = cached_folder(
-        "traces", key, marker=TRACE_INFO, make=lambda folder: _trace(backbone, read, opset, versions, folder)
-    )
+    key = trace_key(backbone.facts, read, opset)
+    path = cached_folder("traces", key, make=lambda folder: _trace(backbone, read, opset, versions, folder))
     return Trace.read(path)
 
 
@@ -50,19 +48,21 @@ def _trace(backbone: Backbone, read: Read, opset: int, versions: dict[str, str],
         # torch 2.13 warns of a deprecated call of its own, and whenever two inputs share an axis name.
         warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)
-        program = torch.onnx.export(
-            backbone.classifier(read),
-            kwargs=inputs,
-            dynamic_shapes=_dynamic_shapes(inputs),
-            input_names=list(inputs),
-            output_names=["logits"],
-            opset_version=opset,
-            dynamo=True,
-            optimize=False,  # would take longer than the rest for nothing that ONNX Runtime does not do on loading
-            verbose=False,
-        )
-    if program is None:
-        raise ExportError(f"{backbone.facts.name}: torch.onnx.export gave no program")
+        try:
+            program = torch.onnx.export(
+                backbone.classifier(read),
+                kwargs=inputs,
+                dynamic_shapes=_dynamic_shapes(inputs),
+                input_names=list(inputs),
+                output_names=["logits"],
+                opset_version=opset,
+                dynamo=True,
+                optimize=False,  # would take longer than the rest for nothing that ONNX Runtime does not do on loading
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as e:
+            raise ExportError(f"{backbone.facts.name}: torch cannot export it ({reason(e)}); not supported") from e
+    assert program is not None  # dynamo=True always gives one
     model = ir.passes.Sequential(
         common_passes.ClearMetadataAndDocStringPass(),  # it holds the paths of the machine that traced
         common_passes.IdentityEliminationPass(),
@@ -77,6 +77,7 @@ def _trace(backbone: Backbone, read: Read, opset: int, versions: dict[str, str],
     ir.save(model, folder / MODEL, external_data=WEIGHTS)
     info = TraceInfo(
         fingerprint=backbone.facts.fingerprint,
+        config_sha256=backbone.facts.config_sha256,
         read=read,
         opset=opset,
         ir_version=IR_VERSION,

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from ptexport.runtime.errors import ExportError
+from ptexport.runtime.bundle import MODEL, WEIGHTS
+from ptexport.runtime.errors import ExportError, reason
 from ptexport.runtime.manifest import FileEntry, Read
+from ptexport.toolkit.facts import BackboneFacts
 
 TRACE_INFO = "trace.json"
 
@@ -21,7 +23,8 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """What a trace is of.
 
     Attributes:
-        fingerprint: of the backbone.
+        fingerprint: of the backbone's weights.
+        config_sha256: of its configuration.
         read: position whose state becomes logits.
         opset: ONNX operator set.
         ir_version: ONNX file version.
@@ -31,6 +34,7 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     fingerprint: str
+    config_sha256: str
     read: Read
     opset: int
     ir_version: int
@@ -51,15 +55,19 @@ class Trace:
         """Read a trace's description.
 
         Raises:
-            ExportError: it is not one.
+            ExportError: it is not one, or a file of it is missing or cut short.
         """
         try:
-            return cls(path=path, info=msgspec.json.decode((path / TRACE_INFO).read_bytes(), type=TraceInfo))
+            info = msgspec.json.decode((path / TRACE_INFO).read_bytes(), type=TraceInfo)
+            whole = (path / MODEL).is_file() and (path / WEIGHTS).stat().st_size == info.weights.size_bytes
         except (OSError, msgspec.DecodeError) as e:
-            raise ExportError(f"{path}: not a trace ({e}); remove the folder and export again") from e
+            raise ExportError(f"{path}: not a trace ({reason(e)}); remove the folder and export again") from e
+        if not whole:
+            raise ExportError(f"{path}: its files are missing or cut short; remove the folder and export again")
+        return cls(path=path, info=info)
 
 
-def trace_key(fingerprint: str, read: Read, opset: int) -> str:
+def trace_key(facts: BackboneFacts, read: Read, opset: int) -> str:
     """Name the cache's folder for a trace; another torch or Transformers may write another graph."""
     toolchain = "-".join(version(name) for name in ("ptexport", "torch", "transformers"))
-    return f"{fingerprint[:16]}-{read}-opset{opset}-{toolchain}"
+    return f"{facts.fingerprint[:16]}-{facts.config_sha256[:8]}-{read}-opset{opset}-{toolchain}"

@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
-from tiny import ROWS, Quiet, save_bert, save_llama, save_roberta, train_tiny
+from tiny import ROWS, Quiet, save_bert, save_llama, save_mistral, save_roberta, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
 
@@ -27,6 +27,11 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def mistral(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_mistral(tmp_path_factory.mktemp("models") / "tiny-mistral", llama)
 
 
 @pytest.fixture(scope="session")

@@ -3,22 +3,25 @@
 Weights start with standard deviation 0.2: the usual 0.02 makes logits so small that errors hide in them.
 """
 
+import shutil
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
 )
 
 from ptexport.toolkit.folders import new_folder
-from ptexport.toolkit.run import Run, TrainSettings
+from ptexport.toolkit.run import FILES, Run, TrainSettings
 from ptexport.toolkit.train import TrainConfig, train
 
 WORDS = ["the", "a", "film", "was", "great", "terrible", "good", "bad", "it", "review", "is", "and", "of", "very"]
@@ -46,6 +49,9 @@ class Quiet:
     def epoch(self, number: int, dev_accuracy: float) -> None:
         pass
 
+    def note(self, message: str) -> None:
+        pass
+
     def stage(self, name: str) -> None:
         pass
 
@@ -64,6 +70,20 @@ def byte_level_bpe() -> Tokenizer:
         CORPUS,
         trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    """Like SentencePiece's: spaces are marked, scores choose the pieces, and tokens are added beside the vocabulary."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    )
+    tokenizer.add_special_tokens(["<mask>", "<extra>"])
     return tokenizer
 
 
@@ -101,6 +121,26 @@ def save_llama(path: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(path)
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
+    return path
+
+
+def save_mistral(path: Path, llama: Path) -> Path:
+    """Layers that see 24 tokens back; the tokenizer is the other model's."""
+    torch.manual_seed(3)
+    config = MistralConfig(
+        vocab_size=Tokenizer.from_file(str(llama / "tokenizer.json")).get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        sliding_window=24,
+        initializer_range=0.2,
+    )
+    MistralForCausalLM(config).save_pretrained(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(llama / name, path)
     return path
 
 
@@ -157,7 +197,7 @@ def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: 
     settings = TrainSettings(lr=1e-2, epochs=1, batch_size=8)
     options = {"labels": LABELS, "max_length": 48, "settings": settings, **changes}
     run = train(TrainConfig(model=str(model), data=str(rows), template=template, **options), Quiet())  # type: ignore[arg-type]
-    with new_folder(folder, marker="metrics.json") as new:
+    with new_folder(folder, files=FILES) as new:
         run.write(new)
     assert Run.read(folder).config == run.config
     return folder

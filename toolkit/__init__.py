@@ -3,6 +3,7 @@
 Data flow: template, labels, rows -> train -> Run
 
     template.py    "[P*3] {text} [P*3]" -> pieces
+    words.py       a backbone's own tokenizer, for words by themselves
     tokenizer.py   pieces + a backbone's tokenizer -> ids, and one tokenizer.json that makes them
     verbalizer.py  labels and their words -> token ids
     cities.py      the built-in data

@@ -6,16 +6,18 @@ answers that are wrong rather than absent.
 
 import hashlib
 import inspect
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from optimum.exporters.tasks import TasksManager
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ptexport.runtime.errors import ModelError
+from ptexport.runtime.errors import ModelError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.toolkit.checkpoint import Checkpoint
 from ptexport.toolkit.classifier import PromptClassifier
@@ -60,24 +62,30 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     """
     where = f"model {checkpoint.name}"
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
         causal = _is_causal(config, where)
         task = "feature-extraction" if head == "linear" else "text-generation" if causal else "fill-mask"
         loader = TasksManager.get_model_class_for_task(task, framework="pt")
         # No pickle: a checkpoint without safetensors is refused.
         model, loading = loader.from_pretrained(
-            checkpoint.path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            checkpoint.path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as e:
-        raise ModelError(f"{where}: Transformers cannot load it ({str(e).splitlines()[0]}); check the files") from e
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        raise ModelError(f"{where}: Transformers cannot load it ({reason(e)}); check the files") from e
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"{where}: has no fast tokenizer (tokenizer.json), which a bundle needs; convert it first")
     _check_supported(model, config, where)
     _check_missing(model, loading["missing_keys"], head, where)
     model.requires_grad_(False).eval()
     tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
-    facts = _facts(model, tokenizer, checkpoint, causal=causal, missing=loading["missing_keys"])
+    facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=loading["missing_keys"])
     return Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts)
 
 
@@ -98,6 +106,8 @@ def _check_supported(model: PreTrainedModel, config: Any, where: str) -> None:
     for argument in ("inputs_embeds", "position_ids"):
         if argument not in accepted:
             raise ModelError(f"{where}: {config.model_type} takes no {argument}; not supported")
+    if getattr(config, "max_position_embeddings", None) is None:
+        raise ModelError(f"{where}: {config.model_type} does not say how many positions it takes; not supported")
     for feature in ("final_logit_softcapping", "attn_logit_softcapping"):
         if getattr(config, feature, None):
             raise ModelError(f"{where}: {config.model_type} has {feature}; not supported yet")
@@ -119,7 +129,13 @@ def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where:
 
 
 def _facts(
-    model: PreTrainedModel, tokenizer: Any, checkpoint: Checkpoint, *, causal: bool, missing: set[str]
+    model: PreTrainedModel,
+    tokenizer: Any,
+    tokenizer_json: str,
+    checkpoint: Checkpoint,
+    *,
+    causal: bool,
+    missing: set[str],
 ) -> BackboneFacts:
     table: nn.Embedding = model.get_input_embeddings()
     roles = ("cls", "sep", "bos", "mask", "pad", "unk")
@@ -127,17 +143,21 @@ def _facts(
     # Padding is masked, so any token will do; Transformers wants one named.
     tokens["pad"] = tokens["pad"] or tokenizer.eos_token or tokens["unk"] or tokenizer.convert_ids_to_tokens(0)
     probe = PromptClassifier(model, "last")
+    positions = model.config.max_position_embeddings - probe.first_position
+    # As long as the window that its layers see, attention is full (Mistral).
+    window = getattr(model.config, "sliding_window", None) or positions
     return BackboneFacts(
         name=checkpoint.name,
         revision=checkpoint.revision,
         licence=checkpoint.licence,
         fingerprint=_fingerprint(model, missing),
-        tokenizer_sha256=sha256_text(tokenizer.backend_tokenizer.to_str()),
+        config_sha256=_config_sha256(model.config),
+        tokenizer_sha256=sha256_text(tokenizer_json),
         model_type=model.config.model_type,
         causal=causal,
         vocab=table.num_embeddings,
         embedding_width=table.embedding_dim,
-        max_positions=model.config.max_position_embeddings - probe.first_position,
+        max_positions=min(positions, window),
         token_types=probe.token_types,
         tokens={role: token for role, token in tokens.items() if token is not None},
     )
@@ -153,3 +173,10 @@ def _fingerprint(model: nn.Module, missing: set[str]) -> str:
         digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.detach().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def _config_sha256(config: Any) -> str:
+    """Hash what makes the same weights another model (rotary base, epsilon, heads), and no path or version."""
+    unread = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+    record = {name: value for name, value in config.to_diff_dict().items() if name not in unread}
+    return sha256_text(json.dumps(record, sort_keys=True, default=str))

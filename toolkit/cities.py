@@ -2,9 +2,6 @@
 
 from ptexport.runtime.rows import Row
 
-LABELS = "Africa=Africa,Asia=Asia,Europe=Europe,North America=North,South America=South,Oceania=Australia"
-"""Labels for these rows: the first or best-known word of each continent's name."""
-
 _CONTINENTS = {
     "AF": "Africa",
     "AS": "Asia",
@@ -13,7 +10,13 @@ _CONTINENTS = {
     "SA": "South America",
     "OC": "Oceania",
 }
+_WORDS = {"North America": "North", "South America": "South", "Oceania": "Australia"}
 CITIES_PER_CONTINENT = 100
+
+
+def labels(*, linear: bool) -> str:
+    """Return labels for these rows, as `Verbalizer.parse` takes them: names, and the best-known word of each."""
+    return ",".join(name if linear else f"{name}={_WORDS.get(name, name)}" for name in _CONTINENTS.values())
 
 
 def load_cities() -> list[Row]:

@@ -43,9 +43,7 @@ def cli() -> None:
 @click.option(
     "--pool",
     type=click.Choice(["mean", "first"]),
-    default="mean",
-    show_default=True,
-    help="What a linear head reads on a masked model.",
+    help="What a linear head reads on a masked model [default: mean].",
 )
 @click.option("--encoder", type=click.Choice(["lstm", "mlp", "none"]), default="lstm", show_default=True)
 @click.option(
@@ -56,35 +54,42 @@ def cli() -> None:
     help="What plain rows (--encoder none) start from; words: the label words.",
 )
 @click.option("--manual", multiple=True, help="A hand-written template to compare with; may be repeated.")
-@click.option("--max-length", type=click.IntRange(2), default=512, show_default=True, help="Most tokens in one row.")
-@click.option("--truncate", type=click.Choice(["longest", "text"]), default="longest", show_default=True)
+@click.option("--max-length", type=click.IntRange(2), help="Most tokens in one row [default: 512, or the model's].")
+@click.option(
+    "--truncate",
+    type=click.Choice(["longest", "text"]),
+    default="longest",
+    show_default=True,
+    help="Which text of a pair is cut.",
+)
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak rate [default: by encoder].")
 @click.option("--epochs", type=click.IntRange(1), help="Most passes over the rows [default: 10].")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows per step [default: 8].")
 @click.option("--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy [default: 4].")
-@click.option("--seed", type=int, help="Of the split, the order and the first weights [default: 0].")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), help="Of the split, the order and the first weights [default: 0]."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
 @_force
 @_json
 def train(out: Path, labels: str | None, as_json: bool, force: bool, **options: Any) -> None:
     """Train a soft prompt against a frozen language model."""
     with _extra("train"):
-        from ptexport.toolkit import progress
-        from ptexport.toolkit.cities import LABELS
-        from ptexport.toolkit.folders import check_free, new_folder
-        from ptexport.toolkit.run import METRICS, TrainSettings
+        from ptexport.toolkit import cities, progress
+        from ptexport.toolkit.folders import new_folder
+        from ptexport.toolkit.run import FILES, METRICS, TrainSettings
         from ptexport.toolkit.train import DEFAULT_LR, TrainConfig
         from ptexport.toolkit.train import train as run_training
-    if labels is None and options["data"] != "cities":
-        raise click.UsageError("Missing option '--labels'.")
-    check_free(out, force=force, marker=METRICS)
+    if labels is None:
+        if options["data"] != "cities":
+            raise click.UsageError("Missing option '--labels'.")
+        labels = cities.labels(linear=options["head"] == "linear")
     given = {name: options.pop(name) for name in ("lr", "epochs", "batch_size", "patience", "seed")}
     given["lr"] = given["lr"] or DEFAULT_LR[options["encoder"]]
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
-    config = TrainConfig(labels=labels or LABELS, settings=settings, **options)
-    with progress.reporting() as report:
+    config = TrainConfig(labels=labels, settings=settings, **options)
+    with new_folder(out, force=force, files=FILES) as folder, progress.reporting() as report:
         run = run_training(config, report)
-    with new_folder(out, force=force, marker=METRICS) as folder:
         run.write(folder)
     if as_json:
         click.echo((out / METRICS).read_text(encoding="utf-8"), nl=False)
@@ -109,7 +114,7 @@ def export(run: Path, out: Path, opset: str, rows: Path | None, as_json: bool, f
     with progress.reporting() as report:
         manifest = run_export(config, report)
     if as_json:
-        click.echo(json.dumps(json.loads((out / "manifest.json").read_bytes())))
+        click.echo(manifest.to_json(), nl=False)
     else:
         progress.print_parity(manifest, out)
 

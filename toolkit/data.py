@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptexport.runtime.errors import DataError
-from ptexport.runtime.rows import Row, read_rows, row_of
+from ptexport.runtime.errors import DataError, reason
+from ptexport.runtime.rows import Row, check_texts, read_rows, row_of
 from ptexport.toolkit.cities import load_cities
 
 Fractions = tuple[float, float]
@@ -79,9 +79,8 @@ def _load_hub(name: str) -> dict[str, list[Row]]:
     owner_and_name, config = (name, None) if name.count("/") < 2 else name.rsplit("/", 1)
     try:
         dataset = load_dataset(owner_and_name, config)
-    except (DatasetNotFoundError, OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0]
-        raise DataError(f"data hub:{name}: not had from the hub ({reason}); check the name, or give a file") from e
+    except (DatasetNotFoundError, OSError, ValueError, RuntimeError) as e:
+        raise DataError(f"data hub:{name}: not had from the hub ({reason(e)}); check the name, or give a file") from e
     splits: dict[str, list[Row]] = {}
     for part, ours in (("train", "train"), ("validation", "dev"), ("test", "test")):
         if part in dataset:
@@ -110,9 +109,7 @@ def _check_row(row: Row, labels: Sequence[str], fields: Sequence[str]) -> None:
         raise DataError(
             f"{row.where}: label {row.label!r} is not declared, need one of {list(labels)}; add it to --labels"
         )
-    if ("text_b" in fields) != (row.text_b is not None):
-        got, need = ("a", "takes none") if row.text_b is not None else ("no", "takes one")
-        raise DataError(f"{row.where}: has {got} 'text_b', the template {need}; change the template or the row")
+    check_texts(row, fields)
 
 
 def _split(rows: list[Row], shares: Fractions, seed: int) -> list[list[Row]]:

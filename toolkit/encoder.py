@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ptexport.runtime.errors import TrainError
+
 EncoderKind = Literal["lstm", "mlp", "none"]
 
 
@@ -25,13 +27,15 @@ class PromptEncoder(nn.Module):
             where the language model expects its input.
 
     Raises:
-        ValueError: the LSTM on an odd embedding width.
+        TrainError: the LSTM on an odd embedding width.
     """
 
     def __init__(self, kind: EncoderKind, n_prompt: int, embedding_width: int, *, scale: float) -> None:
         super().__init__()
         if kind == "lstm" and embedding_width % 2:
-            raise ValueError(f"embedding width {embedding_width} is odd; the LSTM needs an even one")
+            raise TrainError(
+                f"encoder lstm: embedding width {embedding_width} is odd, need an even one; use --encoder mlp"
+            )
         self.embeddings = nn.Parameter(torch.randn(n_prompt, embedding_width) * (scale if kind == "none" else 1.0))
         self.lstm = (
             nn.LSTM(embedding_width, embedding_width // 2, num_layers=2, bidirectional=True, batch_first=True)

@@ -13,6 +13,7 @@ class BackboneFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         revision: commit on the hub, where known.
         licence: as its model card says, where known.
         fingerprint: sha256 over its weights, whatever files they were in.
+        config_sha256: sha256 over its configuration where it differs from the architecture's defaults.
         tokenizer_sha256: of its tokenizer's JSON.
         model_type: Transformers' name of the architecture.
         causal: whether each position sees only those before it.
@@ -27,6 +28,7 @@ class BackboneFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     revision: str | None
     licence: str | None
     fingerprint: str
+    config_sha256: str
     tokenizer_sha256: str
     model_type: str
     causal: bool

@@ -37,6 +37,9 @@ class _Report:
     def epoch(self, number: int, dev_accuracy: float) -> None:
         self._console.print(f"epoch {number}: dev accuracy {dev_accuracy:.1%}")
 
+    def note(self, message: str) -> None:
+        self._console.print(message, markup=False, highlight=False)
+
     def stage(self, name: str) -> None:
         self._console.print(f"{name} …")
 
@@ -82,6 +85,7 @@ def print_metrics(run: Run, out: Path) -> None:
     console.print(
         f"{out}: {metrics.trainable_parameters:,} parameters trained on {metrics.n_train} rows in "
         f"{metrics.train_seconds:.0f} s, dev accuracy {metrics.dev_accuracy:.1%}",
+        markup=False,
         highlight=False,
     )
 
@@ -104,6 +108,7 @@ def print_parity(manifest: Manifest, out: Path) -> None:
     console.print(
         f"{out}: {size / 1e6:.0f} MB, opset {manifest.graph.opset}, "
         f"{manifest.graph.folded_tokens} leading tokens folded into constants",
+        markup=False,
         highlight=False,
     )
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ptexport.runtime.errors import RunError
+from ptexport.runtime.errors import DataError, RunError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.runtime.rows import Row, read_rows
 from ptexport.toolkit.facts import BackboneFacts, sha256_text
@@ -30,6 +30,7 @@ METRICS = "metrics.json"
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 CHECK_ROWS = "check_rows.jsonl"
+FILES = (CONFIG, METRICS, WEIGHTS, TOKENIZER, CHECK_ROWS)
 MAX_CHECK_ROWS = 256
 FORMAT = 1
 
@@ -41,7 +42,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         lr: peak learning rate of AdamW.
         epochs: most passes over the training rows.
         batch_size: rows per step.
-        patience: epochs without a better dev accuracy before stopping.
+        patience: epochs without a better dev accuracy, or the same with a lower dev loss, before stopping.
         warmup: share of all steps over which the rate rises; it falls linearly to 0 over the rest.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
@@ -197,16 +198,18 @@ class Run:
         Raises:
             RunError: a file is missing, or is not what it should be.
         """
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise RunError(f"{folder / name}: missing; need a run folder made by 'ptexport train'")
         try:
             config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=RunConfig)
             metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=Metrics)
             tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
             with safe_open(folder / WEIGHTS, framework="np") as weights:
                 arrays = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-        except FileNotFoundError as e:
-            raise RunError(f"{e.filename or folder}: missing; need a run folder made by 'ptexport train'") from e
-        except (msgspec.DecodeError, SafetensorError, OSError, UnicodeDecodeError) as e:
-            raise RunError(f"{folder}: not a run this version can read ({e}); train again") from e
+            check_rows = list(read_rows(folder / CHECK_ROWS))
+        except (msgspec.DecodeError, SafetensorError, DataError, OSError, UnicodeDecodeError) as e:
+            raise RunError(f"{folder}: not a run this version can read ({reason(e)}); train again") from e
         if config.format != FORMAT:
             raise RunError(f"{folder / CONFIG}: got format {config.format}, need {FORMAT}; train again")
         if sha256_text(tokenizer_json) != config.backbone.tokenizer_sha256:
@@ -222,7 +225,7 @@ class Run:
             trained={n.removeprefix("prompt."): a for n, a in arrays.items() if n.startswith("prompt.")},
             baked=Baked(**{"leading_states": None, **baked}),
             tokenizer_json=tokenizer_json,
-            check_rows=list(read_rows(folder / CHECK_ROWS)),
+            check_rows=check_rows,
         )
 
 

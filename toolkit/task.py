@@ -6,18 +6,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ptexport.runtime.errors import TrainError
 from ptexport.runtime.manifest import Read
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.encoder import PromptEncoder, SoftPrompt
+from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.template import Template
-from ptexport.toolkit.tokenizer import CompiledTemplate, WordTokenizer, compile_template
+from ptexport.toolkit.tokenizer import CompiledTemplate, compile_template
 from ptexport.toolkit.training import Scorer
 from ptexport.toolkit.verbalizer import Verbalizer
+from ptexport.toolkit.words import WordTokenizer
 
 if TYPE_CHECKING:
     from ptexport.toolkit.train import TrainConfig
+
+
+DEFAULT_MAX_LENGTH = 512
+"""Most tokens in one row, where the user asks for nothing else and the backbone takes as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +44,10 @@ class Task:
     classifier: PromptClassifier
 
     @classmethod
-    def prepare(cls, config: "TrainConfig", verbalizer: Verbalizer, backbone: Backbone) -> "Task":
+    def prepare(cls, config: "TrainConfig", verbalizer: Verbalizer, backbone: Backbone, device: torch.device) -> "Task":
         """Put the backbone on its device and choose what it reads."""
-        classifier = backbone.classifier(read_of(config, causal=backbone.facts.causal))
-        return cls(
-            config=config, verbalizer=verbalizer, backbone=backbone, classifier=classifier.to(_device(config.device))
-        )
+        classifier = backbone.classifier(read_of(config, backbone.facts)).to(device)
+        return cls(config=config, verbalizer=verbalizer, backbone=backbone, classifier=classifier)
 
     def compile(self, template: Template) -> CompiledTemplate:
         """Compile a template with the same lengths and rules as all others of this training."""
@@ -51,7 +56,7 @@ class Task:
             self.backbone.facts,
             self.backbone.tokenizer_json,
             mask_slot=self.classifier.read == "mask",
-            max_length=min(self.config.max_length, self.backbone.facts.max_positions),
+            max_length=self.config.max_length or min(DEFAULT_MAX_LENGTH, self.backbone.facts.max_positions),
             truncate=self.config.truncate,
         )
 
@@ -110,14 +115,31 @@ class Task:
         return WordTokenizer(self.backbone.tokenizer_json).id(self.backbone.facts.tokens["mask"])
 
 
-def read_of(config: "TrainConfig", *, causal: bool) -> Read:
-    """Which state becomes logits."""
-    if causal:
+def read_of(config: "TrainConfig", facts: BackboneFacts) -> Read:
+    """Which state becomes logits.
+
+    Raises:
+        TrainError: `pool` is given where nothing is pooled.
+    """
+    if config.pool is not None and (facts.causal or config.head == "words"):
+        got = "a causal model, which is read at its last token" if facts.causal else "label words, read at [MASK]"
+        raise TrainError(f"pool {config.pool}: is for a linear head on a masked model, got {got}; leave it out")
+    if facts.causal:
         return "last"
-    return "mask" if config.head == "words" else config.pool
+    return "mask" if config.head == "words" else config.pool or "mean"
 
 
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+def find_device(name: str) -> torch.device:
+    """Find a device: `auto` is the first accelerator there is, or the CPU.
+
+    Raises:
+        TrainError: torch has no such device here.
+    """
+    if name == "auto":
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as e:  # which of the two depends on how this torch was built
+        raise TrainError(f"device {name}: {str(e).splitlines()[0]}; use auto or cpu") from e

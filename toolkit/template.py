@@ -6,7 +6,8 @@
     [CLS] [SEP] [BOS]  the backbone's own tokens; with any of them written, none is added around the template
     anything else    anchor words
 
-A space between two pieces belongs to the piece on its right.
+One space between two pieces belongs to the piece on its right; line breaks and further spaces are words. Space around
+the whole template is dropped.
 """
 
 import re
@@ -37,8 +38,8 @@ class Piece:
 
     Attributes:
         kind: what stands here.
-        words: the anchor words of a "words" piece, inner spaces kept; otherwise empty.
-        spaced: whether a space stands before it.
+        words: the anchor words of a "words" piece; otherwise empty.
+        spaced: whether a space stands before it, which is not in `words`.
     """
 
     kind: Kind
@@ -66,6 +67,7 @@ class Template:
             TemplateError: an unknown placeholder, one too many or missing, or a letter that touches a text.
         """
         pieces: list[Piece] = []
+        source = source.strip()
         end = 0
         for match in _BRACKETED.finditer(source):
             _add_words(pieces, source, end, match.start())
@@ -97,16 +99,18 @@ class Template:
 
 
 def _add_words(pieces: list[Piece], source: str, start: int, end: int) -> None:
-    words = source[start:end].strip()
+    words = source[start:end]
+    stray = re.search(r"[\[\]{}]", words)
+    if stray:
+        raise TemplateError(f"template {source!r}: a lone {stray[0]!r}; brackets only make placeholders here")
+    if end < len(source):
+        words = words.removesuffix(" ")  # the placeholder's
     if words:
-        stray = re.search(r"[\[\]{}]", words)
-        if stray:
-            raise TemplateError(f"template {source!r}: a lone {stray[0]!r}; brackets only make placeholders here")
-        pieces.append(Piece(kind="words", words=words, spaced=source[start].isspace() and bool(pieces)))
+        pieces.append(Piece(kind="words", words=words.removeprefix(" "), spaced=words.startswith(" ")))
 
 
 def _add_placeholder(pieces: list[Piece], source: str, match: re.Match[str]) -> None:
-    spaced = bool(pieces) and source[match.start() - 1].isspace()
+    spaced = bool(pieces) and source[match.start() - 1] == " "
     prompt = _PROMPT.fullmatch(match[0])
     kind = "prompt" if prompt else _PLACEHOLDERS.get(match[0])
     if kind is None:

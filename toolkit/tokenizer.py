@@ -6,15 +6,17 @@ becomes its `TemplateProcessing` post-processor; virtual token k is a vocabulary
 """
 
 import copy
+import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tokenizers import Tokenizer
-
 from ptexport.runtime.errors import ModelError, TemplateError
+from ptexport.runtime.rows import Row
 from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.template import Piece, Template
+from ptexport.toolkit.words import WordTokenizer
 
 Truncate = Literal["longest", "text"]
 """Which text of a pair is cut when both do not fit: the longer one, or always {text}."""
@@ -45,20 +47,20 @@ class CompiledTemplate:
 
     Attributes:
         items: template tokens and text slots, in order, with what surrounds them.
-        n_rows: rows that template ids past the vocabulary point to: virtual tokens, then the mask slot if there is one.
         max_length: most tokens in one row.
         text_spaced: whether a space stands before the texts and belongs to their first token.
         vocab: the first id past the backbone's embedding table.
         base: the backbone's tokenizer, as JSON.
+        added_ids: ids of the tokens that `base` adds to its model's vocabulary, by name.
         truncate: which text of a pair is cut.
     """
 
     items: tuple[TemplateToken | TextSlot, ...]
-    n_rows: int
     max_length: int
     text_spaced: bool
     vocab: int
     base: str
+    added_ids: dict[str, int]
     truncate: Truncate
 
     @property
@@ -87,7 +89,10 @@ class CompiledTemplate:
         items = self.items[n_folded:]
         spec = json.loads(self.base)
         tokens = {item.name: item.id for item in items if isinstance(item, TemplateToken)}
-        _add_to_vocab(spec["model"], {name: id_ for name, id_ in tokens.items() if id_ >= self.vocab})
+        # Tokens added outside the model's vocabulary are numbered from its size on, which the prompt's entries change:
+        # so those go into the vocabulary too, under the ids they had.
+        prompt = {name: id_ for name, id_ in tokens.items() if id_ >= self.vocab}
+        _add_to_vocab(spec["model"], self.added_ids | prompt)
         spec["normalizer"] = _text_normalizer(spec.get("normalizer"), spaced=self.text_spaced)
         spec["padding"] = None
         spec["truncation"] = {
@@ -134,11 +139,16 @@ def compile_template(
     """
     _check_mask(template, facts, mask_slot=mask_slot)
     words = WordTokenizer(tokenizer_json)
-    _check_unspellable(words, facts)
-    spaced = words.space_matters and any(p.spaced for p in template.pieces if p.kind in ("text", "text_b"))
+    words.check_unspellable(facts.name, facts.vocab)
+    where = f"template {template.source!r}"
+    before_texts = {piece.spaced for piece in template.pieces if piece.kind in ("text", "text_b")}
+    if words.space_matters and len(before_texts) > 1:
+        raise TemplateError(
+            f"{where}: a space before one text and none before the other, which {facts.name}'s tokens hold; "
+            "begin with a word or [P] and a space, or put both texts after the like"
+        )
     items = _items(template, facts, words)
     n_fixed = sum(isinstance(item, TemplateToken) for item in items)
-    where = f"template {template.source!r}"
     if n_fixed == 0:
         raise TemplateError(
             f"{where}: holds nothing beside texts, and an empty text would leave nothing to read; add a word"
@@ -149,67 +159,50 @@ def compile_template(
         raise TemplateError(
             f"{where}: takes {n_fixed} of {max_length} tokens, leaving none for text; raise the max length"
         )
-    compiled = CompiledTemplate(
+    return CompiledTemplate(
         items=items,
-        n_rows=template.n_prompt + (1 if mask_slot else 0),
         max_length=max_length,
-        text_spaced=spaced,
+        text_spaced=words.space_matters and True in before_texts,
         vocab=facts.vocab,
         base=tokenizer_json,
+        added_ids=words.added_ids(),
         truncate=truncate,
     )
-    return compiled
 
 
-class WordTokenizer:
-    """A backbone's tokenizer for pieces of a template and label words, tokenised apart.
+def count_split_differently(template: Template, tokenizer_json: str, rows: Iterable[Row]) -> int:
+    """Count rows that would become other tokens if template and texts were one string.
 
-    Attributes:
-        space_matters: whether a space before a word is part of its token (byte-level BPE) or not (WordPiece,
-            SentencePiece, which mark or ignore it themselves).
+    Pieces are tokenised apart. With spaces between them the ids are the same; a character glued to a text, as "?" in
+    "{text}?", may be one token with its end.
+
+    Args:
+        template: the parsed template.
+        tokenizer_json: the backbone's own tokenizer.
+        rows: with the texts the template takes.
     """
+    words = WordTokenizer(tokenizer_json)
+    runs = [list(run) for textual, run in itertools.groupby(template.pieces, key=_is_textual) if textual]
+    glued = [run for run in runs if not all(piece.spaced for piece in run[1:])]
 
-    def __init__(self, tokenizer_json: str) -> None:
-        self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        whole, first, second = self._ids("a b"), self._ids("a"), self._ids("b")
-        self.space_matters = whole != first + second
-        if self.space_matters and whole != first + self._ids(" b"):
-            raise ModelError("the tokenizer splits neither 'a|b' nor 'a| b' as it splits 'a b'; not supported")
+    def differs(run: list[Piece], row: Row) -> bool:
+        texts = {"text": row.text, "text_b": row.text_b or ""}
+        parts = [(texts[piece.kind].strip() if piece.kind in texts else piece.words, piece.spaced) for piece in run]
+        whole = "".join(f" {part}" if spaced and part else part for part, spaced in parts)
+        apart = [id_ for part, spaced in parts if part for id_ in words.ids(part, spaced=spaced)]
+        return words.ids(whole, spaced=False) != apart
 
-    def ids(self, words: str, *, spaced: bool) -> list[int]:
-        """Tokenise words by themselves, with the space before them where it belongs to their first token."""
-        return self._ids(f" {words}" if spaced and self.space_matters else words)
+    return sum(any(differs(run, row) for run in glued) for row in rows)
 
-    def name(self, id_: int) -> str:
-        """A token's name in the vocabulary."""
-        name = self.tokenizer.id_to_token(id_)
-        assert name is not None, id_  # only asked of ids that this tokenizer made
-        return name
 
-    def id(self, name: str) -> int:
-        """The id of a token that is in the vocabulary."""
-        id_ = self.tokenizer.token_to_id(name)
-        if id_ is None:
-            raise ModelError(
-                f"the tokenizer calls {name!r} one of its special tokens, but has no id for it; not supported"
-            )
-        return id_
-
-    def surrounding(self) -> tuple[list[int], list[int]]:
-        """What the backbone's own post-processor puts before and after one text."""
-        encoding = self.tokenizer.encode("a")
-        inner = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-        return encoding.ids[: inner[0]], encoding.ids[inner[-1] + 1 :]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+def _is_textual(piece: Piece) -> bool:
+    return piece.kind in ("words", "text", "text_b")
 
 
 def _check_mask(template: Template, facts: BackboneFacts, *, mask_slot: bool) -> None:
     where = f"template {template.source!r}"
+    if mask_slot and "mask" not in facts.tokens:
+        raise ModelError(f"{facts.name}: a masked model whose tokenizer names no mask token; use --head linear")
     if mask_slot and not template.has("mask"):
         raise TemplateError(
             f"{where}: has no [MASK], and {facts.name} is a masked model that answers there; add [MASK]"
@@ -225,11 +218,11 @@ def _items(template: Template, facts: BackboneFacts, words: WordTokenizer) -> tu
     before, after = ([], []) if written else words.surrounding()
     items: list[TemplateToken | TextSlot] = [TemplateToken(id=i, name=words.name(i), type_id=0) for i in before]
     type_id = prompt = 0
-    texts_begun = False
+    between_texts = False
     for piece in template.pieces:
         if piece.kind in ("text", "text_b"):
             items.append(TextSlot(sequence="A" if piece.kind == "text" else "B", type_id=type_id))
-            texts_begun = True
+            between_texts = piece.kind == "text" and template.has("text_b")
         elif piece.kind == "prompt" or (piece.kind == "mask" and not facts.causal):
             row = prompt if piece.kind == "prompt" else template.n_prompt
             items.append(TemplateToken(id=facts.vocab + row, name=f"[P {row}]", type_id=type_id))
@@ -238,7 +231,7 @@ def _items(template: Template, facts: BackboneFacts, words: WordTokenizer) -> tu
             items += [
                 TemplateToken(id=i, name=words.name(i), type_id=type_id) for i in _literal_ids(piece, facts, words)
             ]
-        if piece.kind == "sep" and texts_begun and template.has("text_b") and facts.token_types:
+        if piece.kind == "sep" and between_texts and facts.token_types:
             type_id = 1
     items += [TemplateToken(id=i, name=words.name(i), type_id=type_id) for i in after]
     return tuple(items)
@@ -260,10 +253,11 @@ def _add_to_vocab(model: dict[str, Any], tokens: dict[str, int]) -> None:
     if isinstance(vocab, dict):
         vocab.update(tokens)
         return
-    # A Unigram vocabulary is a list whose index is the id: fill up to the embedding table's rows first.
-    for name, id_ in sorted(tokens.items(), key=lambda item: item[1]):
-        vocab += [[f"[unused {filler}]", -1e9] for filler in range(len(vocab), id_)]
-        vocab.append([name, -1e9])
+    # A Unigram vocabulary is a list whose index is the id: fill it up to the last of them. No text holds a filler,
+    # whose score is 0.0 since the lowest score of all decides what unknown characters cost.
+    names = {id_: name for name, id_ in tokens.items()}
+    for id_ in range(len(vocab), max(names, default=-1) + 1):
+        vocab.append([names.get(id_, f"[unused {id_}]"), 0.0])
 
 
 def _text_normalizer(existing: dict[str, Any] | None, *, spaced: bool) -> dict[str, Any]:
@@ -280,15 +274,3 @@ def _post_processor_item(item: TemplateToken | TextSlot) -> dict[str, Any]:
     if isinstance(item, TextSlot):
         return {"Sequence": {"id": item.sequence, "type_id": item.type_id}}
     return {"SpecialToken": {"id": item.name, "type_id": item.type_id}}
-
-
-def _check_unspellable(words: WordTokenizer, facts: BackboneFacts) -> None:
-    """Refuse a tokenizer that could take `[P 0]` for one word, since text could then name a virtual token."""
-    name = "[P 0]"
-    normalizer, splitter = words.tokenizer.normalizer, words.tokenizer.pre_tokenizer
-    text = name if normalizer is None else normalizer.normalize_str(name)
-    pieces = [text] if splitter is None else [piece for piece, _ in splitter.pre_tokenize_str(text)]
-    if any(name in piece for piece in pieces):
-        raise ModelError(
-            f"{facts.name}: its tokenizer keeps spaces inside words, so text could spell {name}; not supported"
-        )

@@ -16,15 +16,16 @@ from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.data import load_data
 from ptexport.toolkit.encoder import EncoderKind, SoftPrompt
 from ptexport.toolkit.run import MAX_CHECK_ROWS, Baked, Metrics, Run, RunConfig, TrainSettings
-from ptexport.toolkit.task import Task
+from ptexport.toolkit.task import Task, find_device
 from ptexport.toolkit.template import Template
-from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate
-from ptexport.toolkit.training import Progress, Scorer, fit
+from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate, count_split_differently
+from ptexport.toolkit.training import Examples, Progress, Scorer, fit
 from ptexport.toolkit.verbalizer import Verbalizer
 
 DEFAULT_LR: dict[EncoderKind, float] = {"lstm": 5e-3, "mlp": 1e-3, "none": 1e-2}
 """Rates that learn with a frozen backbone; the papers' 1e-5 is for tuning the language model with the prompt."""
 
+_LAST_LATIN = 0x24F  # the end of Unicode's block Latin Extended-B
 VERSIONED = ("ptexport", "torch", "transformers", "tokenizers")
 
 
@@ -40,10 +41,10 @@ class TrainConfig:
         template: with at least one virtual token.
         labels: `name=word|word,…` or a file; names alone for a linear head.
         head: label words, or a linear layer.
-        pool: what a linear head reads on a masked model.
+        pool: what a linear head reads on a masked model; None: the mean.
         encoder: the prompt encoder.
         init: what plain rows (`encoder="none"`) start from: noise of the embeddings' size, or the label words'.
-        max_length: most tokens in one row.
+        max_length: most tokens in one row; None: 512, or fewer where the backbone takes fewer.
         truncate: which text of a pair is cut.
         manual: hand-written templates to measure with the same label words and test rows.
         device: "auto", or a torch device.
@@ -57,10 +58,10 @@ class TrainConfig:
     dev: str | None = None
     test: str | None = None
     head: Head = "words"
-    pool: Literal["mean", "first"] = "mean"
+    pool: Literal["mean", "first"] | None = None
     encoder: EncoderKind = "lstm"
     init: Literal["random", "words"] = "random"
-    max_length: int = 512
+    max_length: int | None = None
     truncate: Truncate = "longest"
     manual: Sequence[str] = field(default=())
     device: str = "auto"
@@ -78,6 +79,7 @@ def train(config: TrainConfig, progress: Progress) -> Run:
     template, manual = _templates(config)
     verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
     settings = config.settings or TrainSettings(lr=DEFAULT_LR[config.encoder])
+    device = find_device(config.device)
     data = load_data(
         config.data,
         dev=config.dev,
@@ -86,25 +88,25 @@ def train(config: TrainConfig, progress: Progress) -> Run:
         fields=template.fields,
         seed=settings.seed,
     )
-    task = Task.prepare(config, verbalizer, load_backbone(find_checkpoint(config.model), config.head))
+    task = Task.prepare(config, verbalizer, load_backbone(find_checkpoint(config.model), config.head), device)
     compiled = task.compile(template)
-    # Made before training, so that a template or label word that does not fit costs no training.
-    by_hand = {t.source: (task.scorer(task.compile(t)), task.prompt(t, with_encoder=False)) for t in manual}
+    scorer = task.scorer(compiled)
+    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
+    learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, verbalizer.labels)
+    dev, test = (Examples.encode(rows, scorer.encoder, verbalizer.labels) for rows in (data.dev, data.test))
+    _warn_of_glue(template, task, data.train, progress)
+    # Before training, so that a hand-written template or its words that do not fit cost no training.
+    manual_accuracy = {}
+    for source, parsed in manual.items():
+        by_hand = task.scorer(task.compile(parsed))
+        rows = Examples.encode(data.test, by_hand.encoder, verbalizer.labels)
+        manual_accuracy[source] = by_hand.accuracy(task.prompt(parsed, with_encoder=False), rows)[0]
+        progress.note(f"hand-written {source!r}: test accuracy {manual_accuracy[source]:.1%}")
 
     torch.manual_seed(settings.seed)
     prompt = task.prompt(template, with_encoder=True)
-    scorer = task.scorer(compiled)
     started = time.perf_counter()
-    dev_accuracy = fit(
-        prompt,
-        scorer,
-        TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields),
-        train=data.train,
-        dev=data.dev,
-        labels=verbalizer.labels,
-        settings=settings,
-        progress=progress,
-    )
+    dev_accuracy = fit(prompt, scorer, train=learn, dev=dev, settings=settings, progress=progress)
     seconds = time.perf_counter() - started
 
     metrics = Metrics(
@@ -115,11 +117,8 @@ def train(config: TrainConfig, progress: Progress) -> Run:
         n_test=len(data.test),
         trainable_parameters=sum(parameter.numel() for parameter in prompt.trainable_parameters()),
         dev_accuracy=dev_accuracy,
-        test_accuracy=scorer.accuracy(prompt, data.test, verbalizer.labels)[0],
-        manual_accuracy={
-            source: by_hand_scorer.accuracy(fixed, data.test, verbalizer.labels)[0]
-            for source, (by_hand_scorer, fixed) in by_hand.items()
-        },
+        test_accuracy=scorer.accuracy(prompt, test)[0],
+        manual_accuracy=manual_accuracy,
         train_seconds=seconds,
         seed=settings.seed,
         versions={name: version(name) for name in VERSIONED},
@@ -134,18 +133,20 @@ def train(config: TrainConfig, progress: Progress) -> Run:
     )
 
 
-def _templates(config: TrainConfig) -> tuple[Template, list[Template]]:
-    """Parse the template to be trained and the hand-written ones, and refuse what does not go together."""
+def _templates(config: TrainConfig) -> tuple[Template, dict[str, Template]]:
+    """Parse the template to be trained and, by their text, the hand-written ones; refuse what does not go together."""
     template = Template.parse(config.template)
     where = f"template {config.template!r}"
     if template.n_prompt == 0:
         raise TemplateError(f"{where}: has no virtual token to train; add [P*3], or give it to --manual")
     if config.init == "words" and config.encoder != "none":
         raise TrainError(f"init words: the {config.encoder} encoder makes its rows itself; use --encoder none")
-    manual = [Template.parse(source) for source in config.manual]
+    if config.truncate == "text" and not template.has("text_b"):
+        raise TemplateError(f"truncate text: {where} takes one text, which is cut anyway; leave it out")
+    manual = {source: Template.parse(source) for source in config.manual}
     if manual and config.head == "linear":
         raise TemplateError("manual: a linear head has no label words for hand-written templates; leave out --manual")
-    for other in manual:
+    for other in manual.values():
         if other.n_prompt:
             raise TemplateError(f"manual {other.source!r}: holds virtual tokens, which nobody trains; leave out [P]")
         if other.fields != template.fields:
@@ -155,11 +156,25 @@ def _templates(config: TrainConfig) -> tuple[Template, list[Template]]:
     return template, manual
 
 
+def _warn_of_glue(template: Template, task: Task, rows: Sequence[Row], progress: Progress) -> None:
+    joined = count_split_differently(template, task.backbone.tokenizer_json, rows)
+    if joined:
+        progress.note(
+            f"{joined} of {len(rows)} training rows would be other tokens as one string, since "
+            f"{template.source!r} glues characters to a text; a space between them avoids it"
+        )
+
+
 def choose_check_rows(rows: Sequence[Row]) -> list[Row]:
-    """Choose rows for parity: the longest, the empty and the non-Latin ones first, then the others in order."""
+    """Choose at most `MAX_CHECK_ROWS` rows for parity: the longest, then empty, then non-Latin, then others."""
     longest = max(rows, key=lambda row: len(row.text) + len(row.text_b or ""))
-    odd = [row for row in rows if row is longest or not row.text.strip() or any(ord(c) > 0x24F for c in row.text)]
-    return [*odd, *(row for row in rows if row not in odd)][:MAX_CHECK_ROWS]
+
+    def rank(row: Row) -> int:
+        if row is longest:
+            return 0
+        return 1 if not row.text.strip() else 2 if any(ord(c) > _LAST_LATIN for c in row.text) else 3
+
+    return sorted(rows, key=rank)[:MAX_CHECK_ROWS]
 
 
 def _run_config(

@@ -32,6 +32,33 @@ class Progress(Protocol):
     def epoch(self, number: int, dev_accuracy: float) -> None:
         """Report an evaluation on dev."""
 
+    def note(self, message: str) -> None:
+        """Say what the user may want to know before training ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Rows as the classifier takes them.
+
+    Attributes:
+        encodings: ids and masks, template included.
+        targets: index of each row's label.
+    """
+
+    encodings: list[Encoding]
+    targets: list[int]
+
+    @classmethod
+    def encode(cls, rows: Sequence[Row], encoder: TextEncoder, labels: Sequence[str]) -> "Examples":
+        """Encode rows.
+
+        Raises:
+            DataError: a text that cannot be encoded.
+        """
+        index = {label: i for i, label in enumerate(labels)}
+        targets = [index[row.label or ""] for row in rows]
+        return cls(encodings=encoder.encode([text_of(row) for row in rows]), targets=targets)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
@@ -47,30 +74,31 @@ class Scorer:
     encoder: TextEncoder
     leading_ids: list[int]
 
+    @property
+    def trains_leading(self) -> bool:
+        """Whether training changes the leading prompt, so that its states cannot be computed once."""
+        return any(id_ >= self.classifier.vocab for id_ in self.leading_ids)
+
     @torch.no_grad()
-    def logits(self, prompt: SoftPrompt, texts: Sequence[Text]) -> Tensor:
-        """Score texts, float [texts, c]."""
-        rows = prompt.prompt_rows()
-        leading = self.classifier.leading_states(self.leading_ids, rows) if self.leading_ids else None
-        encodings = self.encoder.encode(texts)
-        logits = torch.empty(len(texts), len(prompt.label_bias), device=rows.device)
-        order = sorted(range(len(texts)), key=lambda i: -len(encodings[i]))
+    def leading_states(self, prompt: SoftPrompt) -> Tensor | None:
+        """Compute the keys and values of the leading prompt; None if there is none."""
+        return self.classifier.leading_states(self.leading_ids, prompt.prompt_rows()) if self.leading_ids else None
+
+    @torch.no_grad()
+    def logits(self, prompt: SoftPrompt, encodings: Sequence[Encoding]) -> Tensor:
+        """Score rows as `encoder` encodes them, float [rows, c]."""
+        rows, leading = prompt.prompt_rows(), self.leading_states(prompt)
+        logits = torch.empty(len(encodings), len(prompt.label_bias), device=rows.device)
+        order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
         for start in range(0, len(order), EVALUATION_BATCH_ROWS):
             batch = order[start : start + EVALUATION_BATCH_ROWS]
             logits[batch] = _forward(self.classifier, prompt, [encodings[i] for i in batch], rows, leading)
         return logits
 
-    @torch.no_grad()
-    def fixed_leading_states(self, prompt: SoftPrompt) -> Tensor | None:
-        """Compute the leading prompt's states, if no training changes them: it holds words and no virtual token."""
-        if not self.leading_ids or max(self.leading_ids) >= self.classifier.vocab:
-            return None
-        return self.classifier.leading_states(self.leading_ids, prompt.prompt_rows())
-
-    def accuracy(self, prompt: SoftPrompt, rows: Sequence[Row], labels: Sequence[str]) -> tuple[float, float]:
+    def accuracy(self, prompt: SoftPrompt, examples: Examples) -> tuple[float, float]:
         """Return the share of rows answered right, and the mean cross-entropy in nats."""
-        logits = self.logits(prompt, [text_of(row) for row in rows])
-        targets = torch.tensor([labels.index(row.label or "") for row in rows], device=logits.device)
+        logits = self.logits(prompt, examples.encodings)
+        targets = torch.tensor(examples.targets, device=logits.device)
         loss = functional.cross_entropy(logits, targets)
         return (logits.argmax(1) == targets).double().mean().item(), loss.item()
 
@@ -83,11 +111,9 @@ def text_of(row: Row) -> Text:
 def fit(
     prompt: SoftPrompt,
     scorer: Scorer,
-    whole: TextEncoder,
     *,
-    train: Sequence[Row],
-    dev: Sequence[Row],
-    labels: Sequence[str],
+    train: Examples,
+    dev: Examples,
     settings: TrainSettings,
     progress: Progress,
 ) -> float:
@@ -96,10 +122,9 @@ def fit(
     Args:
         prompt: what is trained.
         scorer: scores dev rows; its classifier is the frozen backbone, on the prompt's device.
-        whole: the tokenizer with the whole template, for when its leading part changes at every step.
-        train: rows to learn from.
-        dev: rows that choose the epoch.
-        labels: in the order of the logits.
+        train: rows to learn from, encoded by the scorer's encoder, or with the whole template if it trains the leading
+            part.
+        dev: rows that choose the epoch, encoded by the scorer's encoder.
         settings: rates and sizes.
         progress: told of steps and epochs.
 
@@ -109,10 +134,10 @@ def fit(
     Raises:
         TrainError: the loss is not a number.
     """
-    leading = scorer.fixed_leading_states(prompt)
-    encodings = (whole if leading is None else scorer.encoder).encode([text_of(row) for row in train])
-    targets = torch.tensor([labels.index(row.label or "") for row in train], device=prompt.label_bias.device)
-    steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+    leading = None if scorer.trains_leading else scorer.leading_states(prompt)
+    targets = torch.tensor(train.targets, device=prompt.label_bias.device)
+    lengths = [len(encoding) for encoding in train.encodings]
+    steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
     total = steps_per_epoch * settings.epochs
     optimizer = torch.optim.AdamW(prompt.trainable_parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, settings.warmup))
@@ -120,15 +145,15 @@ def fit(
     best, best_state, since_best = (-1.0, 0.0), copy.deepcopy(prompt.state_dict()), 0
     done = 0
     for epoch in range(1, settings.epochs + 1):
-        for batch in _batches([len(encoding) for encoding in encodings], settings.batch_size, random_):
-            texts = [encodings[i] for i in batch]
-            logits = _forward(scorer.classifier, prompt, texts, prompt.prompt_rows(), leading)
+        for batch in _batches(lengths, settings.batch_size, random_):
+            some = [train.encodings[i] for i in batch]
+            logits = _forward(scorer.classifier, prompt, some, prompt.prompt_rows(), leading)
             loss = functional.cross_entropy(logits, targets[batch])
             _step(loss, prompt, optimizer, settings)
             schedule.step()
             done += 1
             progress.step(done, total, loss.item())
-        accuracy, dev_loss = scorer.accuracy(prompt, dev, labels)
+        accuracy, dev_loss = scorer.accuracy(prompt, dev)
         progress.epoch(epoch, accuracy)
         since_best += 1
         if (accuracy, -dev_loss) > best:

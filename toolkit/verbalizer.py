@@ -5,11 +5,12 @@ the score of a word. Several words per label are averaged as rows of the head, s
 """
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptexport.runtime.errors import VerbalizerError
-from ptexport.toolkit.tokenizer import WordTokenizer
+from ptexport.toolkit.words import WordTokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,9 @@ class Verbalizer:
             VerbalizerError: fewer than two labels, one named twice, one without words (or, on a linear head, with).
         """
         try:
-            entries = Path(spec).read_text(encoding="utf-8").splitlines() if Path(spec).is_file() else spec.split(",")
+            # os.path.isfile, since Path's refuses a long line of labels as a name
+            file = Path(spec).read_text(encoding="utf-8-sig") if os.path.isfile(spec) else None  # noqa: PTH113
+            entries = spec.split(",") if file is None else file.splitlines()
         except (OSError, UnicodeDecodeError) as e:
             raise VerbalizerError(f"labels {spec!r}: cannot be read ({e}); check the file") from e
         pairs = [entry.partition("=") for entry in entries if entry.strip()]

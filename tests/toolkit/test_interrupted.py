@@ -1,0 +1,92 @@
+"""Ctrl-C and a full disk, met by the commands themselves: one sentence, exit code 1, nothing half written."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PTEXPORT = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()"]
+LABELS = "positive=great,negative=terrible"
+
+
+def train_command(llama: Path, rows_file: Path, out: Path, *more: str) -> list[str]:
+    given = {"model": llama, "data": rows_file, "template": "[P] {text}", "labels": LABELS, "out": out}
+    return [*PTEXPORT, "train", *(str(word) for name, value in given.items() for word in (f"--{name}", value)), *more]
+
+
+def interrupt(command: list[str], after: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Send SIGINT when standard error has shown `after`."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stderr is not None
+        seen = ""
+        while after not in seen:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, seen + err)
+
+
+def files_under(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    command = train_command(llama, rows_file, tmp_path / "runs" / "run", "--epochs", "1000", "--patience", "1000")
+    done = interrupt(command, "epoch 2", tmp_path / "cache")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Aborted!")
+    assert "Traceback" not in done.stderr
+    assert files_under(tmp_path) == []
+
+
+def test_ctrl_c_while_tracing(llama_run: Path, tmp_path: Path) -> None:
+    """Neither the bundle nor the cache holds anything, and the next export makes both."""
+    command = [*PTEXPORT, "export", str(llama_run), "--out", str(tmp_path / "bundle")]
+    done = interrupt(command, "tracing", tmp_path / "cache")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Aborted!")
+    assert "Traceback" not in done.stderr
+    assert files_under(tmp_path) == []
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert (tmp_path / "bundle" / "manifest.json").is_file()
+
+
+def limited(command: list[str], largest_file_bytes: int, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run on a disk that takes no file larger than this (what a full one does, but each time at the same byte)."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes)),
+    )
+
+
+@pytest.mark.parametrize("largest_file_bytes", [100, 5_000, 50_000])
+def test_a_full_disk_in_training(largest_file_bytes: int, llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    command = train_command(llama, rows_file, tmp_path / "run", "--epochs", "1")
+    done = limited(command, largest_file_bytes, tmp_path / "cache")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert files_under(tmp_path) == []
+
+
+@pytest.mark.parametrize("largest_file_bytes", [1_000, 60_000, 110_000])
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_full_disk_in_export(largest_file_bytes: int, traced: bool, llama_bundle: Path, llama_run: Path,
+                               tmp_path: Path) -> None:  # fmt: skip
+    """At the trace, and, with the backbone traced before (`llama_bundle`), at each of the bundle's files."""
+    cache = Path(os.environ["XDG_CACHE_HOME"]) if traced else tmp_path / "cache"
+    done = limited([*PTEXPORT, "export", str(llama_run), "--out", str(tmp_path / "bundle")], largest_file_bytes, cache)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert files_under(tmp_path) == []

@@ -1,0 +1,151 @@
+"""Training on tiny models: what changes, what must not, and what stops it."""
+
+import importlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import LABELS, Quiet
+
+from ptexport.runtime.errors import TemplateError, TrainError
+from ptexport.runtime.rows import Row
+from ptexport.toolkit.backbone import Backbone, load_backbone
+from ptexport.toolkit.checkpoint import find_checkpoint
+from ptexport.toolkit.encoder import EncoderKind, PromptEncoder
+from ptexport.toolkit.run import TrainSettings
+from ptexport.toolkit.train import TrainConfig, choose_check_rows, train
+
+
+class Recorder(Quiet):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.dev_accuracies: list[float] = []
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        self.losses.append(loss)
+
+    def epoch(self, number: int, dev_accuracy: float) -> None:
+        self.dev_accuracies.append(dev_accuracy)
+
+
+def config(model: Path, rows_file: Path, settings: TrainSettings, **changes: object) -> TrainConfig:
+    given = {"template": "{text} It was [P*3]", "labels": LABELS, "max_length": 48, **changes}
+    return TrainConfig(model=str(model), data=str(rows_file), settings=settings, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["lstm", "mlp", "none"])
+@pytest.mark.parametrize("n_prompt", [1, 5])
+def test_an_encoder_makes_one_row_per_virtual_token(kind: EncoderKind, n_prompt: int) -> None:
+    encoder = PromptEncoder(kind, n_prompt, 32, scale=0.2)
+    rows = encoder()
+    assert rows.shape == (n_prompt, 32)
+    rows.sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_the_paper_s_encoder() -> None:
+    """Two layers, both directions, half the width each, then Linear-ReLU-Linear."""
+    shapes = {name: list(value.shape) for name, value in PromptEncoder("lstm", 3, 32, scale=1.0).named_parameters()}
+    assert shapes["lstm.weight_hh_l1_reverse"] == [4 * 16, 16]
+    assert shapes["lstm.weight_ih_l1"] == [4 * 16, 32]
+    assert (shapes["mlp.0.weight"], shapes["mlp.2.weight"]) == ([32, 32], [32, 32])
+
+
+def test_it_learns_keeps_the_best_epoch_and_repeats(llama: Path, rows_file: Path) -> None:
+    settings = TrainSettings(lr=2e-2, epochs=12, patience=12, batch_size=4, seed=3)
+    seen = Recorder()
+    run = train(config(llama, rows_file, settings), seen)
+    assert np.mean(seen.losses[-7:]) < 0.7 * np.mean(seen.losses[:7])
+    assert run.metrics.dev_accuracy == max(seen.dev_accuracies) > seen.dev_accuracies[0]
+    again = train(config(llama, rows_file, settings), Quiet())
+    assert again.metrics.test_accuracy == run.metrics.test_accuracy
+    np.testing.assert_array_equal(again.baked.prompt_rows, run.baked.prompt_rows)
+    other = train(config(llama, rows_file, TrainSettings(lr=2e-2, epochs=1, seed=4)), Quiet())
+    assert not np.allclose(other.baked.prompt_rows, run.baked.prompt_rows)
+
+
+def test_early_stopping(llama: Path, rows_file: Path) -> None:
+    seen = Recorder()
+    train(config(llama, rows_file, TrainSettings(lr=1e-30, epochs=20, patience=2)), seen)
+    assert len(seen.dev_accuracies) == 3
+
+
+def test_the_backbone_and_the_label_words_are_frozen(
+    llama: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is trained on is, float by float, what was loaded; the label words' rows are the head's own."""
+    loaded: list[Backbone] = []
+    module = importlib.import_module("ptexport.toolkit.train")
+    monkeypatch.setattr(module, "load_backbone", lambda *given: loaded.append(load_backbone(*given)) or loaded[-1])
+    run = train(config(llama, rows_file, TrainSettings(lr=2e-2, epochs=2)), Quiet())
+    before = load_backbone(find_checkpoint(str(llama)), "words")
+    after = dict(loaded[0].model.named_parameters())
+    for name, parameter in before.model.named_parameters():
+        torch.testing.assert_close(after[name], parameter, rtol=0, atol=0)
+    tokens = [[before.model.get_output_embeddings().weight[i] for i in _ids(llama, words)]
+              for words in (["Ġgreat", "Ġgood"], ["Ġterrible", "Ġbad"])]  # fmt: skip
+    expected = torch.stack([torch.stack(rows).mean(0) for rows in tokens])
+    np.testing.assert_allclose(run.baked.label_rows, expected.numpy(), atol=1e-7)
+
+
+def test_a_linear_head_is_trained(bert: Path, rows_file: Path) -> None:
+    changes = {"template": "[P] {text}", "labels": "positive,negative", "head": "linear"}
+    small = train(config(bert, rows_file, TrainSettings(lr=1e-12, epochs=1), **changes), Quiet())
+    large = train(config(bert, rows_file, TrainSettings(lr=1e-2, epochs=1), **changes), Quiet())
+    assert np.abs(large.baked.label_rows - small.baked.label_rows).max() > 1e-3
+    assert small.baked.label_rows.shape == (2, 32)
+
+
+def _ids(model: Path, tokens: list[str]) -> list[int]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    return [int(tokenizer.token_to_id(token)) for token in tokens]
+
+
+def test_rows_that_start_from_words(llama: Path, rows_file: Path) -> None:
+    """At a rate of almost nothing they are still the words' embeddings: great, good, terrible, then great again."""
+    changes = {"encoder": "none", "init": "words", "template": "{text} [P*5]"}
+    run = train(config(llama, rows_file, TrainSettings(lr=1e-12, epochs=1), **changes), Quiet())
+    table = load_backbone(find_checkpoint(str(llama)), "words").model.get_input_embeddings().weight
+    words = table[_ids(llama, ["Ġgreat", "Ġgood", "Ġterrible", "Ġbad", "Ġgreat"])].numpy()
+    np.testing.assert_allclose(run.baked.prompt_rows, words, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "words"}, "the lstm encoder makes its rows itself; use --encoder none"),
+        ({"pool": "mean"}, "pool mean: is for a linear head on a masked model, got a causal model"),
+        ({"device": "toaster"}, "device toaster: .*; use auto or cpu"),
+        ({"device": "cuda:7"}, "device cuda:7: .*; use auto or cpu"),
+    ],
+)
+def test_what_cannot_be_trained(changes: dict[str, str], message: str, llama: Path, rows_file: Path) -> None:
+    with pytest.raises(TrainError, match=message):
+        train(config(llama, rows_file, TrainSettings(lr=1e-2), **changes), Quiet())
+
+
+def test_an_option_that_would_do_nothing(llama: Path, rows_file: Path) -> None:
+    with pytest.raises(TemplateError, match=r"truncate text: .* takes one text, which is cut anyway; leave it out"):
+        train(config(llama, rows_file, TrainSettings(lr=1e-2), truncate="text"), Quiet())
+    with pytest.raises(TemplateError, match="max length 4096: tiny-llama takes at most 128 tokens"):
+        train(config(llama, rows_file, TrainSettings(lr=1e-2), max_length=4096), Quiet())
+
+
+def test_rows_for_parity() -> None:
+    cyrillic = [Row(where="", text=f"город {i}") for i in range(1000)]
+    latin = [Row(where="", text=f"city {i}") for i in range(300)]
+    empty, longest = Row(where="", text=" "), Row(where="", text="x" * 100)
+    chosen = choose_check_rows([*latin, *cyrillic, empty, longest])
+    assert chosen == [longest, empty, *cyrillic[:254]]
+    assert choose_check_rows(latin[:3]) == latin[:3]
+
+
+def test_a_loss_that_is_not_a_number_stops(llama: Path, rows_file: Path) -> None:
+    with pytest.raises(TrainError, match=r"the loss is nan at rate inf; use a lower --lr"):
+        train(config(llama, rows_file, TrainSettings(lr=math.inf)), Quiet())

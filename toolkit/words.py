@@ -1,0 +1,80 @@
+"""A backbone's own tokenizer -> ids of words by themselves: template pieces and label words, tokenised apart."""
+
+from tokenizers import Tokenizer
+
+from ptexport.runtime.errors import ModelError
+
+
+class WordTokenizer:
+    """A backbone's tokenizer for pieces of a template and label words, tokenised apart.
+
+    Attributes:
+        space_matters: whether a space before a word is part of its token (byte-level BPE) or not (WordPiece,
+            SentencePiece, which mark or ignore it themselves).
+    """
+
+    def __init__(self, tokenizer_json: str) -> None:
+        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        whole, first, second = self._ids("a b"), self._ids("a"), self._ids("b")
+        self.space_matters = whole != first + second
+        if self.space_matters and whole != first + self._ids(" b"):
+            raise ModelError("the tokenizer splits neither 'a|b' nor 'a| b' as it splits 'a b'; not supported")
+
+    def ids(self, words: str, *, spaced: bool) -> list[int]:
+        """Tokenise words by themselves, with the space before them where it belongs to their first token."""
+        return self._ids(f" {words}" if spaced and self.space_matters else words)
+
+    def name(self, id_: int) -> str:
+        """A token's name in the vocabulary."""
+        name = self.tokenizer.id_to_token(id_)
+        assert name is not None, id_  # only asked of ids that this tokenizer made
+        return name
+
+    def id(self, name: str) -> int:
+        """The id of a token that is in the vocabulary."""
+        id_ = self.tokenizer.token_to_id(name)
+        if id_ is None:
+            raise ModelError(
+                f"the tokenizer calls {name!r} one of its special tokens, but has no id for it; not supported"
+            )
+        return id_
+
+    def surrounding(self) -> tuple[list[int], list[int]]:
+        """What the backbone's own post-processor puts before and after one text."""
+        encoding = self.tokenizer.encode("a")
+        inner = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+        return encoding.ids[: inner[0]], encoding.ids[inner[-1] + 1 :]
+
+    def added_ids(self) -> dict[str, int]:
+        """Ids of the tokens that stand beside the model's vocabulary, by name."""
+        return {token.content: id_ for id_, token in self.tokenizer.get_added_tokens_decoder().items()}
+
+    def check_unspellable(self, model: str, vocab: int) -> None:
+        """Check that no text can make the id of a virtual token.
+
+        It would take an id past the embedding table, or a word with a space inside, as in the name `[P 0]`.
+
+        Args:
+            model: the backbone's name, for messages.
+            vocab: rows of its embedding table.
+
+        Raises:
+            ModelError: this tokenizer could make either.
+        """
+        last = max(self.tokenizer.get_vocab().values())
+        if last >= vocab:
+            raise ModelError(f"{model}: its tokenizer makes ids up to {last}, its table has {vocab} rows; resize it")
+        name = "[P 0]"
+        normalizer, splitter = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
+        text = name if normalizer is None else normalizer.normalize_str(name)
+        pieces = [text] if splitter is None else [piece for piece, _ in splitter.pre_tokenize_str(text)]
+        if any(name in piece for piece in pieces):
+            raise ModelError(
+                f"{model}: its tokenizer keeps spaces inside words, so text could spell {name}; not supported"
+            )
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
