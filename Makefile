@@ -1,10 +1,10 @@
-# setup, demo, test, check. Everything else is a command of ptexport itself.
+# setup, demo, test, check, soak, figures. Everything else is a command of ptexport itself.
 
 PYTHON ?= python3
 BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test check figures
+.PHONY: setup demo test check soak figures
 
 setup: .venv/ready
 
@@ -29,6 +29,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	rm -rf build/dist && $(BIN)/python -m build --wheel --outdir build/dist . >build/wheel.log || (cat build/wheel.log; exit 1)
+
+# What takes too long for every change: killed and resumed twenty times, and the like.
+soak: setup
+	$(BIN)/pytest -m soak
 
 # The figures that the README and the docs quote; about 20 minutes on 2 cores.
 figures: setup

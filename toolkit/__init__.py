@@ -15,6 +15,7 @@ Data flow: template, labels, rows -> train -> Run
     classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
     task.py        a verbalizer on a loaded backbone
     training.py    the loop
+    resume.py      a training under way <-> a file to go on from
     train.py       everything above, from a TrainConfig to a Run
     run.py         the run folder
     folders.py     writes folders whole or not at all, and keeps the cache

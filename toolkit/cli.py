@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ptexport.runtime.errors import MissingExtraError, PtexportError
+from ptexport.runtime.errors import MissingExtraError, PtexportError, TrainError
 
 _force = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -70,14 +70,18 @@ def cli() -> None:
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Of the split, the order and the first weights [default: 0]."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
+@click.option("--resume", is_flag=True, help="Go on where a training with the same options stopped; begin if none has.")
 @_force
 @_json
-def train(out: Path, labels: str | None, as_json: bool, force: bool, **options: Any) -> None:
-    """Train a soft prompt against a frozen language model."""
+def train(out: Path, labels: str | None, resume: bool, as_json: bool, force: bool, **options: Any) -> None:
+    """Train a soft prompt against a frozen language model.
+
+    Ctrl-C stops it with the best epoch so far; --resume goes on from there, or from where it was killed.
+    """
     with _extra("train"):
         from ptexport.toolkit import cities, progress
-        from ptexport.toolkit.folders import new_folder
-        from ptexport.toolkit.run import FILES, METRICS, TrainSettings
+        from ptexport.toolkit.folders import kept_folder
+        from ptexport.toolkit.run import FILES, METRICS, RESUME, Run, TrainSettings
         from ptexport.toolkit.train import DEFAULT_LR, TrainConfig
         from ptexport.toolkit.train import train as run_training
     if labels is None:
@@ -88,13 +92,25 @@ def train(out: Path, labels: str | None, as_json: bool, force: bool, **options: 
     given["lr"] = given["lr"] or DEFAULT_LR[options["encoder"]]
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     config = TrainConfig(labels=labels, settings=settings, **options)
-    with new_folder(out, force=force, files=FILES) as folder, progress.reporting() as report:
-        run = run_training(config, report)
-        run.write(folder)
+    if resume and force:
+        raise click.UsageError("Give --resume or --force, one of the two.")
+    if resume and (out / METRICS).is_file() and not (out / RESUME).exists():
+        run = Run.read(out)
+    else:
+        place = kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME)
+        with place as folder, progress.reporting() as report:
+            run = run_training(config, report, state=folder / RESUME)
+            run.write(folder)
+            if run.metrics.stopped is None:
+                (folder / RESUME).unlink()
     if as_json:
         click.echo((out / METRICS).read_text(encoding="utf-8"), nl=False)
     else:
         progress.print_metrics(run, out)
+    if run.metrics.stopped == "interrupted":
+        raise TrainError(f"{out}: interrupted; holds the best of {run.metrics.epochs} epochs, go on with --resume")
+    if run.metrics.stopped == "diverged":
+        raise TrainError(f"{out}: the loss became no number; holds the best epoch before that, use a lower --lr")
 
 
 @cli.command()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ptexport.runtime.errors import OutputError, PtexportError
@@ -51,25 +51,81 @@ def new_folder(path: Path, *, force: bool = False, files: Collection[str] = ()) 
     check_free(path, force=force, files=files)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.rename(old / path.name)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+        with _saying_what_the_disk_refused(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            _replace(path, temporary)
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str], state: str) -> Iterator[Path]:
+    """Fill `PATH.partial` and rename it when the block ends; on any error its state stays, for work that can go on.
+
+    Args:
+        path: the folder to make.
+        resume: go on in a `PATH.partial`, or from the state in a folder that was finished before its time.
+        force: replace a folder that exists, once the new one is complete, and begin anew.
+        files: see `check_free`; the state is one of them.
+        state: name of the file that work goes on from.
+
+    Raises:
+        OutputError: the folder exists or is being made, may not be replaced, or the disk refuses.
+    """
+    path = path.resolve()
+    partial = path.with_name(path.name + ".partial")
+    check_free(path, force=force or (resume and (path / state).is_file()), files=files)
+    if partial.exists() and not resume and not force:
+        raise OutputError(f"{partial}: begun before; go on with --resume, or begin anew with --force")
+    with _saying_what_the_disk_refused(path):
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(partial / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as e:
+            raise OutputError(f"{partial}: another ptexport is writing it; wait for it, or choose another name") from e
+        try:
+            for left in partial.iterdir():
+                if left.name != _LOCK and (left.name != state or not resume):
+                    left.unlink()
+            if resume and (path / state).is_file() and not (partial / state).exists():
+                shutil.copyfile(path / state, partial / state)
+            yield partial
+            (partial / _LOCK).unlink()
+            _replace(path, partial)
+        finally:
+            if not (partial / state).exists():
+                shutil.rmtree(partial, ignore_errors=True)
+            lock.release()
+
+
+_LOCK = ".lock"
+
+
+@contextmanager
+def _saying_what_the_disk_refused(path: Path) -> Iterator[None]:
+    try:
+        yield
     except PtexportError:
         raise
     except (OSError, SafetensorError) as e:  # safetensors has a name of its own for what the disk says
         why = getattr(e, "strerror", None) or e
         raise OutputError(f"{path}: cannot be written ({why}); choose another disk or free some space") from e
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(path: Path, new: Path) -> None:
+    """Put a complete folder where an old one may be; the old one goes when the new one is there."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / path.name)
+    new.rename(path)
+    shutil.rmtree(old)
 
 
 def cached_folder(*key: str, make: Callable[[Path], None]) -> Path:

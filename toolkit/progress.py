@@ -38,7 +38,7 @@ class _Report:
         self._console.print(f"epoch {number}: dev accuracy {dev_accuracy:.1%}")
 
     def note(self, message: str) -> None:
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def stage(self, name: str) -> None:
         self._console.print(f"{name} …")

@@ -5,6 +5,7 @@ metrics.json         Metrics
 weights.safetensors  what was trained (`prompt.*`), and what it bakes to (`baked.*`), so that export needs no encoder
 tokenizer.json       the backbone's own
 check_rows.jsonl     rows for parity
+resume.safetensors   of a training that was stopped: where it was
 """
 
 import json
@@ -31,7 +32,10 @@ WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 CHECK_ROWS = "check_rows.jsonl"
 FILES = (CONFIG, METRICS, WEIGHTS, TOKENIZER, CHECK_ROWS)
+RESUME = "resume.safetensors"  # only in a run that was stopped; see resume.py
 MAX_CHECK_ROWS = 256
+Stopped = Literal["interrupted", "diverged"]
+"""Why a training ended early with something to show: Ctrl-C, or a loss that is not a number."""
 FORMAT = 1
 
 
@@ -116,6 +120,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
         n_dev: rows that chose the epoch.
         n_test: rows measured on.
         trainable_parameters: floats that the optimizer changed.
+        epochs: passes over the training rows.
+        stopped: why it ended early, with the best epoch so far; None: it did not, or dev accuracy no longer rose.
         dev_accuracy: of the epoch kept.
         test_accuracy: of the same.
         manual_accuracy: test accuracy of hand-written templates, by template.
@@ -130,6 +136,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     n_dev: int
     n_test: int
     trainable_parameters: int
+    epochs: int
+    stopped: Stopped | None
     dev_accuracy: float
     test_accuracy: float
     manual_accuracy: dict[str, float]

@@ -1,9 +1,10 @@
 """Template, labels, rows and a backbone -> a Run; knows the order of things, none of them itself."""
 
-import time
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,11 +16,12 @@ from ptexport.toolkit.backbone import Head, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.data import load_data
 from ptexport.toolkit.encoder import EncoderKind, SoftPrompt
+from ptexport.toolkit.resume import Ticket, hash_rows, load_state, save_state
 from ptexport.toolkit.run import MAX_CHECK_ROWS, Baked, Metrics, Run, RunConfig, TrainSettings
 from ptexport.toolkit.task import Task, find_device
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate, count_split_differently
-from ptexport.toolkit.training import Examples, Progress, Scorer, fit
+from ptexport.toolkit.training import Examples, Progress, Scorer, Training, fit
 from ptexport.toolkit.verbalizer import Verbalizer
 
 DEFAULT_LR: dict[EncoderKind, float] = {"lstm": 5e-3, "mlp": 1e-3, "none": 1e-2}
@@ -68,10 +70,18 @@ class TrainConfig:
     settings: TrainSettings | None = None
 
 
-def train(config: TrainConfig, progress: Progress) -> Run:
+def train(config: TrainConfig, progress: Progress, *, state: Path | None = None) -> Run:
     """Train a prompt.
 
     What can be refused without the backbone is refused before it is loaded.
+
+    Args:
+        config: what to train, on what.
+        progress: told how far it is.
+        state: file that the training's state is kept in, and gone on from if it is there.
+
+    Returns:
+        The run; if Ctrl-C or a loss that is no number stopped it (`run.metrics.stopped`), of the best epoch so far.
 
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
@@ -96,18 +106,18 @@ def train(config: TrainConfig, progress: Progress) -> Run:
     dev, test = (Examples.encode(rows, scorer.encoder, verbalizer.labels) for rows in (data.dev, data.test))
     _warn_of_glue(template, task, data.train, progress)
     # Before training, so that a hand-written template or its words that do not fit cost no training.
-    manual_accuracy = {}
-    for source, parsed in manual.items():
-        by_hand = task.scorer(task.compile(parsed))
-        rows = Examples.encode(data.test, by_hand.encoder, verbalizer.labels)
-        manual_accuracy[source] = by_hand.accuracy(task.prompt(parsed, with_encoder=False), rows)[0]
-        progress.note(f"hand-written {source!r}: test accuracy {manual_accuracy[source]:.1%}")
+    manual_accuracy = _measure_by_hand(manual, task, data.test, progress)
 
     torch.manual_seed(settings.seed)
-    prompt = task.prompt(template, with_encoder=True)
-    started = time.perf_counter()
-    dev_accuracy = fit(prompt, scorer, train=learn, dev=dev, settings=settings, progress=progress)
-    seconds = time.perf_counter() - started
+    training = Training(task.prompt(template, with_encoder=True), settings, len(data.train))
+    run_config = _run_config(config, settings, task, compiled, scorer)
+    ticket = Ticket(config=run_config, data_sha256=hash_rows([*data.train, *data.dev, *data.test]))
+    if state is not None and state.exists():
+        load_state(state, training, ticket)
+        progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
+    keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
+    stopped = fit(training, scorer, train=learn, dev=dev, progress=progress, save=keep)
+    prompt = training.prompt
 
     metrics = Metrics(
         method="p-tuning",
@@ -116,15 +126,17 @@ def train(config: TrainConfig, progress: Progress) -> Run:
         n_dev=len(data.dev),
         n_test=len(data.test),
         trainable_parameters=sum(parameter.numel() for parameter in prompt.trainable_parameters()),
-        dev_accuracy=dev_accuracy,
+        epochs=training.at.epochs,
+        stopped=stopped,
+        dev_accuracy=training.at.best_accuracy,
         test_accuracy=scorer.accuracy(prompt, test)[0],
         manual_accuracy=manual_accuracy,
-        train_seconds=seconds,
+        train_seconds=training.at.seconds,
         seed=settings.seed,
         versions={name: version(name) for name in VERSIONED},
     )
     return Run(
-        config=_run_config(config, settings, task, compiled, scorer),
+        config=run_config,
         metrics=metrics,
         trained={name: value.cpu().numpy() for name, value in prompt.state_dict().items()},
         baked=_bake(prompt, task, scorer),
@@ -154,6 +166,19 @@ def _templates(config: TrainConfig) -> tuple[Template, dict[str, Template]]:
                 f"manual {other.source!r}: takes {other.fields}, {where} {template.fields}; use the same"
             )
     return template, manual
+
+
+def _measure_by_hand(
+    templates: Mapping[str, Template], task: Task, rows: Sequence[Row], progress: Progress
+) -> dict[str, float]:
+    """Measure hand-written templates with the same label words and rows; accuracies, 0 to 1."""
+    accuracies = {}
+    for source, template in templates.items():
+        scorer = task.scorer(task.compile(template))
+        examples = Examples.encode(rows, scorer.encoder, task.verbalizer.labels)
+        accuracies[source] = scorer.accuracy(task.prompt(template, with_encoder=False), examples)[0]
+        progress.note(f"hand-written {source!r}: test accuracy {accuracies[source]:.1%}")
+    return accuracies
 
 
 def _warn_of_glue(template: Template, task: Task, rows: Sequence[Row], progress: Progress) -> None:

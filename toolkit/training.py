@@ -3,10 +3,12 @@
 import copy
 import math
 import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 import torch
 from tokenizers import Encoding
 from torch import Tensor
@@ -17,9 +19,10 @@ from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import Text, TextEncoder
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.encoder import SoftPrompt
-from ptexport.toolkit.run import TrainSettings
+from ptexport.toolkit.run import Stopped, TrainSettings
 
 EVALUATION_BATCH_ROWS = 64
+SAVE_EVERY_S = 30
 _SORTED_BATCHES = 16  # batches are sorted by length within this many, so that they stay random and are padded little
 
 
@@ -108,60 +111,184 @@ def text_of(row: Row) -> Text:
     return row.text if row.text_b is None else (row.text, row.text_b)
 
 
+class Counters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How far a training is.
+
+    Attributes:
+        done: optimizer steps taken.
+        epochs: epochs evaluated on dev.
+        best_accuracy: dev accuracy of the best epoch; -1 before the first.
+        best_loss: dev loss of the same, which decides among equals; nats.
+        since_best: epochs since then.
+        seconds: wall time so far.
+    """
+
+    done: int = 0
+    epochs: int = 0
+    best_accuracy: float = -1.0
+    best_loss: float = 0.0
+    since_best: int = 0
+    seconds: float = 0.0
+
+
+class Training:
+    """A training under way: everything that changes from step to step, so that it can stop anywhere and go on.
+
+    Args:
+        prompt: what is trained, in place.
+        settings: rates and sizes.
+        n_rows: rows to learn from.
+    """
+
+    def __init__(self, prompt: SoftPrompt, settings: TrainSettings, n_rows: int) -> None:
+        self.prompt = prompt
+        self.settings = settings
+        self.steps_per_epoch = math.ceil(n_rows / settings.batch_size)
+        self.optimizer = torch.optim.AdamW(
+            prompt.trainable_parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        self.best_state = copy.deepcopy(prompt.state_dict())
+        self.at = Counters()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs, if none is spared."""
+        return self.steps_per_epoch * self.settings.epochs
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or enough of them were no better."""
+        return self.at.epochs >= self.settings.epochs or self.at.since_best >= self.settings.patience
+
+    def step(self, loss: Tensor) -> None:
+        """Take an optimizer step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * _rate(self.at.done, self.total_steps, self.settings.warmup)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.prompt.trainable_parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.at.done += 1
+
+    def evaluated(self, accuracy: float, loss: float) -> None:
+        """Count an epoch and keep the prompt if it is the best so far."""
+        self.at.epochs += 1
+        self.at.since_best += 1
+        if (accuracy, -loss) > (self.at.best_accuracy, -self.at.best_loss):
+            self.best_state = copy.deepcopy(self.prompt.state_dict())
+            self.at.best_accuracy, self.at.best_loss, self.at.since_best = accuracy, loss, 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state but the counters, by names of their own."""
+        named = {f"prompt.{name}": value for name, value in self.prompt.state_dict().items()}
+        named |= {f"best.{name}": value for name, value in self.best_state.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        return named
+
+    def restore(self, tensors: Mapping[str, Tensor], at: Counters) -> None:
+        """Go back to a state that `tensors` and `at` gave.
+
+        Raises:
+            RuntimeError: the tensors are of another prompt.
+        """
+        state: dict[int, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {"prompt": {}, "best": {}}
+        for key, value in tensors.items():
+            part, name = key.split(".", 1)
+            if part == "optimizer":
+                index, name = name.split(".", 1)
+                state.setdefault(int(index), {})[name] = value
+            else:
+                parts[part][name] = value
+        self.prompt.load_state_dict(parts["prompt"])
+        self.best_state = {name: parts["best"][name].to(value) for name, value in self.best_state.items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.at = at
+
+
 def fit(
-    prompt: SoftPrompt,
+    training: Training,
     scorer: Scorer,
     *,
     train: Examples,
     dev: Examples,
-    settings: TrainSettings,
     progress: Progress,
-) -> float:
-    """Train `prompt` in place and leave it as it was after its best epoch on dev.
+    save: Callable[[], None],
+) -> Stopped | None:
+    """Train, and leave the prompt as it was after its best epoch on dev.
 
     Args:
-        prompt: what is trained.
+        training: new, or restored.
         scorer: scores dev rows; its classifier is the frozen backbone, on the prompt's device.
         train: rows to learn from, encoded by the scorer's encoder, or with the whole template if it trains the leading
             part.
         dev: rows that choose the epoch, encoded by the scorer's encoder.
-        settings: rates and sizes.
         progress: told of steps and epochs.
+        save: keeps the training's state; called after each epoch and every half minute.
 
     Returns:
-        The best dev accuracy, 0 to 1; among equals, of the epoch with the lower dev loss.
+        Why it stopped before its end, after at least one epoch; None if it did not.
 
     Raises:
-        TrainError: the loss is not a number.
+        TrainError: the loss is not a number, in the first epoch.
+        KeyboardInterrupt: in the first epoch.
     """
+    try:
+        _fit(training, scorer, train, dev, progress, save)
+        stopped: Stopped | None = None
+    except KeyboardInterrupt:
+        if training.at.epochs == 0:
+            raise
+        stopped = "interrupted"
+    except _NotFiniteError as e:
+        if training.at.epochs == 0:
+            raise TrainError(f"training: {e}; use a lower --lr") from e
+        stopped = "diverged"
+    training.prompt.load_state_dict(training.best_state)
+    return stopped
+
+
+class _NotFiniteError(ArithmeticError):
+    """The loss is not a number any more."""
+
+
+def _fit(
+    training: Training,
+    scorer: Scorer,
+    train: Examples,
+    dev: Examples,
+    progress: Progress,
+    save: Callable[[], None],
+) -> None:
+    prompt, settings, at = training.prompt, training.settings, training.at
     leading = None if scorer.trains_leading else scorer.leading_states(prompt)
     targets = torch.tensor(train.targets, device=prompt.label_bias.device)
     lengths = [len(encoding) for encoding in train.encodings]
-    steps_per_epoch = math.ceil(len(lengths) / settings.batch_size)
-    total = steps_per_epoch * settings.epochs
-    optimizer = torch.optim.AdamW(prompt.trainable_parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, settings.warmup))
-    random_ = random.Random(settings.seed)
-    best, best_state, since_best = (-1.0, 0.0), copy.deepcopy(prompt.state_dict()), 0
-    done = 0
-    for epoch in range(1, settings.epochs + 1):
-        for batch in _batches(lengths, settings.batch_size, random_):
+    seconds_before, started = at.seconds, time.perf_counter()
+    saved = started
+    while not training.finished:
+        epoch, done = divmod(at.done, training.steps_per_epoch)
+        if epoch > at.epochs:
+            accuracy, loss_ = scorer.accuracy(prompt, dev)
+            training.evaluated(accuracy, loss_)
+            at.seconds = seconds_before + time.perf_counter() - started
+            save()
+            progress.epoch(at.epochs, accuracy)
+            continue
+        for batch in _batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))[done:]:
             some = [train.encodings[i] for i in batch]
             logits = _forward(scorer.classifier, prompt, some, prompt.prompt_rows(), leading)
             loss = functional.cross_entropy(logits, targets[batch])
-            _step(loss, prompt, optimizer, settings)
-            schedule.step()
-            done += 1
-            progress.step(done, total, loss.item())
-        accuracy, dev_loss = scorer.accuracy(prompt, dev)
-        progress.epoch(epoch, accuracy)
-        since_best += 1
-        if (accuracy, -dev_loss) > best:
-            best, best_state, since_best = (accuracy, -dev_loss), copy.deepcopy(prompt.state_dict()), 0
-        if since_best >= settings.patience:
-            break
-    prompt.load_state_dict(best_state)
-    return best[0]
+            if not math.isfinite(loss.item()):
+                raise _NotFiniteError(f"the loss is {loss.item()} after {at.done} steps at rate {settings.lr}")
+            training.step(loss)
+            progress.step(at.done, training.total_steps, loss.item())
+            if time.perf_counter() - saved > SAVE_EVERY_S:
+                saved = time.perf_counter()
+                at.seconds = seconds_before + saved - started
+                save()
 
 
 def _forward(
@@ -184,22 +311,13 @@ def _forward(
     return logits
 
 
-def _step(loss: Tensor, prompt: SoftPrompt, optimizer: torch.optim.Optimizer, settings: TrainSettings) -> None:
-    if not math.isfinite(loss.item()):
-        raise TrainError(f"training: the loss is {loss.item()} at rate {settings.lr}; use a lower --lr")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(prompt.trainable_parameters(), settings.clip)
-    optimizer.step()
-
-
 def _rate(step: int, total: int, warmup: float) -> float:
     """Share of the peak rate at a step: up linearly, then down linearly to 0."""
     rising = max(1, round(total * warmup))
     return (step + 1) / rising if step < rising else max(0.0, (total - step) / max(1, total - rising))
 
 
-def _batches(lengths: Sequence[int], batch_size: int, random_: random.Random) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], batch_size: int, random_: random.Random) -> list[list[int]]:
     """Visit every row once, in random order, in batches of similar lengths."""
     order = list(range(len(lengths)))
     random_.shuffle(order)
@@ -209,4 +327,4 @@ def _batches(lengths: Sequence[int], batch_size: int, random_: random.Random) ->
         chunk = sorted(order[start : start + span], key=lambda i: lengths[i])
         batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
     random_.shuffle(batches)
-    yield from batches
+    return batches

@@ -147,5 +147,5 @@ def test_rows_for_parity() -> None:
 
 
 def test_a_loss_that_is_not_a_number_stops(llama: Path, rows_file: Path) -> None:
-    with pytest.raises(TrainError, match=r"the loss is nan at rate inf; use a lower --lr"):
+    with pytest.raises(TrainError, match=r"the loss is nan after 1 steps at rate inf; use a lower --lr"):
         train(config(llama, rows_file, TrainSettings(lr=math.inf)), Quiet())

@@ -1,0 +1,129 @@
+"""Trainings that are stopped, killed and gone on with: they end as if nothing had happened."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+PTEXPORT = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()"]
+
+
+def command(llama: Path, rows_file: Path, out: Path, *more: str, epochs: int = 40) -> list[str]:
+    given = {"model": llama, "data": rows_file, "template": "[P*2] {text} [P]", "labels": "positive=great,negative=bad"}
+    given |= {"out": out, "epochs": epochs, "patience": epochs, "lr": 0.02}
+    return [*PTEXPORT, "train", *(str(word) for name, value in given.items() for word in (f"--{name}", value)), *more]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def kill(command: list[str], state: Path, after_s: float) -> bool:
+    """Kill it some time after it first kept its state; whether it was still training then."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    before = state.stat().st_mtime_ns if state.exists() else None
+    while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+        time.sleep(0.005)
+    time.sleep(after_s)
+    running = process.poll() is None
+    process.kill()
+    _, err = process.communicate()
+    assert running or process.returncode == 0, err
+    return running
+
+
+def metrics_of(out: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    assert metrics.pop("train_seconds") > 0
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = run(command(llama, rows_file, out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def check_kills(n_kills: int, llama: Path, rows_file: Path, whole: Path, out: Path) -> None:
+    """Kill and go on, until as many kills met a training under way; then compare all that was learned."""
+    random_ = random.Random(0)
+    going_on = command(llama, rows_file, out, "--resume")
+    state = out.with_name("run.partial") / "resume.safetensors"
+    met = 0
+    while met < n_kills:
+        if kill(going_on, state, random_.uniform(0, 0.12)):
+            met += 1
+        else:
+            for path in out.iterdir():
+                path.unlink()
+            out.rmdir()
+    done = run(going_on)
+    assert done.returncode == 0, done.stderr
+    assert metrics_of(out) == metrics_of(whole)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+    weights, expected = load_file(out / "weights.safetensors"), load_file(whole / "weights.safetensors")
+    for name, array in expected.items():
+        np.testing.assert_array_equal(weights[name], array)
+    assert not out.with_name("run.partial").exists()
+
+
+def test_killed_and_gone_on_with(llama: Path, rows_file: Path, whole: Path, tmp_path: Path) -> None:
+    check_kills(3, llama, rows_file, whole, tmp_path / "run")
+
+
+@pytest.mark.soak
+def test_killed_twenty_times(llama: Path, rows_file: Path, whole: Path, tmp_path: Path) -> None:
+    check_kills(20, llama, rows_file, whole, tmp_path / "run")
+
+
+def test_a_run_that_is_finished_stays_as_it_is(llama: Path, rows_file: Path, whole: Path) -> None:
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    done = run(command(llama, rows_file, whole, "--resume", "--json"))
+    assert (done.returncode, json.loads(done.stdout)) == (0, json.loads(before["metrics.json"]))
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_what_was_begun_is_not_overwritten_unasked(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    state = tmp_path / "run.partial" / "resume.safetensors"
+    assert kill(command(llama, rows_file, out, epochs=2000), state, 0)
+    done = run(command(llama, rows_file, out, epochs=2000))
+    assert (done.returncode, "begun before; go on with --resume, or begin anew with --force" in done.stderr) == (
+        1,
+        True,
+    )
+    done = run(command(llama, rows_file, out, "--resume", epochs=3))
+    assert (done.returncode, "begun with config.training.epochs 2000, got 3" in done.stderr) == (1, True)
+    state.write_bytes(state.read_bytes()[:1000])
+    done = run(command(llama, rows_file, out, "--resume", epochs=2000))
+    assert (done.returncode, "cannot be gone on from" in done.stderr) == (1, True)
+    done = run(command(llama, rows_file, out, "--force", epochs=3))
+    assert (done.returncode, metrics_of(out)["epochs"]) == (0, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_two_at_once_on_one_output(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    state = tmp_path / "run.partial" / "resume.safetensors"
+    first = subprocess.Popen(
+        command(llama, rows_file, out, epochs=5000), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not state.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    for option in ("--resume", "--force"):
+        done = run(command(llama, rows_file, out, option, epochs=5000))
+        assert (done.returncode, "another ptexport is writing it" in done.stderr) == (1, True)
+    assert first.poll() is None
+    first.kill()
+    first.wait()

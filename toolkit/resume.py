@@ -1,0 +1,85 @@
+"""A training under way <-> resume.safetensors, so that one that was stopped, or killed, goes on where it was."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ptexport.runtime.errors import TrainError, reason
+from ptexport.runtime.rows import Row
+from ptexport.toolkit.run import RunConfig
+from ptexport.toolkit.training import Counters, Training
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What must be the same for a training to go on.
+
+    Attributes:
+        config: of the run.
+        data_sha256: of all its rows.
+    """
+
+    config: RunConfig
+    data_sha256: str
+
+
+def hash_rows(rows: Iterable[Row]) -> str:
+    """Hash texts and labels in order, wherever they came from."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(msgspec.json.encode([row.text, row.text_b, row.label]))
+    return digest.hexdigest()
+
+
+def save_state(path: Path, training: Training, ticket: Ticket) -> None:
+    """Write a training's state, whole or not at all, whenever the process or the machine stops.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    metadata = {"ticket": msgspec.json.encode(ticket).decode(), "at": msgspec.json.encode(training.at).decode()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in training.tensors().items()}
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("wb") as file:
+        file.write(save(tensors, metadata))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_state(path: Path, training: Training, ticket: Ticket) -> None:
+    """Take a training back to the state in a file.
+
+    Raises:
+        TrainError: the file cannot be read, or is of a training with other options or data (says which).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        old = msgspec.json.decode(metadata["ticket"], type=Ticket)
+        at = msgspec.json.decode(metadata["at"], type=Counters)
+    except (OSError, SafetensorError, KeyError, TypeError, msgspec.DecodeError) as e:
+        raise TrainError(f"{path}: cannot be gone on from ({reason(e)}); start again with --force") from e
+    before, now = msgspec.to_builtins(old), msgspec.to_builtins(ticket)
+    for name, value in _flat(now):
+        was = dict(_flat(before)).get(name)
+        if was != value:
+            raise TrainError(
+                f"{path}: begun with {name} {was!r}, got {value!r}; give the same options and data, "
+                "or start again with --force"
+            )
+    training.restore(tensors, at)
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested dictionaries, with the names of the last level."""
+    leaves: list[tuple[str, Any]] = []
+    for name, value in record.items():
+        leaves += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return leaves
