@@ -70,7 +70,9 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
     run = Run.read(config.run)
     rows = _rows(run, config.rows)
     progress.stage("loading the backbone")
-    backbone = load_backbone(find_checkpoint(run.config.model), "linear" if run.config.label_words is None else "words")
+    backbone = load_backbone(
+        find_checkpoint(run.config.model, stage=progress.stage), "linear" if run.config.label_words is None else "words"
+    )
     facts, trained_on = backbone.facts, run.config.backbone
     if (facts.fingerprint, facts.config_sha256) != (trained_on.fingerprint, trained_on.config_sha256):
         raise ExportError(

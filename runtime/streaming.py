@@ -1,10 +1,12 @@
 """Rows in, predictions out, in constant memory; knows files and chunks, nothing of graphs."""
 
+import fcntl
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -32,33 +34,118 @@ def predict_rows(engine: Engine, rows: Iterable[Row]) -> Iterator[tuple[Row, Pre
 
 def json_line(row: Row, prediction: Prediction) -> bytes:
     """Encode one answer with the text it is for, as a line of JSON."""
+    answer = msgspec.json.encode({"label": prediction.label, "probabilities": prediction.probabilities})
+    return _texts(row) + answer[1:] + b"\n"
+
+
+def _texts(row: Row) -> bytes:
+    """How a row's line begins."""
     texts = {"text": row.text} if row.text_b is None else {"text": row.text, "text_b": row.text_b}
-    answer = {**texts, "label": prediction.label, "probabilities": prediction.probabilities}
-    return msgspec.json.encode(answer) + b"\n"
+    return msgspec.json.encode(texts)[:-1] + b","
 
 
-def write_lines(path: Path, lines: Iterable[bytes], *, force: bool) -> None:
-    """Write a file whole or not at all; a pipe or device is written to as it is.
+def label_file(
+    engine: Engine, rows: Iterator[Row], path: Path, *, resume: bool, force: bool, report: Callable[[int], None]
+) -> None:
+    """Label rows into a file of JSON lines, which is there when all are; until then they are in `PATH.….partial`.
+
+    That name holds the start of the bundle's digest, so that answers of two bundles never mix.
+
+    Args:
+        engine: the bundle.
+        rows: read once, in order.
+        path: the file; a pipe or device is written to as it is.
+        resume: keep the rows that were labelled before and go on after them; a file that is there is finished.
+        force: replace what is there.
+        report: told how many rows are done.
 
     Raises:
-        OutputError: the file exists and `force` is not given, or cannot be written.
+        OutputError: the file is there or begun and neither `resume` nor `force` is given, its rows are not those that
+            were labelled before, another process is writing it, or the disk refuses.
+        DataError: a row that cannot be read or does not fit; those before it stay for `resume`.
     """
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as stream:
-                stream.writelines(lines)
+                stream.writelines(json_line(*answer) for answer in _counted(predict_rows(engine, rows), 0, report))
+            return
+        if path.exists() and resume:
             return
         if path.exists() and not force:
             raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        partial = path.with_name(f"{path.name}.{engine.manifest.digest[:8]}.partial")
+        if partial.exists() and not resume and not force:
+            raise OutputError(f"{partial}: begun before; go on with --resume, or begin anew with --force")
+        with partial.open("ab+") as file:
+            _lock(file, partial)
+            if not resume:
+                file.truncate(0)
+            done = _skip(file, rows, partial)
+            try:
+                answers = _counted(predict_rows(engine, rows), done, report)
+                file.writelines(json_line(*answer) for answer in answers)
+                file.flush()
+                partial.replace(path)
+            except PtexportError:
+                file.flush()
+                if partial.stat().st_size == 0:
+                    partial.unlink()
+                raise
+    except PtexportError:
+        raise
+    except OSError as e:
+        raise OutputError(
+            f"{path}: cannot be written ({e.strerror or e}); free some space and go on with --resume"
+        ) from e
+
+
+def _counted(
+    answers: Iterable[tuple[Row, Prediction]], done: int, report: Callable[[int], None]
+) -> Iterator[tuple[Row, Prediction]]:
+    for number, answer in enumerate(answers, done + 1):
+        yield answer
+        report(number)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep other processes out until the file is closed, by whatever end this one meets."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise OutputError(f"{path}: another ptexport is writing it; wait for it, or choose another name") from e
+
+
+def _skip(file: BinaryIO, rows: Iterator[Row], path: Path) -> int:
+    """Skip the rows that a file has answers for, drop a line cut short at its end, and return how many they were."""
+    file.seek(0)
+    done = end = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        row = next(rows, None)
+        if row is None or not line.startswith(_texts(row)):
+            where = "the end of the input" if row is None else row.where
+            raise OutputError(f"{path}: holds other rows than the input, from {where} on; begin anew with --force")
+        done, end = done + 1, end + len(line)
+    file.truncate(end)
+    return done
+
+
+def write_whole(path: Path, content: bytes, *, force: bool) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: the file exists and `force` is not given, or cannot be written.
+    """
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
         try:
-            with temporary.open("wb") as file:
-                file.writelines(lines)
+            temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except PtexportError:
-        raise
     except OSError as e:
         raise OutputError(
             f"{path}: cannot be written ({e.strerror or e}); choose another place or free some space"

@@ -19,6 +19,9 @@ Data flow: template, labels, rows -> train -> Run
     train.py       everything above, from a TrainConfig to a Run
     run.py         the run folder
     folders.py     writes folders whole or not at all, and keeps the cache
-    progress.py    bars, lines and tables for people
-    cli.py         the command line
+    progress.py    bars on a terminal, JSON lines for machines
+    tables.py      what is printed when a command is done
+    evaluate.py    a bundle + labelled rows -> figures
+    page.py        figures -> an HTML page with plots
+    cli.py         the command line; its commands are in cli_make.py and cli_use.py, what they share in cli_options.py
 """

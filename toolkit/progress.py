@@ -1,12 +1,15 @@
-"""What people see while long work runs and when it is done: bars on a terminal, plain lines elsewhere."""
+"""What people and machines are told while long work runs: bars on a terminal, JSON lines if asked for, or nothing."""
 
+import json
 import logging
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,102 +19,104 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-from transformers.utils import logging as transformers_logging
 
-from ptexport.runtime.manifest import Comparison, Manifest
-from ptexport.toolkit.run import Run
+from ptexport.runtime.errors import OutputError
+
+LINE_EVERY_S = 1.0
+"""Steps and rows are written as lines this often at most; their last one always is."""
 
 
-class _Report:
-    """Shows steps, epochs, stages and rows on standard error."""
+class Report:
+    """Tells of steps, epochs, stages, rows and notes.
 
-    def __init__(self, console: Console, bars: Progress) -> None:
-        self._console = console
+    Args:
+        bars: shown on a terminal.
+        streams: take each event as a line of JSON.
+    """
+
+    def __init__(self, bars: Progress, streams: list[TextIO]) -> None:
         self._bars = bars
-        self._task: TaskID | None = None
+        self._streams = streams
+        self._task: tuple[str, TaskID] | None = None
+        self._written = 0.0
 
     def step(self, done: int, total: int, loss: float) -> None:
-        self._advance(f"training, loss {loss:.3f}", done, total)
+        """Tell of an optimizer step."""
+        self._advance("training", f"training, loss {loss:.3f}", done, total)
+        self._line_at_times(done == total, event="step", done=done, total=total, loss=loss)
 
     def epoch(self, number: int, dev_accuracy: float) -> None:
-        self._console.print(f"epoch {number}: dev accuracy {dev_accuracy:.1%}")
+        """Tell of an evaluation on dev."""
+        self._bars.console.print(f"epoch {number}: dev accuracy {dev_accuracy:.1%}", highlight=False)
+        self._line(event="epoch", epoch=number, dev_accuracy=dev_accuracy)
 
     def note(self, message: str) -> None:
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        """Say something worth knowing."""
+        self._bars.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self._line(event="note", message=message)
 
     def stage(self, name: str) -> None:
-        self._console.print(f"{name} …")
+        """Tell what begins; how long it takes nobody knows."""
+        self._advance(name, name, 0, None)
+        self._line(event="stage", name=name)
 
-    def rows(self, done: int, total: int) -> None:
-        self._advance("rows compared", done, total)
+    def rows(self, done: int, total: int | None) -> None:
+        """Tell of rows compared or labelled; `total` may be unknown, or an estimate."""
+        self._advance("rows", "rows", done, total)
+        self._line_at_times(done == total, event="rows", done=done, total=total)
 
-    def _advance(self, what: str, done: int, total: int) -> None:
-        if self._task is None:
-            self._task = self._bars.add_task(what, total=total)
-        self._bars.update(self._task, description=what, completed=done, total=total)
+    def _advance(self, name: str, description: str, done: int, total: int | None) -> None:
+        if self._task is None or self._task[0] != name:
+            if self._task is not None:
+                self._bars.update(self._task[1], total=1, completed=1)
+            self._task = name, self._bars.add_task(description, total=total)
+        self._bars.update(self._task[1], description=description, completed=done, total=total)
+
+    def _line_at_times(self, last: bool, **event: object) -> None:
+        if last or time.monotonic() - self._written >= LINE_EVERY_S:
+            self._written = time.monotonic()
+            self._line(**event)
+
+    def _line(self, **event: object) -> None:
+        for stream in self._streams:
+            stream.write(json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n")
+            stream.flush()
 
 
 @contextmanager
-def reporting() -> Iterator[_Report]:
-    """Show progress while the block runs, and keep the libraries' own chatter away from it."""
+def reporting(*, as_json: bool, log_file: Path | None) -> Iterator[Report]:
+    """Show progress on standard error while the block runs.
+
+    Args:
+        as_json: write JSON lines instead of bars. Without it nothing is shown where no terminal is.
+        log_file: takes the same lines too, after what it holds already.
+
+    Raises:
+        OutputError: the log file cannot be written.
+    """
+    with ExitStack() as stack:
+        streams: list[TextIO] = [sys.stderr] if as_json else []
+        if log_file is not None:
+            try:
+                streams.append(stack.enter_context(log_file.open("a", encoding="utf-8")))
+            except OSError as e:
+                raise OutputError(f"{log_file}: cannot be written ({e.strerror}); choose another log file") from e
+        console = Console(stderr=True, quiet=as_json or not sys.stderr.isatty())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        bars = stack.enter_context(Progress(*columns, console=console, disable=console.quiet))
+        yield Report(bars, streams)
+
+
+def silence_libraries() -> None:
+    """Keep Transformers' and torch's own chatter off the screen."""
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        yield _Report(console, bars)
-
-
-def print_metrics(run: Run, out: Path) -> None:
-    """Print what a training came to."""
-    metrics = run.metrics
-    table = Table(title=f"accuracy on {metrics.n_test} test rows", title_justify="left")
-    table.add_column("template")
-    table.add_column("prompt")
-    table.add_column("accuracy", justify="right")
-    for template, accuracy in sorted(metrics.manual_accuracy.items(), key=lambda item: item[1]):
-        table.add_row(escape(template), "hand-written", f"{accuracy:.1%}")
-    table.add_row(escape(run.config.template), "learned", f"{metrics.test_accuracy:.1%}", style="bold")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{out}: {metrics.trainable_parameters:,} parameters trained on {metrics.n_train} rows in "
-        f"{metrics.train_seconds:.0f} s, dev accuracy {metrics.dev_accuracy:.1%}",
-        markup=False,
-        highlight=False,
-    )
-
-
-def print_parity(manifest: Manifest, out: Path) -> None:
-    """Print how a bundle compares with the model it came from."""
-    parity = manifest.parity
-    table = Table(title=f"{parity.rows} rows against untouched Transformers", title_justify="left")
-    for header in ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ"):
-        table.add_column(header, justify="left" if header == "batches" else "right")
-    for name, result in (
-        ("each row alone", parity.alone),
-        ("mixed, padded right", parity.padded_right),
-        ("mixed, padded left", parity.padded_left),
-    ):
-        table.add_row(name, *_figures(result))
-    size = sum(entry.size_bytes for entry in manifest.files.values())
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{out}: {size / 1e6:.0f} MB, opset {manifest.graph.opset}, "
-        f"{manifest.graph.folded_tokens} leading tokens folded into constants",
-        markup=False,
-        highlight=False,
-    )
-
-
-def _figures(result: Comparison) -> tuple[str, str, str]:
-    return f"{result.max_abs_diff:.1e}", f"{result.mean_abs_diff:.1e}", str(len(result.flips))

@@ -98,7 +98,9 @@ def train(config: TrainConfig, progress: Progress, *, state: Path | None = None)
         fields=template.fields,
         seed=settings.seed,
     )
-    task = Task.prepare(config, verbalizer, load_backbone(find_checkpoint(config.model), config.head), device)
+    progress.stage("loading the model")
+    backbone = load_backbone(find_checkpoint(config.model, stage=progress.stage), config.head)
+    task = Task.prepare(config, verbalizer, backbone, device)
     compiled = task.compile(template)
     scorer = task.scorer(compiled)
     whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)

@@ -35,6 +35,9 @@ class Progress(Protocol):
     def epoch(self, number: int, dev_accuracy: float) -> None:
         """Report an evaluation on dev."""
 
+    def stage(self, name: str) -> None:
+        """Report what begins."""
+
     def note(self, message: str) -> None:
         """Say what the user may want to know before training ends."""
 

@@ -42,8 +42,10 @@ def files_under(folder: Path) -> list[str]:
 
 
 def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> None:
-    command = train_command(llama, rows_file, tmp_path / "runs" / "run", "--epochs", "1000", "--patience", "1000")
-    done = interrupt(command, "epoch 2", tmp_path / "cache")
+    command = train_command(
+        llama, rows_file, tmp_path / "runs" / "run", "--epochs", "1000", "--patience", "1000", "--json"
+    )
+    done = interrupt(command, '"epoch": 2', tmp_path / "cache")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     last = done.stderr.splitlines()[-1]
     assert re.search(r"run: interrupted; holds the best of \d+ epochs, go on with --resume", last)
@@ -59,7 +61,7 @@ def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> Non
 
 def test_ctrl_c_while_tracing(llama_run: Path, tmp_path: Path) -> None:
     """Neither the bundle nor the cache holds anything, and the next export makes both."""
-    command = [*PTEXPORT, "export", str(llama_run), "--out", str(tmp_path / "bundle")]
+    command = [*PTEXPORT, "export", str(llama_run), "--out", str(tmp_path / "bundle"), "--json"]
     done = interrupt(command, "tracing", tmp_path / "cache")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Aborted!")
     assert "Traceback" not in done.stderr

@@ -1,0 +1,179 @@
+"""Figures against scikit-learn's and by hand; the command as it is used."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from tiny import ROWS
+
+from ptexport.runtime import Engine, Prediction
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.rows import Row
+from ptexport.toolkit.evaluate import Evaluation, Result, contrast, evaluate, same_labels
+
+LABELS = ["a", "b", "c"]
+
+
+class Fixed:
+    """An engine whose answers are given: the text is the answer and its probability."""
+
+    labels = LABELS
+    manifest = SimpleNamespace(name="fixed", digest="0", fields=["text"])
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        answers = []
+        for text in texts:
+            label, probability = text.split()
+            others = {other: (1 - float(probability)) / 2 for other in LABELS}
+            answers.append(Prediction(label=label, probabilities={**others, label: float(probability)}))
+        return answers
+
+
+def measure(rows: list[Row]) -> Result:
+    return evaluate(cast("Engine", Fixed()), rows, lambda done: None)
+
+
+def row(label: str, answer: str, probability: float) -> Row:
+    return Row(where="rows", text=f"{answer} {probability}", label=label)
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    wanted, got = random.integers(0, 2, 3000), random.integers(0, 3, 3000)  # nobody is labelled c
+    rows = [row(LABELS[w], LABELS[g], 0.5) for w, g in zip(wanted, got, strict=True)]
+    found = measure(rows).evaluation
+    assert found.n_rows == 3000
+    assert found.accuracy == accuracy_score(wanted, got)
+    assert found.f1 == pytest.approx(f1_score(wanted, got, average=None))
+    assert found.macro_f1 == pytest.approx(f1_score(wanted, got, average="macro"))
+    assert found.confusion == confusion_matrix(wanted, got).tolist()
+
+
+def test_calibration_by_hand() -> None:
+    """Ten answers of 0.9, six right; ten of 0.5, all right: (10 * 0.3 + 10 * 0.5) / 20."""
+    rows = [row("a", "a" if i < 6 else "b", 0.9) for i in range(10)] + [row("a", "a", 0.5)] * 10
+    found = measure(rows).evaluation
+    assert found.calibration_error == pytest.approx(0.4)
+    assert [(b.rows, round(b.confidence, 9), b.accuracy) for b in found.reliability if b.rows] == [
+        (10, 0.5, 1.0),
+        (10, 0.9, 0.6),
+    ]
+    assert measure([row("a", "a", 1.0)] * 3).evaluation.calibration_error == 0
+
+
+def test_the_surest_mistakes_come_first_and_by_number() -> None:
+    rows = [row("a", "b", 0.5), row("a", "a", 0.99), row("b", "c", 0.8), *[row("c", "a", 0.4)] * 20]
+    worst = measure(rows).evaluation.worst
+    assert [(m.row, m.label, m.answer) for m in worst[:3]] == [(3, "b", "c"), (1, "a", "b"), (4, "c", "a")]
+    assert len(worst) == 10
+
+
+def test_two_side_by_side() -> None:
+    first = measure([row("a", "a", 0.5), row("a", "b", 0.5), row("a", "b", 0.5), row("b", "b", 0.5)])
+    second = measure([row("a", "a", 0.5), row("a", "a", 0.5), row("a", "c", 0.5), row("b", "a", 0.5)])
+    found = contrast(first, second)
+    assert (found.agreement, found.only_first_right, found.only_second_right) == (0.25, 1, 1)
+    assert found.differing == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows in it"),
+        ([Row(where="rows line 1", text="a 1")], "rows line 1: no column 'label'"),
+        ([row("d", "a", 1)], r"label 'd' is none of the bundle's, \['a', 'b', 'c'\]"),
+    ],
+)
+def test_rows_that_cannot_be_measured_on(rows: list[Row], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        measure(rows)
+
+
+def test_other_labels() -> None:
+    other = SimpleNamespace(labels=["a", "c", "b"])
+    with pytest.raises(DataError, match="compare bundles with the same labels in one order"):
+        same_labels([cast("Engine", Fixed()), cast("Engine", other)])
+
+
+def ptexport(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command(llama_bundle: Path, bert_bundle: Path, rows_file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    arguments = ("evaluate", llama_bundle, bert_bundle, "--data", rows_file, "--html", page)
+    done = ptexport(*arguments, "--json", "--log-file", tmp_path / "log")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    engine = Engine.open(llama_bundle)
+    right = [p.label == label for p, (_, label) in zip(engine.predict([t for t, _ in ROWS]), ROWS, strict=True)]
+    assert [e["bundle"] for e in found["evaluations"]] == ["reviews", "masked-reviews"]
+    assert found["evaluations"][0]["accuracy"] == pytest.approx(np.mean(right))
+    assert found["evaluations"][0]["latency"]["p50_ms"] > 0
+    assert 0 <= found["contrast"]["agreement"] <= 1
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert events == [json.loads(line) for line in done.stderr.splitlines()]
+    assert events[-1]["event"] == "rows"
+    assert (events[-1]["done"], events[-1]["total"]) == (40, 41)
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<svg") == 2
+    assert "surest mistakes" in html
+    assert not _Links.of(html), "the page needs nothing else"
+    assert all(text not in html for text, _ in ROWS)
+
+    done = ptexport(*arguments)
+    assert (done.returncode, "exists already" in done.stderr) == (2, True)
+    done = ptexport("evaluate", llama_bundle, "--data", rows_file)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "macro-F1" in done.stdout
+
+
+class _Links(HTMLParser):
+    """Finds what a page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    @classmethod
+    def of(cls, html: str) -> list[str]:
+        parser = cls()
+        parser.feed(html)
+        return parser.found
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag in ("script", "link", "img", "iframe"):
+            self.found.append(tag)
+        self.found += [
+            str(v)
+            for k, v in named.items()
+            if k in ("src", "href", "xlink:href") and not str(v).startswith(("#", "data:"))
+        ]
+
+
+def test_a_label_is_text_on_the_page(tmp_path: Path) -> None:
+    from ptexport.toolkit.page import write_page
+
+    found = measure([row("a", "b", 0.5), row("b", "b", 0.5)]).evaluation
+    odd = Evaluation(
+        **{
+            **{f: getattr(found, f) for f in found.__struct_fields__},
+            "bundle": "<b>$x^$</b>",
+            "labels": ["<i>$_$", "b & c", "c"],
+        }
+    )
+    write_page(tmp_path / "page.html", [odd], None, force=False)
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;$x^$&lt;/b&gt;" in html
+    assert "&lt;i&gt;$_$" in html
+    assert "<i>" not in html

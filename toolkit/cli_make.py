@@ -1,0 +1,121 @@
+"""The commands that make things: train and export. They need the extra `train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ptexport.runtime.errors import TrainError
+from ptexport.toolkit import cli_options as shared
+
+
+@click.command()
+@click.option("--model", required=True, help="smollm2, minilm, a folder, or a name on the Hugging Face hub.")
+@click.option("--data", required=True, help="Rows: a .jsonl or .csv file, hub:NAME[/CONFIG], or cities.")
+@click.option("--template", required=True, help="For example '[P*3] {text} [P*3]'.")
+@click.option("--labels", help="name=word|word,name=word or a file of such lines; names alone for a linear head.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@click.option("--dev", type=click.Path(), help="Rows that choose the epoch [default: a part of --data].")
+@click.option("--test", type=click.Path(), help="Rows to measure on [default: a part of --data].")
+@click.option("--head", type=click.Choice(["words", "linear"]), default="words", show_default=True)
+@click.option(
+    "--pool",
+    type=click.Choice(["mean", "first"]),
+    help="What a linear head reads on a masked model [default: mean].",
+)
+@click.option("--encoder", type=click.Choice(["lstm", "mlp", "none"]), default="lstm", show_default=True)
+@click.option(
+    "--init",
+    type=click.Choice(["random", "words"]),
+    default="random",
+    show_default=True,
+    help="What plain rows (--encoder none) start from; words: the label words.",
+)
+@click.option("--manual", multiple=True, help="A hand-written template to compare with; may be repeated.")
+@click.option("--max-length", type=click.IntRange(2), help="Most tokens in one row [default: 512, or the model's].")
+@click.option(
+    "--truncate",
+    type=click.Choice(["longest", "text"]),
+    default="longest",
+    show_default=True,
+    help="Which text of a pair is cut.",
+)
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak rate [default: by encoder].")
+@click.option("--epochs", type=click.IntRange(1), help="Most passes over the rows [default: 10].")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows per step [default: 8].")
+@click.option("--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy [default: 4].")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), help="Of the split, the order and the first weights [default: 0]."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
+@click.option("--resume", is_flag=True, help="Go on where a training with the same options stopped; begin if none has.")
+@shared.force
+@shared.as_json
+@shared.log_file
+def train(
+    out: Path, labels: str | None, resume: bool, as_json: bool, log_file: Path | None, force: bool, **options: Any
+) -> None:
+    """Train a soft prompt against a frozen language model.
+
+    Ctrl-C stops it with the best epoch so far; --resume goes on from there, or from where it was killed.
+    """
+    with shared.extra("train"):
+        from ptexport.toolkit import cities, progress, tables
+        from ptexport.toolkit.folders import kept_folder
+        from ptexport.toolkit.run import FILES, METRICS, RESUME, Run, TrainSettings
+        from ptexport.toolkit.train import DEFAULT_LR, TrainConfig
+        from ptexport.toolkit.train import train as run_training
+    if labels is None:
+        if options["data"] != "cities":
+            raise click.UsageError("Missing option '--labels'.")
+        labels = cities.labels(linear=options["head"] == "linear")
+    given = {name: options.pop(name) for name in ("lr", "epochs", "batch_size", "patience", "seed")}
+    given["lr"] = given["lr"] or DEFAULT_LR[options["encoder"]]
+    settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
+    config = TrainConfig(labels=labels, settings=settings, **options)
+    if resume and force:
+        raise click.UsageError("Give --resume or --force, one of the two.")
+    if resume and (out / METRICS).is_file() and not (out / RESUME).exists():
+        run = Run.read(out)
+    else:
+        place = kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME)
+        progress.silence_libraries()
+        with place as folder, progress.reporting(as_json=as_json, log_file=log_file) as report:
+            run = run_training(config, report, state=folder / RESUME)
+            run.write(folder)
+            if run.metrics.stopped is None:
+                (folder / RESUME).unlink()
+    if as_json:
+        click.echo((out / METRICS).read_text(encoding="utf-8"), nl=False)
+    else:
+        tables.print_metrics(run, out)
+    if run.metrics.stopped == "interrupted":
+        raise TrainError(f"{out}: interrupted; holds the best of {run.metrics.epochs} epochs, go on with --resume")
+    if run.metrics.stopped == "diverged":
+        raise TrainError(f"{out}: the loss became no number; holds the best epoch before that, use a lower --lr")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
+@click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="23: native attention.")
+@click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
+@shared.force
+@shared.as_json
+@shared.log_file
+def export(
+    run: Path, out: Path, opset: str, rows: Path | None, as_json: bool, log_file: Path | None, force: bool
+) -> None:
+    """Bake a run into an ONNX bundle, and prove that it answers as the model does."""
+    with shared.extra("train"):
+        from ptexport.exporters.export import ExportConfig
+        from ptexport.exporters.export import export as run_export
+        from ptexport.toolkit import progress, tables
+    config = ExportConfig(run=run, out=out, opset=int(opset), rows=rows, force=force)
+    progress.silence_libraries()
+    with progress.reporting(as_json=as_json, log_file=log_file) as report:
+        manifest = run_export(config, report)
+    if as_json:
+        click.echo(manifest.to_json(), nl=False)
+    else:
+        tables.print_parity(manifest, out)

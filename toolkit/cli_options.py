@@ -1,0 +1,27 @@
+"""What several commands of the command line share."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ptexport.runtime.errors import MissingExtraError
+
+force = click.option("--force", is_flag=True, help="Replace the output if it exists.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines; progress as JSON lines too.")
+log_file = click.option(
+    "--log-file", type=click.Path(path_type=Path), help="Append progress to this file as JSON lines."
+)
+threads = click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use].")
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Turn a missing package into a sentence that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        if (e.name or "").startswith("ptexport"):
+            raise
+        raise MissingExtraError(f"this command needs the package {e.name!r}; pip install 'ptexport[{name}]'") from e

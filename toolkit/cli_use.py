@@ -1,0 +1,141 @@
+"""The commands that use bundles: predict, evaluate and serve. They need ONNX Runtime and no torch."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ptexport.toolkit import cli_options as shared
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("texts", nargs=-1)
+@click.option(
+    "--input", "rows", type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows instead of TEXTS."
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Where the answers go, as JSONL [default: printed].")
+@click.option("--resume", is_flag=True, help="Keep the rows that an --output has already, and go on after them.")
+@shared.threads
+@shared.force
+@shared.as_json
+@shared.log_file
+def predict(
+    bundle: Path,
+    texts: tuple[str, ...],
+    rows: Path | None,
+    output: Path | None,
+    resume: bool,
+    threads: int | None,
+    as_json: bool,
+    log_file: Path | None,
+    force: bool,
+) -> None:
+    """Label TEXTS, or the rows of a file; for a pair template, two TEXTS make one row."""
+    from ptexport.runtime import Engine
+    from ptexport.runtime.rows import Row, count_lines, read_rows
+    from ptexport.runtime.streaming import json_line, label_file, predict_rows
+    from ptexport.toolkit.progress import reporting
+
+    if bool(texts) == (rows is not None):
+        raise click.UsageError("Give TEXTS or --input, one of the two.")
+    if resume and (output is None or force):
+        raise click.UsageError("--resume goes with --output and without --force.")
+    engine = Engine.open(bundle, threads=threads)
+    width = len(engine.manifest.fields)
+    if len(texts) % width:
+        raise click.UsageError(f"The template takes {width} texts a row; got {len(texts)}.")
+    typed = (
+        Row(where="TEXTS", text=t[0], text_b=t[1] if width == 2 else None)
+        for t in zip(*[iter(texts)] * width, strict=True)
+    )
+    given = typed if rows is None else read_rows(rows)
+    if output is not None:
+        total = len(texts) // width if rows is None else count_lines(rows)
+        with reporting(as_json=as_json, log_file=log_file) as report:
+            label_file(engine, given, output, resume=resume, force=force, report=lambda done: report.rows(done, total))
+    elif as_json or rows is not None:
+        for answer in predict_rows(engine, given):
+            click.echo(json_line(*answer), nl=False)
+    else:
+        for row, prediction in predict_rows(engine, given):
+            score = prediction.probabilities[prediction.label]
+            click.echo(f"{prediction.label}\t{score:.3f}\t{row.text}" + (f"\t{row.text_b}" if width == 2 else ""))
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots too.")
+@shared.threads
+@shared.force
+@shared.as_json
+@shared.log_file
+def evaluate(
+    bundles: tuple[Path, ...],
+    data: Path,
+    html: Path | None,
+    threads: int | None,
+    as_json: bool,
+    log_file: Path | None,
+    force: bool,
+) -> None:
+    """Measure one of BUNDLES on labelled rows, or two side by side."""
+    import msgspec
+
+    from ptexport.runtime import Engine
+    from ptexport.runtime.rows import count_lines, read_rows
+    from ptexport.toolkit.evaluate import contrast, evaluate, same_labels
+    from ptexport.toolkit.progress import reporting
+    from ptexport.toolkit.tables import print_evaluations
+
+    if len(bundles) > 2:
+        raise click.UsageError(f"Takes one bundle or two; got {len(bundles)}.")
+    if html is not None:
+        with shared.extra("bench"):
+            import jinja2  # noqa: F401 - asked for before the work rather than after it
+            import matplotlib as mpl  # noqa: F401
+        if html.exists() and not force:
+            raise click.UsageError(f"{html} exists already; choose another name, or replace it with --force.")
+    engines = [Engine.open(bundle, threads=threads) for bundle in bundles]
+    same_labels(engines)
+    total = count_lines(data)
+    results = []
+    with reporting(as_json=as_json, log_file=log_file) as report:
+        for engine in engines:
+            results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total)))
+    evaluations = [result.evaluation for result in results]
+    both = contrast(*results) if len(results) == 2 else None
+    if html is not None:
+        from ptexport.toolkit.page import write_page
+
+        write_page(html, evaluations, both, force=force)
+    if as_json:
+        click.echo(msgspec.json.encode({"evaluations": evaluations, "contrast": both}))
+    else:
+        print_evaluations(evaluations, both)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 to be reached from other machines.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any free one.")
+@shared.threads
+@click.option("--json", "as_json", is_flag=True, help="Say where it listens in JSON.")
+def serve(bundle: Path, host: str, port: int, threads: int | None, as_json: bool) -> None:
+    """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict."""
+    with shared.extra("serve"):
+        from ptexport.runtime.server import serve as run_server
+    from ptexport.runtime import Engine
+
+    engine = Engine.open(bundle, threads=threads)
+    name = engine.manifest.name
+
+    def ready(url: str) -> None:
+        record = {"url": url, "model": name}
+        click.echo(json.dumps(record) if as_json else f"serving {name} on {url} (Ctrl-C stops it)")
+
+    with shared.extra("serve"):  # uvicorn loads its event loop and parser when it starts
+        run_server(engine, host=host, port=port, on_ready=ready)

@@ -1,0 +1,263 @@
+"""An opened bundle + labelled rows -> figures; two bundles -> where they differ. Without torch.
+
+Texts are not kept: rows are named by number, counted from 1.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ptexport.runtime.engine import Engine
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.rows import Row
+from ptexport.runtime.streaming import CHUNK_ROWS, predict_rows
+
+N_BINS = 15
+N_WORST = 10
+N_TIMED = 100
+
+
+class Bin(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows whose answer had about the same probability.
+
+    Attributes:
+        rows: how many.
+        confidence: mean probability of their answers.
+        accuracy: share answered right.
+    """
+
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Times on this machine, text to answer.
+
+    Attributes:
+        timed: rows asked one at a time, spread evenly over the data.
+        p50_ms: median of those.
+        p99_ms: 99 of 100 of those took at most this.
+        rows_per_s: of all rows, in batches.
+    """
+
+    timed: int
+    p50_ms: float
+    p99_ms: float
+    rows_per_s: float
+
+
+class Mistake(msgspec.Struct, frozen=True, kw_only=True):
+    """A row answered wrong: its number, its label, the answer and the answer's probability."""
+
+    row: int
+    label: str
+    answer: str
+    probability: float
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a bundle does on labelled rows. Shares are 0 to 1.
+
+    Attributes:
+        bundle: its name.
+        digest: of its manifest.
+        n_rows: rows measured on.
+        labels: in the order of the logits.
+        accuracy: share answered right.
+        macro_f1: mean of `f1`.
+        f1: of each label; 0 for one that neither the rows nor the answers have.
+        confusion: rows by label, then by answer.
+        calibration_error: expected calibration error over `N_BINS` equal bins of the answer's probability
+            (Guo et al. 2017, arXiv:1706.04599, equation 3).
+        reliability: those bins, the lowest probability first; empty ones included.
+        latency: times.
+        worst: the surest mistakes, at most `N_WORST`.
+    """
+
+    bundle: str
+    digest: str
+    n_rows: int
+    labels: list[str]
+    accuracy: float
+    macro_f1: float
+    f1: list[float]
+    confusion: list[list[int]]
+    calibration_error: float
+    reliability: list[Bin]
+    latency: Latency
+    worst: list[Mistake]
+
+
+class Contrast(msgspec.Struct, frozen=True, kw_only=True):
+    """Two bundles on the same rows.
+
+    Attributes:
+        agreement: share of rows with the same answer.
+        only_first_right: rows that the first answers right and the second wrong.
+        only_second_right: the other way round.
+        differing: numbers of the rows with different answers.
+    """
+
+    agreement: float
+    only_first_right: int
+    only_second_right: int
+    differing: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Figures, and what they are of.
+
+    Attributes:
+        evaluation: the figures.
+        wanted: number of each row's label, int64 [rows].
+        got: number of each row's answer, int64 [rows].
+    """
+
+    evaluation: Evaluation
+    wanted: NDArray[np.int64]
+    got: NDArray[np.int64]
+
+
+def same_labels(engines: Sequence[Engine]) -> None:
+    """Check that bundles can be compared.
+
+    Raises:
+        DataError: they have different labels.
+    """
+    first, *others = [engine.labels for engine in engines]
+    for other in others:
+        if other != first:
+            raise DataError(f"bundles: labels {first} and {other}; compare bundles with the same labels in one order")
+
+
+def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None]) -> Result:
+    """Measure a bundle.
+
+    Args:
+        engine: the bundle, opened.
+        rows: with labels; read once, and not kept but for those that are timed.
+        report: told how many rows are done.
+
+    Raises:
+        DataError: no rows, or a label the bundle does not have (says which line).
+    """
+    labels, answers, probabilities = [], [], []
+    timed: list[Row] = []
+    seconds = 0.0
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
+        labels += [_index(row, engine.labels) for row in chunk]
+        timed = _spread([*timed, *chunk])
+        started = time.perf_counter()
+        for _, prediction in predict_rows(engine, chunk):
+            answers.append(engine.labels.index(prediction.label))
+            probabilities.append(prediction.probabilities[prediction.label])
+        seconds += time.perf_counter() - started
+        report(len(labels))
+    if not labels:
+        raise DataError("data: no rows in it; need at least one")
+    wanted, got = np.array(labels), np.array(answers)
+    evaluation = Evaluation(
+        bundle=engine.manifest.name,
+        digest=engine.manifest.digest,
+        n_rows=len(labels),
+        labels=engine.labels,
+        latency=_latency(engine, timed, len(labels) / seconds),
+        worst=_worst(wanted, got, np.array(probabilities), engine.labels),
+        **_figures(wanted, got, np.array(probabilities), len(engine.labels)),
+    )
+    return Result(evaluation=evaluation, wanted=wanted, got=got)
+
+
+def contrast(first: Result, second: Result) -> Contrast:
+    """Compare two bundles on the same rows."""
+    wanted, one, two = first.wanted, first.got, second.got
+    return Contrast(
+        agreement=float((one == two).mean()),
+        only_first_right=int(((one == wanted) & (two != wanted)).sum()),
+        only_second_right=int(((one != wanted) & (two == wanted)).sum()),
+        differing=(np.flatnonzero(one != two) + 1).tolist(),
+    )
+
+
+def _index(row: Row, labels: Sequence[str]) -> int:
+    if row.label is None:
+        raise DataError(f"{row.where}: no column 'label'; add it, with one of {list(labels)}")
+    if row.label not in labels:
+        raise DataError(f"{row.where}: label {row.label!r} is none of the bundle's, {list(labels)}; mend the row")
+    return labels.index(row.label)
+
+
+def _spread(rows: list[Row]) -> list[Row]:
+    """Keep at most `N_TIMED` rows, evenly spread."""
+    return [rows[i * len(rows) // N_TIMED] for i in range(N_TIMED)] if len(rows) > N_TIMED else rows
+
+
+def _latency(engine: Engine, rows: list[Row], rows_per_s: float) -> Latency:
+    times_ms = []
+    for row in rows:
+        started = time.perf_counter()
+        list(predict_rows(engine, [row]))
+        times_ms.append(1000 * (time.perf_counter() - started))
+    return Latency(
+        timed=len(rows),
+        p50_ms=statistics.median(times_ms),
+        p99_ms=float(np.quantile(times_ms, 0.99)),
+        rows_per_s=rows_per_s,
+    )
+
+
+def _figures(
+    wanted: NDArray[np.int64], got: NDArray[np.int64], probabilities: NDArray[np.float64], n_labels: int
+) -> dict[str, Any]:
+    confusion = np.zeros((n_labels, n_labels), dtype=np.int64)
+    np.add.at(confusion, (wanted, got), 1)
+    right = confusion.diagonal()
+    either = confusion.sum(0) + confusion.sum(1)
+    f1 = np.divide(2 * right, either, out=np.zeros(n_labels), where=either > 0)
+    bins = _reliability(probabilities, wanted == got)
+    error = sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / len(wanted)
+    return {
+        "accuracy": float((wanted == got).mean()),
+        "macro_f1": float(f1.mean()),
+        "f1": f1.tolist(),
+        "confusion": confusion.tolist(),
+        "calibration_error": float(error),
+        "reliability": bins,
+    }
+
+
+def _reliability(probabilities: NDArray[np.float64], right: NDArray[np.bool_]) -> list[Bin]:
+    index = np.minimum((probabilities * N_BINS).astype(int), N_BINS - 1)
+    bins = []
+    for number in range(N_BINS):
+        inside = index == number
+        rows = int(inside.sum())
+        means = (float(probabilities[inside].mean()), float(right[inside].mean())) if rows else (0.0, 0.0)
+        bins.append(Bin(rows=rows, confidence=means[0], accuracy=means[1]))
+    return bins
+
+
+def _worst(
+    wanted: NDArray[np.int64], got: NDArray[np.int64], probabilities: NDArray[np.float64], labels: Sequence[str]
+) -> list[Mistake]:
+    wrong = np.flatnonzero(wanted != got)
+    surest = wrong[np.argsort(-probabilities[wrong], kind="stable")][:N_WORST]
+    return [
+        Mistake(
+            row=int(i) + 1,
+            label=labels[wanted[i]],
+            answer=labels[got[i]],
+            probability=float(probabilities[i]),
+        )
+        for i in surest
+    ]
