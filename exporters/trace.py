@@ -20,7 +20,7 @@ from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.toolkit.backbone import Backbone
-from ptexport.toolkit.folders import cached_folder
+from ptexport.toolkit.cache import cached_folder
 
 IR_VERSION = 10
 OPSETS = (18, 23)

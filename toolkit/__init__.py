@@ -18,10 +18,14 @@ Data flow: template, labels, rows -> train -> Run
     resume.py      a training under way <-> a file to go on from
     train.py       everything above, from a TrainConfig to a Run
     run.py         the run folder
-    folders.py     writes folders whole or not at all, and keeps the cache
+    folders.py     writes folders whole or not at all
+    cache.py       the cache of converted models and traced backbones
     progress.py    bars on a terminal, JSON lines for machines
     tables.py      what is printed when a command is done
     evaluate.py    a bundle + labelled rows -> figures
     page.py        figures -> an HTML page with plots
-    cli.py         the command line; its commands are in cli_make.py and cli_use.py, what they share in cli_options.py
+    describe.py    a bundle or run -> what is in it
+    doctor.py      what this machine can run
+    cli.py         the command line; its commands are in cli_make.py, cli_use.py and cli_look.py, what they share in
+                   cli_options.py
 """

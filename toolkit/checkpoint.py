@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptexport.runtime.errors import ModelError, reason
-from ptexport.toolkit.folders import cached_folder
+from ptexport.toolkit.cache import cached_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

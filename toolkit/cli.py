@@ -6,7 +6,7 @@ from importlib.metadata import version
 import click
 
 from ptexport.runtime.errors import PtexportError
-from ptexport.toolkit import cli_make, cli_use
+from ptexport.toolkit import cli_look, cli_make, cli_use
 
 
 def main() -> None:
@@ -30,5 +30,8 @@ for command in (
     cli_use.predict,
     cli_use.evaluate,
     cli_use.serve,
+    cli_look.inspect,
+    cli_look.doctor,
+    cli_look.cache,
 ):
     cli.add_command(command)

@@ -1,9 +1,9 @@
-"""Writes folders whole or not at all, and keeps the cache; knows nothing of what is in them."""
+"""Writes folders whole or not at all; knows nothing of what is in them."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,37 +126,6 @@ def _replace(path: Path, new: Path) -> None:
     path.rename(old / path.name)
     new.rename(path)
     shutil.rmtree(old)
-
-
-def cached_folder(*key: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache, made first if it is not there; two processes at once make it once.
-
-    Args:
-        key: its name under `$XDG_CACHE_HOME/ptexport`, part by part.
-        make: fills an empty folder.
-
-    Raises:
-        OutputError: the disk refuses.
-    """
-    path = cache_home().joinpath(*key)
-    if path.is_dir():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(
-            f"{path}: cannot be made ({e.strerror}); set XDG_CACHE_HOME to a folder you may write to"
-        ) from e
-    with FileLock(path.with_name(path.name + ".lock")):
-        if not path.is_dir():
-            with new_folder(path) as folder:
-                make(folder)
-    return path
-
-
-def cache_home() -> Path:
-    """Where converted models and traced backbones are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptexport"
 
 
 def _umask() -> int:

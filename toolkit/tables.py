@@ -1,7 +1,7 @@
 """What people see when a command is done: tables on standard output."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,6 +11,8 @@ from ptexport.runtime.manifest import Comparison, Manifest
 from ptexport.toolkit.evaluate import Contrast, Evaluation
 
 if TYPE_CHECKING:
+    from ptexport.toolkit.cache import Entry
+    from ptexport.toolkit.doctor import Check
     from ptexport.toolkit.run import Run  # it needs the extra `train`
 
 
@@ -89,6 +91,54 @@ def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) 
             f"(rows {', '.join(map(str, contrast.differing[:10])) or 'none'}{' …' * (len(contrast.differing) > 10)})",
             highlight=False,
         )
+
+
+def print_description(record: dict[str, Any]) -> None:
+    """Print what is in a bundle or run."""
+    table = Table(show_header=False)
+    for name, value in record.items():
+        if name not in ("nearest_words", "template_tokens", "kind", "name"):
+            table.add_row(name, escape(_brief(value)))
+    console = Console()
+    console.print(f"{record['kind']} {record['name']}", markup=False, highlight=False)
+    console.print(table)
+    pieces = [
+        f"{{{piece}}}" if isinstance(piece, str) else f"{piece[0]}={piece[1]}" for piece in record["template_tokens"]
+    ]
+    console.print(f"tokens: {'  '.join(pieces)}", markup=False, highlight=False, soft_wrap=True)
+    for row, words in enumerate(record["nearest_words"] or []):
+        near = ", ".join(f"{word!r} {cosine:.2f}" for word, cosine in words)
+        console.print(f"[P {row}] is nearest to {near}", markup=False, highlight=False, soft_wrap=True)
+    if record["nearest_words"] is None:
+        console.print("nearest words: pip install 'ptexport[train]' to see them", markup=False)
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, dict):
+        if "size_bytes" in value:
+            return f"{value['size_bytes'] / 1e6:.3f} MB"
+        return "\n".join(f"{name}: {_brief(inner)}" for name, inner in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def print_checks(checks: list["Check"]) -> None:
+    """Print what a machine can run."""
+    table = Table(show_header=False)
+    for check in checks:
+        mark = "[green]ok[/green]" if check.missing is None else "[yellow]missing[/yellow]"
+        table.add_row(mark, check.name, escape(check.found + (f"\n{check.missing}" if check.missing else "")))
+    Console().print(table)
+
+
+def print_entries(entries: list["Entry"], *, removed: bool) -> None:
+    """Print what the cache holds, or what was removed from it."""
+    table = Table(title="removed" if removed else None, title_justify="left")
+    for header in ("entry", "MB", "days unused"):
+        table.add_column(header, justify="left" if header == "entry" else "right")
+    for entry in entries:
+        table.add_row(escape(str(entry.path)), f"{entry.size_bytes / 1e6:.0f}", f"{entry.unused_days:.1f}")
+    table.add_row("all", f"{sum(entry.size_bytes for entry in entries) / 1e6:.0f}", "")
+    Console().print(table)
 
 
 def _confusion(evaluation: Evaluation) -> Table:

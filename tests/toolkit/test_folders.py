@@ -69,7 +69,7 @@ with new_folder(Path(sys.argv[1])) as folder:
 SLOW_MAKER = """
 import sys, time
 from pathlib import Path
-from ptexport.toolkit.folders import cached_folder
+from ptexport.toolkit.cache import cached_folder
 
 def make(folder):
     with (Path(sys.argv[1]) / "calls").open("a") as calls:

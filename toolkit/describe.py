@@ -1,0 +1,113 @@
+"""A run or bundle folder -> what is in it, as plain values; without torch for bundles."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ptexport.runtime.bundle import MANIFEST, MODEL, TOKENIZER, Bundle
+from ptexport.runtime.errors import DataError
+
+N_NEAREST = 5
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Describe a bundle, once its hashes are verified, or a run.
+
+    Raises:
+        BundleError: the bundle does not verify (says why).
+        RunError: the run cannot be read.
+        DataError: the folder is neither.
+    """
+    if (path / MANIFEST).is_file():
+        return _bundle(path)
+    if (path / "metrics.json").is_file():
+        return _run(path)
+    raise DataError(
+        f"{path}: holds neither manifest.json nor metrics.json; need the folder of a bundle or a finished run"
+    )
+
+
+def nearest_words(
+    rows: NDArray[np.float32], table: NDArray[np.float32], tokenizer: Tokenizer
+) -> list[list[tuple[str, float]]]:
+    """Find the vocabulary's words nearest to each row.
+
+    Args:
+        rows: float32 [p, e].
+        table: the backbone's embeddings, float32 [vocab, e].
+        tokenizer: its tokenizer.
+
+    Returns:
+        For each row the `N_NEAREST` words with the largest cosine, -1 to 1, largest first.
+    """
+    norms = np.linalg.norm(table, axis=1)
+    cosines = rows @ table.T / np.maximum(norms * np.linalg.norm(rows, axis=1)[:, None], 1e-12)
+    best = np.argsort(-cosines, axis=1)[:, :N_NEAREST]
+    return [
+        [(tokenizer.decode([int(id_)], skip_special_tokens=False), float(cosine[id_])) for id_ in ids]
+        for ids, cosine in zip(best, cosines, strict=True)
+    ]
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")
+    record: dict[str, Any] = {"kind": "bundle", "verified": True, **msgspec.to_builtins(manifest)}
+    record["template_tokens"] = _template_tokens(json.loads(tokenizer_json)["post_processor"], manifest.fields)
+    record["nearest_words"] = _nearest_in_bundle(path, manifest.graph.prompt_tokens, tokenizer_json)
+    return record
+
+
+def _template_tokens(post_processor: dict[str, Any], fields: Sequence[str]) -> list[str | list[Any]]:
+    """Name what stands around the texts: `[name, id]`, or a field's name."""
+    ids = {name: token["ids"][0] for name, token in post_processor["special_tokens"].items()}
+    layout = post_processor["pair" if len(fields) == 2 else "single"]
+    return [
+        [item["SpecialToken"]["id"], ids[item["SpecialToken"]["id"]]]
+        if "SpecialToken" in item
+        else {"A": "text", "B": "text_b"}[item["Sequence"]["id"]]
+        for item in layout
+    ]
+
+
+def _nearest_in_bundle(path: Path, n_prompt: int, tokenizer_json: str) -> list[list[tuple[str, float]]] | None:
+    """None where onnx_ir, which reads the graph's constants, is not installed."""
+    try:
+        import onnx_ir as ir
+    except ModuleNotFoundError:
+        return None
+    constants = ir.load(path / MODEL).graph.initializers
+    rows, table = (constants[name].const_value for name in ("prompt_rows", "table.weight"))
+    assert rows is not None
+    assert table is not None
+    return nearest_words(rows.numpy()[:n_prompt], table.numpy(), Tokenizer.from_str(tokenizer_json))
+
+
+def _run(path: Path) -> dict[str, Any]:
+    from ptexport.toolkit.backbone import load_backbone
+    from ptexport.toolkit.checkpoint import find_checkpoint
+    from ptexport.toolkit.run import Run
+    from ptexport.toolkit.template import Template
+    from ptexport.toolkit.tokenizer import TemplateToken
+
+    run = Run.read(path)
+    backbone = load_backbone(find_checkpoint(run.config.model), "linear" if run.config.label_words is None else "words")
+    table = backbone.model.get_input_embeddings().weight.detach().numpy()
+    n_prompt = Template.parse(run.config.template).n_prompt
+    tokenizer = Tokenizer.from_str(run.tokenizer_json)
+    record: dict[str, Any] = {"kind": "run", "name": path.resolve().name, **msgspec.to_builtins(run.config)}
+    record["files"] = {file.name: {"size_bytes": file.stat().st_size} for file in sorted(path.iterdir())}
+    record["metrics"] = msgspec.to_builtins(run.metrics)
+    record["template_tokens"] = [
+        [item.name, item.id] if isinstance(item, TemplateToken) else {"A": "text", "B": "text_b"}[item.sequence]
+        for item in run.config.compile(run.tokenizer_json).items
+    ]
+    record["nearest_words"] = nearest_words(run.baked.prompt_rows[:n_prompt], table, tokenizer)
+    return record
