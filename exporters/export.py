@@ -131,6 +131,7 @@ def _manifest(
         labels=config.labels,
         label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
         max_length=config.max_length - config.n_folded,
+        abstain_below=run.metrics.abstain_below,
         graph=GraphEntry(
             opset=info.opset,
             ir_version=info.ir_version,

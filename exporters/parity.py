@@ -133,7 +133,8 @@ class Oracle:
             logits: NDArray[np.float32] = baked.label_rows @ state.numpy() + baked.label_bias
             return logits
         scores = self._read(output.logits[0], encoding.ids)
-        return np.array([np.mean([scores[i].item() for i in ids]) for ids in self._word_ids()], dtype=np.float32)
+        means = [np.mean([scores[i].item() for i in ids]) for ids in self._word_ids()]
+        return np.array(means, dtype=np.float32) / np.float32(self._run.metrics.temperature)
 
     def _embedding(self, id_: int) -> Tensor:
         table: Tensor = self._model.get_input_embeddings().weight

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding
 
 from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.errors import DataError
@@ -22,12 +23,19 @@ class Prediction:
     """The answer for one text.
 
     Attributes:
-        label: the most probable label's name.
+        label: the most probable label's name; None if the bundle gives none so unsure (`manifest.abstain_below`).
+        truncated: whether the text was longer than the bundle takes, and its end was not read.
         probabilities: every label's probability, in the bundle's order; they sum to 1.
     """
 
-    label: str
+    label: str | None
     probabilities: dict[str, float]
+    truncated: bool = False
+
+    @property
+    def surest(self) -> str:
+        """The most probable label's name, sure enough or not."""
+        return max(self.probabilities, key=lambda label: self.probabilities[label])
 
 
 class Engine:
@@ -80,21 +88,32 @@ class Engine:
         Raises:
             DataError: a text is not a string, or not one or two as the template needs.
         """
-        logits = self.logits(texts)
+        encodings = self._encode(texts)
+        logits = self._logits(encodings)
         scores = np.exp(logits - logits.max(axis=1, keepdims=True))
         rows = (scores / scores.sum(axis=1, keepdims=True)).tolist()
         best = logits.argmax(axis=1).tolist()
+        least = self.manifest.abstain_below or 0.0
         return [
-            Prediction(label=self.labels[label], probabilities=dict(zip(self.labels, row, strict=True)))
-            for label, row in zip(best, rows, strict=True)
+            Prediction(
+                label=self.labels[label] if row[label] >= least else None,
+                probabilities=dict(zip(self.labels, row, strict=True)),
+                truncated=bool(encoding.overflowing),
+            )
+            for label, row, encoding in zip(best, rows, encodings, strict=True)
         ]
 
     def logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Score texts, as `predict` does; float32 [texts, labels] before the softmax."""
+        return self._logits(self._encode(texts))
+
+    def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
         if isinstance(texts, str):
             raise DataError("predict: got one string, need a list of texts; write predict([text])")
-        logits = np.empty((len(texts), len(self.labels)), dtype=np.float32)
-        encodings = self._encoder.encode(texts)
+        return self._encoder.encode(texts)
+
+    def _logits(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+        logits = np.empty((len(encodings), len(self.labels)), dtype=np.float32)
         for rows in _batches([len(encoding) for encoding in encodings]):
             logits[rows] = self._graph.run(self._encoder.pad([encodings[row] for row in rows]))
         return logits

@@ -109,6 +109,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         labels: names, in the order of the logits.
         label_words: words per label; None for a linear head.
         max_length: most ids a row has in `input_ids`; longer texts are truncated.
+        abstain_below: probability below which the engine gives no label; None: it always gives one.
         graph: how the graph was made.
         parity: how it compares with the model.
         versions: of everything that made it.
@@ -124,6 +125,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     labels: list[str]
     label_words: dict[str, list[str]] | None
     max_length: int
+    abstain_below: float | None
     graph: GraphEntry
     parity: Parity
     versions: dict[str, str]

@@ -125,10 +125,13 @@ def predict_response(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def infer_response(request: InferRequest, manifest: Manifest, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Lay out answers as tensors: `label` BYTES [n] and `probabilities` FP32 [n, labels], row-major."""
+    """Lay out answers as tensors: `label` BYTES [n] and `probabilities` FP32 [n, labels], row-major.
+
+    A label is the empty string where the bundle gives none.
+    """
     n = len(predictions)
     tensors: dict[str, dict[str, Any]] = {
-        "label": {"datatype": "BYTES", "shape": [n], "data": [p.label for p in predictions]},
+        "label": {"datatype": "BYTES", "shape": [n], "data": [p.label or "" for p in predictions]},
         "probabilities": {
             "datatype": "FP32",
             "shape": [n, len(manifest.labels)],

@@ -11,31 +11,44 @@ from typing import BinaryIO
 import msgspec
 
 from ptexport.runtime.engine import Engine, Prediction
-from ptexport.runtime.errors import OutputError, PtexportError
+from ptexport.runtime.errors import DataError, OutputError, PtexportError
 from ptexport.runtime.rows import Row, check_texts
 
 CHUNK_ROWS = 1024
 """Rows held at a time: enough to sort by length, so that little is padded."""
 
 
-def predict_rows(engine: Engine, rows: Iterable[Row]) -> Iterator[tuple[Row, Prediction]]:
+def predict_rows(engine: Engine, rows: Iterable[Row], *, strict: bool = False) -> Iterator[tuple[Row, Prediction]]:
     """Label rows as they come, in order, `CHUNK_ROWS` at a time.
 
+    Args:
+        engine: the bundle.
+        rows: with the texts its template takes.
+        strict: refuse texts that are longer than the bundle takes.
+
     Raises:
-        DataError: a row has one text where the template takes two or the other way round (says which).
+        DataError: a row is too long for `strict`, or has a text too many or too few (says which).
     """
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
         for row in chunk:
             check_texts(row, engine.manifest.fields)
         texts = [row.text if row.text_b is None else (row.text, row.text_b) for row in chunk]
-        yield from zip(chunk, engine.predict(texts), strict=True)
+        for row, prediction in zip(chunk, engine.predict(texts), strict=True):
+            if strict and prediction.truncated:
+                raise DataError(
+                    f"{row.where}: the text is longer than the {engine.manifest.max_length} tokens of the bundle; "
+                    "shorten it, or leave out --strict"
+                )
+            yield row, prediction
 
 
 def json_line(row: Row, prediction: Prediction) -> bytes:
     """Encode one answer with the text it is for, as a line of JSON."""
-    answer = msgspec.json.encode({"label": prediction.label, "probabilities": prediction.probabilities})
-    return _texts(row) + answer[1:] + b"\n"
+    answer: dict[str, object] = {"label": prediction.label, "probabilities": prediction.probabilities}
+    if prediction.truncated:
+        answer["truncated"] = True
+    return _texts(row) + msgspec.json.encode(answer)[1:] + b"\n"
 
 
 def _texts(row: Row) -> bytes:
@@ -45,8 +58,15 @@ def _texts(row: Row) -> bytes:
 
 
 def label_file(
-    engine: Engine, rows: Iterator[Row], path: Path, *, resume: bool, force: bool, report: Callable[[int], None]
-) -> None:
+    engine: Engine,
+    rows: Iterator[Row],
+    path: Path,
+    *,
+    resume: bool,
+    force: bool,
+    strict: bool,
+    report: Callable[[int], None],
+) -> int:
     """Label rows into a file of JSON lines, which is there when all are; until then they are in `PATH.….partial`.
 
     That name holds the start of the bundle's digest, so that answers of two bundles never mix.
@@ -57,20 +77,25 @@ def label_file(
         path: the file; a pipe or device is written to as it is.
         resume: keep the rows that were labelled before and go on after them; a file that is there is finished.
         force: replace what is there.
+        strict: refuse texts that are longer than the bundle takes.
         report: told how many rows are done.
+
+    Returns:
+        How many texts were truncated, of those labelled now.
 
     Raises:
         OutputError: the file is there or begun and neither `resume` nor `force` is given, its rows are not those that
             were labelled before, another process is writing it, or the disk refuses.
         DataError: a row that cannot be read or does not fit; those before it stay for `resume`.
     """
+    counted = _Counted(engine, strict, report)
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as stream:
-                stream.writelines(json_line(*answer) for answer in _counted(predict_rows(engine, rows), 0, report))
-            return
+                stream.writelines(counted.lines(rows))
+            return counted.truncated
         if path.exists() and resume:
-            return
+            return 0
         if path.exists() and not force:
             raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
         partial = path.with_name(f"{path.name}.{engine.manifest.digest[:8]}.partial")
@@ -80,10 +105,9 @@ def label_file(
             _lock(file, partial)
             if not resume:
                 file.truncate(0)
-            done = _skip(file, rows, partial)
+            counted.done = _skip(file, rows, partial)
             try:
-                answers = _counted(predict_rows(engine, rows), done, report)
-                file.writelines(json_line(*answer) for answer in answers)
+                file.writelines(counted.lines(rows))
                 file.flush()
                 partial.replace(path)
             except PtexportError:
@@ -97,14 +121,25 @@ def label_file(
         raise OutputError(
             f"{path}: cannot be written ({e.strerror or e}); free some space and go on with --resume"
         ) from e
+    return counted.truncated
 
 
-def _counted(
-    answers: Iterable[tuple[Row, Prediction]], done: int, report: Callable[[int], None]
-) -> Iterator[tuple[Row, Prediction]]:
-    for number, answer in enumerate(answers, done + 1):
-        yield answer
-        report(number)
+class _Counted:
+    """Lines for rows, and how many there were."""
+
+    def __init__(self, engine: Engine, strict: bool, report: Callable[[int], None]) -> None:
+        self._engine = engine
+        self._strict = strict
+        self._report = report
+        self.done = 0
+        self.truncated = 0
+
+    def lines(self, rows: Iterable[Row]) -> Iterator[bytes]:
+        for row, prediction in predict_rows(self._engine, rows, strict=self._strict):
+            yield json_line(row, prediction)
+            self.done += 1
+            self.truncated += prediction.truncated
+            self._report(self.done)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -15,6 +15,7 @@ Data flow: template, labels, rows -> train -> Run
     classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
     task.py        a verbalizer on a loaded backbone
     training.py    the loop
+    calibration.py logits of dev rows -> a temperature and a threshold
     resume.py      a training under way <-> a file to go on from
     train.py       everything above, from a TrainConfig to a Run
     run.py         the run folder

@@ -40,6 +40,14 @@ from ptexport.toolkit import cli_options as shared
     show_default=True,
     help="Which text of a pair is cut.",
 )
+@click.option("--strict", is_flag=True, help="Refuse texts longer than that instead of truncating them.")
+@click.option("--calibrate", is_flag=True, help="Fit a temperature on dev, so that probabilities are honest.")
+@click.option(
+    "--abstain",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="ACCURACY",
+    help="Give no label where that would make fewer of the labelled dev rows right than this share, 0 to 1.",
+)
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak rate [default: by encoder].")
 @click.option("--epochs", type=click.IntRange(1), help="Most passes over the rows [default: 10].")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows per step [default: 8].")
@@ -89,6 +97,11 @@ def train(
         click.echo((out / METRICS).read_text(encoding="utf-8"), nl=False)
     else:
         tables.print_metrics(run, out)
+    if run.config.abstain is not None and run.metrics.abstain_below is None:
+        raise TrainError(
+            f"{out}: abstain {run.config.abstain}: even the surest dev rows are wrong more often; the run is there and "
+            "always gives a label; train longer, or ask for less"
+        )
     if run.metrics.stopped == "interrupted":
         raise TrainError(f"{out}: interrupted; holds the best of {run.metrics.epochs} epochs, go on with --resume")
     if run.metrics.stopped == "diverged":

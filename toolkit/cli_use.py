@@ -16,6 +16,7 @@ from ptexport.toolkit import cli_options as shared
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Where the answers go, as JSONL [default: printed].")
 @click.option("--resume", is_flag=True, help="Keep the rows that an --output has already, and go on after them.")
+@click.option("--strict", is_flag=True, help="Refuse texts longer than the bundle takes; else they are truncated.")
 @shared.threads
 @shared.force
 @shared.as_json
@@ -26,6 +27,7 @@ def predict(
     rows: Path | None,
     output: Path | None,
     resume: bool,
+    strict: bool,
     threads: int | None,
     as_json: bool,
     log_file: Path | None,
@@ -53,14 +55,32 @@ def predict(
     if output is not None:
         total = len(texts) // width if rows is None else count_lines(rows)
         with reporting(as_json=as_json, log_file=log_file) as report:
-            label_file(engine, given, output, resume=resume, force=force, report=lambda done: report.rows(done, total))
-    elif as_json or rows is not None:
-        for answer in predict_rows(engine, given):
-            click.echo(json_line(*answer), nl=False)
-    else:
-        for row, prediction in predict_rows(engine, given):
-            score = prediction.probabilities[prediction.label]
-            click.echo(f"{prediction.label}\t{score:.3f}\t{row.text}" + (f"\t{row.text_b}" if width == 2 else ""))
+            truncated = label_file(
+                engine,
+                given,
+                output,
+                resume=resume,
+                force=force,
+                strict=strict,
+                report=lambda done: report.rows(done, total),
+            )
+        _warn_of_truncation(truncated)
+        return
+    truncated = 0
+    for row, prediction in predict_rows(engine, given, strict=strict):
+        truncated += prediction.truncated
+        if as_json or rows is not None:
+            click.echo(json_line(row, prediction), nl=False)
+        else:
+            score = prediction.probabilities[prediction.surest]
+            texts_ = row.text if row.text_b is None else f"{row.text}\t{row.text_b}"
+            click.echo(f"{prediction.label or '-'}\t{score:.3f}\t{texts_}")
+    _warn_of_truncation(truncated)
+
+
+def _warn_of_truncation(count: int) -> None:
+    if count:
+        click.echo(f"ptexport: {count} text(s) longer than the bundle takes were truncated; --strict refuses", err=True)
 
 
 @click.command()

@@ -71,7 +71,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         digest: of its manifest.
         n_rows: rows measured on.
         labels: in the order of the logits.
-        accuracy: share answered right.
+        accuracy: share whose most probable label is right.
+        coverage: share that is given a label at all.
+        answered_accuracy: share right of those; 0 if none is.
         macro_f1: mean of `f1`.
         f1: of each label; 0 for one that neither the rows nor the answers have.
         confusion: rows by label, then by answer.
@@ -87,6 +89,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     n_rows: int
     labels: list[str]
     accuracy: float
+    coverage: float
+    answered_accuracy: float
     macro_f1: float
     f1: list[float]
     confusion: list[list[int]]
@@ -150,7 +154,7 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
     Raises:
         DataError: no rows, or a label the bundle does not have (says which line).
     """
-    labels, answers, probabilities = [], [], []
+    labels, answers, probabilities, given = [], [], [], []
     timed: list[Row] = []
     seconds = 0.0
     iterator = iter(rows)
@@ -159,18 +163,21 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
         timed = _spread([*timed, *chunk])
         started = time.perf_counter()
         for _, prediction in predict_rows(engine, chunk):
-            answers.append(engine.labels.index(prediction.label))
-            probabilities.append(prediction.probabilities[prediction.label])
+            answers.append(engine.labels.index(prediction.surest))
+            probabilities.append(prediction.probabilities[prediction.surest])
+            given.append(prediction.label is not None)
         seconds += time.perf_counter() - started
         report(len(labels))
     if not labels:
         raise DataError("data: no rows in it; need at least one")
-    wanted, got = np.array(labels), np.array(answers)
+    wanted, got, answered = np.array(labels), np.array(answers), np.array(given)
     evaluation = Evaluation(
         bundle=engine.manifest.name,
         digest=engine.manifest.digest,
         n_rows=len(labels),
         labels=engine.labels,
+        coverage=float(answered.mean()),
+        answered_accuracy=float((wanted == got)[answered].mean()) if answered.any() else 0.0,
         latency=_latency(engine, timed, len(labels) / seconds),
         worst=_worst(wanted, got, np.array(probabilities), engine.labels),
         **_figures(wanted, got, np.array(probabilities), len(engine.labels)),

@@ -22,6 +22,9 @@ svg { max-width: 100%; height: auto; }
 <table>
 <tr><th></th>{% for e in evaluations %}<th>{{ e.bundle }}</th>{% endfor %}</tr>
 <tr><td>accuracy</td>{% for e in evaluations %}<td>{{ "%.1f %%" % (100 * e.accuracy) }}</td>{% endfor %}</tr>
+<tr><td>given a label</td>{% for e in evaluations %}<td>{{ "%.1f %%" % (100 * e.coverage) }}</td>{% endfor %}</tr>
+<tr><td>accuracy of those</td>
+{% for e in evaluations %}<td>{{ "%.1f %%" % (100 * e.answered_accuracy) }}</td>{% endfor %}</tr>
 <tr><td>macro-F1</td>{% for e in evaluations %}<td>{{ "%.3f" % e.macro_f1 }}</td>{% endfor %}</tr>
 <tr><td>expected calibration error</td>
 {% for e in evaluations %}<td>{{ "%.3f" % e.calibration_error }}</td>{% endfor %}</tr>

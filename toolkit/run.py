@@ -79,6 +79,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         init: what plain rows started from.
         max_length: most tokens in one row.
         truncate: which text of a pair is cut.
+        calibrate: whether a temperature was fitted on dev.
+        abstain: share of the answered dev rows that had to be right; None: every row is answered.
         n_folded: leading template tokens that `baked.leading_states` holds.
         training: rates and sizes.
     """
@@ -95,6 +97,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     init: Literal["random", "words"]
     max_length: int
     truncate: Truncate
+    calibrate: bool
+    abstain: float | None
     n_folded: int
     training: TrainSettings
 
@@ -124,6 +128,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
         stopped: why it ended early, with the best epoch so far; None: it did not, or dev accuracy no longer rose.
         dev_accuracy: of the epoch kept.
         test_accuracy: of the same.
+        temperature: that logits are divided by; the label rows in `baked` are.
+        abstain_below: probability below which no label is given; None: there is always one.
         manual_accuracy: test accuracy of hand-written templates, by template.
         train_seconds: wall time of the loop alone.
         seed: as in the config.
@@ -140,6 +146,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     stopped: Stopped | None
     dev_accuracy: float
     test_accuracy: float
+    temperature: float
+    abstain_below: float | None
     manual_accuracy: dict[str, float]
     train_seconds: float
     seed: int

@@ -71,6 +71,8 @@ def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) 
         table.add_column(escape(evaluation.bundle), justify="right")
     for name, figures in (
         ("accuracy", [f"{e.accuracy:.1%}" for e in evaluations]),
+        ("given a label", [f"{e.coverage:.1%}" for e in evaluations]),
+        ("accuracy of those", [f"{e.answered_accuracy:.1%}" for e in evaluations]),
         ("macro-F1", [f"{e.macro_f1:.3f}" for e in evaluations]),
         ("expected calibration error", [f"{e.calibration_error:.3f}" for e in evaluations]),
         ("one row alone, median", [f"{e.latency.p50_ms:.1f} ms" for e in evaluations]),

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from tokenizers import Encoding
 
-from ptexport.runtime.errors import TemplateError, TrainError
+from ptexport.runtime.errors import DataError, TemplateError, TrainError
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Head, load_backbone
+from ptexport.toolkit.calibration import fit_temperature, fit_threshold
 from ptexport.toolkit.checkpoint import find_checkpoint
-from ptexport.toolkit.data import load_data
+from ptexport.toolkit.data import Data, load_data
 from ptexport.toolkit.encoder import EncoderKind, SoftPrompt
 from ptexport.toolkit.resume import Ticket, hash_rows, load_state, save_state
 from ptexport.toolkit.run import MAX_CHECK_ROWS, Baked, Metrics, Run, RunConfig, TrainSettings
@@ -48,6 +50,10 @@ class TrainConfig:
         init: what plain rows (`encoder="none"`) start from: noise of the embeddings' size, or the label words'.
         max_length: most tokens in one row; None: 512, or fewer where the backbone takes fewer.
         truncate: which text of a pair is cut.
+        strict: refuse texts longer than `max_length` instead of truncating them.
+        calibrate: fit a temperature on dev, so that probabilities are honest.
+        abstain: share of the answered dev rows that must be right; where the bundle is not sure enough for that, it
+            gives no label. None: it always gives one.
         manual: hand-written templates to measure with the same label words and test rows.
         device: "auto", or a torch device.
         settings: rates and sizes; None: the defaults of the encoder.
@@ -65,6 +71,9 @@ class TrainConfig:
     init: Literal["random", "words"] = "random"
     max_length: int | None = None
     truncate: Truncate = "longest"
+    strict: bool = False
+    calibrate: bool = False
+    abstain: float | None = None
     manual: Sequence[str] = field(default=())
     device: str = "auto"
     settings: TrainSettings | None = None
@@ -106,7 +115,7 @@ def train(config: TrainConfig, progress: Progress, *, state: Path | None = None)
     whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
     learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, verbalizer.labels)
     dev, test = (Examples.encode(rows, scorer.encoder, verbalizer.labels) for rows in (data.dev, data.test))
-    _warn_of_glue(template, task, data.train, progress)
+    _warn(config, compiled, task, data, [*learn.encodings, *dev.encodings, *test.encodings], progress)
     # Before training, so that a hand-written template or its words that do not fit cost no training.
     manual_accuracy = _measure_by_hand(manual, task, data.test, progress)
 
@@ -120,6 +129,10 @@ def train(config: TrainConfig, progress: Progress, *, state: Path | None = None)
     keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
     stopped = fit(training, scorer, train=learn, dev=dev, progress=progress, save=keep)
     prompt = training.prompt
+    dev_logits = scorer.logits(prompt, dev.encodings).cpu()
+    dev_targets = torch.tensor(dev.targets)
+    temperature = fit_temperature(dev_logits, dev_targets) if config.calibrate else 1.0
+    threshold = None if config.abstain is None else fit_threshold(dev_logits / temperature, dev_targets, config.abstain)
 
     metrics = Metrics(
         method="p-tuning",
@@ -132,6 +145,8 @@ def train(config: TrainConfig, progress: Progress, *, state: Path | None = None)
         stopped=stopped,
         dev_accuracy=training.at.best_accuracy,
         test_accuracy=scorer.accuracy(prompt, test)[0],
+        temperature=temperature,
+        abstain_below=threshold,
         manual_accuracy=manual_accuracy,
         train_seconds=training.at.seconds,
         seed=settings.seed,
@@ -141,7 +156,7 @@ def train(config: TrainConfig, progress: Progress, *, state: Path | None = None)
         config=run_config,
         metrics=metrics,
         trained={name: value.cpu().numpy() for name, value in prompt.state_dict().items()},
-        baked=_bake(prompt, task, scorer),
+        baked=_bake(prompt, task, scorer, temperature),
         tokenizer_json=task.backbone.tokenizer_json,
         check_rows=choose_check_rows(data.test),
     )
@@ -183,13 +198,38 @@ def _measure_by_hand(
     return accuracies
 
 
-def _warn_of_glue(template: Template, task: Task, rows: Sequence[Row], progress: Progress) -> None:
-    joined = count_split_differently(template, task.backbone.tokenizer_json, rows)
+def _warn(
+    config: TrainConfig,
+    compiled: CompiledTemplate,
+    task: Task,
+    data: Data,
+    encodings: Sequence[Encoding],
+    progress: Progress,
+) -> None:
+    """Say what is odd about the rows but stops nothing.
+
+    Raises:
+        DataError: `strict`, and a text is too long.
+    """
+    joined = count_split_differently(Template.parse(config.template), task.backbone.tokenizer_json, data.train)
     if joined:
         progress.note(
-            f"{joined} of {len(rows)} training rows would be other tokens as one string, since "
-            f"{template.source!r} glues characters to a text; a space between them avoids it"
+            f"{joined} of {len(data.train)} training rows would be other tokens as one string, since "
+            f"{config.template!r} glues characters to a text; a space between them avoids it"
         )
+    truncated = sum(bool(encoding.overflowing) for encoding in encodings)
+    if truncated:
+        what = f"{truncated} of {len(encodings)} rows are longer than {compiled.max_length} tokens with the template"
+        if config.strict:
+            raise DataError(f"data: {what}; shorten them, raise --max-length, or leave out --strict")
+        progress.note(f"{what} and are truncated; --strict refuses them")
+    absent = [label for label in task.verbalizer.labels if all(row.label != label for row in data.train)]
+    if absent:
+        progress.note(f"no training row has the label {', '.join(map(repr, absent))}")
+    seen = {(row.text, row.text_b) for row in data.train}
+    twice = sum((row.text, row.text_b) in seen for row in data.test)
+    if twice:
+        progress.note(f"{twice} of {len(data.test)} test rows are in the training rows too; accuracy looks too good")
 
 
 def choose_check_rows(rows: Sequence[Row]) -> list[Row]:
@@ -220,20 +260,22 @@ def _run_config(
         init=config.init,
         max_length=compiled.max_length,
         truncate=config.truncate,
+        calibrate=config.calibrate,
+        abstain=config.abstain,
         n_folded=len(scorer.leading_ids),
         training=settings,
     )
 
 
 @torch.no_grad()
-def _bake(prompt: SoftPrompt, task: Task, scorer: Scorer) -> Baked:
+def _bake(prompt: SoftPrompt, task: Task, scorer: Scorer, temperature: float) -> Baked:
     """Run the encoder one last time, and the backbone over the leading prompt."""
     rows = prompt.prompt_rows()
     causal = task.backbone.facts.causal
     leading = task.classifier.leading_states(scorer.leading_ids, rows).cpu().numpy() if causal else None
     return Baked(
         prompt_rows=rows.cpu().numpy(),
-        label_rows=prompt.label_rows.cpu().numpy(),
-        label_bias=prompt.label_bias.cpu().numpy(),
+        label_rows=(prompt.label_rows / temperature).cpu().numpy(),
+        label_bias=(prompt.label_bias / temperature).cpu().numpy(),
         leading_states=leading,
     )

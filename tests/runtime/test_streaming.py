@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def rows(n: int = N_ROWS) -> Iterator[Row]:
 
 def label(engine: Engine, given: Iterator[Row], path: Path, *, resume: bool = False, force: bool = False) -> list[int]:
     done: list[int] = []
-    label_file(engine, given, path, resume=resume, force=force, report=done.append)
+    label_file(engine, given, path, resume=resume, force=force, strict=False, report=done.append)
     return done
 
 
@@ -158,3 +159,16 @@ def test_a_whole_file_or_none(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         write_whole(tmp_path / "nowhere" / "page", b"one", force=False)
     assert names(tmp_path) == ["page"]
+
+
+def test_long_texts_are_counted_or_refused(engine: Engine, tmp_path: Path) -> None:
+    given = [Row(where=f"rows line {i}", text="slow " * n) for i, n in enumerate((1, 200, 3, 300), 1)]
+    out = tmp_path / "out.jsonl"
+    options: dict[str, Any] = {"resume": False, "force": False, "report": lambda done: None}
+    assert label_file(engine, iter(given), out, strict=False, **options) == 2
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line.get("truncated", False) for line in lines] == [False, True, False, True]
+    with pytest.raises(
+        DataError, match=r"rows line 2: the text is longer than the \d+ tokens of the bundle; shorten it"
+    ):
+        label_file(engine, iter(given), tmp_path / "strict.jsonl", strict=True, **options)

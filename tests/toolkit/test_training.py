@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import LABELS, Quiet
 
-from ptexport.runtime.errors import TemplateError, TrainError
+from ptexport.runtime.errors import DataError, TemplateError, TrainError
 from ptexport.runtime.rows import Row
 from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
@@ -149,3 +149,29 @@ def test_rows_for_parity() -> None:
 def test_a_loss_that_is_not_a_number_stops(llama: Path, rows_file: Path) -> None:
     with pytest.raises(TrainError, match=r"the loss is nan after 1 steps at rate inf; use a lower --lr"):
         train(config(llama, rows_file, TrainSettings(lr=math.inf)), Quiet())
+
+
+class Notes(Quiet):
+    """Remembers what it was told to say."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_odd_rows_are_told_of(llama: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    texts = [("great " * 60, "positive"), *((f"it was an {word}", "positive") for word in ("film", "an", "a", "story"))]
+    rows.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in texts), encoding="utf-8")
+    told = Notes()
+    changes = {"template": "{text}? [P]", "dev": str(rows), "test": str(rows)}
+    train(config(llama, rows, TrainSettings(lr=1e-3, epochs=1), **changes), told)
+    assert told.notes == [
+        "3 of 15 rows are longer than 48 tokens with the template and are truncated; --strict refuses them",
+        "no training row has the label 'negative'",
+        "5 of 5 test rows are in the training rows too; accuracy looks too good",
+    ]
+    with pytest.raises(DataError, match=r"3 of 15 rows are longer than 48 tokens .* or leave out --strict"):
+        train(config(llama, rows, TrainSettings(lr=1e-3), strict=True, **changes), told)

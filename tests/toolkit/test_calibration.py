@@ -1,0 +1,76 @@
+"""Temperature and threshold, against data made so that the answer is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import LABELS, Quiet, train_tiny
+
+from ptexport.exporters.export import ExportConfig, export
+from ptexport.runtime import Engine
+from ptexport.toolkit.calibration import fit_temperature, fit_threshold
+from ptexport.toolkit.run import Run
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_known_temperature_is_found(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    honest = 2 * torch.randn(20_000, 4, generator=generator)
+    targets = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
+    assert fit_temperature(temperature * honest, targets) == pytest.approx(temperature, rel=0.05)
+
+
+def test_rows_that_do_not_say_stay_within_bounds() -> None:
+    always_right = torch.tensor([[1.0, 0.0]] * 4)
+    assert fit_temperature(always_right, torch.zeros(4, dtype=torch.int64)) == pytest.approx(0.05, rel=0.1)
+
+
+def logits(*probabilities: float) -> torch.Tensor:
+    p = torch.tensor(probabilities, dtype=torch.float64)
+    return torch.stack([p, 1 - p], 1).log()
+
+
+@pytest.mark.parametrize(
+    ("right", "accuracy", "threshold"),
+    [
+        ([1, 1, 0, 1], 1.0, 0.8),
+        ([1, 1, 0, 1], 0.75, 0.6),
+        ([1, 1, 0, 1], 0.7, 0.6),
+        ([0, 1, 1, 1], 0.9, None),
+        ([0, 1, 1, 1], 0.7, 0.6),
+        ([1, 1, 1, 1], 1.0, 0.6),
+    ],
+)
+def test_the_lowest_threshold_that_is_right_often_enough(
+    right: list[int], accuracy: float, threshold: float | None
+) -> None:
+    found = fit_threshold(logits(0.9, 0.8, 0.7, 0.6), 1 - torch.tensor(right), accuracy)
+    assert found == (None if threshold is None else pytest.approx(threshold))
+
+
+def test_rows_of_one_probability_go_together() -> None:
+    assert fit_threshold(logits(0.9, 0.8, 0.8), torch.tensor([0, 0, 1]), 0.9) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("model", "template"), [("llama", "[P*2] {text} [P]"), ("bert", "[P] {text} it was [MASK]")])
+def test_they_are_exported(
+    model: str, template: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The same training with and without: logits are divided by the temperature, and parity holds."""
+    path: Path = request.getfixturevalue(model)
+    for name, options in (("plain", {}), ("both", {"calibrate": True, "abstain": 0.5})):
+        train_tiny(path, rows_file, template, tmp_path / f"{name}-run", labels=LABELS, **options)
+        export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
+    metrics = Run.read(tmp_path / "both-run").metrics
+    plain, both = Engine.open(tmp_path / "plain"), Engine.open(tmp_path / "both")
+    texts = ["the film was bright", "slow", "", "the story was very very dull"]
+    assert metrics.temperature != pytest.approx(1, abs=0.01)
+    np.testing.assert_allclose(both.logits(texts) * metrics.temperature, plain.logits(texts), atol=1e-4)
+    threshold = both.manifest.abstain_below
+    assert threshold == metrics.abstain_below is not None
+    for answer in both.predict(texts):
+        surest = max(answer.probabilities.values())
+        assert (answer.label is None) == (surest < threshold)
+    assert plain.manifest.abstain_below is None
+    assert all(answer.label is not None for answer in plain.predict(texts))
