@@ -10,12 +10,11 @@ from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED, MANIFEST
-from ptexport.runtime.errors import DataError, ExportError
+from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import load_onnxruntime
 from ptexport.runtime.manifest import FORMAT, BackboneEntry, FileEntry, GraphEntry, Manifest, Parity
 from ptexport.runtime.rows import Row, check_texts, read_rows
-from ptexport.toolkit.backbone import load_backbone
-from ptexport.toolkit.checkpoint import find_checkpoint
+from ptexport.toolkit.backbone import load_backbone_of
 from ptexport.toolkit.folders import check_free, new_folder
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
@@ -60,9 +59,9 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         OutputError: the bundle exists, or cannot be written.
         MissingExtraError: ONNX Runtime is not installed.
         DataError: `rows` holds none, or others than the template takes.
-        RunError: the run cannot be read.
+        RunError: the run cannot be read, or its backbone is not the one trained on.
         ModelError: its backbone cannot be loaded.
-        ExportError: the backbone is not the one trained on, or the graph does not answer as the model does; no
+        ExportError: the graph does not answer as the model does; no
             bundle is left then.
     """
     check_free(config.out, force=config.force, files=FILES)
@@ -70,15 +69,7 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
     run = Run.read(config.run)
     rows = _rows(run, config.rows)
     progress.stage("loading the backbone")
-    backbone = load_backbone(
-        find_checkpoint(run.config.model, stage=progress.stage), "linear" if run.config.label_words is None else "words"
-    )
-    facts, trained_on = backbone.facts, run.config.backbone
-    if (facts.fingerprint, facts.config_sha256) != (trained_on.fingerprint, trained_on.config_sha256):
-        raise ExportError(
-            f"{config.run}: trained on other weights, or another configuration, than {run.config.model} has now; "
-            "train again"
-        )
+    backbone = load_backbone_of(run.config, stage=progress.stage)
     progress.stage("tracing it (once per backbone)")
     traced = trace(backbone, run.config.read, opset=config.opset)
     with new_folder(config.out, force=config.force, files=FILES) as folder:

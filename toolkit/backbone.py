@@ -7,6 +7,7 @@ answers that are wrong rather than absent.
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,11 +18,12 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ptexport.runtime.errors import ModelError, reason
+from ptexport.runtime.errors import ModelError, RunError, reason
 from ptexport.runtime.manifest import Read
-from ptexport.toolkit.checkpoint import Checkpoint
+from ptexport.toolkit.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.facts import BackboneFacts, sha256_text
+from ptexport.toolkit.run import RunConfig
 
 Head = Literal["words", "linear"]
 """How logits come about: label words' rows of the language-model head, or a linear layer trained with the prompt."""
@@ -87,6 +89,24 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
     facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=loading["missing_keys"])
     return Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts)
+
+
+def load_backbone_of(config: RunConfig, *, stage: Callable[[str], None] = lambda name: None) -> Backbone:
+    """Load the backbone that a run was trained on.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        RunError: its weights or configuration are others by now.
+    """
+    checkpoint = find_checkpoint(config.model, revision=config.revision, stage=stage)
+    backbone = load_backbone(checkpoint, "linear" if config.label_words is None else "words")
+    facts, trained_on = backbone.facts, config.backbone
+    if (facts.fingerprint, facts.config_sha256) != (trained_on.fingerprint, trained_on.config_sha256):
+        raise RunError(
+            f"model {config.model}: has other weights, or another configuration, than the run was trained on; "
+            "train again"
+        )
+    return backbone
 
 
 def _is_causal(config: Any, where: str) -> bool:

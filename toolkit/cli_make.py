@@ -11,6 +11,7 @@ from ptexport.toolkit import cli_options as shared
 
 @click.command()
 @click.option("--model", required=True, help="smollm2, minilm, a folder, or a name on the Hugging Face hub.")
+@click.option("--revision", help="Branch, tag or commit of a model on the hub [default: main].")
 @click.option("--data", required=True, help="Rows: a .jsonl or .csv file, hub:NAME[/CONFIG], or cities.")
 @click.option("--template", required=True, help="For example '[P*3] {text} [P*3]'.")
 @click.option("--labels", help="name=word|word,name=word or a file of such lines; names alone for a linear head.")

@@ -91,14 +91,13 @@ def _nearest_in_bundle(path: Path, n_prompt: int, tokenizer_json: str) -> list[l
 
 
 def _run(path: Path) -> dict[str, Any]:
-    from ptexport.toolkit.backbone import load_backbone
-    from ptexport.toolkit.checkpoint import find_checkpoint
+    from ptexport.toolkit.backbone import load_backbone_of
     from ptexport.toolkit.run import Run
     from ptexport.toolkit.template import Template
     from ptexport.toolkit.tokenizer import TemplateToken
 
     run = Run.read(path)
-    backbone = load_backbone(find_checkpoint(run.config.model), "linear" if run.config.label_words is None else "words")
+    backbone = load_backbone_of(run.config)
     table = backbone.model.get_input_embeddings().weight.detach().numpy()
     n_prompt = Template.parse(run.config.template).n_prompt
     tokenizer = Tokenizer.from_str(run.tokenizer_json)

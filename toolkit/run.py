@@ -70,6 +70,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         format: version of the run folder.
         method: how the rows came about; "manual" for a hand-written template, which has none.
         model: as given to `--model`, to load the backbone again.
+        revision: commit on the hub, to load the same again; None for a folder or alias.
         backbone: facts about it.
         template: as the user wrote it.
         labels: in the order of the logits.
@@ -88,6 +89,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     format: int = FORMAT
     method: Literal["p-tuning"]
     model: str
+    revision: str | None
     backbone: BackboneFacts
     template: str
     labels: list[str]

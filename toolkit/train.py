@@ -39,6 +39,7 @@ class TrainConfig:
 
     Attributes:
         model: `smollm2`, `minilm`, a folder or a hub name.
+        revision: branch, tag or commit of a model on the hub.
         data: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
         dev: a file of dev rows; None: a part of `data`.
         test: a file of test rows; None: a part of `data`.
@@ -63,6 +64,7 @@ class TrainConfig:
     data: str
     template: str
     labels: str
+    revision: str | None = None
     dev: str | None = None
     test: str | None = None
     head: Head = "words"
@@ -108,7 +110,8 @@ def train(config: TrainConfig, progress: Progress, *, state: Path | None = None)
         seed=settings.seed,
     )
     progress.stage("loading the model")
-    backbone = load_backbone(find_checkpoint(config.model, stage=progress.stage), config.head)
+    checkpoint = find_checkpoint(config.model, revision=config.revision, stage=progress.stage)
+    backbone = load_backbone(checkpoint, config.head)
     task = Task.prepare(config, verbalizer, backbone, device)
     compiled = task.compile(template)
     scorer = task.scorer(compiled)
@@ -121,7 +124,8 @@ def train(config: TrainConfig, progress: Progress, *, state: Path | None = None)
 
     torch.manual_seed(settings.seed)
     training = Training(task.prompt(template, with_encoder=True), settings, len(data.train))
-    run_config = _run_config(config, settings, task, compiled, scorer)
+    commit = checkpoint.revision if checkpoint.from_hub else None
+    run_config = _run_config(config, commit, settings, task, compiled, scorer)
     ticket = Ticket(config=run_config, data_sha256=hash_rows([*data.train, *data.dev, *data.test]))
     if state is not None and state.exists():
         load_state(state, training, ticket)
@@ -245,12 +249,18 @@ def choose_check_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def _run_config(
-    config: TrainConfig, settings: TrainSettings, task: Task, compiled: CompiledTemplate, scorer: Scorer
+    config: TrainConfig,
+    commit: str | None,
+    settings: TrainSettings,
+    task: Task,
+    compiled: CompiledTemplate,
+    scorer: Scorer,
 ) -> RunConfig:
     words = task.verbalizer.words
     return RunConfig(
         method="p-tuning",
         model=config.model,
+        revision=commit,
         backbone=task.backbone.facts,
         template=config.template,
         labels=list(task.verbalizer.labels),

@@ -18,11 +18,11 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.parity import Oracle, check_parity, compare, fail_on_difference
 from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace, trace_key
-from ptexport.runtime.errors import DataError, ExportError
+from ptexport.runtime.errors import DataError, ExportError, RunError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Comparison, Manifest, Parity, Read
 from ptexport.runtime.tokens import TextEncoder
-from ptexport.toolkit.backbone import Backbone, load_backbone
+from ptexport.toolkit.backbone import Backbone, load_backbone, load_backbone_of
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.run import Run
@@ -35,7 +35,7 @@ PAIRS = "text,text_b,label\n" + "".join(
 
 
 def load(run: Run) -> Backbone:
-    return load_backbone(find_checkpoint(run.config.model), "linear" if run.config.label_words is None else "words")
+    return load_backbone_of(run.config)
 
 
 def parity_of(run: Run, baked: Run, backbone: Backbone, folder: Path, *, opset: int = 18) -> Parity:
@@ -224,7 +224,7 @@ def test_another_backbone_than_the_one_trained_on(
     run = Run.read(llama_run)
     (tmp_path / "run").mkdir()
     dataclasses.replace(run, config=msgspec.structs.replace(run.config, model=str(other))).write(tmp_path / "run")
-    with pytest.raises(ExportError, match="trained on other weights, or another configuration, than"):
+    with pytest.raises(RunError, match="has other weights, or another configuration, than the run was trained on"):
         export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
 
 
