@@ -14,10 +14,13 @@ Data flow: template, labels, rows -> train -> Run
     encoder.py     the prompt encoder: virtual tokens -> rows
     classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
     task.py        a verbalizer on a loaded backbone
+    scoring.py     rows -> logits and accuracy
     training.py    the loop
+    audit.py       what is odd about rows, and which prove parity
     calibration.py logits of dev rows -> a temperature and a threshold
     resume.py      a training under way <-> a file to go on from
     train.py       everything above, from a TrainConfig to a Run
+    sweep.py       one training, or many with different options, into folders
     run.py         the run folder
     folders.py     writes folders whole or not at all
     cache.py       the cache of converted models and traced backbones

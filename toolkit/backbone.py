@@ -37,11 +37,13 @@ class Backbone:
         model: with its language-model head for label words, without for a linear head.
         tokenizer_json: its own tokenizer.
         facts: what others need to know of it.
+        commit: on the hub, to load the same again; None for a folder or alias.
     """
 
     model: PreTrainedModel
     tokenizer_json: str
     facts: BackboneFacts
+    commit: str | None = None
 
     def classifier(self, read: Read) -> PromptClassifier:
         """Make the module that is trained and traced."""
@@ -88,7 +90,8 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     model.requires_grad_(False).eval()
     tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
     facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=loading["missing_keys"])
-    return Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts)
+    commit = checkpoint.revision if checkpoint.from_hub else None
+    return Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
 
 
 def load_backbone_of(config: RunConfig, *, stage: Callable[[str], None] = lambda name: None) -> Backbone:

@@ -57,23 +57,35 @@ from ptexport.toolkit import cli_options as shared
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Of the split, the order and the first weights [default: 0]."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
+@click.option(
+    "--sweep",
+    "axes",
+    multiple=True,
+    metavar="NAME=VALUE,…",
+    help="Train every combination of lr, rows, template, encoder, init, epochs, batch_size, seed; may be repeated.",
+)
 @click.option("--resume", is_flag=True, help="Go on where a training with the same options stopped; begin if none has.")
 @shared.force
 @shared.as_json
 @shared.log_file
 def train(
-    out: Path, labels: str | None, resume: bool, as_json: bool, log_file: Path | None, force: bool, **options: Any
+    out: Path,
+    labels: str | None,
+    axes: tuple[str, ...],
+    resume: bool,
+    as_json: bool,
+    log_file: Path | None,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Train a soft prompt against a frozen language model.
 
     Ctrl-C stops it with the best epoch so far; --resume goes on from there, or from where it was killed.
     """
     with shared.extra("train"):
-        from ptexport.toolkit import cities, progress, tables
-        from ptexport.toolkit.folders import kept_folder
-        from ptexport.toolkit.run import FILES, METRICS, RESUME, Run, TrainSettings
+        from ptexport.toolkit import cities, progress, sweep, tables
+        from ptexport.toolkit.run import METRICS, TrainSettings
         from ptexport.toolkit.train import DEFAULT_LR, TrainConfig
-        from ptexport.toolkit.train import train as run_training
     if labels is None:
         if options["data"] != "cities":
             raise click.UsageError("Missing option '--labels'.")
@@ -84,16 +96,18 @@ def train(
     config = TrainConfig(labels=labels, settings=settings, **options)
     if resume and force:
         raise click.UsageError("Give --resume or --force, one of the two.")
-    if resume and (out / METRICS).is_file() and not (out / RESUME).exists():
-        run = Run.read(out)
-    else:
-        place = kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME)
-        progress.silence_libraries()
-        with place as folder, progress.reporting(as_json=as_json, log_file=log_file) as report:
-            run = run_training(config, report, state=folder / RESUME)
-            run.write(folder)
-            if run.metrics.stopped is None:
-                (folder / RESUME).unlink()
+    progress.silence_libraries()
+    with progress.reporting(as_json=as_json, log_file=log_file) as report:
+        if axes:
+            outcomes = sweep.sweep(config, sweep.parse_axes(axes), out, report, resume=resume)
+        else:
+            run = sweep.train_into(out, config, report, resume=resume, force=force)
+    if axes:
+        if as_json:
+            click.echo((out / sweep.SWEEP).read_text(encoding="utf-8"), nl=False)
+        else:
+            tables.print_outcomes(outcomes, out)
+        return
     if as_json:
         click.echo((out / METRICS).read_text(encoding="utf-8"), nl=False)
     else:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ptexport.toolkit.cache import Entry
     from ptexport.toolkit.doctor import Check
     from ptexport.toolkit.run import Run  # it needs the extra `train`
+    from ptexport.toolkit.sweep import Outcome
 
 
 def print_metrics(run: "Run", out: Path) -> None:
@@ -34,6 +35,19 @@ def print_metrics(run: "Run", out: Path) -> None:
         markup=False,
         highlight=False,
     )
+
+
+def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
+    """Print the runs of a sweep, the best first."""
+    table = Table()
+    for header in ("run", "dev accuracy", "test accuracy", "epochs", "seconds"):
+        table.add_column(header, justify="left" if header == "run" else "right")
+    for outcome in outcomes:
+        figures = f"{outcome.dev_accuracy:.1%}", f"{outcome.test_accuracy:.1%}"
+        table.add_row(escape(outcome.name), *figures, str(outcome.epochs), f"{outcome.train_seconds:.0f}")
+    console = Console()
+    console.print(table)
+    console.print(f"{out}/best is {outcomes[0].name}, chosen by dev accuracy", markup=False, highlight=False)
 
 
 def print_parity(manifest: Manifest, out: Path) -> None:

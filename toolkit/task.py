@@ -13,9 +13,9 @@ from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.encoder import PromptEncoder, SoftPrompt
 from ptexport.toolkit.facts import BackboneFacts
+from ptexport.toolkit.scoring import Scorer
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, compile_template
-from ptexport.toolkit.training import Scorer
 from ptexport.toolkit.verbalizer import Verbalizer
 from ptexport.toolkit.words import WordTokenizer
 

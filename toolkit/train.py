@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import Encoding
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
-from ptexport.toolkit.backbone import Head, load_backbone
+from ptexport.toolkit.audit import choose_check_rows, count_truncated, oddities
+from ptexport.toolkit.backbone import Backbone, Head, load_backbone
 from ptexport.toolkit.calibration import fit_temperature, fit_threshold
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.data import Data, load_data
 from ptexport.toolkit.encoder import EncoderKind, SoftPrompt
 from ptexport.toolkit.resume import Ticket, hash_rows, load_state, save_state
-from ptexport.toolkit.run import MAX_CHECK_ROWS, Baked, Metrics, Run, RunConfig, TrainSettings
+from ptexport.toolkit.run import Baked, Metrics, Run, RunConfig, Stopped, TrainSettings
+from ptexport.toolkit.scoring import Examples, Scorer
 from ptexport.toolkit.task import Task, find_device
 from ptexport.toolkit.template import Template
-from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate, count_split_differently
-from ptexport.toolkit.training import Examples, Progress, Scorer, Training, fit
+from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate
+from ptexport.toolkit.training import Progress, Training, fit
 from ptexport.toolkit.verbalizer import Verbalizer
 
 DEFAULT_LR: dict[EncoderKind, float] = {"lstm": 5e-3, "mlp": 1e-3, "none": 1e-2}
 """Rates that learn with a frozen backbone; the papers' 1e-5 is for tuning the language model with the prompt."""
 
-_LAST_LATIN = 0x24F  # the end of Unicode's block Latin Extended-B
 VERSIONED = ("ptexport", "torch", "transformers", "tokenizers")
 
 
@@ -81,15 +81,49 @@ class TrainConfig:
     settings: TrainSettings | None = None
 
 
-def train(config: TrainConfig, progress: Progress, *, state: Path | None = None) -> Run:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """A training whose parts fit together.
+
+    Attributes:
+        config: as asked for.
+        settings: rates and sizes.
+        template: the one trained.
+        task: verbalizer and backbone.
+        compiled: the template on the backbone.
+        scorer: scores as the bundle will.
+        data: all rows.
+        learn: training rows, encoded for `fit`.
+        dev: dev rows, encoded for the scorer.
+        test: test rows, likewise.
+        manual_accuracy: of hand-written templates.
+    """
+
+    config: TrainConfig
+    settings: TrainSettings
+    template: Template
+    task: Task
+    compiled: CompiledTemplate
+    scorer: Scorer
+    data: Data
+    learn: Examples
+    dev: Examples
+    test: Examples
+    manual_accuracy: dict[str, float]
+
+
+def train(
+    config: TrainConfig, progress: Progress, *, state: Path | None = None, backbone: Backbone | None = None
+) -> Run:
     """Train a prompt.
 
-    What can be refused without the backbone is refused before it is loaded.
+    What can be refused without the backbone is refused before it is loaded, and all else before training begins.
 
     Args:
         config: what to train, on what.
         progress: told how far it is.
         state: file that the training's state is kept in, and gone on from if it is there.
+        backbone: the config's, if it is loaded already.
 
     Returns:
         The run; if Ctrl-C or a loss that is no number stopped it (`run.metrics.stopped`), of the best epoch so far.
@@ -97,72 +131,98 @@ def train(config: TrainConfig, progress: Progress, *, state: Path | None = None)
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
     """
-    template, manual = _templates(config)
-    verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
-    settings = config.settings or TrainSettings(lr=DEFAULT_LR[config.encoder])
-    device = find_device(config.device)
-    data = load_data(
-        config.data,
-        dev=config.dev,
-        test=config.test,
-        labels=verbalizer.labels,
-        fields=template.fields,
-        seed=settings.seed,
-    )
-    progress.stage("loading the model")
-    checkpoint = find_checkpoint(config.model, revision=config.revision, stage=progress.stage)
-    backbone = load_backbone(checkpoint, config.head)
-    task = Task.prepare(config, verbalizer, backbone, device)
-    compiled = task.compile(template)
-    scorer = task.scorer(compiled)
-    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
-    learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, verbalizer.labels)
-    dev, test = (Examples.encode(rows, scorer.encoder, verbalizer.labels) for rows in (data.dev, data.test))
-    _warn(config, compiled, task, data, [*learn.encodings, *dev.encodings, *test.encodings], progress)
-    # Before training, so that a hand-written template or its words that do not fit cost no training.
-    manual_accuracy = _measure_by_hand(manual, task, data.test, progress)
-
-    torch.manual_seed(settings.seed)
-    training = Training(task.prompt(template, with_encoder=True), settings, len(data.train))
-    commit = checkpoint.revision if checkpoint.from_hub else None
-    run_config = _run_config(config, commit, settings, task, compiled, scorer)
-    ticket = Ticket(config=run_config, data_sha256=hash_rows([*data.train, *data.dev, *data.test]))
+    plan = _plan(config, progress, backbone)
+    torch.manual_seed(plan.settings.seed)
+    prompt = plan.task.prompt(plan.template, with_encoder=True)
+    training = Training(prompt, plan.settings, len(plan.data.train))
+    run_config = _run_config(plan)
+    rows = [*plan.data.train, *plan.data.dev, *plan.data.test]
+    ticket = Ticket(config=run_config, data_sha256=hash_rows(rows))
     if state is not None and state.exists():
         load_state(state, training, ticket)
         progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
     keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
-    stopped = fit(training, scorer, train=learn, dev=dev, progress=progress, save=keep)
-    prompt = training.prompt
-    dev_logits = scorer.logits(prompt, dev.encodings).cpu()
-    dev_targets = torch.tensor(dev.targets)
-    temperature = fit_temperature(dev_logits, dev_targets) if config.calibrate else 1.0
-    threshold = None if config.abstain is None else fit_threshold(dev_logits / temperature, dev_targets, config.abstain)
-
-    metrics = Metrics(
-        method="p-tuning",
-        model=config.model,
-        n_train=len(data.train),
-        n_dev=len(data.dev),
-        n_test=len(data.test),
-        trainable_parameters=sum(parameter.numel() for parameter in prompt.trainable_parameters()),
-        epochs=training.at.epochs,
-        stopped=stopped,
-        dev_accuracy=training.at.best_accuracy,
-        test_accuracy=scorer.accuracy(prompt, test)[0],
-        temperature=temperature,
-        abstain_below=threshold,
-        manual_accuracy=manual_accuracy,
-        train_seconds=training.at.seconds,
-        seed=settings.seed,
-        versions={name: version(name) for name in VERSIONED},
-    )
+    stopped = fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
+    metrics = _measure(plan, training, stopped)
     return Run(
         config=run_config,
         metrics=metrics,
         trained={name: value.cpu().numpy() for name, value in prompt.state_dict().items()},
-        baked=_bake(prompt, task, scorer, temperature),
-        tokenizer_json=task.backbone.tokenizer_json,
-        check_rows=choose_check_rows(data.test),
+        baked=_bake(plan, prompt, metrics.temperature),
+        tokenizer_json=plan.task.backbone.tokenizer_json,
+        check_rows=choose_check_rows(plan.data.test),
+    )
+
+
+def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
+    """Load the backbone that a training asks for.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    progress.stage("loading the model")
+    return load_backbone(find_checkpoint(config.model, revision=config.revision, stage=progress.stage), config.head)
+
+
+def _plan(config: TrainConfig, progress: Progress, backbone: Backbone | None) -> _Plan:
+    template, manual = _templates(config)
+    verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
+    settings = config.settings or TrainSettings(lr=DEFAULT_LR[config.encoder])
+    device = find_device(config.device)
+    labels = verbalizer.labels
+    data = load_data(
+        config.data, dev=config.dev, test=config.test, labels=labels, fields=template.fields, seed=settings.seed
+    )
+    task = Task.prepare(config, verbalizer, backbone or load_backbone_for(config, progress), device)
+    compiled = task.compile(template)
+    scorer = task.scorer(compiled)
+    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
+    learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, labels)
+    dev, test = (Examples.encode(rows, scorer.encoder, labels) for rows in (data.dev, data.test))
+    encodings = [*learn.encodings, *dev.encodings, *test.encodings]
+    if config.strict and count_truncated(encodings):
+        raise DataError(
+            f"data: {count_truncated(encodings)} of {len(encodings)} rows are longer than {compiled.max_length} tokens "
+            "with the template; shorten them, raise --max-length, or leave out --strict"
+        )
+    for sentence in oddities(data, labels, template, task.backbone.tokenizer_json, encodings):
+        progress.note(sentence)
+    return _Plan(
+        config=config,
+        settings=settings,
+        template=template,
+        task=task,
+        compiled=compiled,
+        scorer=scorer,
+        data=data,
+        learn=learn,
+        dev=dev,
+        test=test,
+        manual_accuracy=_measure_by_hand(manual, task, data.test, progress),
+    )
+
+
+def _measure(plan: _Plan, training: Training, stopped: Stopped | None) -> Metrics:
+    config, scorer, prompt = plan.config, plan.scorer, training.prompt
+    logits, targets = scorer.logits(prompt, plan.dev.encodings).cpu(), torch.tensor(plan.dev.targets)
+    temperature = fit_temperature(logits, targets) if config.calibrate else 1.0
+    return Metrics(
+        method="p-tuning",
+        model=config.model,
+        n_train=len(plan.data.train),
+        n_dev=len(plan.data.dev),
+        n_test=len(plan.data.test),
+        trainable_parameters=sum(parameter.numel() for parameter in prompt.trainable_parameters()),
+        epochs=training.at.epochs,
+        stopped=stopped,
+        dev_accuracy=training.at.best_accuracy,
+        test_accuracy=scorer.accuracy(prompt, plan.test)[0],
+        temperature=temperature,
+        abstain_below=None if config.abstain is None else fit_threshold(logits / temperature, targets, config.abstain),
+        manual_accuracy=plan.manual_accuracy,
+        train_seconds=training.at.seconds,
+        seed=plan.settings.seed,
+        versions={name: version(name) for name in VERSIONED},
     )
 
 
@@ -202,65 +262,13 @@ def _measure_by_hand(
     return accuracies
 
 
-def _warn(
-    config: TrainConfig,
-    compiled: CompiledTemplate,
-    task: Task,
-    data: Data,
-    encodings: Sequence[Encoding],
-    progress: Progress,
-) -> None:
-    """Say what is odd about the rows but stops nothing.
-
-    Raises:
-        DataError: `strict`, and a text is too long.
-    """
-    joined = count_split_differently(Template.parse(config.template), task.backbone.tokenizer_json, data.train)
-    if joined:
-        progress.note(
-            f"{joined} of {len(data.train)} training rows would be other tokens as one string, since "
-            f"{config.template!r} glues characters to a text; a space between them avoids it"
-        )
-    truncated = sum(bool(encoding.overflowing) for encoding in encodings)
-    if truncated:
-        what = f"{truncated} of {len(encodings)} rows are longer than {compiled.max_length} tokens with the template"
-        if config.strict:
-            raise DataError(f"data: {what}; shorten them, raise --max-length, or leave out --strict")
-        progress.note(f"{what} and are truncated; --strict refuses them")
-    absent = [label for label in task.verbalizer.labels if all(row.label != label for row in data.train)]
-    if absent:
-        progress.note(f"no training row has the label {', '.join(map(repr, absent))}")
-    seen = {(row.text, row.text_b) for row in data.train}
-    twice = sum((row.text, row.text_b) in seen for row in data.test)
-    if twice:
-        progress.note(f"{twice} of {len(data.test)} test rows are in the training rows too; accuracy looks too good")
-
-
-def choose_check_rows(rows: Sequence[Row]) -> list[Row]:
-    """Choose at most `MAX_CHECK_ROWS` rows for parity: the longest, then empty, then non-Latin, then others."""
-    longest = max(rows, key=lambda row: len(row.text) + len(row.text_b or ""))
-
-    def rank(row: Row) -> int:
-        if row is longest:
-            return 0
-        return 1 if not row.text.strip() else 2 if any(ord(c) > _LAST_LATIN for c in row.text) else 3
-
-    return sorted(rows, key=rank)[:MAX_CHECK_ROWS]
-
-
-def _run_config(
-    config: TrainConfig,
-    commit: str | None,
-    settings: TrainSettings,
-    task: Task,
-    compiled: CompiledTemplate,
-    scorer: Scorer,
-) -> RunConfig:
+def _run_config(plan: _Plan) -> RunConfig:
+    config, task = plan.config, plan.task
     words = task.verbalizer.words
     return RunConfig(
         method="p-tuning",
         model=config.model,
-        revision=commit,
+        revision=task.backbone.commit,
         backbone=task.backbone.facts,
         template=config.template,
         labels=list(task.verbalizer.labels),
@@ -268,24 +276,24 @@ def _run_config(
         read=task.classifier.read,
         encoder=config.encoder,
         init=config.init,
-        max_length=compiled.max_length,
+        max_length=plan.compiled.max_length,
         truncate=config.truncate,
         calibrate=config.calibrate,
         abstain=config.abstain,
-        n_folded=len(scorer.leading_ids),
-        training=settings,
+        n_folded=len(plan.scorer.leading_ids),
+        training=plan.settings,
     )
 
 
 @torch.no_grad()
-def _bake(prompt: SoftPrompt, task: Task, scorer: Scorer, temperature: float) -> Baked:
+def _bake(plan: _Plan, prompt: SoftPrompt, temperature: float) -> Baked:
     """Run the encoder one last time, and the backbone over the leading prompt."""
     rows = prompt.prompt_rows()
+    task, leading_ids = plan.task, plan.scorer.leading_ids
     causal = task.backbone.facts.causal
-    leading = task.classifier.leading_states(scorer.leading_ids, rows).cpu().numpy() if causal else None
     return Baked(
         prompt_rows=rows.cpu().numpy(),
         label_rows=(prompt.label_rows / temperature).cpu().numpy(),
         label_bias=(prompt.label_bias / temperature).cpu().numpy(),
-        leading_states=leading,
+        leading_states=task.classifier.leading_states(leading_ids, rows).cpu().numpy() if causal else None,
     )

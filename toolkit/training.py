@@ -1,27 +1,22 @@
-"""The loop: rows -> a trained SoftPrompt; knows batches, rates and stopping, nothing of files or templates."""
+"""The loop: rows -> a trained SoftPrompt; knows steps, rates and stopping, nothing of files or templates."""
 
 import copy
 import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 import torch
-from tokenizers import Encoding
 from torch import Tensor
 from torch.nn import functional
 
 from ptexport.runtime.errors import TrainError
-from ptexport.runtime.rows import Row
-from ptexport.runtime.tokens import Text, TextEncoder
-from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import Stopped, TrainSettings
+from ptexport.toolkit.scoring import Examples, Scorer, forward
 
-EVALUATION_BATCH_ROWS = 64
 SAVE_EVERY_S = 30
 _SORTED_BATCHES = 16  # batches are sorted by length within this many, so that they stay random and are padded little
 
@@ -40,78 +35,6 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Say what the user may want to know before training ends."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examples:
-    """Rows as the classifier takes them.
-
-    Attributes:
-        encodings: ids and masks, template included.
-        targets: index of each row's label.
-    """
-
-    encodings: list[Encoding]
-    targets: list[int]
-
-    @classmethod
-    def encode(cls, rows: Sequence[Row], encoder: TextEncoder, labels: Sequence[str]) -> "Examples":
-        """Encode rows.
-
-        Raises:
-            DataError: a text that cannot be encoded.
-        """
-        index = {label: i for i, label in enumerate(labels)}
-        targets = [index[row.label or ""] for row in rows]
-        return cls(encodings=encoder.encode([text_of(row) for row in rows]), targets=targets)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scorer:
-    """Scores texts with what will be shipped: the leading prompt folded once, the rest of the template per row.
-
-    Attributes:
-        classifier: frozen.
-        encoder: the tokenizer without the folded tokens.
-        leading_ids: of the folded tokens.
-    """
-
-    classifier: PromptClassifier
-    encoder: TextEncoder
-    leading_ids: list[int]
-
-    @property
-    def trains_leading(self) -> bool:
-        """Whether training changes the leading prompt, so that its states cannot be computed once."""
-        return any(id_ >= self.classifier.vocab for id_ in self.leading_ids)
-
-    @torch.no_grad()
-    def leading_states(self, prompt: SoftPrompt) -> Tensor | None:
-        """Compute the keys and values of the leading prompt; None if there is none."""
-        return self.classifier.leading_states(self.leading_ids, prompt.prompt_rows()) if self.leading_ids else None
-
-    @torch.no_grad()
-    def logits(self, prompt: SoftPrompt, encodings: Sequence[Encoding]) -> Tensor:
-        """Score rows as `encoder` encodes them, float [rows, c]."""
-        rows, leading = prompt.prompt_rows(), self.leading_states(prompt)
-        logits = torch.empty(len(encodings), len(prompt.label_bias), device=rows.device)
-        order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
-        for start in range(0, len(order), EVALUATION_BATCH_ROWS):
-            batch = order[start : start + EVALUATION_BATCH_ROWS]
-            logits[batch] = _forward(self.classifier, prompt, [encodings[i] for i in batch], rows, leading)
-        return logits
-
-    def accuracy(self, prompt: SoftPrompt, examples: Examples) -> tuple[float, float]:
-        """Return the share of rows answered right, and the mean cross-entropy in nats."""
-        logits = self.logits(prompt, examples.encodings)
-        targets = torch.tensor(examples.targets, device=logits.device)
-        loss = functional.cross_entropy(logits, targets)
-        return (logits.argmax(1) == targets).double().mean().item(), loss.item()
-
-
-def text_of(row: Row) -> Text:
-    """The text or pair that a row brings."""
-    return row.text if row.text_b is None else (row.text, row.text_b)
 
 
 class Counters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -282,7 +205,7 @@ def _fit(
             continue
         for batch in _batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))[done:]:
             some = [train.encodings[i] for i in batch]
-            logits = _forward(scorer.classifier, prompt, some, prompt.prompt_rows(), leading)
+            logits = forward(scorer.classifier, prompt, some, prompt.prompt_rows(), leading)
             loss = functional.cross_entropy(logits, targets[batch])
             if not math.isfinite(loss.item()):
                 raise _NotFiniteError(f"the loss is {loss.item()} after {at.done} steps at rate {settings.lr}")
@@ -292,26 +215,6 @@ def _fit(
                 saved = time.perf_counter()
                 at.seconds = seconds_before + saved - started
                 save()
-
-
-def _forward(
-    classifier: PromptClassifier,
-    prompt: SoftPrompt,
-    encodings: Sequence[Encoding],
-    rows: Tensor,
-    leading_states: Tensor | None,
-) -> Tensor:
-    ids = {name: torch.from_numpy(array).to(rows.device) for name, array in TextEncoder.pad(encodings).items()}
-    if not classifier.token_types:
-        del ids["token_type_ids"]
-    logits: Tensor = classifier(
-        **ids,
-        prompt_rows=rows,
-        label_rows=prompt.label_rows,
-        label_bias=prompt.label_bias,
-        leading_states=leading_states,
-    )
-    return logits
 
 
 def _rate(step: int, total: int, warmup: float) -> float:

@@ -11,11 +11,12 @@ from tiny import LABELS, Quiet
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
 from ptexport.runtime.rows import Row
+from ptexport.toolkit.audit import choose_check_rows
 from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.encoder import EncoderKind, PromptEncoder
 from ptexport.toolkit.run import TrainSettings
-from ptexport.toolkit.train import TrainConfig, choose_check_rows, train
+from ptexport.toolkit.train import TrainConfig, train
 
 
 class Recorder(Quiet):
@@ -169,7 +170,7 @@ def test_odd_rows_are_told_of(llama: Path, tmp_path: Path) -> None:
     changes = {"template": "{text}? [P]", "dev": str(rows), "test": str(rows)}
     train(config(llama, rows, TrainSettings(lr=1e-3, epochs=1), **changes), told)
     assert told.notes == [
-        "3 of 15 rows are longer than 48 tokens with the template and are truncated; --strict refuses them",
+        "3 of 15 rows are too long with the template, so cut; --strict refuses them",
         "no training row has the label 'negative'",
         "5 of 5 test rows are in the training rows too; accuracy looks too good",
     ]

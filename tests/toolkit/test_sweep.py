@@ -1,0 +1,92 @@
+"""Many trainings side by side, stopped and gone on with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptexport.runtime.errors import TrainError
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.sweep import parse_axes
+
+
+def ptexport(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def sweep(
+    llama: Path, rows_file: Path, out: Path, *axes: str, more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    given = (
+        "--model",
+        llama,
+        "--data",
+        rows_file,
+        "--template",
+        "{text} [P]",
+        "--labels",
+        "positive=great,negative=bad",
+    )
+    options = [word for axis in axes for word in ("--sweep", axis)]
+    return ptexport("train", *given, "--epochs", "2", "--out", out, *options, *more)
+
+
+def test_every_combination_and_the_best_of_them(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    axes = ("lr=1e-4,0.02", "rows=1,4")
+    done = sweep(llama, rows_file, out, *axes)
+    assert done.returncode == 0, done.stderr
+    names = {f"lr={lr},rows={rows}" for lr in ("0.0001", "0.02") for rows in (1, 4)}
+    assert {path.name for path in out.iterdir()} == {*names, "best", "sweep.json"}
+    assert Run.read(out / "lr=0.02,rows=4").config.template == "{text} [P*4]"
+    assert Run.read(out / "lr=0.02,rows=4").config.training.lr == 0.02
+    outcomes = json.loads((out / "sweep.json").read_text())["outcomes"]
+    assert {outcome["name"] for outcome in outcomes} == names
+    accuracies = [outcome["dev_accuracy"] for outcome in outcomes]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert str((out / "best").readlink()) == outcomes[0]["name"]
+    assert all(name in done.stdout for name in names)
+
+    done = sweep(llama, rows_file, out, *axes)
+    assert (done.returncode, "go on with --resume" in done.stderr) == (1, True)
+    kept = (out / "lr=0.02,rows=4" / "metrics.json").stat().st_mtime_ns
+    for path in (out / "lr=0.02,rows=1").iterdir():
+        path.unlink()
+    (out / "lr=0.02,rows=1").rmdir()
+    done = sweep(llama, rows_file, out, *axes, more=("--resume", "--json"))
+    assert done.returncode == 0, done.stderr
+    assert {outcome["name"] for outcome in json.loads(done.stdout)["outcomes"]} == names
+    assert (out / "lr=0.02,rows=4" / "metrics.json").stat().st_mtime_ns == kept
+    done = sweep(llama, rows_file, out, "lr=1e-4", more=("--resume",))
+    assert (done.returncode, "is of another sweep; give the same options" in done.stderr) == (1, True)
+
+
+def test_templates_and_encoders(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    axes = ("template={text}, so [P*2]", "template=[P*2] {text}", "encoder=none,mlp")
+    done = sweep(llama, rows_file, tmp_path / "out", *axes)
+    assert done.returncode == 0, done.stderr
+    run = Run.read(tmp_path / "out" / "template=1,encoder=none")
+    assert (run.config.template, run.config.encoder, run.config.training.lr) == ("{text}, so [P*2]", "none", 0.01)
+    assert Run.read(tmp_path / "out" / "template=2,encoder=mlp").config.training.lr == 0.001
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("speed=1", r"need NAME=VALUE,VALUE with a name of template, rows, .*seed"),
+        ("lr", "need NAME=VALUE,VALUE"),
+        ("lr=fast", "'fast' is no float; mend the value"),
+        ("rows=1.5", "'1.5' is no int"),
+    ],
+)
+def test_sweeps_that_cannot_be_parsed(spec: str, message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        parse_axes([spec])
+
+
+def test_rows_of_a_template_with_two_groups(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    done = sweep(llama, rows_file, tmp_path / "out", "template=[P] {text} [P]", "rows=1,2")
+    assert (done.returncode, "has 2 groups of virtual tokens, need one; sweep template=" in done.stderr) == (1, True)

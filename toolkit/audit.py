@@ -1,0 +1,60 @@
+"""Rows -> what is odd about them, and which of them prove parity; changes none."""
+
+from collections.abc import Iterator, Sequence
+
+from tokenizers import Encoding
+
+from ptexport.runtime.rows import Row
+from ptexport.toolkit.data import Data
+from ptexport.toolkit.run import MAX_CHECK_ROWS
+from ptexport.toolkit.template import Template
+from ptexport.toolkit.tokenizer import count_split_differently
+
+_LAST_LATIN = 0x24F  # the end of Unicode's block Latin Extended-B
+
+
+def oddities(
+    data: Data, labels: Sequence[str], template: Template, tokenizer_json: str, encodings: Sequence[Encoding]
+) -> Iterator[str]:
+    """Say what is odd about rows but stops no training, in sentences.
+
+    Args:
+        data: the rows.
+        labels: the declared labels.
+        template: the one trained.
+        tokenizer_json: the backbone's own tokenizer.
+        encodings: of all rows.
+    """
+    joined = count_split_differently(template, tokenizer_json, data.train)
+    if joined:
+        yield (
+            f"{joined} of {len(data.train)} training rows would be other tokens as one string, since "
+            f"{template.source!r} glues characters to a text; a space between them avoids it"
+        )
+    truncated = count_truncated(encodings)
+    if truncated:
+        yield f"{truncated} of {len(encodings)} rows are too long with the template, so cut; --strict refuses them"
+    absent = [label for label in labels if all(row.label != label for row in data.train)]
+    if absent:
+        yield (f"no training row has the label {', '.join(map(repr, absent))}")
+    seen = {(row.text, row.text_b) for row in data.train}
+    twice = sum((row.text, row.text_b) in seen for row in data.test)
+    if twice:
+        yield (f"{twice} of {len(data.test)} test rows are in the training rows too; accuracy looks too good")
+
+
+def count_truncated(encodings: Sequence[Encoding]) -> int:
+    """Count rows whose texts were longer than the tokenizer takes."""
+    return sum(bool(encoding.overflowing) for encoding in encodings)
+
+
+def choose_check_rows(rows: Sequence[Row]) -> list[Row]:
+    """Choose at most `MAX_CHECK_ROWS` rows for parity: the longest, then empty, then non-Latin, then others."""
+    longest = max(rows, key=lambda row: len(row.text) + len(row.text_b or ""))
+
+    def rank(row: Row) -> int:
+        if row is longest:
+            return 0
+        return 1 if not row.text.strip() else 2 if any(ord(c) > _LAST_LATIN for c in row.text) else 3
+
+    return sorted(rows, key=rank)[:MAX_CHECK_ROWS]

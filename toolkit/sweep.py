@@ -1,0 +1,202 @@
+"""One training for each combination of some options, their runs side by side in a folder, and the best of them.
+
+OUT/NAME/      the run of one combination; NAME tells the options
+OUT/best       a link to the one with the highest dev accuracy
+OUT/sweep.json what was asked for, and a row for each run that is done
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ptexport.runtime.errors import OutputError, TrainError
+from ptexport.runtime.streaming import write_whole
+from ptexport.toolkit.folders import kept_folder
+from ptexport.toolkit.run import FILES, METRICS, RESUME, Metrics, Run, TrainSettings
+from ptexport.toolkit.train import DEFAULT_LR, TrainConfig, load_backbone_for, train
+from ptexport.toolkit.training import Progress
+
+SWEEP = "sweep.json"
+BEST = "best"
+_KINDS: dict[str, type] = {
+    "template": str,
+    "rows": int,
+    "encoder": str,
+    "init": str,
+    "lr": float,
+    "epochs": int,
+    "batch_size": int,
+    "seed": int,
+}
+"""What may be swept; `rows` is the number of virtual tokens where the template has one group of them."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a sweep.
+
+    Attributes:
+        name: its folder.
+        options: what it was given that the others may not have been.
+        dev_accuracy: share right, which chooses the best.
+        test_accuracy: share right.
+        epochs: passes over the training rows.
+        train_seconds: wall time of its loop.
+    """
+
+    name: str
+    options: dict[str, Any]
+    dev_accuracy: float
+    test_accuracy: float
+    epochs: int
+    train_seconds: float
+
+
+def parse_axes(specs: Sequence[str]) -> dict[str, list[Any]]:
+    """Parse `name=value,value`; a template is one value, since it may hold commas, and is given once for each.
+
+    Raises:
+        TrainError: an unknown name, or a value of another type.
+    """
+    axes: dict[str, list[Any]] = {}
+    for spec in specs:
+        name, equals, values = spec.partition("=")
+        kind = _KINDS.get(name)
+        if kind is None or not equals:
+            raise TrainError(f"sweep {spec!r}: need NAME=VALUE,VALUE with a name of {', '.join(_KINDS)}")
+        for value in [values] if name == "template" else values.split(","):
+            try:
+                axes.setdefault(name, []).append(kind(value))
+            except ValueError as e:
+                raise TrainError(f"sweep {spec!r}: {value!r} is no {kind.__name__}; mend the value") from e
+    return axes
+
+
+def sweep(
+    base: TrainConfig, axes: Mapping[str, Sequence[Any]], out: Path, progress: Progress, *, resume: bool
+) -> list[Outcome]:
+    """Train every combination, each into a folder of its own; those that are there already stay.
+
+    Args:
+        base: what all have in common.
+        axes: values by option, as `parse_axes` gives them.
+        out: the folder; with `resume` it may be there.
+        progress: told of all of them.
+        resume: go on with a sweep that was stopped.
+
+    Returns:
+        One outcome for each combination, the highest dev accuracy first.
+
+    Raises:
+        TrainError: the folder is of another sweep, or one of the trainings was interrupted.
+        PtexportError: see `train`.
+    """
+    asked = msgspec.json.decode(msgspec.json.encode({"base": base, "axes": axes}))
+    if out.exists() and not resume:
+        raise OutputError(f"{out}: exists already; choose another name, or go on with --resume")
+    if (out / SWEEP).exists() and msgspec.json.decode((out / SWEEP).read_bytes())["asked"] != asked:
+        raise TrainError(f"{out / SWEEP}: is of another sweep; give the same options, or choose another name")
+    out.mkdir(parents=True, exist_ok=True)
+    _record(out, asked, [])
+    backbone = load_backbone_for(base, progress)
+    outcomes: list[Outcome] = []
+    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    for number, options in enumerate(combinations, 1):
+        name = _name(options, axes)
+        progress.note(f"run {number} of {len(combinations)}: {name}")
+        metrics = train_into(out / name, _with(base, options), progress, resume=True, backbone=backbone).metrics
+        if metrics.stopped == "interrupted":
+            raise TrainError(f"{out / name}: interrupted; go on with --resume")
+        outcomes.append(_outcome(name, options, metrics))
+        outcomes.sort(key=lambda outcome: -outcome.dev_accuracy)
+        _record(out, asked, outcomes)
+    return outcomes
+
+
+def train_into(
+    out: Path,
+    config: TrainConfig,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    backbone: Any = None,
+) -> Run:
+    """Train into a folder, which is there when the training is done, or stopped with something to show.
+
+    Args:
+        out: the run's folder.
+        config: what to train, on what.
+        progress: told how far it is.
+        resume: go on where a training stopped; one that is done stays as it is.
+        force: replace what is there.
+        backbone: the config's, if it is loaded already.
+
+    Raises:
+        OutputError: the folder is there, or begun, or cannot be written.
+        PtexportError: see `train`.
+    """
+    if resume and (out / METRICS).is_file() and not (out / RESUME).exists():
+        return Run.read(out)
+    with kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME) as folder:
+        run = train(config, progress, state=folder / RESUME, backbone=backbone)
+        run.write(folder)
+        if run.metrics.stopped is None:
+            (folder / RESUME).unlink()
+    return run
+
+
+def _name(options: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> str:
+    """Name a folder; a template by its number, from 1."""
+    return ",".join(
+        f"{name}={axes[name].index(value) + 1 if name == 'template' else value}" for name, value in options.items()
+    )
+
+
+def _with(base: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+    options = dict(options)
+    template = options.pop("template", base.template)
+    if "rows" in options:
+        template = _with_rows(template, options.pop("rows"))
+    encoder = options.get("encoder", base.encoder)
+    settings = base.settings or TrainSettings(lr=DEFAULT_LR[encoder])
+    of_settings = {name: options.pop(name) for name in list(options) if name in TrainSettings.__struct_fields__}
+    if encoder != base.encoder and "lr" not in of_settings:
+        of_settings["lr"] = DEFAULT_LR[encoder]
+    settings = msgspec.structs.replace(settings, **of_settings)
+    return dataclasses.replace(base, template=template, settings=settings, **options)
+
+
+def _with_rows(template: str, rows: int) -> str:
+    groups = re.findall(r"\[P(?:\*\d+)?\]", template)
+    if len(groups) != 1:
+        raise TrainError(
+            f"sweep rows: template {template!r} has {len(groups)} groups of virtual tokens, need one; "
+            "sweep template=… instead"
+        )
+    return template.replace(groups[0], f"[P*{rows}]")
+
+
+def _outcome(name: str, options: dict[str, Any], metrics: Metrics) -> Outcome:
+    return Outcome(
+        name=name,
+        options=options,
+        dev_accuracy=metrics.dev_accuracy,
+        test_accuracy=metrics.test_accuracy,
+        epochs=metrics.epochs,
+        train_seconds=metrics.train_seconds,
+    )
+
+
+def _record(out: Path, asked: dict[str, Any], outcomes: list[Outcome]) -> None:
+    content = msgspec.json.format(msgspec.json.encode({"asked": asked, "outcomes": outcomes}), indent=2)
+    write_whole(out / SWEEP, content + b"\n", force=True)
+    if outcomes:
+        link = out / f".{BEST}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(outcomes[0].name)
+        link.replace(out / BEST)
