@@ -1,10 +1,10 @@
-# setup, demo, test, check, soak, figures. Everything else is a command of ptexport itself.
+# setup, demo, test, check, docs, soak, figures. Everything else is a command of ptexport itself.
 
 PYTHON ?= python3
 BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test check soak figures
+.PHONY: setup demo test check docs soak figures
 
 setup: .venv/ready
 
@@ -29,6 +29,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	rm -rf build/dist && $(BIN)/python -m build --wheel --outdir build/dist . >build/wheel.log || (cat build/wheel.log; exit 1)
+
+# The pages that the product writes itself.
+docs: setup
+	$(BIN)/python docs/reference.py docs/commands.md
+	PYTHONPATH=tests $(BIN)/python tests/docs/bad_inputs.py docs/troubleshooting.md
 
 # What takes too long for every change: killed and resumed twenty times, and the like.
 soak: setup

@@ -1,5 +1,6 @@
 """Temperature and threshold, against data made so that the answer is known."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ def test_a_known_temperature_is_found(temperature: float) -> None:
     assert fit_temperature(temperature * honest, targets) == pytest.approx(temperature, rel=0.05)
 
 
-def test_rows_that_do_not_say_stay_within_bounds() -> None:
+def test_a_few_rows_that_are_all_right_do_not_make_it_certain() -> None:
+    """Four of two classes count as five in six: exp(1 / t) is 5."""
     always_right = torch.tensor([[1.0, 0.0]] * 4)
-    assert fit_temperature(always_right, torch.zeros(4, dtype=torch.int64)) == pytest.approx(0.05, rel=0.1)
+    targets = torch.zeros(4, dtype=torch.int64)
+    assert fit_temperature(always_right, targets) == pytest.approx(1 / math.log(5), rel=1e-3)
+    assert fit_temperature(always_right, 1 - targets) == pytest.approx(20, rel=0.1)
 
 
 def logits(*probabilities: float) -> torch.Tensor:

@@ -1,0 +1,161 @@
+"""What goes wrong for people, what ptexport prints then, and the page made of it.
+
+Run by `make docs` to write the page, and by a test that compares.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1", "COLUMNS": "200"}
+
+TRAIN = "train --model model --data rows.csv --labels positive=great,negative=bad --template '[P] {text}' --out new"
+
+CASES = (
+    ("a file with no rows", {"empty.csv": b"text,label\n"}, f"{TRAIN} --data empty.csv"),
+    ("a file that is not there", {}, f"{TRAIN} --data nothing.csv"),
+    ("a label nobody declared", {"odd.csv": b"text,label\na,great\n"}, f"{TRAIN} --data odd.csv"),
+    ("a column that is missing", {"odd.csv": b"sentence,label\na,positive\n"}, f"{TRAIN} --data odd.csv"),
+    (
+        "a broken JSON row",
+        {"odd.jsonl": b'{"text": "a", "label": "positive"}\n{"text":\n'},
+        f"{TRAIN} --data odd.jsonl",
+    ),
+    ("a comma without quotes", {"odd.csv": b"text,label\nyes, great,positive\n"}, f"{TRAIN} --data odd.csv"),
+    (
+        "a file in another encoding",
+        {"odd.csv": "text,label\né,positive\n".encode("latin-1")},
+        f"{TRAIN} --data odd.csv",
+    ),
+    ("too few rows to split", {"odd.csv": b"text,label\na,positive\nb,negative\n"}, f"{TRAIN} --data odd.csv"),
+    ("a template without {text}", {}, f"{TRAIN} --template '[P] it was'"),
+    ("a placeholder spelt wrong", {}, f"{TRAIN} --template '[p] {{text}}'"),
+    ("a letter that touches a text", {}, f"{TRAIN} --template '[P] {{text}}s'"),
+    ("nothing to train", {}, f"{TRAIN} --template '{{text}} was'"),
+    ("a pair template for single texts", {}, f"{TRAIN} --template '[P] {{text}} and {{text_b}}'"),
+    ("a label word of two tokens", {}, f"{TRAIN} --labels positive=greats,negative=bad"),
+    ("one word for two labels", {}, f"{TRAIN} --labels positive=bad,negative=bad"),
+    ("a label without a word", {}, f"{TRAIN} --labels positive=great,negative"),
+    ("an unknown model", {}, f"{TRAIN} --model somebody/nothing"),
+    ("a sentence encoder asked for words", {}, f"{TRAIN} --model minilm --template '[P] {{text}} [MASK]'"),
+    ("more tokens than the model takes", {}, f"{TRAIN} --max-length 4096"),
+    ("texts that are too long, refused", {}, f"{TRAIN} --max-length 4 --strict"),
+    ("a rate that is far too high", {}, f"{TRAIN} --lr 1e38"),
+    ("an output that is there already", {}, f"{TRAIN} --out run"),
+    ("a folder of somebody else's", {"photos/cat.jpg": b""}, f"{TRAIN} --out photos --force"),
+    ("a training that was begun before", {"new.partial/resume.safetensors": b""}, TRAIN),
+    ("an option that is unknown", {}, f"{TRAIN} --speed 3"),
+    ("a run that is not there", {}, "export nothing --out new"),
+    ("a run with a file missing", {"run/weights.safetensors": None}, "export run --out new"),
+    ("a bundle that is not there", {}, "predict nothing hello"),
+    ("a bundle with a flipped byte", {"bundle/config.json": b"flipped"}, "predict bundle hello"),
+    ("a bundle with a file missing", {"bundle/model.onnx.data": None}, "predict bundle hello"),
+    ("a row with one text too many", {"odd.csv": b"text,text_b\na,b\n"}, "predict bundle --input odd.csv"),
+    ("a text longer than the bundle takes, refused", {}, f"predict bundle '{'slow ' * 60}' --strict"),
+    ("an answer file that is there already", {"a.jsonl": b""}, "predict bundle --input rows.csv --output a.jsonl"),
+    ("rows without labels", {"odd.csv": b"text\na\n"}, "evaluate bundle --data odd.csv"),
+)
+"""What went wrong; files written first (None: removed; b"flipped": a byte of it flipped); the command."""
+
+
+def page(workplace: Path) -> str:
+    """Run every case in a copy of a folder with `model`, `run`, `bundle` and `rows.csv`, and return the page."""
+    parts = [
+        "# When something goes wrong",
+        "",
+        "What ptexport prints for each of these, made by running them. `train …` stands for",
+        f"`ptexport {TRAIN}`, where `model` is a small causal model; an option given after it replaces the one in it.",
+        "",
+    ]
+    for what, files, command in CASES:
+        code, message = outcome(workplace, files, command)
+        shown = command.replace(TRAIN, "train …")
+        shown = shown if len(shown) < 100 else f"{shown[:60]} …"
+        parts += [
+            f"**{what[0].upper()}{what[1:]}** (exit code {code})",
+            "",
+            "```",
+            f"$ ptexport {shown}",
+            message,
+            "```",
+            "",
+        ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def outcome(workplace: Path, files: dict[str, bytes | None], command: str) -> tuple[int, str]:
+    """Run a command where `files` are, and return its exit code and what it said on standard error."""
+    import shlex
+
+    from ptexport.toolkit.cli import main
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "work"
+        shutil.copytree(workplace, folder)
+        for path, content in files.items():
+            write(folder / path, content)
+        before = listing(folder)
+        code: int | str | None = 0
+        said = io.StringIO()
+        with (
+            contextlib.chdir(folder),
+            mock.patch.object(sys, "argv", ["ptexport", *shlex.split(command)]),
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            try:
+                main()
+            except SystemExit as e:
+                code = e.code
+        assert listing(folder) == before, f"{command}: something was left behind"
+    assert isinstance(code, int)
+    return code, said.getvalue().strip()
+
+
+def write(path: Path, content: bytes | None) -> None:
+    """Write, remove or damage a file."""
+    if content is None:
+        path.unlink()
+    elif content == b"flipped":
+        data = bytearray(path.read_bytes())
+        data[-2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+
+def listing(folder: Path) -> list[str]:
+    """All files below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@contextlib.contextmanager
+def tiny_workplace() -> Iterator[Path]:
+    """Make `model`, `run`, `bundle` and `rows.csv`."""
+    from tiny import ROWS, Quiet, save_llama, train_tiny
+
+    from ptexport.exporters.export import ExportConfig, export
+    from ptexport.toolkit.progress import silence_libraries
+
+    silence_libraries()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        lines = [f"{text},{label}\n" for text, label in ROWS]
+        (folder / "rows.csv").write_text("text,label\n" + "".join(lines), encoding="utf-8")
+        train_tiny(save_llama(folder / "model"), folder / "rows.csv", "[P*2] {text} [P]", folder / "run")
+        with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder / "cache")}):
+            export(ExportConfig(run=folder / "run", out=folder / "bundle"), Quiet())
+        shutil.rmtree(folder / "cache")
+        yield folder
+
+
+if __name__ == "__main__":
+    with tiny_workplace() as place:
+        Path(sys.argv[1]).write_text(page(place), encoding="utf-8")

@@ -1,0 +1,65 @@
+"""The docs say what the product does: pages made by it are as it makes them, and every command is run."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [block.split("```")[0] for block in page.read_text(encoding="utf-8").split(f"```{language}\n")[1:]]
+
+
+def test_the_command_reference_is_current() -> None:
+    expected = load(ROOT / "docs" / "reference.py").reference()
+    assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == expected, "run make docs"
+
+
+def test_troubleshooting_is_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad_inputs = load(Path(__file__).parent / "bad_inputs.py")
+    monkeypatch.setenv("COLUMNS", "200")
+    with bad_inputs.tiny_workplace() as place:
+        found = bad_inputs.page(place)
+    assert (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8") == found, "run make docs"
+    assert "Traceback" not in found
+    assert "exit code 0" not in found
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    """Word for word, with the real model, from a folder laid out as the repository."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    bare = {**os.environ, "PATH": "/usr/bin:/bin"}
+    page = ROOT / "docs" / "tutorial.md"
+    script = "\n".join(blocks(page, "sh"))
+    subprocess.run(["sh", "-ec", script], cwd=tmp_path, env=bare, check=True, capture_output=True)
+    answers = (tmp_path / "build" / "tutorial" / "answers.jsonl").read_text().splitlines()
+    rows = (ROOT / "examples" / "requests.csv").read_text().splitlines()[1:]
+    right = [json.loads(answer)["label"] == row.rsplit(",", 1)[1] for answer, row in zip(answers, rows, strict=True)]
+    assert sum(right) > 50
+    (code,) = blocks(page, "python")
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert len(said.stdout.splitlines()) == 2
+
+
+def test_every_page_is_linked_and_runs_its_commands() -> None:
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"docs/{page}" in readme for page in pages)
+    assert [page for page in pages if blocks(ROOT / "docs" / page, "sh")] == ["tutorial.md"], "run it here as well"
