@@ -47,7 +47,7 @@ def new_folder(path: Path, *, force: bool = False, files: Collection[str] = ()) 
     Raises:
         OutputError: the folder exists and may not be replaced, or the disk refuses.
     """
-    path = path.resolve()
+    path = _named(path)
     check_free(path, force=force, files=files)
     temporary: Path | None = None
     try:
@@ -76,7 +76,7 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
     Raises:
         OutputError: the folder exists or is being made, may not be replaced, or the disk refuses.
     """
-    path = path.resolve()
+    path = _named(path)
     partial = path.with_name(path.name + ".partial")
     check_free(path, force=force or (resume and (path / state).is_file()), files=files)
     if partial.exists() and not resume and not force:
@@ -104,6 +104,11 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
 
 
 _LOCK = ".lock"
+
+
+def _named(path: Path) -> Path:
+    """Give `.` and `..` the name of the folder they are; others stay as they were written, for messages."""
+    return path.resolve() if path.name in ("", "..") else path
 
 
 @contextmanager
