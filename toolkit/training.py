@@ -168,6 +168,14 @@ def fit(
         if training.at.epochs == 0:
             raise
         stopped = "interrupted"
+    except (torch.OutOfMemoryError, RuntimeError) as e:
+        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+            raise
+        rows, tokens = training.settings.batch_size, max(map(len, train.encodings))
+        raise TrainError(
+            f"training: out of memory with {rows} rows of up to {tokens} tokens a step; "
+            f"use --batch-size {max(1, rows // 2)}, or a lower --max-length"
+        ) from e
     except _NotFiniteError as e:
         if training.at.epochs == 0:
             raise TrainError(f"training: {e}; use a lower --lr") from e

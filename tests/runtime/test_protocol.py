@@ -179,6 +179,14 @@ def test_answers_as_tensors() -> None:
     assert [(o["shape"], o["data"]) for o in empty["outputs"]] == [([0], []), ([0, 2], [])]
 
 
+def test_an_answer_without_a_label() -> None:
+    """null in JSON; tensors know no null, so there it is empty."""
+    unsure = [Prediction(label=None, probabilities={"yes": 0.5, "no": 0.5})]
+    assert predict_response(unsure)["predictions"][0]["label"] is None
+    response = infer_response(infer(tensor(["a"], [1])), manifest(*ONE), unsure)
+    assert response["outputs"][0]["data"] == [""]
+
+
 def test_answers_by_name() -> None:
     assert predict_response(PREDICTIONS)["predictions"][0] == {
         "label": "no",

@@ -92,6 +92,20 @@ def test_a_full_disk_in_training(largest_file_bytes: int, llama: Path, rows_file
     assert files_under(tmp_path) == []
 
 
+def test_a_full_disk_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
+    """What was labelled stays, and the rest follows when there is room again."""
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"story {i}"}) + "\n" for i in range(3000)))
+    command = [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows), "--output", str(out)]
+    done = limited(command, 50_000, tmp_path / "cache")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "cannot be written (File too large); free some space and go on with --resume" in done.stderr
+    assert not out.exists()
+    subprocess.run([*command, "--resume"], check=True)
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [f"story {i}" for i in range(3000)]
+    assert files_under(tmp_path) == ["out.jsonl", "rows.jsonl"]
+
+
 @pytest.mark.parametrize("largest_file_bytes", [1_000, 60_000, 110_000])
 @pytest.mark.parametrize("traced", [False, True])
 def test_a_full_disk_in_export(largest_file_bytes: int, traced: bool, llama_bundle: Path, llama_run: Path,

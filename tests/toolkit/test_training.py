@@ -2,6 +2,9 @@
 
 import importlib
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +153,46 @@ def test_rows_for_parity() -> None:
 def test_a_loss_that_is_not_a_number_stops(llama: Path, rows_file: Path) -> None:
     with pytest.raises(TrainError, match=r"the loss is nan after 1 steps at rate inf; use a lower --lr"):
         train(config(llama, rows_file, TrainSettings(lr=math.inf)), Quiet())
+
+
+def test_a_loss_that_stops_being_a_number_keeps_the_best_epoch(llama: Path, rows_file: Path) -> None:
+    """The rate rises until the squares of the rows' numbers are no float32 any more, after the first epoch."""
+    settings = TrainSettings(lr=1e19, epochs=20, patience=20, warmup=1.0)
+    seen = Recorder()
+    run = train(config(llama, rows_file, settings, encoder="none"), seen)
+    assert run.metrics.stopped == "diverged"
+    assert 1 <= run.metrics.epochs == len(seen.dev_accuracies) < 20
+    assert np.isfinite(run.baked.prompt_rows).all()
+    assert run.metrics.dev_accuracy == max(seen.dev_accuracies)
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from tiny import LABELS, Quiet
+from ptexport.toolkit.run import TrainSettings
+from ptexport.toolkit.train import TrainConfig, train
+
+class Tight(Quiet):
+    def note(self, message):  # said when all is loaded, just before the first step
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+        resource.setrlimit(resource.RLIMIT_AS, (size + 30_000_000, size + 30_000_000))
+
+rows, model = sys.argv[1:]
+settings = TrainSettings(lr=1e-3, epochs=1, batch_size=512)
+train(TrainConfig(model=model, data=rows, template="{text} [P]", labels=LABELS, settings=settings), Tight())
+"""
+
+
+def test_too_little_memory(llama: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    lines = [f"{'slow ' * 200}{i},{label}\n" for i in range(500) for label in ("positive", "negative")]
+    rows.write_text("text,label\n" + "".join(lines), encoding="utf-8")
+    command = [sys.executable, "-c", OUT_OF_MEMORY, str(rows), str(llama)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert "TrainError: training: out of memory with 512 rows of up to 128 tokens a step" in done.stderr
+    assert done.stderr.strip().endswith("use --batch-size 256, or a lower --max-length")
 
 
 class Notes(Quiet):
