@@ -94,8 +94,8 @@ def train(
     given["lr"] = given["lr"] or DEFAULT_LR[options["encoder"]]
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     config = TrainConfig(labels=labels, settings=settings, **options)
-    if resume and force:
-        raise click.UsageError("Give --resume or --force, one of the two.")
+    if force and (resume or axes):
+        raise click.UsageError("--force goes neither with --resume nor with --sweep; remove the folder instead.")
     progress.silence_libraries()
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
         if axes:

@@ -141,7 +141,12 @@ def train_into(
         PtexportError: see `train`.
     """
     if resume and (out / METRICS).is_file() and not (out / RESUME).exists():
-        return Run.read(out)
+        run = Run.read(out)
+        settings = config.settings or TrainSettings(lr=DEFAULT_LR[config.encoder])
+        asked = (config.model, config.template, config.encoder, settings)
+        if asked != (run.config.model, run.config.template, run.config.encoder, run.config.training):
+            raise TrainError(f"{out}: is finished, with other options; choose another name, or replace it with --force")
+        return run
     with kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME) as folder:
         run = train(config, progress, state=folder / RESUME, backbone=backbone)
         run.write(folder)

@@ -90,6 +90,10 @@ def test_a_run_that_is_finished_stays_as_it_is(llama: Path, rows_file: Path, who
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
     done = run(command(llama, rows_file, whole, "--resume", "--json"))
     assert (done.returncode, json.loads(done.stdout)) == (0, json.loads(before["metrics.json"]))
+    done = run(command(llama, rows_file, whole, "--resume", epochs=3))
+    assert (done.returncode, "is finished, with other options" in done.stderr) == (1, True)
+    done = run(command(llama, rows_file, whole, "--resume", "--force"))
+    assert done.returncode == 2
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
