@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import Quiet
+
+from ptexport.exporters.export import ExportConfig, export
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -87,14 +90,13 @@ def test_a_missing_package_says_what_to_install(llama_bundle: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_the_commands_of_the_readme(llama_bundle: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_readme(llama_run: Path, tmp_path: Path) -> None:
     """Run them where the demo's bundle stands, with a small one in its place."""
-    (tmp_path / "build" / "demo").mkdir(parents=True)
-    (tmp_path / "build" / "demo" / "bundle").symlink_to(llama_bundle)
+    export(ExportConfig(run=llama_run, out=tmp_path / "build" / "demo" / "bundle"), Quiet())
     (tmp_path / "examples").symlink_to(README.parent / "examples")
     blocks = [block.split("```")[0] for block in README.read_text(encoding="utf-8").split("```sh\n")[1:]]
     commands = [block for block in blocks if not block.startswith("make ")]
-    assert len(commands) == 2
+    assert len(commands) == 3
     (tmp_path / ".venv").symlink_to(sys.prefix)
     bare = {**os.environ, "PATH": "/usr/bin:/bin"}  # what a new shell has, whatever runs these tests
     for block in commands:
