@@ -30,7 +30,7 @@ import sys, tempfile, time
 from pathlib import Path
 from ptexport.exporters.bake import bake
 from ptexport.exporters.traced import Trace, trace_key
-from ptexport.toolkit.cache import cache_home
+from ptexport.toolkit.home import cache_home
 from ptexport.toolkit.run import Run
 run = Run.read(Path(sys.argv[1]))
 key = trace_key(run.config.backbone, run.config.read, 18)
@@ -87,9 +87,9 @@ def accuracy(out: Path) -> dict[str, object]:
 
 def export(out: Path) -> dict[str, object]:
     """A cold export into a cache with the converted model but no trace, then parity on every test row."""
-    from ptexport.toolkit.cache import cache_home
     from ptexport.toolkit.cities import labels
     from ptexport.toolkit.data import load_data
+    from ptexport.toolkit.home import cache_home
 
     names = labels(linear=True).split(",")
     test = load_data("cities", dev=None, test=None, labels=names, fields=["text"], seed=0).test

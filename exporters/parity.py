@@ -71,7 +71,7 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
 
     return Parity(
         rows=len(texts),
-        tolerance=TOLERANCE,
+        tolerance=TOLERANCE / run.metrics.temperature,  # which logits are divided by
         alone=compare(answers(([i] for i in range(len(texts))), "right"), expected),
         padded_right=compare(answers(_mixed(len(texts)), "right"), expected),
         padded_left=compare(answers(_mixed(len(texts)), "left"), expected),

@@ -45,10 +45,13 @@ def check_texts(row: Row, fields: Sequence[str]) -> None:
 
 def count_lines(path: Path) -> int | None:
     """Count a file's lines, about as many as its rows; None for a pipe, or a file that cannot be read."""
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    except OSError:
         return None
-    with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -94,18 +94,23 @@ def label_file(
             with path.open("wb") as stream:
                 stream.writelines(counted.lines(rows))
             return counted.truncated
-        if path.exists() and resume:
-            return 0
-        if path.exists() and not force:
-            raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
         partial = path.with_name(f"{path.name}.{engine.manifest.digest[:8]}.partial")
+        if path.exists() and resume and not partial.exists():
+            with path.open("rb") as finished:
+                _skip(finished, rows, path)
+            if next(rows, None) is not None:
+                raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
+            return 0
+        if path.exists() and not force and not resume:
+            raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
         if partial.exists() and not resume and not force:
             raise OutputError(f"{partial}: begun before; go on with --resume, or begin anew with --force")
         with partial.open("ab+") as file:
             _lock(file, partial)
             if not resume:
                 file.truncate(0)
-            counted.done = _skip(file, rows, partial)
+            counted.done, kept_bytes = _skip(file, rows, partial)
+            file.truncate(kept_bytes)  # a line cut short at the end
             try:
                 file.writelines(counted.lines(rows))
                 file.flush()
@@ -150,8 +155,8 @@ def _lock(file: BinaryIO, path: Path) -> None:
         raise OutputError(f"{path}: another ptexport is writing it; wait for it, or choose another name") from e
 
 
-def _skip(file: BinaryIO, rows: Iterator[Row], path: Path) -> int:
-    """Skip the rows that a file has answers for, drop a line cut short at its end, and return how many they were."""
+def _skip(file: BinaryIO, rows: Iterator[Row], path: Path) -> tuple[int, int]:
+    """Skip the rows that a file has answers for, and return how many they are and their lines' bytes."""
     file.seek(0)
     done = end = 0
     for line in file:
@@ -162,8 +167,7 @@ def _skip(file: BinaryIO, rows: Iterator[Row], path: Path) -> int:
             where = "the end of the input" if row is None else row.where
             raise OutputError(f"{path}: holds other rows than the input, from {where} on; begin anew with --force")
         done, end = done + 1, end + len(line)
-    file.truncate(end)
-    return done
+    return done, end
 
 
 def write_whole(path: Path, content: bytes, *, force: bool) -> None:

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from ptexport.runtime.errors import OutputError
 from ptexport.toolkit.folders import new_folder
+from ptexport.toolkit.home import cache_home
 
 _DAY_S = 86_400
 
@@ -59,11 +60,6 @@ def cached_folder(*key: str, make: Callable[[Path], None]) -> Path:
     return path
 
 
-def cache_home() -> Path:
-    """Where converted models and traced backbones are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptexport"
-
-
 def list_entries() -> list[Entry]:
     """List what the cache holds, and what a killed process left there."""
     entries = []
@@ -87,8 +83,11 @@ def prune(*, unused_days: float) -> list[Entry]:
     removed = [entry for entry in list_entries() if entry.unused_days >= unused_days]
     for entry in removed:
         try:
-            with FileLock(entry.path.with_name(entry.path.name + ".lock")):
-                shutil.rmtree(entry.path)
+            # A folder under way is `.NAME.random`, and who fills it holds the lock of NAME.
+            name = entry.path.name
+            name = name[1:].rpartition(".")[0] if name.startswith(".") else name
+            with FileLock(entry.path.with_name(name + ".lock")):
+                shutil.rmtree(entry.path, ignore_errors=entry.path.name.startswith("."))  # it may be done by now
         except OSError as e:
             raise OutputError(f"{entry.path}: cannot be removed ({e.strerror}); check its permissions") from e
     return removed

@@ -140,7 +140,11 @@ def _from_hub(name: str, revision: str | None) -> Checkpoint:
 
 def _licence(path: Path) -> str | None:
     from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
 
     card = path / "README.md"
-    licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    try:
+        licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (ValueError, YAMLError):  # a card for people, whose head is not as the hub wants it
+        return None
     return licence if isinstance(licence, str) else None

@@ -117,8 +117,12 @@ def evaluate(
         with shared.extra("bench"):
             import jinja2  # noqa: F401 - asked for before the work rather than after it
             import matplotlib as mpl  # noqa: F401
+        if not html.parent.is_dir():
+            raise click.UsageError(f"{html.parent} is no folder; make it, or choose another.")
         if html.exists() and not force:
             raise click.UsageError(f"{html} exists already; choose another name, or replace it with --force.")
+    if len(bundles) == 2 and data.exists() and not data.is_file():
+        raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
     engines = [Engine.open(bundle, threads=threads) for bundle in bundles]
     same_labels(engines)
     total = count_lines(data)

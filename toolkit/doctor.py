@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 
 from ptexport.runtime.cpus import available_cpus
-from ptexport.toolkit.cache import cache_home
+from ptexport.runtime.errors import reason
+from ptexport.toolkit.home import cache_home
 
 _EXTRAS = {
     "train": ("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "gguf", "datasets", "safetensors"),
@@ -58,7 +59,10 @@ def _onnxruntime() -> Check:
         need = "pip install 'ptexport[cpu]', or 'ptexport[gpu]'"
         return Check(name="ONNX Runtime", found="none", missing=f"nothing can be predicted: {need}")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as e:
+        return Check(name="ONNX Runtime", found=f"broken ({reason(e)})", missing="install it again")
 
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     return Check(
@@ -83,7 +87,10 @@ def _model(name: str, module: str, wheel: str) -> Check:
 def _torch_device() -> Check:
     if importlib.util.find_spec("torch") is None:
         return Check(name="training device", found="none", missing="pip install 'ptexport[train]'")
-    import torch
+    try:
+        import torch
+    except (ImportError, OSError) as e:
+        return Check(name="training device", found=f"broken torch ({reason(e)})", missing="install it again")
 
     if torch.cuda.is_available():
         return Check(name="training device", found=f"{torch.cuda.get_device_name()}, torch {torch.__version__}")

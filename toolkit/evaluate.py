@@ -156,11 +156,15 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
     """
     labels, answers, probabilities, given = [], [], [], []
     timed: list[Row] = []
+    stride = 1
     seconds = 0.0
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
         labels += [_index(row, engine.labels) for row in chunk]
-        timed = _spread([*timed, *chunk])
+        # Every `stride`-th row; twice as far apart whenever there are too many.
+        timed += [row for number, row in enumerate(chunk, len(labels) - len(chunk)) if number % stride == 0]
+        while len(timed) > N_TIMED:
+            timed, stride = timed[::2], 2 * stride
         started = time.perf_counter()
         for _, prediction in predict_rows(engine, chunk):
             answers.append(engine.labels.index(prediction.surest))
@@ -202,11 +206,6 @@ def _index(row: Row, labels: Sequence[str]) -> int:
     if row.label not in labels:
         raise DataError(f"{row.where}: label {row.label!r} is none of the bundle's, {list(labels)}; mend the row")
     return labels.index(row.label)
-
-
-def _spread(rows: list[Row]) -> list[Row]:
-    """Keep at most `N_TIMED` rows, evenly spread."""
-    return [rows[i * len(rows) // N_TIMED] for i in range(N_TIMED)] if len(rows) > N_TIMED else rows
 
 
 def _latency(engine: Engine, rows: list[Row], rows_per_s: float) -> Latency:

@@ -51,11 +51,12 @@ def new_folder(path: Path, *, force: bool = False, files: Collection[str] = ()) 
     check_free(path, force=force, files=files)
     temporary: Path | None = None
     try:
-        with _saying_what_the_disk_refused(path):
+        with saying_what_the_disk_refused(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             temporary.chmod(0o777 & ~_umask())
             yield temporary
+            check_free(path, force=force, files=files)  # somebody may have put something there meanwhile
             _replace(path, temporary)
     finally:
         if temporary is not None:
@@ -78,10 +79,12 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
     """
     path = _named(path)
     partial = path.with_name(path.name + ".partial")
-    check_free(path, force=force or (resume and (path / state).is_file()), files=files)
+    goes_on = resume and any((folder / state).is_file() for folder in (partial, path))
+    check_free(path, force=force or goes_on, files=files)
     if partial.exists() and not resume and not force:
         raise OutputError(f"{partial}: begun before; go on with --resume, or begin anew with --force")
-    with _saying_what_the_disk_refused(path):
+    check_free(partial, force=True, files=(*files, f"{state}.new", _LOCK))
+    with saying_what_the_disk_refused(path):
         partial.mkdir(parents=True, exist_ok=True)
         lock = FileLock(partial / _LOCK, timeout=0)
         try:
@@ -93,13 +96,18 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
                 if left.name != _LOCK and (left.name != state or not resume):
                     left.unlink()
             if resume and (path / state).is_file() and not (partial / state).exists():
-                shutil.copyfile(path / state, partial / state)
-            yield partial
+                shutil.copyfile(path / state, partial / f"{state}.new")
+                (partial / f"{state}.new").rename(partial / state)
+            try:
+                yield partial
+            except BaseException:
+                if not (partial / state).exists():
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+            check_free(path, force=force or goes_on, files=files)  # somebody may have put something there meanwhile
             (partial / _LOCK).unlink()
             _replace(path, partial)
         finally:
-            if not (partial / state).exists():
-                shutil.rmtree(partial, ignore_errors=True)
             lock.release()
 
 
@@ -112,7 +120,8 @@ def _named(path: Path) -> Path:
 
 
 @contextmanager
-def _saying_what_the_disk_refused(path: Path) -> Iterator[None]:
+def saying_what_the_disk_refused(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses while the block runs into an OutputError about `path`."""
     try:
         yield
     except PtexportError:

@@ -89,4 +89,4 @@ def _plots(evaluation: Evaluation) -> str:
     )
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue().partition("<svg")[1] + stream.getvalue().partition("<svg")[2]
+    return "<svg" + stream.getvalue().partition("<svg")[2]  # without the XML declaration

@@ -103,7 +103,7 @@ def reporting(*, as_json: bool, log_file: Path | None) -> Iterator[Report]:
                 raise OutputError(f"{log_file}: cannot be written ({e.strerror}); choose another log file") from e
         console = Console(stderr=True, quiet=as_json or not sys.stderr.isatty())
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

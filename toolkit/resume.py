@@ -66,19 +66,27 @@ def load_state(path: Path, training: Training, ticket: Ticket) -> None:
         at = msgspec.json.decode(metadata["at"], type=Counters)
     except (OSError, SafetensorError, KeyError, TypeError, msgspec.DecodeError) as e:
         raise TrainError(f"{path}: cannot be gone on from ({reason(e)}); start again with --force") from e
-    before, now = msgspec.to_builtins(old), msgspec.to_builtins(ticket)
-    for name, value in _flat(now):
-        was = dict(_flat(before)).get(name)
-        if was != value:
-            raise TrainError(
-                f"{path}: begun with {name} {was!r}, got {value!r}; give the same options and data, "
-                "or start again with --force"
-            )
+    check_same(path, old, ticket)
     training.restore(tensors, at)
 
 
+def check_same(path: Path, old: Ticket, now: Ticket) -> None:
+    """Check that what was begun is what is asked for now.
+
+    Raises:
+        TrainError: it is not (says what differs first).
+    """
+    before = dict(_flat(msgspec.to_builtins(old)))
+    for name, value in _flat(msgspec.to_builtins(now)):
+        if before.get(name) != value:
+            raise TrainError(
+                f"{path}: begun with {name} {before.get(name)!r}, got {value!r}; give the same options and data, "
+                "or start again with --force"
+            )
+
+
 def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested dictionaries, with the names of the last level."""
+    """Leaves of nested dictionaries, by their path."""
     leaves: list[tuple[str, Any]] = []
     for name, value in record.items():
         leaves += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]

@@ -135,6 +135,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
         manual_accuracy: test accuracy of hand-written templates, by template.
         train_seconds: wall time of the loop alone.
         seed: as in the config.
+        data_sha256: of all rows, texts and labels.
         versions: of what it ran on.
     """
 
@@ -153,6 +154,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     manual_accuracy: dict[str, float]
     train_seconds: float
     seed: int
+    data_sha256: str
     versions: dict[str, str]
 
 

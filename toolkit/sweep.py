@@ -12,26 +12,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 
-from ptexport.runtime.errors import OutputError, TrainError
+from ptexport.runtime.errors import OutputError, TrainError, reason
 from ptexport.runtime.streaming import write_whole
-from ptexport.toolkit.folders import kept_folder
+from ptexport.toolkit.backbone import Backbone
+from ptexport.toolkit.folders import kept_folder, saying_what_the_disk_refused
 from ptexport.toolkit.run import FILES, METRICS, RESUME, Metrics, Run, TrainSettings
-from ptexport.toolkit.train import DEFAULT_LR, TrainConfig, load_backbone_for, train
+from ptexport.toolkit.template import MAX_PROMPT_TOKENS
+from ptexport.toolkit.train import DEFAULT_LR, TrainConfig, check_templates, load_backbone_for, train
 from ptexport.toolkit.training import Progress
 
 SWEEP = "sweep.json"
 BEST = "best"
-_KINDS: dict[str, type] = {
-    "template": str,
-    "rows": int,
-    "encoder": str,
-    "init": str,
-    "lr": float,
-    "epochs": int,
-    "batch_size": int,
-    "seed": int,
+_KINDS: dict[str, click.ParamType[Any]] = {
+    "template": click.STRING,
+    "rows": click.IntRange(1, MAX_PROMPT_TOKENS),
+    "encoder": click.Choice(["lstm", "mlp", "none"]),
+    "init": click.Choice(["random", "words"]),
+    "lr": click.FloatRange(0, min_open=True),
+    "epochs": click.IntRange(1),
+    "batch_size": click.IntRange(1),
+    "seed": click.IntRange(0, 2**32 - 1),
 }
 """What may be swept; `rows` is the number of virtual tokens where the template has one group of them."""
 
@@ -41,7 +44,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: its folder.
-        options: what it was given that the others may not have been.
+        failed: why there is none, or none to choose; None: it is there.
         dev_accuracy: share right, which chooses the best.
         test_accuracy: share right.
         epochs: passes over the training rows.
@@ -49,11 +52,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    options: dict[str, Any]
-    dev_accuracy: float
-    test_accuracy: float
-    epochs: int
-    train_seconds: float
+    failed: str | None = None
+    dev_accuracy: float = 0.0
+    test_accuracy: float = 0.0
+    epochs: int = 0
+    train_seconds: float = 0.0
 
 
 def parse_axes(specs: Sequence[str]) -> dict[str, list[Any]]:
@@ -70,9 +73,9 @@ def parse_axes(specs: Sequence[str]) -> dict[str, list[Any]]:
             raise TrainError(f"sweep {spec!r}: need NAME=VALUE,VALUE with a name of {', '.join(_KINDS)}")
         for value in [values] if name == "template" else values.split(","):
             try:
-                axes.setdefault(name, []).append(kind(value))
-            except ValueError as e:
-                raise TrainError(f"sweep {spec!r}: {value!r} is no {kind.__name__}; mend the value") from e
+                axes.setdefault(name, []).append(kind.convert(value, None, None))
+            except click.BadParameter as e:
+                raise TrainError(f"sweep {spec!r}: {e.message.rstrip('.')}; mend the value") from e
     return axes
 
 
@@ -92,29 +95,49 @@ def sweep(
         One outcome for each combination, the highest dev accuracy first.
 
     Raises:
-        TrainError: the folder is of another sweep, or one of the trainings was interrupted.
+        TrainError: the folder is of another sweep, a training was interrupted, or all failed.
         PtexportError: see `train`.
     """
     asked = msgspec.json.decode(msgspec.json.encode({"base": base, "axes": axes}))
+    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    configs = {_name(options, axes): _with(base, options) for options in combinations}
+    for config in configs.values():
+        check_templates(config)
     if out.exists() and not resume:
         raise OutputError(f"{out}: exists already; choose another name, or go on with --resume")
-    if (out / SWEEP).exists() and msgspec.json.decode((out / SWEEP).read_bytes())["asked"] != asked:
-        raise TrainError(f"{out / SWEEP}: is of another sweep; give the same options, or choose another name")
-    out.mkdir(parents=True, exist_ok=True)
-    _record(out, asked, [])
-    backbone = load_backbone_for(base, progress)
+    _check_asked(out / SWEEP, asked)
+    with saying_what_the_disk_refused(out):
+        out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
-    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    for number, options in enumerate(combinations, 1):
-        name = _name(options, axes)
-        progress.note(f"run {number} of {len(combinations)}: {name}")
-        metrics = train_into(out / name, _with(base, options), progress, resume=True, backbone=backbone).metrics
-        if metrics.stopped == "interrupted":
-            raise TrainError(f"{out / name}: interrupted; go on with --resume")
-        outcomes.append(_outcome(name, options, metrics))
-        outcomes.sort(key=lambda outcome: -outcome.dev_accuracy)
+    _record(out, asked, outcomes)
+    backbone = load_backbone_for(base, progress)
+    for number, (name, config) in enumerate(configs.items(), 1):
+        progress.note(f"run {number} of {len(configs)}: {name}")
+        try:
+            metrics = train_into(out / name, config, progress, resume=True, backbone=backbone).metrics
+        except TrainError as e:
+            progress.note(str(e))
+            outcomes.append(Outcome(name=name, failed=str(e)))
+        else:
+            if metrics.stopped == "interrupted":
+                raise TrainError(f"{out / name}: interrupted; go on with --resume")
+            outcomes.append(_outcome(name, metrics))
+        outcomes.sort(key=lambda outcome: (outcome.failed is not None, -outcome.dev_accuracy))
         _record(out, asked, outcomes)
+    if outcomes[0].failed is not None:
+        raise TrainError(f"{out}: every run failed, the first with: {outcomes[0].failed}")
     return outcomes
+
+
+def _check_asked(path: Path, asked: dict[str, Any]) -> None:
+    if not path.exists():
+        return
+    try:
+        same = msgspec.json.decode(path.read_bytes())["asked"] == asked
+    except (OSError, msgspec.DecodeError, KeyError, TypeError) as e:
+        raise TrainError(f"{path}: cannot be read ({reason(e)}); choose another folder") from e
+    if not same:
+        raise TrainError(f"{path}: is of another sweep; give the same options, or choose another name")
 
 
 def train_into(
@@ -124,7 +147,7 @@ def train_into(
     *,
     resume: bool = False,
     force: bool = False,
-    backbone: Any = None,
+    backbone: Backbone | None = None,
 ) -> Run:
     """Train into a folder, which is there when the training is done, or stopped with something to show.
 
@@ -140,13 +163,9 @@ def train_into(
         OutputError: the folder is there, or begun, or cannot be written.
         PtexportError: see `train`.
     """
-    if resume and (out / METRICS).is_file() and not (out / RESUME).exists():
-        run = Run.read(out)
-        settings = config.settings or TrainSettings(lr=DEFAULT_LR[config.encoder])
-        asked = (config.model, config.template, config.encoder, settings)
-        if asked != (run.config.model, run.config.template, run.config.encoder, run.config.training):
-            raise TrainError(f"{out}: is finished, with other options; choose another name, or replace it with --force")
-        return run
+    under_way = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
+    if resume and (out / METRICS).is_file() and not any(path.exists() for path in under_way):
+        return train(config, progress, backbone=backbone, finished=out)
     with kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME) as folder:
         run = train(config, progress, state=folder / RESUME, backbone=backbone)
         run.write(folder)
@@ -170,7 +189,7 @@ def _with(base: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
     encoder = options.get("encoder", base.encoder)
     settings = base.settings or TrainSettings(lr=DEFAULT_LR[encoder])
     of_settings = {name: options.pop(name) for name in list(options) if name in TrainSettings.__struct_fields__}
-    if encoder != base.encoder and "lr" not in of_settings:
+    if encoder != base.encoder and "lr" not in of_settings and settings.lr == DEFAULT_LR[base.encoder]:
         of_settings["lr"] = DEFAULT_LR[encoder]
     settings = msgspec.structs.replace(settings, **of_settings)
     return dataclasses.replace(base, template=template, settings=settings, **options)
@@ -186,10 +205,10 @@ def _with_rows(template: str, rows: int) -> str:
     return template.replace(groups[0], f"[P*{rows}]")
 
 
-def _outcome(name: str, options: dict[str, Any], metrics: Metrics) -> Outcome:
+def _outcome(name: str, metrics: Metrics) -> Outcome:
     return Outcome(
         name=name,
-        options=options,
+        failed="the loss became no number" if metrics.stopped == "diverged" else None,
         dev_accuracy=metrics.dev_accuracy,
         test_accuracy=metrics.test_accuracy,
         epochs=metrics.epochs,
@@ -200,7 +219,7 @@ def _outcome(name: str, options: dict[str, Any], metrics: Metrics) -> Outcome:
 def _record(out: Path, asked: dict[str, Any], outcomes: list[Outcome]) -> None:
     content = msgspec.json.format(msgspec.json.encode({"asked": asked, "outcomes": outcomes}), indent=2)
     write_whole(out / SWEEP, content + b"\n", force=True)
-    if outcomes:
+    if outcomes and outcomes[0].failed is None:
         link = out / f".{BEST}"
         link.unlink(missing_ok=True)
         link.symlink_to(outcomes[0].name)

@@ -43,7 +43,7 @@ def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
     for header in ("run", "dev accuracy", "test accuracy", "epochs", "seconds"):
         table.add_column(header, justify="left" if header == "run" else "right")
     for outcome in outcomes:
-        figures = f"{outcome.dev_accuracy:.1%}", f"{outcome.test_accuracy:.1%}"
+        figures = f"{outcome.dev_accuracy:.1%}" if outcome.failed is None else "failed", f"{outcome.test_accuracy:.1%}"
         table.add_row(escape(outcome.name), *figures, str(outcome.epochs), f"{outcome.train_seconds:.0f}")
     console = Console()
     console.print(table)

@@ -1,7 +1,7 @@
 """Template, labels, rows and a backbone -> a Run; knows the order of things, none of them itself."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
-from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.audit import choose_check_rows, count_truncated, oddities
 from ptexport.toolkit.backbone import Backbone, Head, load_backbone
@@ -18,7 +17,7 @@ from ptexport.toolkit.calibration import fit_temperature, fit_threshold
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.data import Data, load_data
 from ptexport.toolkit.encoder import EncoderKind, SoftPrompt
-from ptexport.toolkit.resume import Ticket, hash_rows, load_state, save_state
+from ptexport.toolkit.resume import Ticket, check_same, hash_rows, load_state, save_state
 from ptexport.toolkit.run import Baked, Metrics, Run, RunConfig, Stopped, TrainSettings
 from ptexport.toolkit.scoring import Examples, Scorer
 from ptexport.toolkit.task import Task, find_device
@@ -96,7 +95,7 @@ class _Plan:
         learn: training rows, encoded for `fit`.
         dev: dev rows, encoded for the scorer.
         test: test rows, likewise.
-        manual_accuracy: of hand-written templates.
+        manual: hand-written templates, by their text.
     """
 
     config: TrainConfig
@@ -109,11 +108,16 @@ class _Plan:
     learn: Examples
     dev: Examples
     test: Examples
-    manual_accuracy: dict[str, float]
+    manual: dict[str, Template]
 
 
 def train(
-    config: TrainConfig, progress: Progress, *, state: Path | None = None, backbone: Backbone | None = None
+    config: TrainConfig,
+    progress: Progress,
+    *,
+    state: Path | None = None,
+    backbone: Backbone | None = None,
+    finished: Path | None = None,
 ) -> Run:
     """Train a prompt.
 
@@ -124,26 +128,34 @@ def train(
         progress: told how far it is.
         state: file that the training's state is kept in, and gone on from if it is there.
         backbone: the config's, if it is loaded already.
+        finished: a run's folder that may hold what is asked for.
 
     Returns:
-        The run; if Ctrl-C or a loss that is no number stopped it (`run.metrics.stopped`), of the best epoch so far.
+        The run, or the finished one if it is of the same options and data. If Ctrl-C or a loss that is no number
+        stopped it (`run.metrics.stopped`), of the best epoch so far.
 
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
     """
     plan = _plan(config, progress, backbone)
+    run_config = _run_config(plan)
+    data_sha256 = hash_rows([*plan.data.train, *plan.data.dev, *plan.data.test])
+    ticket = Ticket(config=run_config, data_sha256=data_sha256)
+    if finished is not None:
+        run = Run.read(finished)
+        check_same(finished, Ticket(config=run.config, data_sha256=run.metrics.data_sha256), ticket)
+        return run
+    # Before training, so that a hand-written template or its words that do not fit cost no training.
+    manual_accuracy = _measure_by_hand(plan, progress)
     torch.manual_seed(plan.settings.seed)
     prompt = plan.task.prompt(plan.template, with_encoder=True)
     training = Training(prompt, plan.settings, len(plan.data.train))
-    run_config = _run_config(plan)
-    rows = [*plan.data.train, *plan.data.dev, *plan.data.test]
-    ticket = Ticket(config=run_config, data_sha256=hash_rows(rows))
     if state is not None and state.exists():
         load_state(state, training, ticket)
         progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
     keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
     stopped = fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
-    metrics = _measure(plan, training, stopped)
+    metrics = _measure(plan, training, stopped, manual_accuracy, data_sha256)
     return Run(
         config=run_config,
         metrics=metrics,
@@ -165,7 +177,7 @@ def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
 
 
 def _plan(config: TrainConfig, progress: Progress, backbone: Backbone | None) -> _Plan:
-    template, manual = _templates(config)
+    template, manual = check_templates(config)
     verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
     settings = config.settings or TrainSettings(lr=DEFAULT_LR[config.encoder])
     device = find_device(config.device)
@@ -198,11 +210,17 @@ def _plan(config: TrainConfig, progress: Progress, backbone: Backbone | None) ->
         learn=learn,
         dev=dev,
         test=test,
-        manual_accuracy=_measure_by_hand(manual, task, data.test, progress),
+        manual=manual,
     )
 
 
-def _measure(plan: _Plan, training: Training, stopped: Stopped | None) -> Metrics:
+def _measure(
+    plan: _Plan,
+    training: Training,
+    stopped: Stopped | None,
+    manual_accuracy: dict[str, float],
+    data_sha256: str,
+) -> Metrics:
     config, scorer, prompt = plan.config, plan.scorer, training.prompt
     logits, targets = scorer.logits(prompt, plan.dev.encodings).cpu(), torch.tensor(plan.dev.targets)
     temperature = fit_temperature(logits, targets) if config.calibrate else 1.0
@@ -219,15 +237,21 @@ def _measure(plan: _Plan, training: Training, stopped: Stopped | None) -> Metric
         test_accuracy=scorer.accuracy(prompt, plan.test)[0],
         temperature=temperature,
         abstain_below=None if config.abstain is None else fit_threshold(logits / temperature, targets, config.abstain),
-        manual_accuracy=plan.manual_accuracy,
+        manual_accuracy=manual_accuracy,
         train_seconds=training.at.seconds,
         seed=plan.settings.seed,
+        data_sha256=data_sha256,
         versions={name: version(name) for name in VERSIONED},
     )
 
 
-def _templates(config: TrainConfig) -> tuple[Template, dict[str, Template]]:
-    """Parse the template to be trained and, by their text, the hand-written ones; refuse what does not go together."""
+def check_templates(config: TrainConfig) -> tuple[Template, dict[str, Template]]:
+    """Parse the template to be trained and, by their text, the hand-written ones; refuse what does not go together.
+
+    Raises:
+        TemplateError: one of them cannot be parsed, or cannot be used here.
+        TrainError: the options exclude each other.
+    """
     template = Template.parse(config.template)
     where = f"template {config.template!r}"
     if template.n_prompt == 0:
@@ -249,14 +273,12 @@ def _templates(config: TrainConfig) -> tuple[Template, dict[str, Template]]:
     return template, manual
 
 
-def _measure_by_hand(
-    templates: Mapping[str, Template], task: Task, rows: Sequence[Row], progress: Progress
-) -> dict[str, float]:
+def _measure_by_hand(plan: _Plan, progress: Progress) -> dict[str, float]:
     """Measure hand-written templates with the same label words and rows; accuracies, 0 to 1."""
-    accuracies = {}
-    for source, template in templates.items():
+    task, accuracies = plan.task, {}
+    for source, template in plan.manual.items():
         scorer = task.scorer(task.compile(template))
-        examples = Examples.encode(rows, scorer.encoder, task.verbalizer.labels)
+        examples = Examples.encode(plan.data.test, scorer.encoder, task.verbalizer.labels)
         accuracies[source] = scorer.accuracy(task.prompt(template, with_encoder=False), examples)[0]
         progress.note(f"hand-written {source!r}: test accuracy {accuracies[source]:.1%}")
     return accuracies

@@ -93,7 +93,12 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.prompt.trainable_parameters(), self.settings.clip)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except RuntimeError as e:
+            if "overflow" not in str(e):
+                raise
+            raise _NotFiniteError(f"a step is no float32 after {self.at.done} steps at rate {self.settings.lr}") from e
         self.at.done += 1
 
     def evaluated(self, accuracy: float, loss: float) -> None:
@@ -172,9 +177,10 @@ def fit(
         if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
             raise
         rows, tokens = training.settings.batch_size, max(map(len, train.encodings))
+        smaller = f"--batch-size {rows // 2}, or " if rows > 1 else ""
         raise TrainError(
             f"training: out of memory with {rows} rows of up to {tokens} tokens a step; "
-            f"use --batch-size {max(1, rows // 2)}, or a lower --max-length"
+            f"use {smaller}a lower --max-length"
         ) from e
     except _NotFiniteError as e:
         if training.at.epochs == 0:
@@ -206,6 +212,8 @@ def _fit(
         epoch, done = divmod(at.done, training.steps_per_epoch)
         if epoch > at.epochs:
             accuracy, loss_ = scorer.accuracy(prompt, dev)
+            if not math.isfinite(loss_):
+                raise _NotFiniteError(f"the dev loss is {loss_} after {at.done} steps at rate {settings.lr}")
             training.evaluated(accuracy, loss_)
             at.seconds = seconds_before + time.perf_counter() - started
             save()

@@ -68,6 +68,10 @@ def test_it_goes_on_after_the_rows_that_are_there(
     kept = whole[: whole.rfind(b"\n", 0, kept_bytes) + 1]
     assert out.read_bytes().startswith(kept)
     assert names(tmp_path) == ["out.jsonl"]
+    with pytest.raises(OutputError, match="holds fewer rows than the input; begin anew with --force"):
+        label(engine, rows(N_ROWS + 1), out, resume=True)
+    with pytest.raises(OutputError, match="holds other rows than the input, from the end of the input on"):
+        label(engine, rows(N_ROWS - 1), out, resume=True)
     before = out.stat().st_mtime_ns
     assert label(engine, rows(), out, resume=True) == []
     assert out.stat().st_mtime_ns == before

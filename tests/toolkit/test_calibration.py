@@ -76,5 +76,6 @@ def test_they_are_exported(
     for answer in both.predict(texts):
         surest = max(answer.probabilities.values())
         assert (answer.label is None) == (surest < threshold)
+    assert both.manifest.parity.tolerance == pytest.approx(plain.manifest.parity.tolerance / metrics.temperature)
     assert plain.manifest.abstain_below is None
     assert all(answer.label is not None for answer in plain.predict(texts))

@@ -91,7 +91,7 @@ def test_a_run_that_is_finished_stays_as_it_is(llama: Path, rows_file: Path, who
     done = run(command(llama, rows_file, whole, "--resume", "--json"))
     assert (done.returncode, json.loads(done.stdout)) == (0, json.loads(before["metrics.json"]))
     done = run(command(llama, rows_file, whole, "--resume", epochs=3))
-    assert (done.returncode, "is finished, with other options" in done.stderr) == (1, True)
+    assert (done.returncode, "begun with config.training.epochs 40, got 3; give" in done.stderr) == (1, True)
     done = run(command(llama, rows_file, whole, "--resume", "--force"))
     assert done.returncode == 2
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
@@ -114,6 +114,25 @@ def test_what_was_begun_is_not_overwritten_unasked(llama: Path, rows_file: Path,
     done = run(command(llama, rows_file, out, "--force", epochs=3))
     assert (done.returncode, metrics_of(out)["epochs"]) == (0, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_killed_replacement_is_gone_on_with(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """The run that was there stays until the new one is done."""
+    out, state = tmp_path / "run", tmp_path / "run.partial" / "resume.safetensors"
+    assert run(command(llama, rows_file, out, epochs=2)).returncode == 0
+    assert kill(command(llama, rows_file, out, "--force", epochs=300), state, 0)
+    assert metrics_of(out)["epochs"] == 2
+    done = run(command(llama, rows_file, out, "--resume", epochs=300))
+    assert (done.returncode, metrics_of(out)["epochs"]) == (0, 300), done.stderr
+
+
+def test_what_is_not_ours_is_not_removed(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "holiday.jpg").touch()
+    for option in ("--resume", "--force"):
+        done = run(command(llama, rows_file, tmp_path / "run", option, epochs=1))
+        assert (done.returncode, "holds 'holiday.jpg', which ptexport did not write" in done.stderr) == (1, True)
+    assert [path.name for path in (tmp_path / "run.partial").iterdir()] == ["holiday.jpg"]
 
 
 def test_two_at_once_on_one_output(llama: Path, rows_file: Path, tmp_path: Path) -> None:

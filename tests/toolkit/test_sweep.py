@@ -78,13 +78,28 @@ def test_templates_and_encoders(llama: Path, rows_file: Path, tmp_path: Path) ->
     [
         ("speed=1", r"need NAME=VALUE,VALUE with a name of template, rows, .*seed"),
         ("lr", "need NAME=VALUE,VALUE"),
-        ("lr=fast", "'fast' is no float; mend the value"),
-        ("rows=1.5", "'1.5' is no int"),
+        ("lr=fast", "'fast' is not a valid float range; mend the value"),
+        ("lr=-1", "-1.0 is not in the range x>0"),
+        ("rows=1.5", "'1.5' is not a valid integer range"),
+        ("batch_size=0", "0 is not in the range x>=1"),
+        ("encoder=gru", "'gru' is not one of 'lstm', 'mlp', 'none'"),
     ],
 )
 def test_sweeps_that_cannot_be_parsed(spec: str, message: str) -> None:
     with pytest.raises(TrainError, match=message):
         parse_axes([spec])
+
+
+def test_a_run_that_fails_leaves_the_others(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    done = sweep(llama, rows_file, tmp_path / "out", "lr=1e38,0.01")
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads((tmp_path / "out" / "sweep.json").read_text())["outcomes"]
+    assert [(outcome["name"], outcome["failed"] is None) for outcome in outcomes] == [
+        ("lr=0.01", True),
+        ("lr=1e+38", False),
+    ]
+    done = sweep(llama, rows_file, tmp_path / "all", "lr=1e38,2e38")
+    assert (done.returncode, "every run failed, the first with: training: " in done.stderr) == (1, True)
 
 
 def test_rows_of_a_template_with_two_groups(llama: Path, rows_file: Path, tmp_path: Path) -> None:
