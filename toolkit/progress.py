@@ -78,8 +78,9 @@ class Report:
             self._line(**event)
 
     def _line(self, **event: object) -> None:
+        line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
         for stream in self._streams:
-            stream.write(json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n")
+            stream.write(line)
             stream.flush()
 
 
