@@ -24,7 +24,13 @@ def interrupt(command: list[str], after: str, cache: Path) -> subprocess.Complet
     """Send SIGINT when standard error has shown `after`."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # What a terminal gives; tests in the background of a shell inherit that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         seen = ""
