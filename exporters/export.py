@@ -10,7 +10,6 @@ from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED, MANIFEST
-from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import load_onnxruntime
 from ptexport.runtime.manifest import FORMAT, BackboneEntry, FileEntry, GraphEntry, Manifest, Parity
 from ptexport.runtime.rows import Row, check_texts, read_rows
@@ -61,8 +60,7 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         DataError: `rows` holds none, or others than the template takes.
         RunError: the run cannot be read, or its backbone is not the one trained on.
         ModelError: its backbone cannot be loaded.
-        ExportError: the graph does not answer as the model does; no
-            bundle is left then.
+        ExportError: the graph does not answer as the model does; no bundle is left then.
     """
     check_free(config.out, force=config.force, files=FILES)
     onnxruntime = load_onnxruntime()
@@ -88,8 +86,6 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
 def _rows(run: Run, path: Path | None) -> list[Row]:
     """Find rows to compare on, and refuse those the template does not take before any work is done for them."""
     rows = run.check_rows if path is None else list(read_rows(path))
-    if not rows:
-        raise DataError(f"{path or 'check_rows.jsonl'}: no rows in it; give some with --rows")
     for row in rows:
         check_texts(row, Template.parse(run.config.template).fields)
     return rows

@@ -62,15 +62,20 @@ def read_rows(path: Path) -> Iterator[Row]:
             and `label`; others are ignored. UTF-8, with or without a byte order mark.
 
     Raises:
-        DataError: the file cannot be read, or a row is not as described (says which line).
+        DataError: the file cannot be read, holds no row, or a row is not as described (says which line).
     """
+    empty = True
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            yield from _csv_rows(path.name, lines) if path.suffix == ".csv" else _jsonl_rows(path.name, lines)
+            for row in _csv_rows(path.name, lines) if path.suffix == ".csv" else _jsonl_rows(path.name, lines):
+                empty = False
+                yield row
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: not UTF-8 ({e.reason} at byte {e.start} of a block); convert it first") from e
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from e
+    if empty:
+        raise DataError(f"{path}: no rows in it; need at least one")
 
 
 def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:

@@ -89,37 +89,20 @@ def label_file(
         DataError: a row that cannot be read or does not fit; those before it stay for `resume`.
     """
     counted = _Counted(engine, strict, report)
+    partial = path.with_name(f"{path.name}.{engine.manifest.digest[:8]}.partial")
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as stream:
                 stream.writelines(counted.lines(rows))
-            return counted.truncated
-        partial = path.with_name(f"{path.name}.{engine.manifest.digest[:8]}.partial")
-        if path.exists() and resume and not partial.exists():
-            with path.open("rb") as finished:
-                _skip(finished, rows, path)
-            if next(rows, None) is not None:
-                raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
-            return 0
-        if path.exists() and not force and not resume:
+        elif path.exists() and resume and not partial.exists():
+            _check_finished(path, rows)
+        elif path.exists() and not force and not resume:
             raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
-        if partial.exists() and not resume and not force:
+        elif partial.exists() and not resume and not force:
             raise OutputError(f"{partial}: begun before; go on with --resume, or begin anew with --force")
-        with partial.open("ab+") as file:
-            _lock(file, partial)
-            if not resume:
-                file.truncate(0)
-            counted.done, kept_bytes = _skip(file, rows, partial)
-            file.truncate(kept_bytes)  # a line cut short at the end
-            try:
-                file.writelines(counted.lines(rows))
-                file.flush()
-                partial.replace(path)
-            except PtexportError:
-                file.flush()
-                if partial.stat().st_size == 0:
-                    partial.unlink()
-                raise
+        else:
+            _fill(partial, counted, rows, resume=resume)
+            partial.replace(path)
     except PtexportError:
         raise
     except OSError as e:
@@ -127,6 +110,30 @@ def label_file(
             f"{path}: cannot be written ({e.strerror or e}); free some space and go on with --resume"
         ) from e
     return counted.truncated
+
+
+def _fill(partial: Path, counted: "_Counted", rows: Iterator[Row], *, resume: bool) -> None:
+    """Append lines to those that are there already; a file without any is not kept if a row fails."""
+    with partial.open("ab+") as file:
+        _lock(file, partial)
+        if not resume:
+            file.truncate(0)
+        counted.done, kept_bytes = _skip(file, rows, partial)
+        file.truncate(kept_bytes)  # a line cut short at the end
+        try:
+            file.writelines(counted.lines(rows))
+        except PtexportError:
+            file.flush()
+            if partial.stat().st_size == 0:
+                partial.unlink()
+            raise
+
+
+def _check_finished(path: Path, rows: Iterator[Row]) -> None:
+    with path.open("rb") as file:
+        _skip(file, rows, path)
+    if next(rows, None) is not None:
+        raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
 
 
 class _Counted:
@@ -144,7 +151,9 @@ class _Counted:
             yield json_line(row, prediction)
             self.done += 1
             self.truncated += prediction.truncated
-            self._report(self.done)
+            if self.done % CHUNK_ROWS == 0:  # as often as there is news
+                self._report(self.done)
+        self._report(self.done)
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -40,7 +40,8 @@ class TextEncoder:
         """Encode each text, template included, truncated to the tokenizer's own length and not padded.
 
         Raises:
-            DataError: not a string, or not a pair of them, as the template takes; or text that is not Unicode.
+            DataError: not a string, or not a pair of them, as the template takes; text that is not Unicode; a second
+                text that leaves no room for the first, where only that is cut.
         """
         for number, text in enumerate(texts):
             parts = [text] if len(self._fields) == 1 else text
@@ -66,7 +67,7 @@ class TextEncoder:
             except UnicodeEncodeError:
                 return DataError(f"text {number}: holds half of a surrogate pair, need Unicode; decode it first")
             except Exception as e:
-                return DataError(f"text {number}: its text_b alone is too long ({reason(e)}); shorten it")
+                return DataError(f"text {number}: cannot be tokenised ({reason(e)}); shorten it")
         raise AssertionError("each text can be encoded alone")
 
     @staticmethod

@@ -28,6 +28,7 @@ WORDS = ["the", "a", "film", "was", "great", "terrible", "good", "bad", "it", "r
 WORDS += ["slow", "fast", "bright", "dull", "story", "Africa", "Asia", "Europe", "North", "South", "Australia", "city"]
 WORDS += ["in", "on", "continent", "yes", "no", "maybe", "question", "answer"]
 CORPUS = [f"{first} {second} {third}" for first in WORDS for second in WORDS for third in WORDS[:8]]
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 LABELS = "positive=great|good,negative=terrible|bad"
 ROWS = [
     (f"the {noun} was {word}", label)
@@ -50,6 +51,9 @@ class Quiet:
         pass
 
     def note(self, message: str) -> None:
+        pass
+
+    def warning(self, message: str) -> None:
         pass
 
     def stage(self, name: str) -> None:
@@ -107,10 +111,7 @@ def save_llama(path: Path) -> Path:
     tokenizer = byte_level_bpe()
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size() + 4,  # rows that no token has, as real checkpoints do
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **SIZES,
         num_key_value_heads=2,
         max_position_embeddings=128,
         initializer_range=0.2,
@@ -129,10 +130,7 @@ def save_mistral(path: Path, llama: Path) -> Path:
     torch.manual_seed(3)
     config = MistralConfig(
         vocab_size=Tokenizer.from_file(str(llama / "tokenizer.json")).get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **SIZES,
         num_key_value_heads=2,
         max_position_embeddings=128,
         sliding_window=24,
@@ -149,10 +147,7 @@ def save_bert(path: Path) -> Path:
     tokenizer = word_piece()
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **SIZES,
         max_position_embeddings=64,
         initializer_range=0.2,
     )
@@ -173,10 +168,7 @@ def save_roberta(path: Path) -> Path:
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     config = RobertaConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **SIZES,
         max_position_embeddings=66,
         type_vocab_size=1,
         initializer_range=0.2,

@@ -34,13 +34,16 @@ def oddities(
     truncated = count_truncated(encodings)
     if truncated:
         yield f"{truncated} of {len(encodings)} rows are too long with the template, so cut; --strict refuses them"
+    empty = sum(not (row.text.strip() or (row.text_b or "").strip()) for row in data.train)
+    if empty:
+        yield f"{empty} of {len(data.train)} training rows have no text"
     absent = [label for label in labels if all(row.label != label for row in data.train)]
     if absent:
-        yield (f"no training row has the label {', '.join(map(repr, absent))}")
+        yield f"no training row has the label {', '.join(map(repr, absent))}"
     seen = {(row.text, row.text_b) for row in data.train}
     twice = sum((row.text, row.text_b) in seen for row in data.test)
     if twice:
-        yield (f"{twice} of {len(data.test)} test rows are in the training rows too; accuracy looks too good")
+        yield f"{twice} of {len(data.test)} test rows are in the training rows too; accuracy looks too good"
 
 
 def count_truncated(encodings: Sequence[Encoding]) -> int:

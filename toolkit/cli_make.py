@@ -14,7 +14,10 @@ from ptexport.toolkit import cli_options as shared
 @click.option("--revision", help="Branch, tag or commit of a model on the hub [default: main].")
 @click.option("--data", required=True, help="Rows: a .jsonl or .csv file, hub:NAME[/CONFIG], or cities.")
 @click.option("--template", required=True, help="For example '[P*3] {text} [P*3]'.")
-@click.option("--labels", help="name=word|word,name=word or a file of such lines; names alone for a linear head.")
+@click.option(
+    "--labels",
+    help="name=word|word,name=word or a file of such lines; names alone for a linear head  [required but for cities]",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @click.option("--dev", type=click.Path(), help="Rows that choose the epoch [default: a part of --data].")
 @click.option("--test", type=click.Path(), help="Rows to measure on [default: a part of --data].")

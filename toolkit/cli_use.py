@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from ptexport.runtime.errors import OutputError
 from ptexport.toolkit import cli_options as shared
 
 
@@ -54,16 +55,19 @@ def predict(
     given = typed if rows is None else read_rows(rows)
     if output is not None:
         total = len(texts) // width if rows is None else count_lines(rows)
-        with reporting(as_json=as_json, log_file=log_file) as report:
-            truncated = label_file(
-                engine,
-                given,
-                output,
-                resume=resume,
-                force=force,
-                strict=strict,
-                report=lambda done: report.rows(done, total),
-            )
+        try:
+            with reporting(as_json=as_json, log_file=log_file) as report:
+                truncated = label_file(
+                    engine,
+                    given,
+                    output,
+                    resume=resume,
+                    force=force,
+                    strict=strict,
+                    report=lambda done: report.rows(done, total),
+                )
+        except KeyboardInterrupt as e:
+            raise OutputError(f"{output}: interrupted; go on with --resume") from e
         _warn_of_truncation(truncated)
         return
     truncated = 0
@@ -73,8 +77,9 @@ def predict(
             click.echo(json_line(row, prediction), nl=False)
         else:
             score = prediction.probabilities[prediction.surest]
-            texts_ = row.text if row.text_b is None else f"{row.text}\t{row.text_b}"
-            click.echo(f"{prediction.label or '-'}\t{score:.3f}\t{texts_}")
+            # One line and one column each, whatever spaces a text holds; --json keeps them.
+            columns = [" ".join(text.split()) for text in (row.text, row.text_b) if text is not None]
+            click.echo("\t".join([prediction.label or "-", f"{score:.3f}", *columns]))
     _warn_of_truncation(truncated)
 
 
@@ -118,9 +123,9 @@ def evaluate(
             import jinja2  # noqa: F401 - asked for before the work rather than after it
             import matplotlib as mpl  # noqa: F401
         if not html.parent.is_dir():
-            raise click.UsageError(f"{html.parent} is no folder; make it, or choose another.")
+            raise OutputError(f"{html.parent}: is no folder; make it, or choose another")
         if html.exists() and not force:
-            raise click.UsageError(f"{html} exists already; choose another name, or replace it with --force.")
+            raise OutputError(f"{html}: exists already; choose another name, or replace it with --force")
     if len(bundles) == 2 and data.exists() and not data.is_file():
         raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
     engines = [Engine.open(bundle, threads=threads) for bundle in bundles]

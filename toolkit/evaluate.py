@@ -148,11 +148,11 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
 
     Args:
         engine: the bundle, opened.
-        rows: with labels; read once, and not kept but for those that are timed.
+        rows: with labels, at least one; read once, and not kept but for those that are timed.
         report: told how many rows are done.
 
     Raises:
-        DataError: no rows, or a label the bundle does not have (says which line).
+        DataError: a label the bundle does not have (says which line).
     """
     labels, answers, probabilities, given = [], [], [], []
     timed: list[Row] = []
@@ -172,8 +172,6 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
             given.append(prediction.label is not None)
         seconds += time.perf_counter() - started
         report(len(labels))
-    if not labels:
-        raise DataError("data: no rows in it; need at least one")
     wanted, got, answered = np.array(labels), np.array(answers), np.array(given)
     evaluation = Evaluation(
         bundle=engine.manifest.name,

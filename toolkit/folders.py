@@ -1,5 +1,6 @@
 """Writes folders whole or not at all; knows nothing of what is in them."""
 
+import filecmp
 import os
 import shutil
 import tempfile
@@ -101,7 +102,7 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
             try:
                 yield partial
             except BaseException:
-                if not (partial / state).exists():
+                if _holds_nothing_new(partial / state, path / state):
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
             check_free(path, force=force or goes_on, files=files)  # somebody may have put something there meanwhile
@@ -112,6 +113,10 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
 
 
 _LOCK = ".lock"
+
+
+def _holds_nothing_new(state: Path, before: Path) -> bool:
+    return not state.exists() or (before.is_file() and filecmp.cmp(state, before, shallow=False))
 
 
 def _named(path: Path) -> Path:

@@ -47,13 +47,18 @@ class Report:
 
     def epoch(self, number: int, dev_accuracy: float) -> None:
         """Tell of an evaluation on dev."""
-        self._bars.console.print(f"epoch {number}: dev accuracy {dev_accuracy:.1%}", highlight=False)
+        self._print(f"epoch {number}: dev accuracy {dev_accuracy:.1%}")
         self._line(event="epoch", epoch=number, dev_accuracy=dev_accuracy)
 
     def note(self, message: str) -> None:
         """Say something worth knowing."""
-        self._bars.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self._print(message)
         self._line(event="note", message=message)
+
+    def warning(self, message: str) -> None:
+        """Say what may make the result other than expected; shown where nothing else is."""
+        self._print(f"warning: {message}", anyway=True)
+        self._line(event="warning", message=message)
 
     def stage(self, name: str) -> None:
         """Tell what begins; how long it takes nobody knows."""
@@ -72,6 +77,10 @@ class Report:
             self._task = name, self._bars.add_task(description, total=total)
         self._bars.update(self._task[1], description=description, completed=done, total=total)
 
+    def _print(self, message: str, *, anyway: bool = False) -> None:
+        if anyway or not self._bars.disable:
+            self._bars.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
     def _line_at_times(self, last: bool, **event: object) -> None:
         if last or time.monotonic() - self._written >= LINE_EVERY_S:
             self._written = time.monotonic()
@@ -89,7 +98,7 @@ def reporting(*, as_json: bool, log_file: Path | None) -> Iterator[Report]:
     """Show progress on standard error while the block runs.
 
     Args:
-        as_json: write JSON lines instead of bars. Without it nothing is shown where no terminal is.
+        as_json: write JSON lines instead of bars. Without it only warnings are shown where no terminal is.
         log_file: takes the same lines too, after what it holds already.
 
     Raises:
@@ -102,7 +111,7 @@ def reporting(*, as_json: bool, log_file: Path | None) -> Iterator[Report]:
                 streams.append(stack.enter_context(log_file.open("a", encoding="utf-8")))
             except OSError as e:
                 raise OutputError(f"{log_file}: cannot be written ({e.strerror}); choose another log file") from e
-        console = Console(stderr=True, quiet=as_json or not sys.stderr.isatty())
+        console = Console(stderr=True, quiet=as_json)
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -110,7 +119,7 @@ def reporting(*, as_json: bool, log_file: Path | None) -> Iterator[Report]:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        bars = stack.enter_context(Progress(*columns, console=console, disable=console.quiet))
+        bars = stack.enter_context(Progress(*columns, console=console, disable=as_json or not console.is_terminal))
         yield Report(bars, streams)
 
 

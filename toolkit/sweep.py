@@ -21,7 +21,7 @@ from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.folders import kept_folder, saying_what_the_disk_refused
 from ptexport.toolkit.run import FILES, METRICS, RESUME, Metrics, Run, TrainSettings
 from ptexport.toolkit.template import MAX_PROMPT_TOKENS
-from ptexport.toolkit.train import DEFAULT_LR, TrainConfig, check_templates, load_backbone_for, train
+from ptexport.toolkit.train import DEFAULT_LR, TrainConfig, check_templates, load_backbone_for, read_finished, train
 from ptexport.toolkit.training import Progress
 
 SWEEP = "sweep.json"
@@ -165,7 +165,7 @@ def train_into(
     """
     under_way = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
     if resume and (out / METRICS).is_file() and not any(path.exists() for path in under_way):
-        return train(config, progress, backbone=backbone, finished=out)
+        return read_finished(out, config, progress, backbone)
     with kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME) as folder:
         run = train(config, progress, state=folder / RESUME, backbone=backbone)
         run.write(folder)
@@ -187,11 +187,10 @@ def _with(base: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
     if "rows" in options:
         template = _with_rows(template, options.pop("rows"))
     encoder = options.get("encoder", base.encoder)
-    settings = base.settings or TrainSettings(lr=DEFAULT_LR[encoder])
     of_settings = {name: options.pop(name) for name in list(options) if name in TrainSettings.__struct_fields__}
-    if encoder != base.encoder and "lr" not in of_settings and settings.lr == DEFAULT_LR[base.encoder]:
+    if encoder != base.encoder and "lr" not in of_settings and base.settings.lr == DEFAULT_LR[base.encoder]:
         of_settings["lr"] = DEFAULT_LR[encoder]
-    settings = msgspec.structs.replace(settings, **of_settings)
+    settings = msgspec.structs.replace(base.settings, **of_settings)
     return dataclasses.replace(base, template=template, settings=settings, **options)
 
 

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from ptexport.toolkit.sweep import Outcome
 
 
+def _table(*headers: str, title: str | None = None) -> Table:
+    """Make a table of names, in the first column, and figures."""
+    table = Table(title=None if title is None else escape(title), title_justify="left")
+    for number, header in enumerate(headers):
+        table.add_column(escape(header), justify="right" if number else "left")
+    return table
+
+
 def print_metrics(run: "Run", out: Path) -> None:
     """Print what a training came to."""
     metrics = run.metrics
@@ -39,9 +47,7 @@ def print_metrics(run: "Run", out: Path) -> None:
 
 def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
     """Print the runs of a sweep, the best first."""
-    table = Table()
-    for header in ("run", "dev accuracy", "test accuracy", "epochs", "seconds"):
-        table.add_column(header, justify="left" if header == "run" else "right")
+    table = _table("run", "dev accuracy", "test accuracy", "epochs", "seconds")
     for outcome in outcomes:
         figures = f"{outcome.dev_accuracy:.1%}" if outcome.failed is None else "failed", f"{outcome.test_accuracy:.1%}"
         table.add_row(escape(outcome.name), *figures, str(outcome.epochs), f"{outcome.train_seconds:.0f}")
@@ -53,9 +59,8 @@ def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
 def print_parity(manifest: Manifest, out: Path) -> None:
     """Print how a bundle compares with the model it came from."""
     parity = manifest.parity
-    table = Table(title=f"{parity.rows} rows against untouched Transformers", title_justify="left")
-    for header in ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ"):
-        table.add_column(header, justify="left" if header == "batches" else "right")
+    headers = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
+    table = _table(*headers, title=f"{parity.rows} rows against untouched Transformers")
     for name, result in (
         ("each row alone", parity.alone),
         ("mixed, padded right", parity.padded_right),
@@ -79,10 +84,7 @@ def _figures(result: Comparison) -> tuple[str, str, str]:
 
 def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) -> None:
     """Print one bundle's figures, or two side by side."""
-    table = Table(title=f"{evaluations[0].n_rows} rows", title_justify="left")
-    table.add_column("")
-    for evaluation in evaluations:
-        table.add_column(escape(evaluation.bundle), justify="right")
+    table = _table("", *(evaluation.bundle for evaluation in evaluations), title=f"{evaluations[0].n_rows} rows")
     for name, figures in (
         ("accuracy", [f"{e.accuracy:.1%}" for e in evaluations]),
         ("given a label", [f"{e.coverage:.1%}" for e in evaluations]),
@@ -105,6 +107,7 @@ def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) 
             f"the two agree on {contrast.agreement:.1%} of the rows; where they do not, the first is right on "
             f"{contrast.only_first_right}, the second on {contrast.only_second_right} "
             f"(rows {', '.join(map(str, contrast.differing[:10])) or 'none'}{' …' * (len(contrast.differing) > 10)})",
+            markup=False,
             highlight=False,
         )
 
@@ -148,9 +151,7 @@ def print_checks(checks: list["Check"]) -> None:
 
 def print_entries(entries: list["Entry"], *, removed: bool) -> None:
     """Print what the cache holds, or what was removed from it."""
-    table = Table(title="removed" if removed else None, title_justify="left")
-    for header in ("entry", "MB", "days unused"):
-        table.add_column(header, justify="left" if header == "entry" else "right")
+    table = _table("entry", "MB", "days unused", title="removed" if removed else None)
     for entry in entries:
         table.add_row(escape(str(entry.path)), f"{entry.size_bytes / 1e6:.0f}", f"{entry.unused_days:.1f}")
     table.add_row("all", f"{sum(entry.size_bytes for entry in entries) / 1e6:.0f}", "")
@@ -158,18 +159,14 @@ def print_entries(entries: list["Entry"], *, removed: bool) -> None:
 
 
 def _confusion(evaluation: Evaluation) -> Table:
-    table = Table(title=f"{escape(evaluation.bundle)}: label (down) answered as (across)", title_justify="left")
-    for header in ("", *evaluation.labels, "F1"):
-        table.add_column(escape(header), justify="left" if header == "" else "right")
+    table = _table("", *evaluation.labels, "F1", title=f"{evaluation.bundle}: label (down) answered as (across)")
     for label, counts, f1 in zip(evaluation.labels, evaluation.confusion, evaluation.f1, strict=True):
         table.add_row(escape(label), *map(str, counts), f"{f1:.3f}")
     return table
 
 
 def _worst(evaluation: Evaluation) -> Table:
-    table = Table(title=f"{escape(evaluation.bundle)}: surest mistakes", title_justify="left")
-    for header in ("row", "label", "answer", "probability"):
-        table.add_column(header)
+    table = _table("row", "label", "answer", "probability", title=f"{evaluation.bundle}: surest mistakes")
     for mistake in evaluation.worst:
         figures = str(mistake.row), escape(mistake.label), escape(mistake.answer), f"{mistake.probability:.3f}"
         table.add_row(*figures)

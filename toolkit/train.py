@@ -56,13 +56,14 @@ class TrainConfig:
             gives no label. None: it always gives one.
         manual: hand-written templates to measure with the same label words and test rows.
         device: "auto", or a torch device.
-        settings: rates and sizes; None: the defaults of the encoder.
+        settings: rates and sizes.
     """
 
     model: str
     data: str
     template: str
     labels: str
+    settings: TrainSettings
     revision: str | None = None
     dev: str | None = None
     test: str | None = None
@@ -77,7 +78,6 @@ class TrainConfig:
     abstain: float | None = None
     manual: Sequence[str] = field(default=())
     device: str = "auto"
-    settings: TrainSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,6 @@ class _Plan:
 
     Attributes:
         config: as asked for.
-        settings: rates and sizes.
         template: the one trained.
         task: verbalizer and backbone.
         compiled: the template on the backbone.
@@ -99,7 +98,6 @@ class _Plan:
     """
 
     config: TrainConfig
-    settings: TrainSettings
     template: Template
     task: Task
     compiled: CompiledTemplate
@@ -112,12 +110,7 @@ class _Plan:
 
 
 def train(
-    config: TrainConfig,
-    progress: Progress,
-    *,
-    state: Path | None = None,
-    backbone: Backbone | None = None,
-    finished: Path | None = None,
+    config: TrainConfig, progress: Progress, *, state: Path | None = None, backbone: Backbone | None = None
 ) -> Run:
     """Train a prompt.
 
@@ -128,42 +121,47 @@ def train(
         progress: told how far it is.
         state: file that the training's state is kept in, and gone on from if it is there.
         backbone: the config's, if it is loaded already.
-        finished: a run's folder that may hold what is asked for.
 
     Returns:
-        The run, or the finished one if it is of the same options and data. If Ctrl-C or a loss that is no number
-        stopped it (`run.metrics.stopped`), of the best epoch so far.
+        The run; if Ctrl-C or a loss that is no number stopped it (`run.metrics.stopped`), of the best epoch so far.
 
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
     """
     plan = _plan(config, progress, backbone)
-    run_config = _run_config(plan)
-    data_sha256 = hash_rows([*plan.data.train, *plan.data.dev, *plan.data.test])
-    ticket = Ticket(config=run_config, data_sha256=data_sha256)
-    if finished is not None:
-        run = Run.read(finished)
-        check_same(finished, Ticket(config=run.config, data_sha256=run.metrics.data_sha256), ticket)
-        return run
+    ticket = _ticket(plan)
     # Before training, so that a hand-written template or its words that do not fit cost no training.
     manual_accuracy = _measure_by_hand(plan, progress)
-    torch.manual_seed(plan.settings.seed)
+    torch.manual_seed(plan.config.settings.seed)
     prompt = plan.task.prompt(plan.template, with_encoder=True)
-    training = Training(prompt, plan.settings, len(plan.data.train))
+    training = Training(prompt, plan.config.settings, len(plan.data.train))
     if state is not None and state.exists():
         load_state(state, training, ticket)
         progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
     keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
     stopped = fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
-    metrics = _measure(plan, training, stopped, manual_accuracy, data_sha256)
+    metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256)
     return Run(
-        config=run_config,
+        config=ticket.config,
         metrics=metrics,
         trained={name: value.cpu().numpy() for name, value in prompt.state_dict().items()},
         baked=_bake(plan, prompt, metrics.temperature),
         tokenizer_json=plan.task.backbone.tokenizer_json,
         check_rows=choose_check_rows(plan.data.test),
     )
+
+
+def read_finished(folder: Path, config: TrainConfig, progress: Progress, backbone: Backbone | None) -> Run:
+    """Read a run that was finished before, if it is what `train` would make of this config now.
+
+    Raises:
+        TrainError: it is of other options or data (says which).
+        PtexportError: see `train`.
+    """
+    run = Run.read(folder)
+    made = Ticket(config=run.config, data_sha256=run.metrics.data_sha256)
+    check_same(folder, made, _ticket(_plan(config, progress, backbone)))
+    return run
 
 
 def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
@@ -179,12 +177,10 @@ def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
 def _plan(config: TrainConfig, progress: Progress, backbone: Backbone | None) -> _Plan:
     template, manual = check_templates(config)
     verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
-    settings = config.settings or TrainSettings(lr=DEFAULT_LR[config.encoder])
     device = find_device(config.device)
     labels = verbalizer.labels
-    data = load_data(
-        config.data, dev=config.dev, test=config.test, labels=labels, fields=template.fields, seed=settings.seed
-    )
+    seed = config.settings.seed
+    data = load_data(config.data, dev=config.dev, test=config.test, labels=labels, fields=template.fields, seed=seed)
     task = Task.prepare(config, verbalizer, backbone or load_backbone_for(config, progress), device)
     compiled = task.compile(template)
     scorer = task.scorer(compiled)
@@ -198,10 +194,9 @@ def _plan(config: TrainConfig, progress: Progress, backbone: Backbone | None) ->
             "with the template; shorten them, raise --max-length, or leave out --strict"
         )
     for sentence in oddities(data, labels, template, task.backbone.tokenizer_json, encodings):
-        progress.note(sentence)
+        progress.warning(sentence)
     return _Plan(
         config=config,
-        settings=settings,
         template=template,
         task=task,
         compiled=compiled,
@@ -212,6 +207,11 @@ def _plan(config: TrainConfig, progress: Progress, backbone: Backbone | None) ->
         test=test,
         manual=manual,
     )
+
+
+def _ticket(plan: _Plan) -> Ticket:
+    data = plan.data
+    return Ticket(config=_run_config(plan), data_sha256=hash_rows([*data.train, *data.dev, *data.test]))
 
 
 def _measure(
@@ -239,7 +239,7 @@ def _measure(
         abstain_below=None if config.abstain is None else fit_threshold(logits / temperature, targets, config.abstain),
         manual_accuracy=manual_accuracy,
         train_seconds=training.at.seconds,
-        seed=plan.settings.seed,
+        seed=plan.config.settings.seed,
         data_sha256=data_sha256,
         versions={name: version(name) for name in VERSIONED},
     )
@@ -303,7 +303,7 @@ def _run_config(plan: _Plan) -> RunConfig:
         calibrate=config.calibrate,
         abstain=config.abstain,
         n_folded=len(plan.scorer.leading_ids),
-        training=plan.settings,
+        training=plan.config.settings,
     )
 
 

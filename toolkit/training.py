@@ -34,7 +34,10 @@ class Progress(Protocol):
         """Report what begins."""
 
     def note(self, message: str) -> None:
-        """Say what the user may want to know before training ends."""
+        """Say how far it is, in words."""
+
+    def warning(self, message: str) -> None:
+        """Say what may make the result other than expected."""
 
 
 class Counters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -98,7 +101,7 @@ class Training:
         except RuntimeError as e:
             if "overflow" not in str(e):
                 raise
-            raise _NotFiniteError(f"a step is no float32 after {self.at.done} steps at rate {self.settings.lr}") from e
+            raise _NotFiniteError("a step is no float32") from e
         self.at.done += 1
 
     def evaluated(self, accuracy: float, loss: float) -> None:
@@ -173,7 +176,7 @@ def fit(
         if training.at.epochs == 0:
             raise
         stopped = "interrupted"
-    except (torch.OutOfMemoryError, RuntimeError) as e:
+    except RuntimeError as e:
         if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
             raise
         rows, tokens = training.settings.batch_size, max(map(len, train.encodings))
@@ -184,7 +187,8 @@ def fit(
         ) from e
     except _NotFiniteError as e:
         if training.at.epochs == 0:
-            raise TrainError(f"training: {e}; use a lower --lr") from e
+            where = f"after {training.at.done} steps at rate {training.settings.lr}"
+            raise TrainError(f"training: {e} {where}; use a lower --lr") from e
         stopped = "diverged"
     training.prompt.load_state_dict(training.best_state)
     return stopped
@@ -213,7 +217,7 @@ def _fit(
         if epoch > at.epochs:
             accuracy, loss_ = scorer.accuracy(prompt, dev)
             if not math.isfinite(loss_):
-                raise _NotFiniteError(f"the dev loss is {loss_} after {at.done} steps at rate {settings.lr}")
+                raise _NotFiniteError(f"the dev loss is {loss_}")
             training.evaluated(accuracy, loss_)
             at.seconds = seconds_before + time.perf_counter() - started
             save()
@@ -224,7 +228,7 @@ def _fit(
             logits = forward(scorer.classifier, prompt, some, prompt.prompt_rows(), leading)
             loss = functional.cross_entropy(logits, targets[batch])
             if not math.isfinite(loss.item()):
-                raise _NotFiniteError(f"the loss is {loss.item()} after {at.done} steps at rate {settings.lr}")
+                raise _NotFiniteError(f"the loss is {loss.item()}")
             training.step(loss)
             progress.step(at.done, training.total_steps, loss.item())
             if time.perf_counter() - saved > SAVE_EVERY_S:

@@ -43,7 +43,7 @@ def partial_of(engine: Engine, path: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     out = tmp_path_factory.mktemp("whole") / "out.jsonl"
-    assert label(engine, rows(), out) == list(range(1, N_ROWS + 1))
+    assert label(engine, rows(), out) == [1024, 2048, N_ROWS]
     assert names(out.parent) == ["out.jsonl"]
     assert [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()] == [
         row.text for row in rows()
@@ -61,7 +61,7 @@ def test_it_goes_on_after_the_rows_that_are_there(
     with pytest.raises(OutputError, match="begun before; go on with --resume, or begin anew with --force"):
         label(engine, rows(), out)
     done = label(engine, rows(), out, resume=True)
-    assert len(done) == N_ROWS - whole[:kept_bytes].count(b"\n")
+    assert done[-1] == N_ROWS
     assert [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()] == [
         row.text for row in rows()
     ]

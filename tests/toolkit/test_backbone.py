@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import SIZES
 from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration
 
 from ptexport.runtime.errors import ModelError
@@ -61,9 +62,8 @@ def test_an_encoder_decoder(bert: Path, tmp_path: Path) -> None:
 
 
 def test_layers_that_do_not_see_everything(llama: Path, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     layers = {"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True, "sliding_window": 16}
-    config = Qwen2Config(vocab_size=504, num_key_value_heads=2, **sizes, **layers)
+    config = Qwen2Config(vocab_size=504, num_key_value_heads=2, **SIZES, **layers)
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="has layers other than full attention; not supported yet"):
         load(with_tokenizer_of(llama, tmp_path))

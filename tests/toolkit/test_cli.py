@@ -80,6 +80,30 @@ def test_a_text_of_100_000_characters_is_truncated_and_a_missing_bundle_named(
     assert "manifest.json: missing; need a bundle folder" in done.stderr
 
 
+def test_odd_texts_take_one_line_each_and_no_rows_are_no_answer(llama_bundle: Path, tmp_path: Path) -> None:
+    done = ptexport("predict", llama_bundle, "line one\nline two", "tab\there")
+    assert [line.split("\t")[2] for line in done.stdout.splitlines()] == ["line one line two", "tab here"]
+    empty, out = tmp_path / "empty.csv", tmp_path / "out.jsonl"
+    for content in ("", "text,label\n"):
+        empty.write_text(content)
+        for more in ((), ("--output", out)):
+            done = ptexport("predict", llama_bundle, "--input", empty, *more)
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+            assert "empty.csv: no rows in it; need at least one" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.csv"]
+
+
+def test_warnings_are_seen_where_no_terminal_is(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    given = ("--model", llama, "--data", rows_file, "--test", rows_file, "--template", "[P] {text}", "--epochs", 1)
+    labels = ("--labels", "positive=great,negative=terrible,odd=maybe", "--out", tmp_path / "run")
+    done = ptexport("train", *given, *labels)
+    assert done.returncode == 0
+    warnings = done.stderr.splitlines()
+    assert warnings[0] == "warning: no training row has the label 'odd'"
+    assert warnings[1].endswith("test rows are in the training rows too; accuracy looks too good")
+    assert len(warnings) == 2
+
+
 def test_a_missing_package_says_what_to_install(llama_bundle: Path) -> None:
     for package, extra in (("uvloop", "serve"), ("starlette", "serve")):
         code = f"import sys; sys.modules[{package!r}] = None\nfrom ptexport.toolkit.cli import main\nmain()"

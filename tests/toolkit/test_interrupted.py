@@ -98,6 +98,17 @@ def test_a_full_disk_in_training(largest_file_bytes: int, llama: Path, rows_file
     assert files_under(tmp_path) == []
 
 
+def test_ctrl_c_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"story {i}"}) + "\n" for i in range(40_000)))
+    command = [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows), "--output", str(out), "--json"]
+    done = interrupt(command, '"event": "rows"', tmp_path / "cache")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.stderr.splitlines()[-1] == f"ptexport: {out}: interrupted; go on with --resume"
+    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [f"story {i}" for i in range(40_000)]
+
+
 def test_a_full_disk_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
     """What was labelled stays, and the rest follows when there is room again."""
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"

@@ -126,6 +126,18 @@ def test_a_killed_replacement_is_gone_on_with(llama: Path, rows_file: Path, tmp_
     assert (done.returncode, metrics_of(out)["epochs"]) == (0, 300), done.stderr
 
 
+def test_a_refusal_leaves_nothing(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """What was interrupted early enough to have something to show is refused under other options, and stays."""
+    out, state = tmp_path / "run", tmp_path / "run.partial" / "resume.safetensors"
+    assert kill(command(llama, rows_file, out, epochs=300), state, 0)
+    kept = state.read_bytes()
+    assert run(command(llama, rows_file, out, "--force", epochs=2)).returncode == 0
+    (out / state.name).write_bytes(kept)  # as a training leaves it that Ctrl-C stopped
+    done = run(command(llama, rows_file, out, "--resume", epochs=7))
+    assert (done.returncode, "begun with config.training.epochs 300, got 7" in done.stderr) == (1, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_what_is_not_ours_is_not_removed(llama: Path, rows_file: Path, tmp_path: Path) -> None:
     (tmp_path / "run.partial").mkdir()
     (tmp_path / "run.partial" / "holiday.jpg").touch()

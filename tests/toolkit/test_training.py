@@ -174,7 +174,7 @@ from ptexport.toolkit.run import TrainSettings
 from ptexport.toolkit.train import TrainConfig, train
 
 class Tight(Quiet):
-    def note(self, message):  # said when all is loaded, just before the first step
+    def warning(self, message):  # of cut rows: said when all is loaded, just before the first step
         size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (size + 30_000_000, size + 30_000_000))
 
@@ -201,7 +201,7 @@ class Notes(Quiet):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         self.notes.append(message)
 
 
