@@ -137,14 +137,14 @@ def evaluate(
             results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total)))
     evaluations = [result.evaluation for result in results]
     both = contrast(*results) if len(results) == 2 else None
-    if html is not None:
-        from ptexport.toolkit.page import write_page
-
-        write_page(html, evaluations, both, force=force)
     if as_json:
         click.echo(msgspec.json.encode({"evaluations": evaluations, "contrast": both}))
     else:
         print_evaluations(evaluations, both)
+    if html is not None:
+        from ptexport.toolkit.page import write_page
+
+        write_page(html, evaluations, both, force=force)
 
 
 @click.command()

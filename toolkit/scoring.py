@@ -13,8 +13,6 @@ from ptexport.runtime.tokens import Text, TextEncoder
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.encoder import SoftPrompt
 
-EVALUATION_BATCH_ROWS = 64
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
@@ -48,11 +46,13 @@ class Scorer:
         classifier: frozen.
         encoder: the tokenizer without the folded tokens.
         leading_ids: of the folded tokens.
+        batch_rows: rows scored at once.
     """
 
     classifier: PromptClassifier
     encoder: TextEncoder
     leading_ids: list[int]
+    batch_rows: int
 
     @property
     def trains_leading(self) -> bool:
@@ -70,8 +70,8 @@ class Scorer:
         rows, leading = prompt.prompt_rows(), self.leading_states(prompt)
         logits = torch.empty(len(encodings), len(prompt.label_bias), device=rows.device)
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
-        for start in range(0, len(order), EVALUATION_BATCH_ROWS):
-            batch = order[start : start + EVALUATION_BATCH_ROWS]
+        for start in range(0, len(order), self.batch_rows):
+            batch = order[start : start + self.batch_rows]
             logits[batch] = forward(self.classifier, prompt, [encodings[i] for i in batch], rows, leading)
         return logits
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_MAX_LENGTH = 512
 """Most tokens in one row, where the user asks for nothing else and the backbone takes as many."""
 
+_SCORED_AT_ONCE = 4  # times the batch of a training step, whose gradients take more memory than three more batches
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -65,7 +67,12 @@ class Task:
         leading_ids = compiled.leading_ids if self.backbone.facts.causal else []
         tokenizer_json = compiled.tokenizer_json(n_folded=len(leading_ids))
         encoder = TextEncoder.from_json(tokenizer_json, fields=compiled.fields)
-        return Scorer(classifier=self.classifier, encoder=encoder, leading_ids=leading_ids)
+        return Scorer(
+            classifier=self.classifier,
+            encoder=encoder,
+            leading_ids=leading_ids,
+            batch_rows=_SCORED_AT_ONCE * self.config.settings.batch_size,
+        )
 
     def prompt(self, template: Template, *, with_encoder: bool) -> SoftPrompt:
         """Make what is trained, or its fixed counterpart for a hand-written template, on the classifier's device."""

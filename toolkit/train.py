@@ -23,7 +23,7 @@ from ptexport.toolkit.scoring import Examples, Scorer
 from ptexport.toolkit.task import Task, find_device
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate
-from ptexport.toolkit.training import Progress, Training, fit
+from ptexport.toolkit.training import Progress, Training, fit, saying_what_would_fit
 from ptexport.toolkit.verbalizer import Verbalizer
 
 DEFAULT_LR: dict[EncoderKind, float] = {"lstm": 5e-3, "mlp": 1e-3, "none": 1e-2}
@@ -130,8 +130,6 @@ def train(
     """
     plan = _plan(config, progress, backbone)
     ticket = _ticket(plan)
-    # Before training, so that a hand-written template or its words that do not fit cost no training.
-    manual_accuracy = _measure_by_hand(plan, progress)
     torch.manual_seed(plan.config.settings.seed)
     prompt = plan.task.prompt(plan.template, with_encoder=True)
     training = Training(prompt, plan.config.settings, len(plan.data.train))
@@ -139,8 +137,11 @@ def train(
         load_state(state, training, ticket)
         progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
     keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
-    stopped = fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
-    metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256)
+    with saying_what_would_fit(config.settings.batch_size, plan.learn):
+        # Before training, so that a hand-written template or its words that do not fit cost no training.
+        manual_accuracy = _measure_by_hand(plan, progress)
+        stopped = fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
+        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256)
     return Run(
         config=ticket.config,
         metrics=metrics,

@@ -4,7 +4,8 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
@@ -176,15 +177,6 @@ def fit(
         if training.at.epochs == 0:
             raise
         stopped = "interrupted"
-    except RuntimeError as e:
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
-            raise
-        rows, tokens = training.settings.batch_size, max(map(len, train.encodings))
-        smaller = f"--batch-size {rows // 2}, or " if rows > 1 else ""
-        raise TrainError(
-            f"training: out of memory with {rows} rows of up to {tokens} tokens a step; "
-            f"use {smaller}a lower --max-length"
-        ) from e
     except _NotFiniteError as e:
         if training.at.epochs == 0:
             where = f"after {training.at.done} steps at rate {training.settings.lr}"
@@ -192,6 +184,30 @@ def fit(
         stopped = "diverged"
     training.prompt.load_state_dict(training.best_state)
     return stopped
+
+
+@contextmanager
+def saying_what_would_fit(batch_size: int, examples: Examples) -> Iterator[None]:
+    """Say what to lower where the memory of the device is too small.
+
+    Args:
+        batch_size: rows per step.
+        examples: the rows.
+
+    Raises:
+        TrainError: in place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+            raise
+        tokens = max(map(len, examples.encodings))
+        smaller = f"--batch-size {batch_size // 2}, or " if batch_size > 1 else ""
+        raise TrainError(
+            f"training: out of memory with {batch_size} rows of up to {tokens} tokens a step; "
+            f"use {smaller}a lower --max-length"
+        ) from e
 
 
 class _NotFiniteError(ArithmeticError):

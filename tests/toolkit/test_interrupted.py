@@ -1,5 +1,6 @@
 """Ctrl-C and a full disk, met by the commands themselves: one sentence, exit code 1, nothing half written."""
 
+import ctypes
 import json
 import os
 import re
@@ -95,6 +96,32 @@ def test_a_full_disk_in_training(largest_file_bytes: int, llama: Path, rows_file
     done = limited(command, largest_file_bytes, tmp_path / "cache")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert files_under(tmp_path) == []
+
+
+def without_privileges() -> None:
+    """Hold root to the permissions of files, as everybody else is (capabilities(7), CAP_DAC_OVERRIDE)."""
+    pr_capbset_drop, cap_dac_override = 24, 1
+    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override, 0, 0, 0)  # refused, and not needed, for anybody else
+
+
+@pytest.mark.parametrize("command", ["train", "export", "predict", "evaluate"])
+def test_a_read_only_folder(command: str, llama: Path, llama_run: Path, llama_bundle: Path, rows_file: Path,
+                            tmp_path: Path) -> None:  # fmt: skip
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    out = folder / "out"
+    commands = {
+        "train": train_command(llama, rows_file, out),
+        "export": [*PTEXPORT, "export", str(llama_run), "--out", str(out)],
+        "predict": [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows_file), "--output", str(out)],
+        "evaluate": [*PTEXPORT, "evaluate", str(llama_bundle), "--data", str(rows_file), "--html", str(out)],
+    }
+    folder.chmod(0o500)
+    done = subprocess.run(commands[command], capture_output=True, text=True, check=False, preexec_fn=without_privileges)
+    folder.chmod(0o700)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert f"{out}: cannot be written (Permission denied)" in done.stderr
     assert files_under(tmp_path) == []
 
 

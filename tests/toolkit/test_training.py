@@ -178,17 +178,19 @@ class Tight(Quiet):
         size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (size + 30_000_000, size + 30_000_000))
 
-rows, model = sys.argv[1:]
+rows, model, *manual = sys.argv[1:]
 settings = TrainSettings(lr=1e-3, epochs=1, batch_size=512)
-train(TrainConfig(model=model, data=rows, template="{text} [P]", labels=LABELS, settings=settings), Tight())
+train(TrainConfig(model=model, data=rows, template="{text} [P]", labels=LABELS, settings=settings,
+    manual=manual), Tight())
 """
 
 
-def test_too_little_memory(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("manual", [[], ["{text} it was"]], ids=["in a step", "measuring by hand"])
+def test_too_little_memory(manual: list[str], llama: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     lines = [f"{'slow ' * 200}{i},{label}\n" for i in range(500) for label in ("positive", "negative")]
     rows.write_text("text,label\n" + "".join(lines), encoding="utf-8")
-    command = [sys.executable, "-c", OUT_OF_MEMORY, str(rows), str(llama)]
+    command = [sys.executable, "-c", OUT_OF_MEMORY, str(rows), str(llama), *manual]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert "TrainError: training: out of memory with 512 rows of up to 128 tokens a step" in done.stderr
