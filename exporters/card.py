@@ -19,7 +19,7 @@ frozen language model {backbone}, as constants in one ONNX graph. Needs ONNX Run
 - Test accuracy: {accuracy:.1%} of {n_test} rows (seed {seed}, {n_train} rows to learn from)
 - Parity with Transformers over {rows} rows: largest difference of a logit {max_abs_diff:.1e}, no label differs
 - Longest input: {max_length} tokens with the template ({folded_tokens} more are folded); longer texts are truncated
-- Precision {precision}, opset {opset}, IR {ir_version}
+{calibration}- Precision {precision}, opset {opset}, IR {ir_version}
 
 ```python
 from ptexport.runtime import Engine
@@ -47,8 +47,18 @@ def model_card(manifest: Manifest, metrics: Metrics) -> str:
         max_abs_diff=max(c.max_abs_diff for c in (parity.alone, parity.padded_right, parity.padded_left)),
         max_length=manifest.max_length,
         folded_tokens=graph.folded_tokens,
+        calibration=_calibration(manifest, metrics),
         precision=graph.precision,
         opset=graph.opset,
         ir_version=graph.ir_version,
         example='"…"' if len(manifest.fields) == 1 else '("…", "…")',
     )
+
+
+def _calibration(manifest: Manifest, metrics: Metrics) -> str:
+    lines = ""
+    if metrics.temperature != 1:
+        lines += f"- Probabilities are calibrated on {metrics.n_dev} rows: temperature {metrics.temperature:.2f}\n"
+    if manifest.abstain_below is not None:
+        lines += f"- Gives no label (`None`) where its largest probability is below {manifest.abstain_below:.3f}\n"
+    return lines

@@ -86,8 +86,9 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
 def _rows(run: Run, path: Path | None) -> list[Row]:
     """Find rows to compare on, and refuse those the template does not take before any work is done for them."""
     rows = run.check_rows if path is None else list(read_rows(path))
+    fields = Template.parse(run.config.template).fields
     for row in rows:
-        check_texts(row, Template.parse(run.config.template).fields)
+        check_texts(row, fields)
     return rows
 
 

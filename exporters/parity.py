@@ -50,7 +50,7 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
         The differences, which may be too large: see `fail_on_difference`.
     """
     fields = Template.parse(run.config.template).fields
-    texts: list[Text] = [row.text if row.text_b is None else (row.text, row.text_b) for row in rows]
+    texts: list[Text] = [row.texts for row in rows]
     texts += [text if len(fields) == 1 else (text, text) for text in _ALWAYS]
     oracle = Oracle(run, backbone)
     expected = np.empty((len(texts), len(run.config.labels)), dtype=np.float32)

@@ -17,6 +17,10 @@
 Messages read *where: got what, need what; do what*.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class PtexportError(Exception):
     """Root of all errors ptexport raises on purpose."""
@@ -73,3 +77,16 @@ class RequestError(PtexportError, ValueError):
 
 class MissingExtraError(PtexportError, ImportError):
     """A package that this command needs and this installation lacks."""
+
+
+@contextmanager
+def saying_what_the_disk_refused(
+    path: Path, advice: str = "check the path and its permissions, or free some space"
+) -> Iterator[None]:
+    """Turn what the disk refuses while the block runs into an OutputError about `path`."""
+    try:
+        yield
+    except PtexportError:  # some of ours are OSErrors too, and say more
+        raise
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be written ({e.strerror or e}); {advice}") from e

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ class Row:
     text_b: str | None = None
     label: str | None = None
 
+    @property
+    def texts(self) -> str | tuple[str, str]:
+        """The text, or both of a pair."""
+        return self.text if self.text_b is None else (self.text, self.text_b)
+
 
 def check_texts(row: Row, fields: Sequence[str]) -> None:
     """Check that a row brings the texts a template takes.
@@ -41,6 +46,19 @@ def check_texts(row: Row, fields: Sequence[str]) -> None:
     if ("text_b" in fields) != (row.text_b is not None):
         got, need = ("a", "takes none") if row.text_b is not None else ("no", "takes one")
         raise DataError(f"{row.where}: has {got} 'text_b', the template {need}; change the template or the row")
+
+
+def check_label(row: Row, labels: Sequence[str], advice: str) -> str:
+    """Check that a row has one of some labels, and return it.
+
+    Raises:
+        DataError: it has none, or another (says which line); ends with `advice` on another.
+    """
+    if row.label is None:
+        raise DataError(f"{row.where}: no column 'label'; add it, with one of {list(labels)}")
+    if row.label not in labels:
+        raise DataError(f"{row.where}: label {row.label!r} is none of {list(labels)}; {advice}")
+    return row.label
 
 
 def count_lines(path: Path) -> int | None:
@@ -58,24 +76,42 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Read rows from a file, one at a time and in order.
 
     Args:
-        path: a file of JSON objects, one a line, or a `.csv` with a header. Columns: `text`, optional `text_b`
-            and `label`; others are ignored. UTF-8, with or without a byte order mark.
+        path: a `.csv` with a header and commas, or a file of JSON objects, one a line (`.jsonl`, `.ndjson`, `.json` or
+            no such ending). Columns: `text`, optional `text_b` and `label`; others are ignored. UTF-8, with or
+            without a byte order mark.
 
     Raises:
         DataError: the file cannot be read, holds no row, or a row is not as described (says which line).
     """
     empty = True
+    parse = _PARSERS.get(path.suffix.lower())
+    if parse is None:
+        raise DataError(f"{path}: its name ends in {path.suffix!r}, need .jsonl or .csv; convert or rename it")
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            for row in _csv_rows(path.name, lines) if path.suffix == ".csv" else _jsonl_rows(path.name, lines):
+            for row in parse(path.name, lines):
                 empty = False
                 yield row
     except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 ({e.reason} at byte {e.start} of a block); convert it first") from e
+        advice = "convert it, for example with iconv -f latin1 -t utf-8"
+        raise DataError(f"{path}{_first_line_not_utf8(path)}: not UTF-8 ({e.reason}); {advice}") from e
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from e
     if empty:
         raise DataError(f"{path}: no rows in it; need at least one")
+
+
+def _first_line_not_utf8(path: Path) -> str:
+    """Name it, if the file can be read again."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f" line {number}"
+    return ""
 
 
 def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
@@ -97,6 +133,9 @@ def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
     reader = csv.DictReader(lines, strict=True)
     try:
         header = reader.fieldnames or []
+        separator = next((s for s in (";", "\t", "|") if len(header) == 1 and s in header[0]), None)
+        if separator is not None:
+            raise DataError(f"{name} line 1: columns are separated by {separator!r}, need commas; convert the file")
         if len(set(header)) < len(header):
             raise DataError(f"{name} line 1: got columns {list(header)}, need each name once; rename one")
         for record in reader:
@@ -109,6 +148,12 @@ def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
             yield row_of(record, where)
     except csv.Error as e:
         raise DataError(f"{name} line {reader.line_num}: not CSV ({e}); check its quotes") from e
+
+
+_PARSERS: dict[str, Callable[[str, Iterable[str]], Iterator[Row]]] = {
+    ".csv": _csv_rows,
+    **dict.fromkeys((".jsonl", ".ndjson", ".json", ""), _jsonl_rows),
+}
 
 
 def row_of(record: dict[str, Any], where: str) -> Row:

@@ -5,17 +5,21 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
 from ptexport.runtime.engine import Engine, Prediction
-from ptexport.runtime.errors import DataError, OutputError, PtexportError
+from ptexport.runtime.errors import DataError, OutputError, PtexportError, saying_what_the_disk_refused
 from ptexport.runtime.rows import Row, check_texts
 
 CHUNK_ROWS = 1024
 """Rows held at a time: enough to sort by length, so that little is padded."""
+
+_COMPARED_ROWS = 16
+_SAME = 1e-3  # of a probability: more than batches of other lengths change
 
 
 def predict_rows(engine: Engine, rows: Iterable[Row], *, strict: bool = False) -> Iterator[tuple[Row, Prediction]]:
@@ -33,21 +37,27 @@ def predict_rows(engine: Engine, rows: Iterable[Row], *, strict: bool = False) -
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
         for row in chunk:
             check_texts(row, engine.manifest.fields)
-        texts = [row.text if row.text_b is None else (row.text, row.text_b) for row in chunk]
-        for row, prediction in zip(chunk, engine.predict(texts), strict=True):
+        for row, prediction in zip(chunk, engine.predict([row.texts for row in chunk]), strict=True):
             if strict and prediction.truncated:
-                raise DataError(
-                    f"{row.where}: the text is longer than the {engine.manifest.max_length} tokens of the bundle; "
-                    "shorten it, or leave out --strict"
-                )
+                raise _too_long(row, engine)
             yield row, prediction
+
+
+def _too_long(row: Row, engine: Engine) -> DataError:
+    return DataError(
+        f"{row.where}: the text is longer than the {engine.manifest.max_length} tokens of the bundle; "
+        "shorten it, or leave out --strict"
+    )
+
+
+_TRUNCATED = {"truncated": True}
 
 
 def json_line(row: Row, prediction: Prediction) -> bytes:
     """Encode one answer with the text it is for, as a line of JSON."""
     answer: dict[str, object] = {"label": prediction.label, "probabilities": prediction.probabilities}
     if prediction.truncated:
-        answer["truncated"] = True
+        answer |= _TRUNCATED
     return _texts(row) + msgspec.json.encode(answer)[1:] + b"\n"
 
 
@@ -66,7 +76,7 @@ def label_file(
     force: bool,
     strict: bool,
     report: Callable[[int], None],
-) -> int:
+) -> "Counts":
     """Label rows into a file of JSON lines, which is there when all are; until then they are in `PATH.….partial`.
 
     That name holds the start of the bundle's digest, so that answers of two bundles never mix.
@@ -81,44 +91,41 @@ def label_file(
         report: told how many rows are done.
 
     Returns:
-        How many texts were truncated, of those labelled now.
+        What was done now, of the rows that were not labelled before.
 
     Raises:
         OutputError: the file is there or begun and neither `resume` nor `force` is given, its rows are not those that
-            were labelled before, another process is writing it, or the disk refuses.
+            were labelled before, it is of another bundle, another process is writing it, or the disk refuses.
         DataError: a row that cannot be read or does not fit; those before it stay for `resume`.
     """
-    counted = _Counted(engine, strict, report)
+    counted = _Lines(engine, strict, report)
     partial = path.with_name(f"{path.name}.{engine.manifest.digest[:8]}.partial")
-    try:
+    with saying_what_the_disk_refused(
+        path, "check the path and its permissions, or free some space, and go on with --resume"
+    ):
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as stream:
                 stream.writelines(counted.lines(rows))
         elif path.exists() and resume and not partial.exists():
-            _check_finished(path, rows)
+            counted.check_finished(path, rows)
         elif path.exists() and not force and not resume:
             raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
+        elif path.exists() and resume:
+            raise OutputError(f"{path}: exists already, and {partial.name} was begun for it; remove one of them")
         elif partial.exists() and not resume and not force:
             raise OutputError(f"{partial}: begun before; go on with --resume, or begin anew with --force")
         else:
-            _fill(partial, counted, rows, resume=resume)
-            partial.replace(path)
-    except PtexportError:
-        raise
-    except OSError as e:
-        raise OutputError(
-            f"{path}: cannot be written ({e.strerror or e}); free some space and go on with --resume"
-        ) from e
-    return counted.truncated
+            _fill(path, partial, counted, rows, resume=resume)
+    return counted.counts
 
 
-def _fill(partial: Path, counted: "_Counted", rows: Iterator[Row], *, resume: bool) -> None:
+def _fill(path: Path, partial: Path, counted: "_Lines", rows: Iterator[Row], *, resume: bool) -> None:
     """Append lines to those that are there already; a file without any is not kept if a row fails."""
     with partial.open("ab+") as file:
         _lock(file, partial)
         if not resume:
             file.truncate(0)
-        counted.done, kept_bytes = _skip(file, rows, partial)
+        counted.done, kept_bytes = counted.skip(file, rows, partial)
         file.truncate(kept_bytes)  # a line cut short at the end
         try:
             file.writelines(counted.lines(rows))
@@ -127,16 +134,26 @@ def _fill(partial: Path, counted: "_Counted", rows: Iterator[Row], *, resume: bo
             if partial.stat().st_size == 0:
                 partial.unlink()
             raise
+        file.flush()
+        partial.replace(path)  # while it is locked
 
 
-def _check_finished(path: Path, rows: Iterator[Row]) -> None:
-    with path.open("rb") as file:
-        _skip(file, rows, path)
-    if next(rows, None) is not None:
-        raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """Of rows that were labelled.
+
+    Attributes:
+        rows: how many.
+        unlabelled: too unsure for a label.
+        truncated: longer than the bundle takes.
+    """
+
+    rows: int = 0
+    unlabelled: int = 0
+    truncated: int = 0
 
 
-class _Counted:
+class _Lines:
     """Lines for rows, and how many there were."""
 
     def __init__(self, engine: Engine, strict: bool, report: Callable[[int], None]) -> None:
@@ -144,16 +161,61 @@ class _Counted:
         self._strict = strict
         self._report = report
         self.done = 0
-        self.truncated = 0
+        self.counts = Counts()
 
     def lines(self, rows: Iterable[Row]) -> Iterator[bytes]:
         for row, prediction in predict_rows(self._engine, rows, strict=self._strict):
             yield json_line(row, prediction)
             self.done += 1
-            self.truncated += prediction.truncated
+            self.counts.rows += 1
+            self.counts.unlabelled += prediction.label is None
+            self.counts.truncated += prediction.truncated
             if self.done % CHUNK_ROWS == 0:  # as often as there is news
                 self._report(self.done)
         self._report(self.done)
+
+    def skip(self, file: BinaryIO, rows: Iterator[Row], path: Path) -> tuple[int, int]:
+        """Skip the rows that a file has answers for, and return how many they are and their lines' bytes."""
+        truncated = msgspec.json.encode(_TRUNCATED)[1:-1]  # no text can hold it: its quotes would be escaped
+        file.seek(0)
+        done = end = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            row = next(rows, None)
+            if row is None or not line.startswith(_texts(row)):
+                where = "the end of the input" if row is None else row.where
+                raise OutputError(f"{path}: holds other rows than the input, from {where} on; begin anew with --force")
+            if self._strict and truncated in line:
+                raise _too_long(row, self._engine)
+            done, end = done + 1, end + len(line)
+        return done, end
+
+    def check_finished(self, path: Path, rows: Iterator[Row]) -> None:
+        """Check that a file holds this bundle's answers for these rows; whose they are, its first ones tell."""
+        first = list(itertools.islice(rows, _COMPARED_ROWS))
+        with path.open("rb") as file:
+            lines = list(itertools.islice(file, len(first)))
+            self.done, _ = self.skip(file, itertools.chain(first, rows), path)
+        if next(rows, None) is not None or self.done < len(first):
+            raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
+        for line, (_, prediction) in zip(lines, predict_rows(self._engine, first), strict=True):
+            got, mine = _probabilities(line), prediction.probabilities
+            if list(got) != list(mine) or any(abs(got[label] - mine[label]) > _SAME for label in mine):
+                raise OutputError(f"{path}: holds answers of another bundle; choose another name, or use --force")
+        self._report(self.done)
+
+
+def _probabilities(line: bytes) -> dict[str, float]:
+    """Read an answer's probabilities; none if the line is no answer of ours."""
+    try:
+        return msgspec.json.decode(line, type=_Answer).probabilities
+    except msgspec.DecodeError:
+        return {}
+
+
+class _Answer(msgspec.Struct):
+    probabilities: dict[str, float]
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
@@ -162,21 +224,6 @@ def _lock(file: BinaryIO, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
         raise OutputError(f"{path}: another ptexport is writing it; wait for it, or choose another name") from e
-
-
-def _skip(file: BinaryIO, rows: Iterator[Row], path: Path) -> tuple[int, int]:
-    """Skip the rows that a file has answers for, and return how many they are and their lines' bytes."""
-    file.seek(0)
-    done = end = 0
-    for line in file:
-        if not line.endswith(b"\n"):
-            break
-        row = next(rows, None)
-        if row is None or not line.startswith(_texts(row)):
-            where = "the end of the input" if row is None else row.where
-            raise OutputError(f"{path}: holds other rows than the input, from {where} on; begin anew with --force")
-        done, end = done + 1, end + len(line)
-    return done, end
 
 
 def write_whole(path: Path, content: bytes, *, force: bool) -> None:
@@ -188,13 +235,9 @@ def write_whole(path: Path, content: bytes, *, force: bool) -> None:
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with saying_what_the_disk_refused(path):
         try:
             temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as e:
-        raise OutputError(
-            f"{path}: cannot be written ({e.strerror or e}); choose another place or free some space"
-        ) from e

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from ptexport.toolkit.folders import new_folder
+from ptexport.toolkit.plan import TrainConfig
 from ptexport.toolkit.run import FILES, Run, TrainSettings
-from ptexport.toolkit.train import TrainConfig, train
+from ptexport.toolkit.train import train
 
 WORDS = ["the", "a", "film", "was", "great", "terrible", "good", "bad", "it", "review", "is", "and", "of", "very"]
 WORDS += ["slow", "fast", "bright", "dull", "story", "Africa", "Asia", "Europe", "North", "South", "Australia", "city"]

@@ -19,7 +19,8 @@ Data flow: template, labels, rows -> train -> Run
     audit.py       what is odd about rows, and which prove parity
     calibration.py logits of dev rows -> a temperature and a threshold
     resume.py      a training under way <-> a file to go on from
-    train.py       everything above, from a TrainConfig to a Run
+    plan.py        what is asked for -> parts that fit together
+    train.py       a plan -> a Run
     sweep.py       one training, or many with different options, into folders
     run.py         the run folder
     folders.py     writes folders whole or not at all

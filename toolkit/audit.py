@@ -40,10 +40,17 @@ def oddities(
     absent = [label for label in labels if all(row.label != label for row in data.train)]
     if absent:
         yield f"no training row has the label {', '.join(map(repr, absent))}"
-    seen = {(row.text, row.text_b) for row in data.train}
-    twice = sum((row.text, row.text_b) in seen for row in data.test)
-    if twice:
-        yield f"{twice} of {len(data.test)} test rows are in the training rows too; accuracy looks too good"
+    seen = {row.texts for row in data.train}
+    for name, rows in (("dev", data.dev), ("test", data.test)):
+        twice = sum(row.texts in seen for row in rows)
+        if twice:
+            yield f"{twice} of {len(rows)} {name} rows are in the training rows too; accuracy looks too good"
+    labels_of: dict[str | tuple[str, str], set[str | None]] = {}
+    for row in data.train:
+        labels_of.setdefault(row.texts, set()).add(row.label)
+    torn = sum(len(labels) > 1 for labels in labels_of.values())
+    if torn:
+        yield f"{torn} training texts have more than one label"
 
 
 def count_truncated(encodings: Sequence[Encoding]) -> int:

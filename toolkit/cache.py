@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ptexport.runtime.errors import OutputError
+from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
 from ptexport.toolkit.folders import new_folder
 from ptexport.toolkit.home import cache_home
 
@@ -47,16 +47,13 @@ def cached_folder(*key: str, make: Callable[[Path], None]) -> Path:
         with contextlib.suppress(OSError):  # a cache that may only be read
             os.utime(path)  # when it was used last
         return path
-    try:
+    advice = "set XDG_CACHE_HOME to a folder that you may write to and that has room"
+    with saying_what_the_disk_refused(path, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OutputError(
-            f"{path}: cannot be made ({e.strerror}); set XDG_CACHE_HOME to a folder you may write to"
-        ) from e
-    with FileLock(path.with_name(path.name + ".lock")):
-        if not path.is_dir():
-            with new_folder(path) as folder:
-                make(folder)
+        with FileLock(path.with_name(path.name + ".lock")):
+            if not path.is_dir():
+                with new_folder(path) as folder:
+                    make(folder)
     return path
 
 
@@ -64,7 +61,9 @@ def list_entries() -> list[Entry]:
     """List what the cache holds, and what a killed process left there."""
     entries = []
     for path in sorted(cache_home().glob("*/*")):
-        if path.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # it may just be getting its name, or be removed
+            if not path.is_dir():
+                continue
             size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             unused_days = (time.time() - path.stat().st_mtime) / _DAY_S
             entries.append(Entry(path=path, size_bytes=size_bytes, unused_days=unused_days))

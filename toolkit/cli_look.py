@@ -13,10 +13,14 @@ from ptexport.toolkit import cli_options as shared
 @shared.as_json
 def inspect(folder: Path, as_json: bool) -> None:
     """Verify a bundle and say what is in it, or what is in a run."""
+    from ptexport.runtime.bundle import MANIFEST
     from ptexport.toolkit.describe import describe
+    from ptexport.toolkit.progress import silence_libraries
     from ptexport.toolkit.tables import print_description
 
     with shared.extra("train"):
+        if not (folder / MANIFEST).is_file():
+            silence_libraries()
         record = describe(folder)
     if as_json:
         click.echo(json.dumps(record, ensure_ascii=False))
@@ -42,7 +46,7 @@ def doctor(as_json: bool) -> None:
 
 @click.command()
 @click.option(
-    "--prune", type=click.FloatRange(0), metavar="DAYS", help="Remove what was unused so long; 0: everything."
+    "--prune", type=shared.FiniteRange(0), metavar="DAYS", help="Remove what was unused so long; 0: everything."
 )
 @shared.as_json
 def cache(prune: float | None, as_json: bool) -> None:

@@ -48,11 +48,11 @@ from ptexport.toolkit import cli_options as shared
 @click.option("--calibrate", is_flag=True, help="Fit a temperature on dev, so that probabilities are honest.")
 @click.option(
     "--abstain",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=shared.FiniteRange(0, 1, min_open=True),
     metavar="ACCURACY",
     help="Give no label where that would make fewer of the labelled dev rows right than this share, 0 to 1.",
 )
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Peak rate [default: by encoder].")
+@click.option("--lr", type=shared.FiniteRange(0, min_open=True), help="Peak rate [default: by encoder].")
 @click.option("--epochs", type=click.IntRange(1), help="Most passes over the rows [default: 10].")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows per step [default: 8].")
 @click.option("--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy [default: 4].")
@@ -87,14 +87,14 @@ def train(
     """
     with shared.extra("train"):
         from ptexport.toolkit import cities, progress, sweep, tables
+        from ptexport.toolkit.plan import TrainConfig
         from ptexport.toolkit.run import METRICS, TrainSettings
-        from ptexport.toolkit.train import DEFAULT_LR, TrainConfig
+        from ptexport.toolkit.train import train_into
     if labels is None:
         if options["data"] != "cities":
             raise click.UsageError("Missing option '--labels'.")
         labels = cities.labels(linear=options["head"] == "linear")
     given = {name: options.pop(name) for name in ("lr", "epochs", "batch_size", "patience", "seed")}
-    given["lr"] = given["lr"] or DEFAULT_LR[options["encoder"]]
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     config = TrainConfig(labels=labels, settings=settings, **options)
     if force and (resume or axes):
@@ -104,7 +104,7 @@ def train(
         if axes:
             outcomes = sweep.sweep(config, sweep.parse_axes(axes), out, report, resume=resume)
         else:
-            run = sweep.train_into(out, config, report, resume=resume, force=force)
+            run = train_into(out, config, report, resume=resume, force=force)
     if axes:
         if as_json:
             click.echo((out / sweep.SWEEP).read_text(encoding="utf-8"), nl=False)

@@ -1,12 +1,28 @@
 """What several commands of the command line share."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ptexport.runtime.errors import MissingExtraError
+
+
+class FiniteRange(click.FloatRange):
+    """A float in a range; `nan` and `inf` are in none."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Refuse what is no finite number."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
+
 
 force = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines; progress as JSON lines too.")

@@ -1,5 +1,6 @@
 """The commands that use bundles: predict, evaluate and serve. They need ONNX Runtime and no torch."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -54,10 +55,12 @@ def predict(
     )
     given = typed if rows is None else read_rows(rows)
     if output is not None:
+        if rows is not None and output.is_file() and rows.exists() and output.samefile(rows):
+            raise OutputError(f"{output}: is the input; choose another name")
         total = len(texts) // width if rows is None else count_lines(rows)
         try:
             with reporting(as_json=as_json, log_file=log_file) as report:
-                truncated = label_file(
+                counts = label_file(
                     engine,
                     given,
                     output,
@@ -66,9 +69,16 @@ def predict(
                     strict=strict,
                     report=lambda done: report.rows(done, total),
                 )
+                report.all_rows()
+                if counts.truncated:
+                    report.warning(_truncated(counts.truncated))
         except KeyboardInterrupt as e:
             raise OutputError(f"{output}: interrupted; go on with --resume") from e
-        _warn_of_truncation(truncated)
+        if as_json:
+            click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
+        else:
+            unsure = f", {counts.unlabelled} of them too unsure for a label" if counts.unlabelled else ""
+            click.echo(f"{output}: {counts.rows} rows labelled now{unsure}")
         return
     truncated = 0
     for row, prediction in predict_rows(engine, given, strict=strict):
@@ -80,12 +90,12 @@ def predict(
             # One line and one column each, whatever spaces a text holds; --json keeps them.
             columns = [" ".join(text.split()) for text in (row.text, row.text_b) if text is not None]
             click.echo("\t".join([prediction.label or "-", f"{score:.3f}", *columns]))
-    _warn_of_truncation(truncated)
+    if truncated:
+        click.echo(f"warning: {_truncated(truncated)}", err=True)
 
 
-def _warn_of_truncation(count: int) -> None:
-    if count:
-        click.echo(f"ptexport: {count} text(s) longer than the bundle takes were truncated; --strict refuses", err=True)
+def _truncated(count: int) -> str:
+    return f"{count} text(s) longer than the bundle takes were truncated; --strict refuses"
 
 
 @click.command()
@@ -112,7 +122,7 @@ def evaluate(
 
     from ptexport.runtime import Engine
     from ptexport.runtime.rows import count_lines, read_rows
-    from ptexport.toolkit.evaluate import contrast, evaluate, same_labels
+    from ptexport.toolkit.evaluate import check_comparable, contrast, evaluate
     from ptexport.toolkit.progress import reporting
     from ptexport.toolkit.tables import print_evaluations
 
@@ -129,12 +139,13 @@ def evaluate(
     if len(bundles) == 2 and data.exists() and not data.is_file():
         raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
     engines = [Engine.open(bundle, threads=threads) for bundle in bundles]
-    same_labels(engines)
+    check_comparable(engines)
     total = count_lines(data)
     results = []
     with reporting(as_json=as_json, log_file=log_file) as report:
         for engine in engines:
             results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total)))
+            report.all_rows()
     evaluations = [result.evaluation for result in results]
     both = contrast(*results) if len(results) == 2 else None
     if as_json:
@@ -144,7 +155,7 @@ def evaluate(
     if html is not None:
         from ptexport.toolkit.page import write_page
 
-        write_page(html, evaluations, both, force=force)
+        write_page(html, evaluations, both, data=data.name, force=force)
 
 
 @click.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptexport.runtime.errors import DataError, reason
-from ptexport.runtime.rows import Row, check_texts, read_rows, row_of
+from ptexport.runtime.rows import Row, check_label, check_texts, read_rows, row_of
 from ptexport.toolkit.cities import load_cities
 
 Fractions = tuple[float, float]
@@ -100,26 +100,24 @@ def _named(record: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
 
 
 def _check_row(row: Row, labels: Sequence[str], fields: Sequence[str]) -> None:
-    if row.label is None:
-        raise DataError(f"{row.where}: no column 'label'; add it, with one of {list(labels)}")
-    if row.label not in labels:
-        raise DataError(
-            f"{row.where}: label {row.label!r} is not declared, need one of {list(labels)}; add it to --labels"
-        )
+    check_label(row, labels, "add it to --labels, or mend the row")
     check_texts(row, fields)
 
 
 def _split(rows: list[Row], shares: Fractions, seed: int) -> list[list[Row]]:
-    """Split rows label by label, so that every part has the labels in the same proportion."""
+    """Split rows label by label, so that every part has the labels in the same proportion; one text, one part."""
     random_ = random.Random(seed)
+    copies: dict[str | tuple[str, str], list[Row]] = {}
+    for row in rows:
+        copies.setdefault(row.texts, []).append(row)
     parts: list[list[Row]] = [[] for _ in range(len(shares) + 1)]
     for label in sorted({row.label or "" for row in rows}):
-        group = [row for row in rows if row.label == label]
+        group = [same for same in copies.values() if same[0].label == label]
         random_.shuffle(group)
         n_label = len(group)
         for part, share in enumerate(shares, 1):
             count = max(round(share * n_label), 1 if share and n_label > 2 else 0)
-            parts[part] += group[:count]
+            parts[part] += [row for same in group[:count] for row in same]
             group = group[count:]
-        parts[0] += group
+        parts[0] += [row for same in group for row in same]
     return parts

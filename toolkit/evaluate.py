@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows import Row, check_label
 from ptexport.runtime.streaming import CHUNK_ROWS, predict_rows
 
 N_BINS = 15
 N_WORST = 10
 N_TIMED = 100
+_ADVICE = "mend the row, or choose a bundle with that label"
 
 
 class Bin(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,12 +56,16 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mistake(msgspec.Struct, frozen=True, kw_only=True):
-    """A row answered wrong: its number, its label, the answer and the answer's probability."""
+    """A row answered wrong: its number among the rows, from 1, its label, the answer and the answer's probability."""
 
     row: int
     label: str
     answer: str
     probability: float
+
+
+UNSURE = "Rows too unsure for a label count by their most probable one, but for the accuracy of those given a label."
+"""What a reader must know where a bundle abstains."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,8 +79,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         accuracy: share whose most probable label is right.
         coverage: share that is given a label at all.
         answered_accuracy: share right of those; 0 if none is.
-        macro_f1: mean of `f1`.
-        f1: of each label; 0 for one that neither the rows nor the answers have.
+        macro_f1: mean of `f1` over the labels that the rows or the answers have, as in scikit-learn.
+        f1: of each label; 0 for one that neither has.
         confusion: rows by label, then by answer.
         calibration_error: expected calibration error over `N_BINS` equal bins of the answer's probability
             (Guo et al. 2017, arXiv:1706.04599, equation 3).
@@ -131,16 +136,41 @@ class Result:
     got: NDArray[np.int64]
 
 
-def same_labels(engines: Sequence[Engine]) -> None:
+def check_comparable(engines: Sequence[Engine]) -> None:
     """Check that bundles can be compared.
 
     Raises:
-        DataError: they have different labels.
+        DataError: they have different labels, or take different texts.
     """
-    first, *others = [engine.labels for engine in engines]
+    first, *others = engines
     for other in others:
-        if other != first:
-            raise DataError(f"bundles: labels {first} and {other}; compare bundles with the same labels in one order")
+        if other.labels != first.labels:
+            got = f"labels {first.labels} and {other.labels}"
+            raise DataError(f"bundles: {got}; compare bundles with the same labels in one order")
+        if other.manifest.fields != first.manifest.fields:
+            got = f"{first.manifest.fields} and {other.manifest.fields}"
+            raise DataError(f"bundles: rows of {got}; compare bundles that take the same texts")
+
+
+def headings(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Name bundles for people: two of one name are told apart by their digests."""
+    names = [evaluation.bundle for evaluation in evaluations]
+    return [e.bundle if names.count(e.bundle) == 1 else f"{e.bundle} {e.digest[:8]}" for e in evaluations]
+
+
+def summary(evaluation: Evaluation) -> dict[str, str]:
+    """Put the figures that fit on a line each into words, for tables and pages."""
+    latency = evaluation.latency
+    return {
+        "accuracy": f"{evaluation.accuracy:.1%}",
+        "given a label": f"{evaluation.coverage:.1%}",
+        "accuracy of those given one": f"{evaluation.answered_accuracy:.1%}",
+        "macro-F1": f"{evaluation.macro_f1:.3f}",
+        "expected calibration error": f"{evaluation.calibration_error:.3f}",
+        "one row alone, median": f"{latency.p50_ms:.1f} ms",
+        "one row alone, 99 of 100 within": f"{latency.p99_ms:.1f} ms",
+        "all rows in batches": f"{latency.rows_per_s:.0f} rows/s",
+    }
 
 
 def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None]) -> Result:
@@ -160,7 +190,7 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
     seconds = 0.0
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
-        labels += [_index(row, engine.labels) for row in chunk]
+        labels += [engine.labels.index(check_label(row, engine.labels, _ADVICE)) for row in chunk]
         # Every `stride`-th row; twice as far apart whenever there are too many.
         timed += [row for number, row in enumerate(chunk, len(labels) - len(chunk)) if number % stride == 0]
         while len(timed) > N_TIMED:
@@ -198,14 +228,6 @@ def contrast(first: Result, second: Result) -> Contrast:
     )
 
 
-def _index(row: Row, labels: Sequence[str]) -> int:
-    if row.label is None:
-        raise DataError(f"{row.where}: no column 'label'; add it, with one of {list(labels)}")
-    if row.label not in labels:
-        raise DataError(f"{row.where}: label {row.label!r} is none of the bundle's, {list(labels)}; mend the row")
-    return labels.index(row.label)
-
-
 def _latency(engine: Engine, rows: list[Row], rows_per_s: float) -> Latency:
     times_ms = []
     for row in rows:
@@ -232,7 +254,7 @@ def _figures(
     error = sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / len(wanted)
     return {
         "accuracy": float((wanted == got).mean()),
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(f1[either > 0].mean()),
         "f1": f1.tolist(),
         "confusion": confusion.tolist(),
         "calibration_error": float(error),

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
-from ptexport.runtime.errors import OutputError, PtexportError
+from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
 
 
 def check_free(path: Path, *, force: bool, files: Collection[str]) -> None:
@@ -33,7 +32,9 @@ def check_free(path: Path, *, force: bool, files: Collection[str]) -> None:
         raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
     strange = sorted({entry.name for entry in path.iterdir()} - set(files))
     if strange:
-        raise OutputError(f"{path}: holds {strange[0]!r}, which ptexport did not write; choose another name")
+        raise OutputError(
+            f"{path}: holds {strange[0]!r}, which is no part of what would replace it; choose another name"
+        )
 
 
 @contextmanager
@@ -81,10 +82,11 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
     path = _named(path)
     partial = path.with_name(path.name + ".partial")
     goes_on = resume and any((folder / state).is_file() for folder in (partial, path))
+    files = (*files, f"{state}.new", _LOCK)
     check_free(path, force=force or goes_on, files=files)
     if partial.exists() and not resume and not force:
         raise OutputError(f"{partial}: begun before; go on with --resume, or begin anew with --force")
-    check_free(partial, force=True, files=(*files, f"{state}.new", _LOCK))
+    check_free(partial, force=True, files=files)
     with saying_what_the_disk_refused(path):
         partial.mkdir(parents=True, exist_ok=True)
         lock = FileLock(partial / _LOCK, timeout=0)
@@ -94,7 +96,9 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
             raise OutputError(f"{partial}: another ptexport is writing it; wait for it, or choose another name") from e
         try:
             for left in partial.iterdir():
-                if left.name != _LOCK and (left.name != state or not resume):
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != _LOCK and (left.name != state or not resume):
                     left.unlink()
             if resume and (path / state).is_file() and not (partial / state).exists():
                 shutil.copyfile(path / state, partial / f"{state}.new")
@@ -106,8 +110,8 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
             check_free(path, force=force or goes_on, files=files)  # somebody may have put something there meanwhile
-            (partial / _LOCK).unlink()
             _replace(path, partial)
+            (path / _LOCK).unlink()  # after the rename, so that nobody else takes it before
         finally:
             lock.release()
 
@@ -122,18 +126,6 @@ def _holds_nothing_new(state: Path, before: Path) -> bool:
 def _named(path: Path) -> Path:
     """Give `.` and `..` the name of the folder they are; others stay as they were written, for messages."""
     return path.resolve() if path.name in ("", "..") else path
-
-
-@contextmanager
-def saying_what_the_disk_refused(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses while the block runs into an OutputError about `path`."""
-    try:
-        yield
-    except PtexportError:
-        raise
-    except (OSError, SafetensorError) as e:  # safetensors has a name of its own for what the disk says
-        why = getattr(e, "strerror", None) or e
-        raise OutputError(f"{path}: cannot be written ({why}); choose another disk or free some space") from e
 
 
 def _replace(path: Path, new: Path) -> None:

@@ -1,16 +1,17 @@
 """Evaluations -> one HTML page with plots that needs nothing else, not even a network."""
 
 import io
+from datetime import datetime
 from pathlib import Path
 
 from ptexport.runtime.streaming import write_whole
-from ptexport.toolkit.evaluate import Contrast, Evaluation
+from ptexport.toolkit.evaluate import UNSURE, Contrast, Evaluation, headings, summary
 
 _PAGE = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8">
-<title>{{ evaluations | map(attribute="bundle") | join(" and ") }}: evaluation</title>
+<title>{{ headings | join(" and ") }}: evaluation</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
@@ -18,27 +19,26 @@ th, td { border-bottom: 1px solid #ccc; padding: .2rem .8rem; text-align: right;
 th:first-child, td:first-child { text-align: left; }
 svg { max-width: 100%; height: auto; }
 </style>
-<h1>{{ evaluations[0].n_rows }} rows</h1>
+<h1>{{ evaluations[0].n_rows }} rows of {{ data }}</h1>
+<p>{{ date }}. {% for e in evaluations %}{{ e.bundle }}: manifest {{ e.digest }}. {% endfor %}</p>
 <table>
-<tr><th></th>{% for e in evaluations %}<th>{{ e.bundle }}</th>{% endfor %}</tr>
-<tr><td>accuracy</td>{% for e in evaluations %}<td>{{ "%.1f %%" % (100 * e.accuracy) }}</td>{% endfor %}</tr>
-<tr><td>given a label</td>{% for e in evaluations %}<td>{{ "%.1f %%" % (100 * e.coverage) }}</td>{% endfor %}</tr>
-<tr><td>accuracy of those</td>
-{% for e in evaluations %}<td>{{ "%.1f %%" % (100 * e.answered_accuracy) }}</td>{% endfor %}</tr>
-<tr><td>macro-F1</td>{% for e in evaluations %}<td>{{ "%.3f" % e.macro_f1 }}</td>{% endfor %}</tr>
-<tr><td>expected calibration error</td>
-{% for e in evaluations %}<td>{{ "%.3f" % e.calibration_error }}</td>{% endfor %}</tr>
-<tr><td>one row alone, median</td>
-{% for e in evaluations %}<td>{{ "%.1f ms" % e.latency.p50_ms }}</td>{% endfor %}</tr>
-<tr><td>all rows in batches</td>
-{% for e in evaluations %}<td>{{ "%.0f rows/s" % e.latency.rows_per_s }}</td>{% endfor %}</tr>
+<tr><th></th>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
+{% for name in figures[0] %}
+<tr><td>{{ name }}</td>{% for summary in figures %}<td>{{ summary[name] }}</td>{% endfor %}</tr>
+{% endfor %}
 </table>
 {% if contrast %}<p>The two agree on {{ "%.1f %%" % (100 * contrast.agreement) }} of the rows. Where they do not, the
-first is right on {{ contrast.only_first_right }}, the second on {{ contrast.only_second_right }}.</p>{% endif %}
+first is right on {{ contrast.only_first_right }}, the second on {{ contrast.only_second_right }}. Rows with different
+answers: {{ contrast.differing[:50] | join(", ") or "none" }}{{ " …" if contrast.differing | length > 50 }}.</p>
+{% endif %}
+{% if unsure %}<p>{{ unsure }}</p>{% endif %}
 {% for e in evaluations %}
-<h2>{{ e.bundle }}</h2>
+<h2>{{ headings[loop.index0] }}</h2>
 {{ plots[loop.index0] }}
-{% if e.worst %}<table><caption>surest mistakes</caption>
+<table><caption>F1</caption>
+{% for label in e.labels %}<tr><td>{{ label }}</td><td>{{ "%.3f" % e.f1[loop.index0] }}</td></tr>
+{% endfor %}</table>
+{% if e.worst %}<table><caption>surest mistakes, by number of the row from 1</caption>
 <tr><th>row</th><th>label</th><th>answer</th><th>probability</th></tr>
 {% for m in e.worst %}
 <tr><td>{{ m.row }}</td><td>{{ m.label }}</td><td>{{ m.answer }}</td><td>{{ "%.3f" % m.probability }}</td></tr>
@@ -48,8 +48,15 @@ first is right on {{ contrast.only_first_right }}, the second on {{ contrast.onl
 """
 
 
-def write_page(path: Path, evaluations: list[Evaluation], contrast: Contrast | None, *, force: bool) -> None:
+def write_page(path: Path, evaluations: list[Evaluation], contrast: Contrast | None, *, data: str, force: bool) -> None:
     """Write the page.
+
+    Args:
+        path: the file.
+        evaluations: of one bundle, or two.
+        contrast: of the two.
+        data: where the rows are from.
+        force: replace the file if it is there.
 
     Raises:
         OutputError: the file exists and `force` is not given, or cannot be written.
@@ -59,7 +66,17 @@ def write_page(path: Path, evaluations: list[Evaluation], contrast: Contrast | N
 
     plots = [Markup(_plots(evaluation)) for evaluation in evaluations]  # our own SVG, its text escaped
     template = Environment(autoescape=True).from_string(_PAGE)
-    html = template.render(evaluations=evaluations, contrast=contrast, plots=plots)
+    figures = [summary(evaluation) for evaluation in evaluations]
+    html = template.render(
+        data=data,
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        evaluations=evaluations,
+        headings=headings(evaluations),
+        figures=figures,
+        contrast=contrast,
+        unsure=UNSURE if any(evaluation.coverage < 1 for evaluation in evaluations) else "",
+        plots=plots,
+    )
     write_whole(path, html.encode(), force=force)
 
 

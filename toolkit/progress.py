@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -20,10 +20,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ptexport.runtime.errors import OutputError
+from ptexport.runtime.errors import OutputError, PtexportError
 
 LINE_EVERY_S = 1.0
-"""Steps and rows are written as lines this often at most; their last one always is."""
+"""Steps and rows are written as lines this often at most; the last ones always are."""
 
 
 class Report:
@@ -39,6 +39,7 @@ class Report:
         self._streams = streams
         self._task: tuple[str, TaskID] | None = None
         self._written = 0.0
+        self._rows: tuple[int, int | None] = 0, None
 
     def step(self, done: int, total: int, loss: float) -> None:
         """Tell of an optimizer step."""
@@ -67,8 +68,19 @@ class Report:
 
     def rows(self, done: int, total: int | None) -> None:
         """Tell of rows compared or labelled; `total` may be unknown, or an estimate."""
+        self._rows = done, total
         self._advance("rows", "rows", done, total)
         self._line_at_times(done == total, event="rows", done=done, total=total)
+
+    def all_rows(self) -> None:
+        """Tell that the rows told of last were all."""
+        done, total = self._rows
+        if done != total:
+            self.rows(done, done)
+
+    def end(self, event: str, **more: str) -> None:
+        """Tell those who read lines how it ended; people see it anyway."""
+        self._line(event=event, **more)
 
     def _advance(self, name: str, description: str, done: int, total: int | None) -> None:
         if self._task is None or self._task[0] != name:
@@ -88,9 +100,13 @@ class Report:
 
     def _line(self, **event: object) -> None:
         line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
-        for stream in self._streams:
-            stream.write(line)
-            stream.flush()
+        for stream in list(self._streams):
+            try:
+                stream.write(line)
+                stream.flush()
+            except OSError as e:  # a full disk, or a reader that has gone: no reason to lose the work told of
+                self._streams.remove(stream)
+                self.warning(f"{stream.name}: takes no more lines ({e.strerror or e})")
 
 
 @contextmanager
@@ -108,7 +124,8 @@ def reporting(*, as_json: bool, log_file: Path | None) -> Iterator[Report]:
         streams: list[TextIO] = [sys.stderr] if as_json else []
         if log_file is not None:
             try:
-                streams.append(stack.enter_context(log_file.open("a", encoding="utf-8")))
+                streams.append(log_file.open("a", encoding="utf-8"))
+                stack.callback(_close, streams[-1])
             except OSError as e:
                 raise OutputError(f"{log_file}: cannot be written ({e.strerror}); choose another log file") from e
         console = Console(stderr=True, quiet=as_json)
@@ -120,7 +137,18 @@ def reporting(*, as_json: bool, log_file: Path | None) -> Iterator[Report]:
             TimeRemainingColumn(),
         )
         bars = stack.enter_context(Progress(*columns, console=console, disable=as_json or not console.is_terminal))
-        yield Report(bars, streams)
+        report = Report(bars, streams)
+        try:
+            yield report
+        except PtexportError as e:
+            report.end("error", message=str(e))
+            raise
+        report.end("done")
+
+
+def _close(stream: TextIO) -> None:
+    with suppress(OSError):  # of lines that could not be written, which was said
+        stream.close()
 
 
 def silence_libraries() -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ptexport.runtime.errors import TrainError, reason
-from ptexport.runtime.rows import Row
+from ptexport.runtime.errors import OutputError, TrainError, reason
+from ptexport.toolkit.data import Data
 from ptexport.toolkit.run import RunConfig
 from ptexport.toolkit.training import Counters, Training
 
@@ -22,17 +21,19 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         config: of the run.
         data_sha256: of all its rows.
+        manual: hand-written templates to compare with.
     """
 
     config: RunConfig
     data_sha256: str
+    manual: list[str]
 
 
-def hash_rows(rows: Iterable[Row]) -> str:
-    """Hash texts and labels in order, wherever they came from."""
+def hash_data(data: Data) -> str:
+    """Hash texts and labels in order, part by part, wherever they came from."""
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(msgspec.json.encode([row.text, row.text_b, row.label]))
+    for part in (data.train, data.dev, data.test):
+        digest.update(msgspec.json.encode([[row.text, row.text_b, row.label] for row in part]))
     return digest.hexdigest()
 
 
@@ -45,18 +46,22 @@ def save_state(path: Path, training: Training, ticket: Ticket) -> None:
     metadata = {"ticket": msgspec.json.encode(ticket).decode(), "at": msgspec.json.encode(training.at).decode()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in training.tensors().items()}
     temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        file.write(save(tensors, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(save(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # Ctrl-C may come here, and the training end with what it has
 
 
 def load_state(path: Path, training: Training, ticket: Ticket) -> None:
     """Take a training back to the state in a file.
 
     Raises:
-        TrainError: the file cannot be read, or is of a training with other options or data (says which).
+        TrainError: the file cannot be read.
+        OutputError: it is of a training with other options or data (says which).
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -67,21 +72,24 @@ def load_state(path: Path, training: Training, ticket: Ticket) -> None:
     except (OSError, SafetensorError, KeyError, TypeError, msgspec.DecodeError) as e:
         raise TrainError(f"{path}: cannot be gone on from ({reason(e)}); start again with --force") from e
     check_same(path, old, ticket)
-    training.restore(tensors, at)
+    try:
+        training.restore(tensors, at)
+    except (KeyError, ValueError, RuntimeError) as e:
+        raise TrainError(f"{path}: cannot be gone on from ({reason(e)}); start again with --force") from e
 
 
 def check_same(path: Path, old: Ticket, now: Ticket) -> None:
     """Check that what was begun is what is asked for now.
 
     Raises:
-        TrainError: it is not (says what differs first).
+        OutputError: it is not (says what differs first).
     """
     before = dict(_flat(msgspec.to_builtins(old)))
     for name, value in _flat(msgspec.to_builtins(now)):
         if before.get(name) != value:
-            raise TrainError(
+            raise OutputError(
                 f"{path}: begun with {name} {before.get(name)!r}, got {value!r}; give the same options and data, "
-                "or start again with --force"
+                "or choose another name"
             )
 
 

@@ -16,8 +16,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from ptexport.runtime.errors import DataError, RunError, reason
 from ptexport.runtime.manifest import Read
@@ -43,7 +43,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How to train.
 
     Attributes:
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate of AdamW; None, before a training: the encoder's default.
         epochs: most passes over the training rows.
         batch_size: rows per step.
         patience: epochs without a better dev accuracy, or the same with a lower dev loss, before stopping.
@@ -53,7 +53,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         seed: of the split, the order of rows and the first values of weights.
     """
 
-    lr: float
+    lr: float | None = None
     epochs: int = 10
     batch_size: int = 8
     patience: int = 4
@@ -206,7 +206,7 @@ class Run:
         (folder / METRICS).write_bytes(_pretty(self.metrics))
         arrays = {f"prompt.{name}": array for name, array in self.trained.items()}
         arrays |= {f"baked.{name}": array for name, array in self.baked.arrays().items()}
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
+        (folder / WEIGHTS).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
         (folder / TOKENIZER).write_text(self.tokenizer_json, encoding="utf-8")
         lines = (json.dumps(_record(row), ensure_ascii=False) + "\n" for row in self.check_rows)
         (folder / CHECK_ROWS).write_text("".join(lines), encoding="utf-8")
@@ -220,15 +220,17 @@ class Run:
         """
         for name in FILES:
             if not (folder / name).is_file():
-                raise RunError(f"{folder / name}: missing; need a run folder made by 'ptexport train'")
+                best = f"; of a sweep, {folder / 'best'}" if (folder / "best").is_dir() else ""
+                raise RunError(f"{folder / name}: missing; need a run folder made by 'ptexport train'{best}")
         try:
             config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=RunConfig)
             metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=Metrics)
             tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
-            with safe_open(folder / WEIGHTS, framework="np") as weights:
-                arrays = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+            arrays = load((folder / WEIGHTS).read_bytes())
             check_rows = list(read_rows(folder / CHECK_ROWS))
-        except (msgspec.DecodeError, SafetensorError, DataError, OSError, UnicodeDecodeError) as e:
+        except OSError as e:
+            raise RunError(f"{e.filename}: cannot be read ({e.strerror}); check its permissions") from e
+        except (msgspec.DecodeError, SafetensorError, DataError, UnicodeDecodeError) as e:
             raise RunError(f"{folder}: not a run this version can read ({reason(e)}); train again") from e
         if config.format != FORMAT:
             raise RunError(f"{folder / CONFIG}: got format {config.format}, need {FORMAT}; train again")
@@ -243,7 +245,7 @@ class Run:
             config=config,
             metrics=metrics,
             trained={n.removeprefix("prompt."): a for n, a in arrays.items() if n.startswith("prompt.")},
-            baked=Baked(**{"leading_states": None, **baked}),
+            baked=Baked(leading_states=baked.pop("leading_states", None), **baked),
             tokenizer_json=tokenizer_json,
             check_rows=check_rows,
         )

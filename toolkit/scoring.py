@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptexport.runtime.rows import Row
-from ptexport.runtime.tokens import Text, TextEncoder
+from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.encoder import SoftPrompt
 
@@ -35,7 +35,7 @@ class Examples:
         """
         index = {label: i for i, label in enumerate(labels)}
         targets = [index[row.label or ""] for row in rows]
-        return cls(encodings=encoder.encode([text_of(row) for row in rows]), targets=targets)
+        return cls(encodings=encoder.encode([row.texts for row in rows]), targets=targets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +81,6 @@ class Scorer:
         targets = torch.tensor(examples.targets, device=logits.device)
         loss = functional.cross_entropy(logits, targets)
         return (logits.argmax(1) == targets).double().mean().item(), loss.item()
-
-
-def text_of(row: Row) -> Text:
-    """The text or pair that a row brings."""
-    return row.text if row.text_b is None else (row.text, row.text_b)
 
 
 def forward(

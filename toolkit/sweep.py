@@ -15,13 +15,20 @@ from typing import Any
 import click
 import msgspec
 
-from ptexport.runtime.errors import OutputError, TrainError, reason
+from ptexport.runtime.errors import (
+    ModelError,
+    OutputError,
+    PtexportError,
+    TrainError,
+    reason,
+    saying_what_the_disk_refused,
+)
 from ptexport.runtime.streaming import write_whole
-from ptexport.toolkit.backbone import Backbone
-from ptexport.toolkit.folders import kept_folder, saying_what_the_disk_refused
-from ptexport.toolkit.run import FILES, METRICS, RESUME, Metrics, Run, TrainSettings
+from ptexport.toolkit.cli_options import FiniteRange
+from ptexport.toolkit.plan import TrainConfig, check_templates, load_backbone_for
+from ptexport.toolkit.run import Metrics, TrainSettings
 from ptexport.toolkit.template import MAX_PROMPT_TOKENS
-from ptexport.toolkit.train import DEFAULT_LR, TrainConfig, check_templates, load_backbone_for, read_finished, train
+from ptexport.toolkit.train import train_into
 from ptexport.toolkit.training import Progress
 
 SWEEP = "sweep.json"
@@ -31,7 +38,7 @@ _KINDS: dict[str, click.ParamType[Any]] = {
     "rows": click.IntRange(1, MAX_PROMPT_TOKENS),
     "encoder": click.Choice(["lstm", "mlp", "none"]),
     "init": click.Choice(["random", "words"]),
-    "lr": click.FloatRange(0, min_open=True),
+    "lr": FiniteRange(0, min_open=True),
     "epochs": click.IntRange(1),
     "batch_size": click.IntRange(1),
     "seed": click.IntRange(0, 2**32 - 1),
@@ -75,7 +82,8 @@ def parse_axes(specs: Sequence[str]) -> dict[str, list[Any]]:
             try:
                 axes.setdefault(name, []).append(kind.convert(value, None, None))
             except click.BadParameter as e:
-                raise TrainError(f"sweep {spec!r}: {e.message.rstrip('.')}; mend the value") from e
+                why = e.message.removesuffix(".").replace("integer range", "integer")
+                raise TrainError(f"sweep {spec!r}: {why}; mend the value") from e
     return axes
 
 
@@ -95,7 +103,8 @@ def sweep(
         One outcome for each combination, the highest dev accuracy first.
 
     Raises:
-        TrainError: the folder is of another sweep, a training was interrupted, or all failed.
+        OutputError: the folder is there, is of another sweep, or cannot be written.
+        TrainError: a training was interrupted, or all failed.
         PtexportError: see `train`.
     """
     asked = msgspec.json.decode(msgspec.json.encode({"base": base, "axes": axes}))
@@ -109,14 +118,17 @@ def sweep(
     with saying_what_the_disk_refused(out):
         out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
-    _record(out, asked, outcomes)
+    if not (out / SWEEP).exists():
+        _record(out, asked, outcomes)
     backbone = load_backbone_for(base, progress)
     for number, (name, config) in enumerate(configs.items(), 1):
         progress.note(f"run {number} of {len(configs)}: {name}")
         try:
             metrics = train_into(out / name, config, progress, resume=True, backbone=backbone).metrics
-        except TrainError as e:
-            progress.note(str(e))
+        except (OutputError, ModelError):
+            raise  # of all of them
+        except PtexportError as e:
+            progress.warning(str(e))
             outcomes.append(Outcome(name=name, failed=str(e)))
         else:
             if metrics.stopped == "interrupted":
@@ -135,43 +147,9 @@ def _check_asked(path: Path, asked: dict[str, Any]) -> None:
     try:
         same = msgspec.json.decode(path.read_bytes())["asked"] == asked
     except (OSError, msgspec.DecodeError, KeyError, TypeError) as e:
-        raise TrainError(f"{path}: cannot be read ({reason(e)}); choose another folder") from e
+        raise OutputError(f"{path}: cannot be read ({reason(e)}); choose another folder") from e
     if not same:
-        raise TrainError(f"{path}: is of another sweep; give the same options, or choose another name")
-
-
-def train_into(
-    out: Path,
-    config: TrainConfig,
-    progress: Progress,
-    *,
-    resume: bool = False,
-    force: bool = False,
-    backbone: Backbone | None = None,
-) -> Run:
-    """Train into a folder, which is there when the training is done, or stopped with something to show.
-
-    Args:
-        out: the run's folder.
-        config: what to train, on what.
-        progress: told how far it is.
-        resume: go on where a training stopped; one that is done stays as it is.
-        force: replace what is there.
-        backbone: the config's, if it is loaded already.
-
-    Raises:
-        OutputError: the folder is there, or begun, or cannot be written.
-        PtexportError: see `train`.
-    """
-    under_way = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
-    if resume and (out / METRICS).is_file() and not any(path.exists() for path in under_way):
-        return read_finished(out, config, progress, backbone)
-    with kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME) as folder:
-        run = train(config, progress, state=folder / RESUME, backbone=backbone)
-        run.write(folder)
-        if run.metrics.stopped is None:
-            (folder / RESUME).unlink()
-    return run
+        raise OutputError(f"{path}: is of another sweep; give the same options, or choose another name")
 
 
 def _name(options: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> str:
@@ -186,10 +164,7 @@ def _with(base: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
     template = options.pop("template", base.template)
     if "rows" in options:
         template = _with_rows(template, options.pop("rows"))
-    encoder = options.get("encoder", base.encoder)
     of_settings = {name: options.pop(name) for name in list(options) if name in TrainSettings.__struct_fields__}
-    if encoder != base.encoder and "lr" not in of_settings and base.settings.lr == DEFAULT_LR[base.encoder]:
-        of_settings["lr"] = DEFAULT_LR[encoder]
     settings = msgspec.structs.replace(base.settings, **of_settings)
     return dataclasses.replace(base, template=template, settings=settings, **options)
 
@@ -219,7 +194,8 @@ def _record(out: Path, asked: dict[str, Any], outcomes: list[Outcome]) -> None:
     content = msgspec.json.format(msgspec.json.encode({"asked": asked, "outcomes": outcomes}), indent=2)
     write_whole(out / SWEEP, content + b"\n", force=True)
     if outcomes and outcomes[0].failed is None:
-        link = out / f".{BEST}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(outcomes[0].name)
-        link.replace(out / BEST)
+        with saying_what_the_disk_refused(out / BEST, "remove it if it is no link, or use a disk that knows links"):
+            link = out / f".{BEST}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(outcomes[0].name)
+            link.replace(out / BEST)

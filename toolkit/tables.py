@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptexport.runtime.manifest import Comparison, Manifest
-from ptexport.toolkit.evaluate import Contrast, Evaluation
+from ptexport.toolkit.evaluate import UNSURE, Contrast, Evaluation, headings, summary
 
 if TYPE_CHECKING:
     from ptexport.toolkit.cache import Entry
@@ -49,10 +49,16 @@ def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
     """Print the runs of a sweep, the best first."""
     table = _table("run", "dev accuracy", "test accuracy", "epochs", "seconds")
     for outcome in outcomes:
-        figures = f"{outcome.dev_accuracy:.1%}" if outcome.failed is None else "failed", f"{outcome.test_accuracy:.1%}"
-        table.add_row(escape(outcome.name), *figures, str(outcome.epochs), f"{outcome.train_seconds:.0f}")
+        if outcome.failed is None:
+            figures = f"{outcome.dev_accuracy:.1%}", f"{outcome.test_accuracy:.1%}", str(outcome.epochs)
+            table.add_row(escape(outcome.name), *figures, f"{outcome.train_seconds:.0f}")
+        else:
+            table.add_row(escape(outcome.name), "failed", "-", "-", "-")
     console = Console()
     console.print(table)
+    for outcome in outcomes:
+        if outcome.failed is not None:
+            console.print(f"{outcome.name}: {outcome.failed}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}/best is {outcomes[0].name}, chosen by dev accuracy", markup=False, highlight=False)
 
 
@@ -84,24 +90,19 @@ def _figures(result: Comparison) -> tuple[str, str, str]:
 
 def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) -> None:
     """Print one bundle's figures, or two side by side."""
-    table = _table("", *(evaluation.bundle for evaluation in evaluations), title=f"{evaluations[0].n_rows} rows")
-    for name, figures in (
-        ("accuracy", [f"{e.accuracy:.1%}" for e in evaluations]),
-        ("given a label", [f"{e.coverage:.1%}" for e in evaluations]),
-        ("accuracy of those", [f"{e.answered_accuracy:.1%}" for e in evaluations]),
-        ("macro-F1", [f"{e.macro_f1:.3f}" for e in evaluations]),
-        ("expected calibration error", [f"{e.calibration_error:.3f}" for e in evaluations]),
-        ("one row alone, median", [f"{e.latency.p50_ms:.1f} ms" for e in evaluations]),
-        ("one row alone, 99 of 100 within", [f"{e.latency.p99_ms:.1f} ms" for e in evaluations]),
-        ("all rows in batches", [f"{e.latency.rows_per_s:.0f} rows/s" for e in evaluations]),
-    ):
-        table.add_row(name, *figures)
+    names = headings(evaluations)
+    table = _table("", *names, title=f"{evaluations[0].n_rows} rows")
+    figures = [summary(evaluation) for evaluation in evaluations]
+    for name in figures[0]:
+        table.add_row(name, *(figure[name] for figure in figures))
     console = Console()
     console.print(table)
-    for evaluation in evaluations:
-        console.print(_confusion(evaluation))
+    for name, evaluation in zip(names, evaluations, strict=True):
+        console.print(_confusion(name, evaluation))
         if evaluation.worst:
-            console.print(_worst(evaluation))
+            console.print(_worst(name, evaluation))
+    if any(evaluation.coverage < 1 for evaluation in evaluations):
+        console.print(UNSURE, markup=False, highlight=False)
     if contrast is not None:
         console.print(
             f"the two agree on {contrast.agreement:.1%} of the rows; where they do not, the first is right on "
@@ -128,7 +129,7 @@ def print_description(record: dict[str, Any]) -> None:
     for row, words in enumerate(record["nearest_words"] or []):
         near = ", ".join(f"{word!r} {cosine:.2f}" for word, cosine in words)
         console.print(f"[P {row}] is nearest to {near}", markup=False, highlight=False, soft_wrap=True)
-    if record["nearest_words"] is None:
+    if record["nearest_words"] is None and "warning" not in record:
         console.print("nearest words: pip install 'ptexport[train]' to see them", markup=False)
 
 
@@ -158,15 +159,17 @@ def print_entries(entries: list["Entry"], *, removed: bool) -> None:
     Console().print(table)
 
 
-def _confusion(evaluation: Evaluation) -> Table:
-    table = _table("", *evaluation.labels, "F1", title=f"{evaluation.bundle}: label (down) answered as (across)")
+def _confusion(name: str, evaluation: Evaluation) -> Table:
+    table = _table("", *evaluation.labels, "F1", title=f"{name}: label (down) answered as (across)")
     for label, counts, f1 in zip(evaluation.labels, evaluation.confusion, evaluation.f1, strict=True):
         table.add_row(escape(label), *map(str, counts), f"{f1:.3f}")
     return table
 
 
-def _worst(evaluation: Evaluation) -> Table:
-    table = _table("row", "label", "answer", "probability", title=f"{evaluation.bundle}: surest mistakes")
+def _worst(name: str, evaluation: Evaluation) -> Table:
+    table = _table(
+        "row", "label", "answer", "probability", title=f"{name}: surest mistakes, by number of the row from 1"
+    )
     for mistake in evaluation.worst:
         figures = str(mistake.row), escape(mistake.label), escape(mistake.answer), f"{mistake.probability:.3f}"
         table.add_row(*figures)

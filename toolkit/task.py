@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ptexport.runtime.errors import TrainError
+from ptexport.runtime.errors import TrainError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone
@@ -20,7 +20,7 @@ from ptexport.toolkit.verbalizer import Verbalizer
 from ptexport.toolkit.words import WordTokenizer
 
 if TYPE_CHECKING:
-    from ptexport.toolkit.train import TrainConfig
+    from ptexport.toolkit.plan import TrainConfig
 
 
 DEFAULT_MAX_LENGTH = 512
@@ -149,4 +149,5 @@ def find_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as e:  # which of the two depends on how this torch was built
-        raise TrainError(f"device {name}: {str(e).splitlines()[0]}; use auto or cpu") from e
+        why = reason(e) if len(reason(e)) < 100 else "torch knows no device of that name"
+        raise TrainError(f"device {name}: not to be had ({why}); use auto or cpu") from e

@@ -1,6 +1,6 @@
 """A template's text -> its pieces; knows the notation, nothing of tokenizers or models.
 
-    [P] [P*n]        one or n virtual tokens
+    [P] [P*n]        one or n virtual tokens, at most 1000 in all
     {text} {text_b}  the row's texts
     [MASK]           the position a masked model reads; on a causal model, optional and last
     [CLS] [SEP] [BOS]  the backbone's own tokens; with any of them written, none is added around the template
@@ -28,7 +28,7 @@ _PLACEHOLDERS: dict[str, Kind] = {
     "[BOS]": "bos",
 }
 _BRACKETED = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}")
-_PROMPT = re.compile(r"\[P(?:\*(\d{1,4}))?\]")
+_PROMPT = re.compile(r"\[P(?:\*(\d+))?\]")
 MAX_PROMPT_TOKENS = 1000
 
 
@@ -117,8 +117,8 @@ def _add_placeholder(pieces: list[Piece], source: str, match: re.Match[str]) -> 
         known = ", ".join([*_PLACEHOLDERS, "[P*n]"])
         raise TemplateError(f"template {source!r}: unknown placeholder {match[0]!r}; known are {known}")
     count = int(prompt[1] or 1) if prompt else 1
-    if count == 0:
-        raise TemplateError(f"template {source!r}: {match[0]} stands for no virtual token; need [P*1] or more")
+    if not 1 <= count <= MAX_PROMPT_TOKENS:
+        raise TemplateError(f"template {source!r}: {match[0]}: need 1 to {MAX_PROMPT_TOKENS} virtual tokens")
     pieces.append(Piece(kind=kind, spaced=spaced))
     pieces.extend([Piece(kind=kind)] * (count - 1))
 

@@ -1,112 +1,23 @@
-"""Template, labels, rows and a backbone -> a Run; knows the order of things, none of them itself."""
+"""A plan -> a Run, in memory or in a folder; knows the order of things, none of them itself."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from ptexport.runtime.errors import DataError, TemplateError, TrainError
-from ptexport.runtime.tokens import TextEncoder
-from ptexport.toolkit.audit import choose_check_rows, count_truncated, oddities
-from ptexport.toolkit.backbone import Backbone, Head, load_backbone
+from ptexport.toolkit.audit import choose_check_rows
+from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.calibration import fit_temperature, fit_threshold
-from ptexport.toolkit.checkpoint import find_checkpoint
-from ptexport.toolkit.data import Data, load_data
-from ptexport.toolkit.encoder import EncoderKind, SoftPrompt
-from ptexport.toolkit.resume import Ticket, check_same, hash_rows, load_state, save_state
-from ptexport.toolkit.run import Baked, Metrics, Run, RunConfig, Stopped, TrainSettings
-from ptexport.toolkit.scoring import Examples, Scorer
-from ptexport.toolkit.task import Task, find_device
-from ptexport.toolkit.template import Template
-from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate
+from ptexport.toolkit.encoder import SoftPrompt
+from ptexport.toolkit.folders import kept_folder
+from ptexport.toolkit.plan import Plan, TrainConfig, make_plan, run_config
+from ptexport.toolkit.resume import Ticket, check_same, hash_data, load_state, save_state
+from ptexport.toolkit.run import FILES, METRICS, RESUME, Baked, Metrics, Run, Stopped
+from ptexport.toolkit.scoring import Examples
 from ptexport.toolkit.training import Progress, Training, fit, saying_what_would_fit
-from ptexport.toolkit.verbalizer import Verbalizer
-
-DEFAULT_LR: dict[EncoderKind, float] = {"lstm": 5e-3, "mlp": 1e-3, "none": 1e-2}
-"""Rates that learn with a frozen backbone; the papers' 1e-5 is for tuning the language model with the prompt."""
 
 VERSIONED = ("ptexport", "torch", "transformers", "tokenizers")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """One training, as asked for.
-
-    Attributes:
-        model: `smollm2`, `minilm`, a folder or a hub name.
-        revision: branch, tag or commit of a model on the hub.
-        data: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
-        dev: a file of dev rows; None: a part of `data`.
-        test: a file of test rows; None: a part of `data`.
-        template: with at least one virtual token.
-        labels: `name=word|word,…` or a file; names alone for a linear head.
-        head: label words, or a linear layer.
-        pool: what a linear head reads on a masked model; None: the mean.
-        encoder: the prompt encoder.
-        init: what plain rows (`encoder="none"`) start from: noise of the embeddings' size, or the label words'.
-        max_length: most tokens in one row; None: 512, or fewer where the backbone takes fewer.
-        truncate: which text of a pair is cut.
-        strict: refuse texts longer than `max_length` instead of truncating them.
-        calibrate: fit a temperature on dev, so that probabilities are honest.
-        abstain: share of the answered dev rows that must be right; where the bundle is not sure enough for that, it
-            gives no label. None: it always gives one.
-        manual: hand-written templates to measure with the same label words and test rows.
-        device: "auto", or a torch device.
-        settings: rates and sizes.
-    """
-
-    model: str
-    data: str
-    template: str
-    labels: str
-    settings: TrainSettings
-    revision: str | None = None
-    dev: str | None = None
-    test: str | None = None
-    head: Head = "words"
-    pool: Literal["mean", "first"] | None = None
-    encoder: EncoderKind = "lstm"
-    init: Literal["random", "words"] = "random"
-    max_length: int | None = None
-    truncate: Truncate = "longest"
-    strict: bool = False
-    calibrate: bool = False
-    abstain: float | None = None
-    manual: Sequence[str] = field(default=())
-    device: str = "auto"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """A training whose parts fit together.
-
-    Attributes:
-        config: as asked for.
-        template: the one trained.
-        task: verbalizer and backbone.
-        compiled: the template on the backbone.
-        scorer: scores as the bundle will.
-        data: all rows.
-        learn: training rows, encoded for `fit`.
-        dev: dev rows, encoded for the scorer.
-        test: test rows, likewise.
-        manual: hand-written templates, by their text.
-    """
-
-    config: TrainConfig
-    template: Template
-    task: Task
-    compiled: CompiledTemplate
-    scorer: Scorer
-    data: Data
-    learn: Examples
-    dev: Examples
-    test: Examples
-    manual: dict[str, Template]
 
 
 def train(
@@ -128,7 +39,7 @@ def train(
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
     """
-    plan = _plan(config, progress, backbone)
+    plan = make_plan(config, progress, backbone)
     ticket = _ticket(plan)
     torch.manual_seed(plan.config.settings.seed)
     prompt = plan.task.prompt(plan.template, with_encoder=True)
@@ -137,7 +48,7 @@ def train(
         load_state(state, training, ticket)
         progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
     keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
-    with saying_what_would_fit(config.settings.batch_size, plan.learn):
+    with saying_what_would_fit(plan.config.settings.batch_size, plan.learn):
         # Before training, so that a hand-written template or its words that do not fit cost no training.
         manual_accuracy = _measure_by_hand(plan, progress)
         stopped = fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
@@ -152,71 +63,61 @@ def train(
     )
 
 
-def read_finished(folder: Path, config: TrainConfig, progress: Progress, backbone: Backbone | None) -> Run:
-    """Read a run that was finished before, if it is what `train` would make of this config now.
+def train_into(
+    out: Path,
+    config: TrainConfig,
+    progress: Progress,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    backbone: Backbone | None = None,
+) -> Run:
+    """Train into a folder, which is there when the training is done, or stopped with something to show.
+
+    Args:
+        out: the run's folder.
+        config: what to train, on what.
+        progress: told how far it is.
+        resume: go on where a training stopped; one that is done stays as it is.
+        force: replace what is there.
+        backbone: the config's, if it is loaded already.
 
     Raises:
-        TrainError: it is of other options or data (says which).
+        OutputError: the folder is there, or begun, or cannot be written.
         PtexportError: see `train`.
     """
-    run = Run.read(folder)
-    made = Ticket(config=run.config, data_sha256=run.metrics.data_sha256)
-    check_same(folder, made, _ticket(_plan(config, progress, backbone)))
+    under_way = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
+    if resume and (out / METRICS).is_file() and not any(path.exists() for path in under_way):
+        return _read_finished(out, config, progress, backbone)
+    with kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME) as folder:
+        run = train(config, progress, state=folder / RESUME, backbone=backbone)
+        run.write(folder)
+    if run.metrics.stopped is None:
+        (
+            out / RESUME
+        ).unlink()  # when the run is where it belongs, so that a kill at any moment leaves one or the other
     return run
 
 
-def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
-    """Load the backbone that a training asks for.
+def _read_finished(folder: Path, config: TrainConfig, progress: Progress, backbone: Backbone | None) -> Run:
+    """Read a run that was finished before, if it is what `train` would make of this config now.
 
     Raises:
-        ModelError: it cannot be loaded.
+        OutputError: it is of other options or data (says which).
+        PtexportError: see `train`.
     """
-    progress.stage("loading the model")
-    return load_backbone(find_checkpoint(config.model, revision=config.revision, stage=progress.stage), config.head)
+    run = Run.read(folder)
+    made = Ticket(config=run.config, data_sha256=run.metrics.data_sha256, manual=list(run.metrics.manual_accuracy))
+    check_same(folder, made, _ticket(make_plan(config, progress, backbone)))
+    return run
 
 
-def _plan(config: TrainConfig, progress: Progress, backbone: Backbone | None) -> _Plan:
-    template, manual = check_templates(config)
-    verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
-    device = find_device(config.device)
-    labels = verbalizer.labels
-    seed = config.settings.seed
-    data = load_data(config.data, dev=config.dev, test=config.test, labels=labels, fields=template.fields, seed=seed)
-    task = Task.prepare(config, verbalizer, backbone or load_backbone_for(config, progress), device)
-    compiled = task.compile(template)
-    scorer = task.scorer(compiled)
-    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
-    learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, labels)
-    dev, test = (Examples.encode(rows, scorer.encoder, labels) for rows in (data.dev, data.test))
-    encodings = [*learn.encodings, *dev.encodings, *test.encodings]
-    if config.strict and count_truncated(encodings):
-        raise DataError(
-            f"data: {count_truncated(encodings)} of {len(encodings)} rows are longer than {compiled.max_length} tokens "
-            "with the template; shorten them, raise --max-length, or leave out --strict"
-        )
-    for sentence in oddities(data, labels, template, task.backbone.tokenizer_json, encodings):
-        progress.warning(sentence)
-    return _Plan(
-        config=config,
-        template=template,
-        task=task,
-        compiled=compiled,
-        scorer=scorer,
-        data=data,
-        learn=learn,
-        dev=dev,
-        test=test,
-        manual=manual,
-    )
-
-
-def _ticket(plan: _Plan) -> Ticket:
-    data = plan.data
-    return Ticket(config=_run_config(plan), data_sha256=hash_rows([*data.train, *data.dev, *data.test]))
+def _ticket(plan: Plan) -> Ticket:
+    return Ticket(config=run_config(plan), data_sha256=hash_data(plan.data), manual=list(plan.manual))
 
 
 def _measure(
-    plan: _Plan,
+    plan: Plan,
     training: Training,
     stopped: Stopped | None,
     manual_accuracy: dict[str, float],
@@ -246,35 +147,7 @@ def _measure(
     )
 
 
-def check_templates(config: TrainConfig) -> tuple[Template, dict[str, Template]]:
-    """Parse the template to be trained and, by their text, the hand-written ones; refuse what does not go together.
-
-    Raises:
-        TemplateError: one of them cannot be parsed, or cannot be used here.
-        TrainError: the options exclude each other.
-    """
-    template = Template.parse(config.template)
-    where = f"template {config.template!r}"
-    if template.n_prompt == 0:
-        raise TemplateError(f"{where}: has no virtual token to train; add [P*3], or give it to --manual")
-    if config.init == "words" and config.encoder != "none":
-        raise TrainError(f"init words: the {config.encoder} encoder makes its rows itself; use --encoder none")
-    if config.truncate == "text" and not template.has("text_b"):
-        raise TemplateError(f"truncate text: {where} takes one text, which is cut anyway; leave it out")
-    manual = {source: Template.parse(source) for source in config.manual}
-    if manual and config.head == "linear":
-        raise TemplateError("manual: a linear head has no label words for hand-written templates; leave out --manual")
-    for other in manual.values():
-        if other.n_prompt:
-            raise TemplateError(f"manual {other.source!r}: holds virtual tokens, which nobody trains; leave out [P]")
-        if other.fields != template.fields:
-            raise TemplateError(
-                f"manual {other.source!r}: takes {other.fields}, {where} {template.fields}; use the same"
-            )
-    return template, manual
-
-
-def _measure_by_hand(plan: _Plan, progress: Progress) -> dict[str, float]:
+def _measure_by_hand(plan: Plan, progress: Progress) -> dict[str, float]:
     """Measure hand-written templates with the same label words and rows; accuracies, 0 to 1."""
     task, accuracies = plan.task, {}
     for source, template in plan.manual.items():
@@ -285,31 +158,8 @@ def _measure_by_hand(plan: _Plan, progress: Progress) -> dict[str, float]:
     return accuracies
 
 
-def _run_config(plan: _Plan) -> RunConfig:
-    config, task = plan.config, plan.task
-    words = task.verbalizer.words
-    return RunConfig(
-        method="p-tuning",
-        model=config.model,
-        revision=task.backbone.commit,
-        backbone=task.backbone.facts,
-        template=config.template,
-        labels=list(task.verbalizer.labels),
-        label_words=None if words is None else [list(label) for label in words],
-        read=task.classifier.read,
-        encoder=config.encoder,
-        init=config.init,
-        max_length=plan.compiled.max_length,
-        truncate=config.truncate,
-        calibrate=config.calibrate,
-        abstain=config.abstain,
-        n_folded=len(plan.scorer.leading_ids),
-        training=plan.config.settings,
-    )
-
-
 @torch.no_grad()
-def _bake(plan: _Plan, prompt: SoftPrompt, temperature: float) -> Baked:
+def _bake(plan: Plan, prompt: SoftPrompt, temperature: float) -> Baked:
     """Run the encoder one last time, and the backbone over the leading prompt."""
     rows = prompt.prompt_rows()
     task, leading_ids = plan.task, plan.scorer.leading_ids

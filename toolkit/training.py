@@ -50,7 +50,7 @@ class Counters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         best_accuracy: dev accuracy of the best epoch; -1 before the first.
         best_loss: dev loss of the same, which decides among equals; nats.
         since_best: epochs since then.
-        seconds: wall time so far.
+        seconds: wall time of steps and evaluations so far.
     """
 
     done: int = 0
@@ -74,11 +74,14 @@ class Training:
         self.prompt = prompt
         self.settings = settings
         self.steps_per_epoch = math.ceil(n_rows / settings.batch_size)
+        assert settings.lr is not None  # a plan has chosen one
+        self.lr = settings.lr
         self.optimizer = torch.optim.AdamW(
-            prompt.trainable_parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+            prompt.trainable_parameters(), lr=self.lr, weight_decay=settings.weight_decay
         )
         self.best_state = copy.deepcopy(prompt.state_dict())
         self.at = Counters()
+        self.restart_clock()
 
     @property
     def total_steps(self) -> int:
@@ -90,10 +93,20 @@ class Training:
         """Whether all epochs are done, or enough of them were no better."""
         return self.at.epochs >= self.settings.epochs or self.at.since_best >= self.settings.patience
 
+    def restart_clock(self) -> None:
+        """Count no time before now."""
+        self._ticked = time.perf_counter()
+
+    def tick(self) -> None:
+        """Count the time since the last tick."""
+        now = time.perf_counter()
+        self.at.seconds += now - self._ticked
+        self._ticked = now
+
     def step(self, loss: Tensor) -> None:
         """Take an optimizer step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * _rate(self.at.done, self.total_steps, self.settings.warmup)
+            group["lr"] = self.lr * _rate(self.at.done, self.total_steps, self.settings.warmup)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.prompt.trainable_parameters(), self.settings.clip)
@@ -104,9 +117,11 @@ class Training:
                 raise
             raise _NotFiniteError("a step is no float32") from e
         self.at.done += 1
+        self.tick()
 
     def evaluated(self, accuracy: float, loss: float) -> None:
         """Count an epoch and keep the prompt if it is the best so far."""
+        self.tick()
         self.at.epochs += 1
         self.at.since_best += 1
         if (accuracy, -loss) > (self.at.best_accuracy, -self.at.best_loss):
@@ -161,7 +176,7 @@ def fit(
             part.
         dev: rows that choose the epoch, encoded by the scorer's encoder.
         progress: told of steps and epochs.
-        save: keeps the training's state; called after each epoch and every half minute.
+        save: keeps the training's state; called after each epoch and every `SAVE_EVERY_S`.
 
     Returns:
         Why it stopped before its end, after at least one epoch; None if it did not.
@@ -179,7 +194,7 @@ def fit(
         stopped = "interrupted"
     except _NotFiniteError as e:
         if training.at.epochs == 0:
-            where = f"after {training.at.done} steps at rate {training.settings.lr}"
+            where = f"after {training.at.done} steps at rate {training.lr}"
             raise TrainError(f"training: {e} {where}; use a lower --lr") from e
         stopped = "diverged"
     training.prompt.load_state_dict(training.best_state)
@@ -226,8 +241,8 @@ def _fit(
     leading = None if scorer.trains_leading else scorer.leading_states(prompt)
     targets = torch.tensor(train.targets, device=prompt.label_bias.device)
     lengths = [len(encoding) for encoding in train.encodings]
-    seconds_before, started = at.seconds, time.perf_counter()
-    saved = started
+    training.restart_clock()
+    saved = time.perf_counter()
     while not training.finished:
         epoch, done = divmod(at.done, training.steps_per_epoch)
         if epoch > at.epochs:
@@ -235,7 +250,6 @@ def _fit(
             if not math.isfinite(loss_):
                 raise _NotFiniteError(f"the dev loss is {loss_}")
             training.evaluated(accuracy, loss_)
-            at.seconds = seconds_before + time.perf_counter() - started
             save()
             progress.epoch(at.epochs, accuracy)
             continue
@@ -248,9 +262,8 @@ def _fit(
             training.step(loss)
             progress.step(at.done, training.total_steps, loss.item())
             if time.perf_counter() - saved > SAVE_EVERY_S:
-                saved = time.perf_counter()
-                at.seconds = seconds_before + saved - started
                 save()
+                saved = time.perf_counter()
 
 
 def _rate(step: int, total: int, warmup: float) -> float:

@@ -47,6 +47,8 @@ class Verbalizer:
         labels = tuple(name.strip() for name, _, _ in pairs)
         words = tuple(tuple(word.strip() for word in words.split("|") if word.strip()) for _, _, words in pairs)
         where = f"labels {spec!r}"
+        if len(labels) == 1 and not words[0] and Path(spec).suffix:
+            raise VerbalizerError(f"{where}: no such file; check the path, or write name=word,name=word")
         if len(labels) < 2 or len(set(labels)) < len(labels) or "" in labels:
             raise VerbalizerError(f"{where}: got {list(labels)}, need two or more different names separated by commas")
         for label, has in zip(labels, words, strict=True):

@@ -72,3 +72,23 @@ def test_what_is_refused(name: str, content: bytes, message: str, tmp_path: Path
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing\.csv: cannot be read \(No such file or directory\)"):
         list(read_rows(tmp_path / "nothing.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.tsv", b"text\n", r"rows\.tsv: its name ends in '\.tsv', need \.jsonl or \.csv"),
+        ("rows.csv", b"text;label\na;b\n", r"rows\.csv line 1: columns are separated by ';', need commas"),
+        ("rows.csv", b"text\tlabel\na\tb\n", r"line 1: columns are separated by '\\t', need commas"),
+        ("rows.csv", "text\nplain\ncafé\n".encode("latin-1"), r"rows\.csv line 3: not UTF-8 .* iconv -f latin1"),
+    ],
+)
+def test_files_of_another_kind_are_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_rows(tmp_path / name))
+
+
+def test_the_ending_s_case_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "ROWS.CSV").write_text("text\na\n")
+    assert [row.text for row in read_rows(tmp_path / "ROWS.CSV")] == ["a"]

@@ -12,7 +12,7 @@ import pytest
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, OutputError
 from ptexport.runtime.rows import Row
-from ptexport.runtime.streaming import label_file, predict_rows, write_whole
+from ptexport.runtime.streaming import Counts, label_file, predict_rows, write_whole
 
 N_ROWS = 2500
 
@@ -73,8 +73,39 @@ def test_it_goes_on_after_the_rows_that_are_there(
     with pytest.raises(OutputError, match="holds other rows than the input, from the end of the input on"):
         label(engine, rows(N_ROWS - 1), out, resume=True)
     before = out.stat().st_mtime_ns
-    assert label(engine, rows(), out, resume=True) == []
+    assert label(engine, rows(), out, resume=True) == [N_ROWS]
     assert out.stat().st_mtime_ns == before
+
+
+def test_what_another_bundle_answered_is_not_taken_for_one_s_own(
+    engine: Engine, bert_bundle: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out.jsonl", Engine.open(bert_bundle)
+    label(other, rows(20), out)
+    finished = out.read_bytes()
+    with pytest.raises(OutputError, match="holds answers of another bundle; choose another name, or use --force"):
+        label(engine, rows(20), out, resume=True)
+    partial_of(engine, out).write_bytes(b"")
+    with pytest.raises(OutputError, match=r"exists already, and .* was begun for it; remove one of them"):
+        label(engine, rows(20), out, resume=True)
+    assert out.read_bytes() == finished
+    out.write_bytes(b"".join(b'{"text":"%s","x":1}\n' % row.text.encode() for row in rows(20)))
+    partial_of(engine, out).unlink()
+    with pytest.raises(OutputError, match="holds answers of another bundle"):
+        label(engine, rows(20), out, resume=True)
+
+
+def test_what_was_truncated_before_is_refused_too(engine: Engine, tmp_path: Path) -> None:
+    def long() -> Iterator[Row]:
+        return iter([Row(where="rows line 1", text='"truncated":true'), Row(where="rows line 2", text="slow " * 200)])
+
+    out = tmp_path / "out.jsonl"
+    for name in (out, partial_of(engine, out)):
+        label(engine, long(), out, force=True)
+        out.replace(name)
+        with pytest.raises(DataError, match="rows line 2: the text is longer than the"):
+            label_file(engine, long(), out, resume=True, force=False, strict=True, report=lambda done: None)
+        name.unlink()
 
 
 def test_a_broken_row_keeps_those_before_it(engine: Engine, whole: bytes, tmp_path: Path) -> None:
@@ -169,7 +200,7 @@ def test_long_texts_are_counted_or_refused(engine: Engine, tmp_path: Path) -> No
     given = [Row(where=f"rows line {i}", text="slow " * n) for i, n in enumerate((1, 200, 3, 300), 1)]
     out = tmp_path / "out.jsonl"
     options: dict[str, Any] = {"resume": False, "force": False, "report": lambda done: None}
-    assert label_file(engine, iter(given), out, strict=False, **options) == 2
+    assert label_file(engine, iter(given), out, strict=False, **options) == Counts(rows=4, truncated=2)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line.get("truncated", False) for line in lines] == [False, True, False, True]
     with pytest.raises(

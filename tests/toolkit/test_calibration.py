@@ -1,6 +1,5 @@
 """Temperature and threshold, against data made so that the answer is known."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from tiny import LABELS, Quiet, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
 from ptexport.runtime import Engine
+from ptexport.runtime.rows import read_rows
 from ptexport.toolkit.calibration import fit_temperature, fit_threshold
 from ptexport.toolkit.run import Run
 
@@ -23,11 +23,16 @@ def test_a_known_temperature_is_found(temperature: float) -> None:
 
 
 def test_a_few_rows_that_are_all_right_do_not_make_it_certain() -> None:
-    """Four of two classes count as five in six: exp(1 / t) is 5."""
-    always_right = torch.tensor([[1.0, 0.0]] * 4)
-    targets = torch.zeros(4, dtype=torch.int64)
-    assert fit_temperature(always_right, targets) == pytest.approx(1 / math.log(5), rel=1e-3)
-    assert fit_temperature(always_right, 1 - targets) == pytest.approx(20, rel=0.1)
+    """Nor uncertain: without the prior, ten such rows would give the lowest temperature there is."""
+    always_right = torch.tensor([[2.0, 0.0]] * 10)
+    targets = torch.zeros(10, dtype=torch.int64)
+    assert 0.6 < fit_temperature(always_right, targets) < 1
+    assert fit_temperature(always_right, 1 - targets) > 1.5
+
+
+def export_to(run: Path, bundle: Path) -> Path:
+    export(ExportConfig(run=run, out=bundle), Quiet())
+    return bundle
 
 
 def logits(*probabilities: float) -> torch.Tensor:
@@ -38,12 +43,12 @@ def logits(*probabilities: float) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("right", "accuracy", "threshold"),
     [
-        ([1, 1, 0, 1], 1.0, 0.8),
-        ([1, 1, 0, 1], 0.75, 0.6),
-        ([1, 1, 0, 1], 0.7, 0.6),
+        ([1, 1, 0, 1], 1.0, 0.75),
+        ([1, 1, 0, 1], 0.75, 0.5995),
+        ([1, 1, 0, 1], 0.7, 0.5995),
         ([0, 1, 1, 1], 0.9, None),
-        ([0, 1, 1, 1], 0.7, 0.6),
-        ([1, 1, 1, 1], 1.0, 0.6),
+        ([0, 1, 1, 1], 0.7, 0.5995),
+        ([1, 1, 1, 1], 1.0, 0.5995),
     ],
 )
 def test_the_lowest_threshold_that_is_right_often_enough(
@@ -54,7 +59,7 @@ def test_the_lowest_threshold_that_is_right_often_enough(
 
 
 def test_rows_of_one_probability_go_together() -> None:
-    assert fit_threshold(logits(0.9, 0.8, 0.8), torch.tensor([0, 0, 1]), 0.9) == pytest.approx(0.9)
+    assert fit_threshold(logits(0.9, 0.8, 0.8), torch.tensor([0, 0, 1]), 0.9) == pytest.approx(0.85)
 
 
 @pytest.mark.parametrize(("model", "template"), [("llama", "[P*2] {text} [P]"), ("bert", "[P] {text} it was [MASK]")])
@@ -71,11 +76,24 @@ def test_they_are_exported(
     texts = ["the film was bright", "slow", "", "the story was very very dull"]
     assert metrics.temperature != pytest.approx(1, abs=0.01)
     np.testing.assert_allclose(both.logits(texts) * metrics.temperature, plain.logits(texts), atol=1e-4)
-    threshold = both.manifest.abstain_below
-    assert threshold == metrics.abstain_below is not None
-    for answer in both.predict(texts):
-        surest = max(answer.probabilities.values())
-        assert (answer.label is None) == (surest < threshold)
+    assert both.manifest.abstain_below == metrics.abstain_below is not None
     assert both.manifest.parity.tolerance == pytest.approx(plain.manifest.parity.tolerance / metrics.temperature)
     assert plain.manifest.abstain_below is None
     assert all(answer.label is not None for answer in plain.predict(texts))
+
+
+@pytest.mark.parametrize("text", ["{text} [P]", "[P] {text} it"])
+def test_what_was_asked_of_dev_rows_the_bundle_keeps(text: str, llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """A run whose threshold is the surest but one: float32 and another library give the same rows a label."""
+    dev = list(read_rows(rows_file))
+    train_tiny(llama, rows_file, text, tmp_path / "run", labels=LABELS, dev=str(rows_file))
+    engine = Engine.open(export_to(tmp_path / "run", tmp_path / "plain"))
+    logits = torch.from_numpy(engine.logits([row.text for row in dev]))
+    targets = torch.tensor([engine.labels.index(row.label or "") for row in dev])
+    right = (logits.argmax(1) == targets).double()
+    asked = right.mean().item() + 0.05
+    train_tiny(llama, rows_file, text, tmp_path / "sure", labels=LABELS, dev=str(rows_file), abstain=asked)
+    answers = Engine.open(export_to(tmp_path / "sure", tmp_path / "bundle")).predict([row.text for row in dev])
+    answered = [(a.label, row.label) for a, row in zip(answers, dev, strict=True) if a.label is not None]
+    assert 0 < len(answered) < len(dev)
+    assert np.mean([label == wanted for label, wanted in answered]) >= asked

@@ -36,7 +36,10 @@ def test_predict_prints_answers_and_files_keep_order(llama_bundle: Path, tmp_pat
     ("content", "message"),
     [
         ("", "no rows in it"),
-        ('{"text": "a", "label": "odd"}\n', "rows.jsonl line 1: label 'odd' is not declared"),
+        (
+            '{"text": "a", "label": "odd"}\n',
+            "rows.jsonl line 1: label 'odd' is none of ['positive', 'negative']; add it to --labels",
+        ),
         ('{"text": "a", "label": "positive"}\n{"text": \n', "rows.jsonl line 2: not JSON"),
         ('{"words": "a", "label": "positive"}\n', "no column 'text'"),
         ('{"text": "a"}\n', "no column 'label'"),
@@ -127,3 +130,29 @@ def test_the_commands_of_the_readme(llama_run: Path, tmp_path: Path) -> None:
         assert subprocess.run(["sh", "-ec", block], cwd=tmp_path, capture_output=True, check=True, env=bare).stdout
     code = README.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True).stdout
+
+
+def test_the_input_is_not_overwritten(llama_bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text\na\n")
+    done = ptexport("predict", llama_bundle, "--input", rows, "--output", rows, "--force")
+    assert (done.returncode, f"{rows}: is the input; choose another name" in done.stderr) == (1, True)
+    assert rows.read_text() == "text\na\n"
+
+
+def test_failures_reach_the_log(llama_bundle: Path, tmp_path: Path) -> None:
+    rows, log = tmp_path / "rows.csv", tmp_path / "log"
+    rows.write_text("text\na\n")
+    done = ptexport("evaluate", llama_bundle, "--data", rows, "--log-file", log)
+    assert done.returncode == 1
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert (last["event"], last["message"]) == ("error", done.stderr.removeprefix("ptexport: ").strip())
+
+
+def test_a_log_that_cannot_be_written_loses_no_work(llama_bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\na,positive\n")
+    done = ptexport("evaluate", llama_bundle, "--data", rows, "--log-file", "/dev/full", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["evaluations"][0]["n_rows"] == 1
+    assert "takes no more lines (No space left on device)" in done.stderr

@@ -59,7 +59,7 @@ def test_few_rows_still_reach_every_part(tmp_path: Path) -> None:
     [
         ("text,label\n", "no rows in it"),
         ("text,label\na,no\nb,yes\n", "2 rows leave none for dev; add rows or give --dev"),
-        ("text,label\na,maybe\n", r"rows.csv line 2: label 'maybe' is not declared, need one of \['no', 'yes'\]"),
+        ("text,label\na,maybe\n", r"rows.csv line 2: label 'maybe' is none of \['no', 'yes'\]; add it"),
         ("text,text_b,label\na,b,no\n", "has a 'text_b', the template takes none"),
     ],
 )
@@ -120,3 +120,15 @@ def test_cities_are_balanced_and_unambiguous() -> None:
     assert {"Tokyo", "Nairobi", "Montevideo"} <= texts(rows)
     # London and Paris are in North America too, Santiago in more places than one.
     assert not {"London", "Paris", "Santiago"} & texts(rows)
+
+
+def test_copies_of_a_text_stay_together(tmp_path: Path) -> None:
+    """Else the dev and test rows would be known from training."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"{i % 50},{'no' if i % 50 < 25 else 'yes'}\n" for i in range(150)))
+    data = load_data(str(path), dev=None, test=None, labels=["no", "yes"], fields=["text"], seed=0)
+    parts = [{row.text for row in part} for part in (data.train, data.dev, data.test)]
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+    assert not parts[1] & parts[2]
+    assert sum(map(len, (data.train, data.dev, data.test))) == 150

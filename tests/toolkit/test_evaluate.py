@@ -17,7 +17,7 @@ from tiny import ROWS
 from ptexport.runtime import Engine, Prediction
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import Row
-from ptexport.toolkit.evaluate import Evaluation, Result, contrast, evaluate, same_labels
+from ptexport.toolkit.evaluate import Evaluation, Result, check_comparable, contrast, evaluate
 
 LABELS = ["a", "b", "c"]
 
@@ -88,7 +88,7 @@ def test_two_side_by_side() -> None:
     ("rows", "message"),
     [
         ([Row(where="rows line 1", text="a 1")], "rows line 1: no column 'label'"),
-        ([row("d", "a", 1)], r"label 'd' is none of the bundle's, \['a', 'b', 'c'\]"),
+        ([row("d", "a", 1)], r"label 'd' is none of \['a', 'b', 'c'\]; mend the row"),
     ],
 )
 def test_rows_that_cannot_be_measured_on(rows: list[Row], message: str) -> None:
@@ -99,7 +99,16 @@ def test_rows_that_cannot_be_measured_on(rows: list[Row], message: str) -> None:
 def test_other_labels() -> None:
     other = SimpleNamespace(labels=["a", "c", "b"])
     with pytest.raises(DataError, match="compare bundles with the same labels in one order"):
-        same_labels([cast("Engine", Fixed()), cast("Engine", other)])
+        check_comparable([cast("Engine", Fixed()), cast("Engine", other)])
+    other = SimpleNamespace(labels=LABELS, manifest=SimpleNamespace(fields=["text", "text_b"]))
+    with pytest.raises(DataError, match="compare bundles that take the same texts"):
+        check_comparable([cast("Engine", Fixed()), cast("Engine", other)])
+
+
+def test_labels_that_nobody_has_do_not_count() -> None:
+    """As scikit-learn's macro average: the third label is neither a row's nor an answer."""
+    found = measure([row("a", "a", 0.9), row("b", "b", 0.9)]).evaluation
+    assert (found.macro_f1, found.f1) == (1.0, [1.0, 1.0, 0.0])
 
 
 def ptexport(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -118,11 +127,13 @@ def test_the_command(llama_bundle: Path, bert_bundle: Path, rows_file: Path, tmp
     assert [e["bundle"] for e in found["evaluations"]] == ["reviews", "masked-reviews"]
     assert found["evaluations"][0]["accuracy"] == pytest.approx(np.mean(right))
     assert found["evaluations"][0]["latency"]["p50_ms"] > 0
-    assert 0 <= found["contrast"]["agreement"] <= 1
+    other = [p.label for p in Engine.open(bert_bundle).predict([t for t, _ in ROWS])]
+    same = [p.label == o for p, o in zip(engine.predict([t for t, _ in ROWS]), other, strict=True)]
+    assert found["contrast"]["agreement"] == pytest.approx(np.mean(same))
     events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert events == [json.loads(line) for line in done.stderr.splitlines()]
-    assert events[-1]["event"] == "rows"
-    assert (events[-1]["done"], events[-1]["total"]) == (40, 41)
+    assert [event["event"] for event in events[-2:]] == ["rows", "done"]
+    assert (events[-2]["done"], events[-2]["total"]) == (40, 40)
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 2
     assert "surest mistakes" in html
@@ -171,8 +182,9 @@ def test_a_label_is_text_on_the_page(tmp_path: Path) -> None:
             "labels": ["<i>$_$", "b & c", "c"],
         }
     )
-    write_page(tmp_path / "page.html", [odd], None, force=False)
+    write_page(tmp_path / "page.html", [odd], None, data="rows & more.csv", force=False)
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;$x^$&lt;/b&gt;" in html
     assert "&lt;i&gt;$_$" in html
+    assert "rows &amp; more.csv" in html
     assert "<i>" not in html

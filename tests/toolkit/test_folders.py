@@ -50,7 +50,7 @@ def test_only_what_was_made_here_is_replaced(tmp_path: Path) -> None:
     fill(path, force=True)
     assert ((path / "marker").read_text(), names(tmp_path)) == ("new", ["out"])
     (path / "holiday.jpg").touch()
-    with pytest.raises(OutputError, match=r"holds 'holiday\.jpg', which ptexport did not write"):
+    with pytest.raises(OutputError, match=r"holds 'holiday\.jpg', which is no part of what would replace it"):
         fill(path, force=True)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="exists and is no folder"):
@@ -84,7 +84,9 @@ print((cached_folder("kind", "key", make=make) / "file").read_text())
 def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "out: cannot be written (File too large); choose another disk or free some space" in done.stderr
+    assert (
+        "out: cannot be written (File too large); check the path and its permissions, or free some space" in done.stderr
+    )
     assert names(tmp_path) == []
 
 

@@ -143,7 +143,10 @@ def test_what_is_not_ours_is_not_removed(llama: Path, rows_file: Path, tmp_path:
     (tmp_path / "run.partial" / "holiday.jpg").touch()
     for option in ("--resume", "--force"):
         done = run(command(llama, rows_file, tmp_path / "run", option, epochs=1))
-        assert (done.returncode, "holds 'holiday.jpg', which ptexport did not write" in done.stderr) == (1, True)
+        assert (done.returncode, "holds 'holiday.jpg', which is no part of what would replace it" in done.stderr) == (
+            1,
+            True,
+        )
     assert [path.name for path in (tmp_path / "run.partial").iterdir()] == ["holiday.jpg"]
 
 

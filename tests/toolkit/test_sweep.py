@@ -78,9 +78,10 @@ def test_templates_and_encoders(llama: Path, rows_file: Path, tmp_path: Path) ->
     [
         ("speed=1", r"need NAME=VALUE,VALUE with a name of template, rows, .*seed"),
         ("lr", "need NAME=VALUE,VALUE"),
-        ("lr=fast", "'fast' is not a valid float range; mend the value"),
+        ("lr=fast", "'fast' is not a valid number; mend the value"),
+        ("lr=nan", "'nan' is no finite number; mend the value"),
         ("lr=-1", "-1.0 is not in the range x>0"),
-        ("rows=1.5", "'1.5' is not a valid integer range"),
+        ("rows=1.5", "'1.5' is not a valid integer"),
         ("batch_size=0", "0 is not in the range x>=1"),
         ("encoder=gru", "'gru' is not one of 'lstm', 'mlp', 'none'"),
     ],
@@ -105,3 +106,40 @@ def test_a_run_that_fails_leaves_the_others(llama: Path, rows_file: Path, tmp_pa
 def test_rows_of_a_template_with_two_groups(llama: Path, rows_file: Path, tmp_path: Path) -> None:
     done = sweep(llama, rows_file, tmp_path / "out", "template=[P] {text} [P]", "rows=1,2")
     assert (done.returncode, "has 2 groups of virtual tokens, need one; sweep template=" in done.stderr) == (1, True)
+
+
+def test_a_combination_that_cannot_be_trained_stops_no_other(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    done = sweep(llama, rows_file, out, "rows=1,200,2", "encoder=none")
+    assert done.returncode == 0, done.stderr
+    outcomes = {outcome["name"]: outcome for outcome in json.loads((out / "sweep.json").read_text())["outcomes"]}
+    assert "leaving none for text" in outcomes["rows=200,encoder=none"]["failed"]
+    assert "leaving none for text" in done.stdout
+    assert [outcomes[f"rows={n},encoder=none"]["failed"] for n in (1, 2)] == [None, None]
+    done = ptexport("export", out, "--out", tmp_path / "bundle")
+    assert (done.returncode, f"of a sweep, {out / 'best'}" in done.stderr) == (1, True)
+
+
+def test_a_rate_that_was_given_is_kept(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """Even if it is another encoder's default."""
+    done = sweep(llama, rows_file, tmp_path / "out", "encoder=none,lstm", more=("--lr", "0.005"))
+    assert done.returncode == 0, done.stderr
+    rates = [Run.read(tmp_path / "out" / f"encoder={kind}").config.training.lr for kind in ("none", "lstm")]
+    assert rates == [0.005, 0.005]
+
+
+def test_a_table_is_kept_when_going_on_fails(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    assert sweep(llama, rows_file, out, "rows=1,2").returncode == 0
+    before = (out / "sweep.json").read_bytes()
+    (llama / "config.json").rename(llama / "away.json")
+    try:
+        done = sweep(llama, rows_file, out, "rows=1,2", more=("--resume",))
+    finally:
+        (llama / "away.json").rename(llama / "config.json")
+    assert (done.returncode, "no config.json" in done.stderr) == (1, True)
+    assert (out / "sweep.json").read_bytes() == before
+    (out / "best").unlink()
+    (out / "best").mkdir()
+    done = sweep(llama, rows_file, out, "rows=1,2", more=("--resume",))
+    assert (done.returncode, "best: cannot be written (Is a directory); remove it" in done.stderr) == (1, True)

@@ -1,5 +1,6 @@
 """Training on tiny models: what changes, what must not, and what stops it."""
 
+import contextlib
 import importlib
 import math
 import os
@@ -14,12 +15,14 @@ from tiny import LABELS, Quiet
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
 from ptexport.runtime.rows import Row
+from ptexport.toolkit import resume, training
 from ptexport.toolkit.audit import choose_check_rows
 from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.encoder import EncoderKind, PromptEncoder
+from ptexport.toolkit.plan import TrainConfig
 from ptexport.toolkit.run import TrainSettings
-from ptexport.toolkit.train import TrainConfig, train
+from ptexport.toolkit.train import train
 
 
 class Recorder(Quiet):
@@ -83,7 +86,7 @@ def test_the_backbone_and_the_label_words_are_frozen(
 ) -> None:
     """What is trained on is, float by float, what was loaded; the label words' rows are the head's own."""
     loaded: list[Backbone] = []
-    module = importlib.import_module("ptexport.toolkit.train")
+    module = importlib.import_module("ptexport.toolkit.plan")
     monkeypatch.setattr(module, "load_backbone", lambda *given: loaded.append(load_backbone(*given)) or loaded[-1])
     run = train(config(llama, rows_file, TrainSettings(lr=2e-2, epochs=2)), Quiet())
     before = load_backbone(find_checkpoint(str(llama)), "words")
@@ -166,12 +169,69 @@ def test_a_loss_that_stops_being_a_number_keeps_the_best_epoch(llama: Path, rows
     assert run.metrics.dev_accuracy == max(seen.dev_accuracies)
 
 
+class Stop(Quiet):
+    """Presses Ctrl-C after so many steps, or while the state is being kept."""
+
+    def __init__(self, after_steps: int) -> None:
+        self.after_steps = after_steps
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if done == self.after_steps:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after_steps", [1, 5, 6])
+def test_going_on_within_an_epoch(after_steps: int, llama: Path, rows_file: Path, tmp_path: Path,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Four steps an epoch, the state kept after each: what is learned is the same, bit for bit."""
+    asked = config(llama, rows_file, TrainSettings(lr=1e-2, epochs=3, patience=3))
+    whole = train(asked, Quiet())
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    state = tmp_path / "resume.safetensors"
+    stopped = None
+    with contextlib.suppress(KeyboardInterrupt):  # in the first epoch there is nothing to show
+        stopped = train(asked, Stop(after_steps), state=state).metrics.stopped
+    assert stopped == (None if after_steps < 4 else "interrupted")
+    told = Steps()
+    resumed = train(asked, told, state=state)
+    assert told.first == after_steps  # that of the step whose end was not told
+    for name, array in whole.trained.items():
+        np.testing.assert_array_equal(resumed.trained[name], array)
+
+
+class Steps(Quiet):
+    """Remembers which step came first."""
+
+    first: int | None = None
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        self.first = self.first or done
+
+
+def test_ctrl_c_while_the_state_is_kept(llama: Path, rows_file: Path, tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Nothing half written is left to be taken for part of the run."""
+    fsyncs = []
+
+    def fsync(file: int) -> None:
+        fsyncs.append(file)
+        if len(fsyncs) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(resume.os, "fsync", fsync)
+    asked = config(llama, rows_file, TrainSettings(lr=1e-2, epochs=3, patience=3))
+    run = train(asked, Quiet(), state=tmp_path / "resume.safetensors")
+    assert (run.metrics.stopped, run.metrics.epochs) == ("interrupted", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.safetensors"]
+
+
 OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from tiny import LABELS, Quiet
 from ptexport.toolkit.run import TrainSettings
-from ptexport.toolkit.train import TrainConfig, train
+from ptexport.toolkit.plan import TrainConfig
+from ptexport.toolkit.train import train
 
 class Tight(Quiet):
     def warning(self, message):  # of cut rows: said when all is loaded, just before the first step
@@ -217,6 +277,7 @@ def test_odd_rows_are_told_of(llama: Path, tmp_path: Path) -> None:
     assert told.notes == [
         "3 of 15 rows are too long with the template, so cut; --strict refuses them",
         "no training row has the label 'negative'",
+        "5 of 5 dev rows are in the training rows too; accuracy looks too good",
         "5 of 5 test rows are in the training rows too; accuracy looks too good",
     ]
     with pytest.raises(DataError, match=r"3 of 15 rows are longer than 48 tokens .* or leave out --strict"):
