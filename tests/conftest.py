@@ -1,7 +1,9 @@
 """Fixtures: tiny models, rows, runs and one exported bundle of each family; see tiny.py."""
 
+import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -9,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
-from tiny import ROWS, Quiet, save_bert, save_llama, save_mistral, save_roberta, train_tiny
+from tiny import ROWS, Quiet, save_model, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
 
@@ -25,23 +27,30 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Save a tiny model of an architecture, once."""
+    folder = tmp_path_factory.mktemp("models")
+    return functools.cache(lambda architecture: save_model(folder / f"tiny-{architecture}", architecture))
 
 
 @pytest.fixture(scope="session")
-def mistral(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_mistral(tmp_path_factory.mktemp("models") / "tiny-mistral", llama)
+def llama(model_of: Callable[[str], Path]) -> Path:
+    return model_of("llama")
 
 
 @pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+def mistral(model_of: Callable[[str], Path]) -> Path:
+    return model_of("mistral")
 
 
 @pytest.fixture(scope="session")
-def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_roberta(tmp_path_factory.mktemp("models") / "tiny-roberta")
+def bert(model_of: Callable[[str], Path]) -> Path:
+    return model_of("bert")
+
+
+@pytest.fixture(scope="session")
+def roberta(model_of: Callable[[str], Path]) -> Path:
+    return model_of("roberta")
 
 
 @pytest.fixture(scope="session")

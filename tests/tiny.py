@@ -3,23 +3,15 @@
 Weights start with standard deviation 0.2: the usual 0.02 makes logits so small that errors hide in them.
 """
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from ptexport.runtime.manifest import Parity
 from ptexport.toolkit.folders import new_folder
 from ptexport.toolkit.plan import TrainConfig
 from ptexport.toolkit.run import FILES, Run, TrainSettings
@@ -80,15 +72,14 @@ def byte_level_bpe() -> Tokenizer:
 
 def unigram() -> Tokenizer:
     """Like SentencePiece's: spaces are marked, scores choose the pieces, and tokens are added beside the vocabulary."""
-    tokenizer = Tokenizer(models.Unigram())
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
+    pieces += [(f"▁{word}", -4.0) for word in WORDS]
+    pieces += [(letter, -8.0) for letter in sorted(set("".join(WORDS)) | set("?.!,"))]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
-    )
-    tokenizer.add_special_tokens(["<mask>", "<extra>"])
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<extra>"])
     return tokenizer
 
 
@@ -107,81 +98,76 @@ def word_piece() -> Tokenizer:
     return tokenizer
 
 
-def save_llama(path: Path) -> Path:
-    torch.manual_seed(0)
-    tokenizer = byte_level_bpe()
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size() + 4,  # rows that no token has, as real checkpoints do
-        **SIZES,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
+def causal_tokenizer() -> PreTrainedTokenizerFast:
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
-    return path
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level_bpe(), **special)
 
 
-def save_mistral(path: Path, llama: Path) -> Path:
-    """Layers that see 24 tokens back; the tokenizer is the other model's."""
-    torch.manual_seed(3)
-    config = MistralConfig(
-        vocab_size=Tokenizer.from_file(str(llama / "tokenizer.json")).get_vocab_size(),
-        **SIZES,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        sliding_window=24,
-        initializer_range=0.2,
-    )
-    MistralForCausalLM(config).save_pretrained(path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(llama / name, path)
-    return path
-
-
-def save_bert(path: Path) -> Path:
-    torch.manual_seed(1)
-    tokenizer = word_piece()
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        **SIZES,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    model = BertForMaskedLM(config)
-    torch.nn.init.normal_(model.cls.predictions.bias, std=0.2)
-    model.save_pretrained(path)
+def bert_tokenizer() -> PreTrainedTokenizerFast:
     special = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **special
-    ).save_pretrained(path)
-    return path
+    return PreTrainedTokenizerFast(tokenizer_object=word_piece(), pad_token="[PAD]", unk_token="[UNK]", **special)
 
 
-def save_roberta(path: Path) -> Path:
-    """Positions start after the padding index, and text tokens hold their space."""
-    torch.manual_seed(2)
-    tokenizer = byte_level_bpe()
+def roberta_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    config = RobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        **SIZES,
-        max_position_embeddings=66,
-        type_vocab_size=1,
-        initializer_range=0.2,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    RobertaForMaskedLM(config).save_pretrained(path)
     special = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", **special
-    ).save_pretrained(path)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", **special)
+
+
+ROBERTA = {"max_position_embeddings": 66, "type_vocab_size": 1}  # 64 positions after the padding's index
+NARROW = {"embedding_size": 16, "max_position_embeddings": 64}
+GROUPED = {"num_key_value_heads": 2, "max_position_embeddings": 128}
+
+ARCHITECTURES: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, Any]]] = {
+    "llama": (causal_tokenizer, {**GROUPED, "tie_word_embeddings": True}),
+    "mistral": (causal_tokenizer, {**GROUPED, "sliding_window": 24}),
+    # As published: a window that is not in use.
+    "qwen2": (causal_tokenizer, {**GROUPED, "use_sliding_window": False, "sliding_window": 16}),
+    "qwen3": (causal_tokenizer, {**GROUPED, "head_dim": 16}),
+    "gpt2": (causal_tokenizer, {"max_position_embeddings": 128, "n_inner": 48}),
+    "bert": (bert_tokenizer, {"max_position_embeddings": 64}),
+    "roberta": (lambda: roberta_tokenizer(byte_level_bpe()), ROBERTA),
+    "xlm-roberta": (lambda: roberta_tokenizer(unigram()), ROBERTA),
+    "albert": (bert_tokenizer, NARROW),
+    "distilbert": (bert_tokenizer, {"max_position_embeddings": 64, "hidden_dim": 48}),
+    "electra": (bert_tokenizer, NARROW),
+    # One layer that sees everything, then two that see 8 tokens either way.
+    "modernbert": (bert_tokenizer, {"max_position_embeddings": 96, "num_hidden_layers": 3, "local_attention": 16}),
+}
+"""By Transformers' name: the tokenizer, and what its configuration has beside SIZES."""
+
+
+def save_model(path: Path, architecture: str, *, like: str | None = None, **changes: Any) -> Path:
+    """Write a Hugging Face folder; a tokenizer with a mask token makes it a masked model.
+
+    Args:
+        path: the folder.
+        architecture: one of ARCHITECTURES, or any that Transformers has, with `like`.
+        like: one of ARCHITECTURES, whose tokenizer and options it gets.
+        changes: other options.
+    """
+    torch.manual_seed(0)
+    make_tokenizer, options = ARCHITECTURES[like or architecture]
+    tokenizer = make_tokenizer()
+    masked = tokenizer.mask_token is not None
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=len(tokenizer) + (0 if masked else 4),  # rows that no token has, as real checkpoints do
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+        **{**SIZES, **options, **changes},
+    )
+    model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if (
+                parameter.ndim == 1
+            ):  # biases and norms, which start as all 0 or 1, where nothing shows that they are read
+                parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
     return path
 
 
@@ -194,3 +180,7 @@ def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: 
         run.write(new)
     assert Run.read(folder).config == run.config
     return folder
+
+
+def worst(parity: Parity) -> float:
+    return max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))

@@ -142,7 +142,7 @@ def listing(folder: Path) -> list[str]:
 @contextlib.contextmanager
 def tiny_workplace() -> Iterator[Path]:
     """Make `model`, `run`, `bundle` and `rows.csv`."""
-    from tiny import ROWS, Quiet, save_llama, train_tiny
+    from tiny import ROWS, Quiet, save_model, train_tiny
 
     from ptexport.exporters.export import ExportConfig, export
     from ptexport.toolkit.progress import silence_libraries
@@ -152,7 +152,7 @@ def tiny_workplace() -> Iterator[Path]:
         folder = Path(name)
         lines = [f"{text},{label}\n" for text, label in ROWS]
         (folder / "rows.csv").write_text("text,label\n" + "".join(lines), encoding="utf-8")
-        train_tiny(save_llama(folder / "model"), folder / "rows.csv", "[P*2] {text} [P]", folder / "run")
+        train_tiny(save_model(folder / "model", "llama"), folder / "rows.csv", "[P*2] {text} [P]", folder / "run")
         with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder / "cache")}):
             export(ExportConfig(run=folder / "run", out=folder / "bundle"), Quiet())
         shutil.rmtree(folder / "cache")
