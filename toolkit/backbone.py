@@ -5,7 +5,6 @@ answers that are wrong rather than absent.
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +23,12 @@ from ptexport.toolkit.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.facts import BackboneFacts, sha256_text
 from ptexport.toolkit.run import RunConfig
+from ptexport.toolkit.supported import check_supported, longest_row
 
 Head = Literal["words", "linear"]
 """How logits come about: label words' rows of the language-model head, or a linear layer trained with the prompt."""
+
+_N_PROBED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +87,15 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
         raise ModelError(f"{where}: Transformers cannot load it ({reason(e)}); check the files") from e
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"{where}: has no fast tokenizer (tokenizer.json), which a bundle needs; convert it first")
-    _check_supported(model, config, where)
+    check_supported(model, where)
     _check_missing(model, loading["missing_keys"], head, where)
     model.requires_grad_(False).eval()
     tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
     facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=loading["missing_keys"])
     commit = checkpoint.revision if checkpoint.from_hub else None
-    return Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
+    backbone = Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
+    _check_reads_alike(backbone, head, where)
+    return backbone
 
 
 def load_backbone_of(config: RunConfig, *, stage: Callable[[str], None] = lambda name: None) -> Backbone:
@@ -124,20 +128,6 @@ def _is_causal(config: Any, where: str) -> bool:
     raise ModelError(f"{where}: {config.model_type} is neither a causal nor a masked language model; not supported")
 
 
-def _check_supported(model: PreTrainedModel, config: Any, where: str) -> None:
-    accepted = inspect.signature(model.base_model.forward).parameters
-    for argument in ("inputs_embeds", "position_ids"):
-        if argument not in accepted:
-            raise ModelError(f"{where}: {config.model_type} takes no {argument}; not supported")
-    if getattr(config, "max_position_embeddings", None) is None:
-        raise ModelError(f"{where}: {config.model_type} does not say how many positions it takes; not supported")
-    for feature in ("final_logit_softcapping", "attn_logit_softcapping"):
-        if getattr(config, feature, None):
-            raise ModelError(f"{where}: {config.model_type} has {feature}; not supported yet")
-    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or []):
-        raise ModelError(f"{where}: {config.model_type} has layers other than full attention; not supported yet")
-
-
 def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where: str) -> None:
     """Refuse weights that were filled at random and that the answer depends on (those that get a gradient)."""
     if not missing:
@@ -149,6 +139,41 @@ def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where:
     if read:
         advice = "use --head linear" if head == "words" else "use another checkpoint"
         raise ModelError(f"{where}: the checkpoint lacks {', '.join(read)}, which the method reads; {advice}")
+
+
+@torch.no_grad()
+def _check_reads_alike(backbone: Backbone, head: Head, where: str) -> None:
+    """Refuse a model that answers a few tokens otherwise when it is called as this package calls it.
+
+    No setting tells of everything: of a head that is not at the end, of padding that is seen, of keys not kept.
+    """
+    model, facts = backbone.model, backbone.facts
+    ids = torch.arange(facts.vocab // 2, facts.vocab // 2 + _N_PROBED)  # in the middle, where no special tokens are
+    n_folded = _N_PROBED // 2 if facts.causal else 0
+    rest = ids[None, n_folded:]
+    padded, mask = (torch.cat([torch.zeros_like(rest), part], dim=1) for part in (rest, torch.ones_like(rest)))
+    prompt_rows = torch.zeros(1, facts.embedding_width)
+    try:
+        output = model(input_ids=ids[None])
+        classifier = backbone.classifier("last")
+        leading = classifier.leading_states(ids[:n_folded].tolist(), prompt_rows) if facts.causal else None
+        if head == "words":
+            expected = output.logits[0, -1, ids]
+            rows, bias = backbone.label_rows([[id_] for id_ in ids.tolist()])
+        else:
+            expected = output.last_hidden_state[0, -1]
+            rows, bias = torch.eye(len(expected)), torch.zeros(len(expected))
+        got = classifier(padded, mask, prompt_rows, rows, bias, leading)[0]
+    except ModelError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as e:
+        raise ModelError(f"{where}: {facts.model_type} cannot be called as needed ({reason(e)}); not supported") from e
+    if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3):
+        difference = (got - expected).abs().max().item()
+        raise ModelError(
+            f"{where}: {facts.model_type} answers otherwise, by {difference:.2g}, when it is given embeddings, "
+            "positions and a mask in place of ids; not supported"
+        )
 
 
 def _facts(
@@ -166,9 +191,6 @@ def _facts(
     # Padding is masked, so any token will do; Transformers wants one named.
     tokens["pad"] = tokens["pad"] or tokenizer.eos_token or tokens["unk"] or tokenizer.convert_ids_to_tokens(0)
     probe = PromptClassifier(model, "last")
-    positions = model.config.max_position_embeddings - probe.first_position
-    # As long as the window that its layers see, attention is full (Mistral).
-    window = getattr(model.config, "sliding_window", None) or positions
     return BackboneFacts(
         name=checkpoint.name,
         revision=checkpoint.revision,
@@ -180,7 +202,7 @@ def _facts(
         causal=causal,
         vocab=table.num_embeddings,
         embedding_width=table.embedding_dim,
-        max_positions=min(positions, window),
+        max_positions=longest_row(model.config, probe.first_position),
         token_types=probe.token_types,
         tokens={role: token for role, token in tokens.items() if token is not None},
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import SIZES
-from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration
+from tiny import save_model
+from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from ptexport.runtime.errors import ModelError
 from ptexport.toolkit.backbone import Head, load_backbone
@@ -61,12 +61,36 @@ def test_an_encoder_decoder(bert: Path, tmp_path: Path) -> None:
         load(with_tokenizer_of(bert, tmp_path))
 
 
-def test_layers_that_do_not_see_everything(llama: Path, tmp_path: Path) -> None:
-    layers = {"layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": True, "sliding_window": 16}
-    config = Qwen2Config(vocab_size=504, num_key_value_heads=2, **SIZES, **layers)
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="has layers other than full attention; not supported yet"):
-        load(with_tokenizer_of(llama, tmp_path))
+@pytest.mark.parametrize(
+    ("architecture", "like", "changes", "message"),
+    [
+        (
+            "gemma2",
+            "llama",
+            {"head_dim": 8},
+            r"has final_logit_softcapping 30\.0, attn_logit_softcapping 50\.0, layers of",
+        ),
+        ("gemma", "llama", {"head_dim": 8}, "has embeddings that are scaled"),
+        ("qwen2", "qwen2", {"use_sliding_window": True, "max_window_layers": 1}, "has layers of sliding attention"),
+        ("modernbert-decoder", "llama", {"local_attention": 16}, "has layers of sliding attention"),
+        ("mamba", "llama", {}, "takes no position_ids"),
+        ("longformer", "roberta", {"attention_window": 16}, r"has attention_window \[16, 16\]"),
+        ("gpt_neo", "gpt2", {"attention_types": [[["global", "local"], 1]], "window_size": 8}, "has window_size 8"),
+        ("big_bird", "bert", {}, "has block-sparse attention"),
+        ("llama", "llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "has dynamic rotary positions"),
+        ("mixtral", "llama", {"sliding_window": None}, "has num_experts_per_tok 2, num_local_experts 8"),
+        ("cpmant", "llama", {}, "takes no inputs_embeds"),
+        ("fnet", "bert", {}, "takes no attention_mask"),
+        ("opt", "llama", {"ffn_dim": 48, "word_embed_proj_dim": 32}, r"cannot be called as needed \('_Given' object"),
+        ("openai-gpt", "gpt2", {}, "its layers keep different state"),
+        ("nystromformer", "roberta", {}, "answers otherwise, by .*, when it is given embeddings, positions and a mask"),
+    ],
+)
+def test_what_a_model_is_refused_for(
+    architecture: str, like: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=rf"{message}.*; not supported"):
+        load(save_model(tmp_path / "model", architecture, like=like, **changes))
 
 
 def test_a_window_bounds_the_length(mistral: Path) -> None:
