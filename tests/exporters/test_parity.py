@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tiny import Quiet, train_tiny
+from tiny import Quiet, train_tiny, worst
 
 from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
@@ -43,10 +43,6 @@ def parity_of(run: Run, baked: Run, backbone: Backbone, folder: Path, *, opset: 
     folder.mkdir()
     bake(baked, trace(backbone, run.config.read, opset=opset), folder)
     return check_parity(run, backbone, folder, run.check_rows, lambda done, total: None)
-
-
-def worst(parity: Parity) -> float:
-    return max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
 
 
 @pytest.mark.parametrize(

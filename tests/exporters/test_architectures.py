@@ -1,0 +1,161 @@
+"""Every architecture that the docs list, as a tiny random model: the graph against the oracle, and controls.
+
+No control costs a trace: it is the oracle, the run or the mask that is made wrong, never the graph.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import Quiet, train_tiny, worst
+from torch import Tensor
+
+from ptexport.exporters.bake import bake
+from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.parity import Oracle, check_parity, compare, fail_on_difference
+from ptexport.exporters.trace import trace
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.graph import Graph
+from ptexport.runtime.manifest import Parity
+from ptexport.runtime.tokens import TextEncoder
+from ptexport.toolkit.backbone import Backbone, load_backbone_of
+from ptexport.toolkit.run import Run
+
+CAUSAL = ("llama", "gpt2", "qwen2", "qwen3")
+MASKED = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "electra", "modernbert")
+LEARNED_POSITIONS = {"gpt2", *MASKED} - {"modernbert"}
+NEWEST_OPSET = {"qwen3", "modernbert"}
+
+# From nothing to more than any of the models takes; the longest becomes a row of as many tokens as the model does take.
+TEXTS = [f"the film was {'very ' * n}bright" for n in (0, 3, 12, 30, 200)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Label words on one architecture, exported at opset 18."""
+
+    name: str
+    run: Run
+    backbone: Backbone
+    folder: Path
+
+    def parity(self, *, backbone: Backbone | None = None, folder: Path | None = None) -> Parity:
+        """Compare, with another model's answers or another graph where given."""
+        args = self.run, backbone or self.backbone, folder or self.folder, self.run.check_rows
+        return check_parity(*args, lambda done, total: None)
+
+
+@pytest.fixture(scope="module")
+def test_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "test.csv"
+    path.write_text("text,label\n" + "".join(f"{text},positive\n" for text in TEXTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", params=[*CAUSAL, *MASKED])
+def case(
+    model_of: Callable[[str], Path],
+    rows_file: Path,
+    test_rows: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Case:
+    template = "[P*2] Review: {text} It was [P*2]" if request.param in CAUSAL else "[P*2] {text} [P] it was [MASK]"
+    parent = tmp_path_factory.mktemp("case")
+    folder = train_tiny(
+        model_of(request.param), rows_file, template, parent / "run", test=str(test_rows), max_length=None
+    )
+    run = Run.read(folder)
+    backbone = load_backbone_of(run.config)
+    (parent / "graph").mkdir()
+    bake(run, trace(backbone, run.config.read, opset=18), parent / "graph")
+    return Case(name=request.param, run=run, backbone=backbone, folder=parent / "graph")
+
+
+def seen(parity: Parity) -> bool:
+    """Whether the comparison refuses, by far more than rounding."""
+    with pytest.raises(ExportError, match="no bundle was written"):
+        fail_on_difference(parity)
+    return min(parity.alone.max_abs_diff, parity.padded_right.max_abs_diff, parity.padded_left.max_abs_diff) > 1e-2
+
+
+def test_label_words(case: Case) -> None:
+    assert case.run.config.read == ("last" if case.name in CAUSAL else "mask")
+    parity = case.parity()
+    fail_on_difference(parity)
+    assert worst(parity) < 2e-5
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
+def test_a_linear_head(
+    name: str, model_of: Callable[[str], Path], rows_file: Path, test_rows: Path, tmp_path: Path
+) -> None:
+    changes = {"labels": "positive,negative", "head": "linear", "test": str(test_rows), "max_length": None}
+    run_folder = train_tiny(model_of(name), rows_file, "[P] {text} [P*2]", tmp_path / "run", **changes)
+    opset = 23 if name in NEWEST_OPSET else 18
+    manifest = export(ExportConfig(run=run_folder, out=tmp_path / "bundle", opset=opset), Quiet())
+    assert (manifest.graph.read, manifest.graph.opset) == ("last" if name in CAUSAL else "mean", opset)
+    assert worst(manifest.parity) < 2e-5
+
+
+def test_a_row_has_as_many_tokens_as_there_are_positions(case: Case) -> None:
+    n, width = case.run.config.max_length, case.backbone.facts.embedding_width
+    assert n == {"modernbert": 96, **dict.fromkeys(CAUSAL, 128)}.get(case.name, 64)
+    assert len(encoder_of(case).encode([TEXTS[-1]])[0]) == n - case.run.config.n_folded
+    if case.name in LEARNED_POSITIONS:
+        with pytest.raises((IndexError, RuntimeError)):  # by architecture
+            case.backbone.model(inputs_embeds=torch.zeros(1, n + 1, width))
+
+
+def test_control_a_zeroed_row(case: Case, tmp_path: Path) -> None:
+    rows = case.run.baked.prompt_rows.copy()
+    rows[2] = 0
+    zeroed = dataclasses.replace(case.run, baked=dataclasses.replace(case.run.baked, prompt_rows=rows))
+    bake(zeroed, trace(case.backbone, case.run.config.read, opset=18), tmp_path)
+    assert seen(case.parity(folder=tmp_path))
+
+
+class CountsOneTwice:
+    """A model that gives its fourth token the position of its third: all that follow are off by one."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.model = backbone.model
+        self.first_position = backbone.classifier("last").first_position
+        self.get_input_embeddings = backbone.model.get_input_embeddings
+
+    def __call__(self, *, inputs_embeds: Tensor, **extra: Tensor) -> Any:
+        counted = torch.arange(inputs_embeds.shape[1])[None]
+        positions = counted - (counted > 2).to(torch.int64) + self.first_position
+        return self.model(inputs_embeds=inputs_embeds, position_ids=positions, **extra)
+
+
+def test_control_positions_off_by_one(case: Case) -> None:
+    wrong: Any = CountsOneTwice(case.backbone)
+    assert seen(case.parity(backbone=dataclasses.replace(case.backbone, model=wrong)))
+
+
+def test_control_a_dropped_mask(case: Case) -> None:
+    graph, oracle, encoder = Graph.open(case.folder / "model.onnx"), Oracle(case.run, case.backbone), encoder_of(case)
+    texts = [TEXTS[0], TEXTS[3]]
+    expected = np.stack([oracle.logits(text) for text in texts])
+    for side in ("left", "right"):
+        ids = encoder.pad(encoder.encode(texts), side=side)
+        assert compare(graph.run(ids), expected).max_abs_diff < 2e-5
+        ids["attention_mask"][:] = 1
+        assert compare(graph.run(ids), expected).max_abs_diff > 1e-2
+
+
+@pytest.mark.parametrize("case", ["modernbert"], indirect=True)
+def test_control_a_window_that_is_not_there(case: Case) -> None:
+    """Rows are longer than what a layer sees of them: another window gives other answers."""
+    wide = load_backbone_of(case.run.config)
+    wide.model.config.local_attention = 2 * case.run.config.max_length
+    assert seen(case.parity(backbone=wide))
+
+
+def encoder_of(case: Case) -> TextEncoder:
+    return TextEncoder.from_json((case.folder / "tokenizer.json").read_text(encoding="utf-8"), fields=["text"])
