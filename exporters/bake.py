@@ -32,8 +32,9 @@ def bake(run: Run, trace: Trace, folder: Path) -> dict[str, FileEntry]:
         ExportError: the trace is of another backbone or reads another position.
     """
     config, info = run.config, trace.info
-    facts = config.backbone
-    if (info.fingerprint, info.config_sha256, info.read) != (facts.fingerprint, facts.config_sha256, config.read):
+    facts = config.facts
+    got = (info.fingerprint, info.config_sha256, info.read, info.leading)
+    if got != (facts.fingerprint, facts.config_sha256, config.read, run.baked.leading):
         raise ExportError(f"{trace.path}: traces another backbone or position than the run's; export again")
     model = ir.load(trace.path / MODEL)
     BindInputsPass(run.baked.arrays())(model)
@@ -52,17 +53,17 @@ def _tokenizer_config(config: RunConfig, inputs: list[str]) -> dict[str, object]
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": inputs,
-        "pad_token": config.backbone.tokens["pad"],
-        "model_max_length": config.max_length - config.n_folded,
+        "pad_token": config.facts.tokens["pad"],
+        "model_max_length": config.max_length - config.n_prefix - config.n_folded,
     }
 
 
 def _model_config(config: RunConfig) -> dict[str, object]:
     return {
-        "model_type": config.backbone.model_type,
+        "model_type": config.facts.model_type,
         "id2label": {str(i): label for i, label in enumerate(config.labels)},
         "label2id": {label: i for i, label in enumerate(config.labels)},
-        "vocab_size": config.backbone.vocab,
+        "vocab_size": config.facts.vocab,
     }
 
 

@@ -11,8 +11,8 @@ pipeline_tag: text-classification
 ---
 # {name}
 
-A text classifier made by ptexport: {prompt_tokens} trained virtual tokens on the
-frozen language model {backbone}, as constants in one ONNX graph. Needs ONNX Runtime and `tokenizers`, no PyTorch.
+A text classifier made by ptexport: the language model {backbone} and {method}, in one ONNX graph. Needs ONNX Runtime
+and `tokenizers`, no PyTorch.
 
 - Template: `{template}`
 - Labels: {labels}
@@ -29,13 +29,26 @@ print(Engine.open("{name}").predict([{example}]))
 """
 
 
+_METHODS = {
+    "p-tuning": "{n} virtual tokens trained for it",
+    "p-tuning-v2": "keys and values of {n} positions trained for every layer of it",
+    "prefix": "keys and values of {n} positions trained for every layer of it",
+    "prompt-tuning": "{n} virtual tokens trained for it",
+    "lora": "low-rank updates trained and merged into it",
+    "fine-tune": "a linear head, both trained",
+    "pet": "a hand-written template, trained for it",
+    "manual": "a hand-written template, nothing trained",
+    "search": "{n} words that were searched for",
+}
+
+
 def model_card(manifest: Manifest, metrics: Metrics) -> str:
     """Write the card."""
     graph, parity = manifest.graph, manifest.parity
     return _CARD.format(
         licence=manifest.backbone.licence or "unknown",
         name=manifest.name,
-        prompt_tokens=graph.prompt_tokens,
+        method=_METHODS[manifest.method].format(n=graph.prompt_tokens),
         backbone=manifest.backbone.name,
         template=manifest.template,
         labels=", ".join(manifest.labels),

@@ -13,10 +13,10 @@ from ptexport.runtime.bundle import HASHED, MANIFEST
 from ptexport.runtime.graph import load_onnxruntime
 from ptexport.runtime.manifest import FORMAT, BackboneEntry, FileEntry, GraphEntry, Manifest, Parity
 from ptexport.runtime.rows import Row, check_texts, read_rows
-from ptexport.toolkit.backbone import load_backbone_of
 from ptexport.toolkit.folders import check_free, new_folder
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
+from ptexport.toolkit.tuning import load_backbone_of
 
 README = "README.md"
 FILES = (*HASHED, MANIFEST, README)
@@ -67,9 +67,9 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
     run = Run.read(config.run)
     rows = _rows(run, config.rows)
     progress.stage("loading the backbone")
-    backbone = load_backbone_of(run.config, stage=progress.stage)
+    backbone = load_backbone_of(run.config, config.run, stage=progress.stage)
     progress.stage("tracing it (once per backbone)")
-    traced = trace(backbone, run.config.read, opset=config.opset)
+    traced = trace(backbone, run.config.read, leading=run.baked.leading, opset=config.opset)
     with new_folder(config.out, force=config.force, files=FILES) as folder:
         progress.stage("baking the task in")
         files = bake(run, traced, folder)
@@ -101,11 +101,12 @@ def _manifest(
     versions: dict[str, str],
 ) -> Manifest:
     config, info = run.config, traced.info
-    facts, template = config.backbone, Template.parse(config.template)
+    facts, template = config.facts, Template.parse(config.template)
     words = config.label_words
     return Manifest(
         format=FORMAT,
         name=name,
+        method=config.method,
         files=files,
         backbone=BackboneEntry(
             fingerprint=facts.fingerprint,
@@ -118,7 +119,7 @@ def _manifest(
         fields=template.fields,
         labels=config.labels,
         label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
-        max_length=config.max_length - config.n_folded,
+        max_length=config.max_length - config.n_prefix - config.n_folded,
         abstain_below=run.metrics.abstain_below,
         graph=GraphEntry(
             opset=info.opset,
@@ -126,7 +127,7 @@ def _manifest(
             precision="fp32",
             read=config.read,
             prompt_tokens=template.n_prompt,
-            folded_tokens=config.n_folded,
+            folded_tokens=config.n_prefix + config.n_folded,
         ),
         parity=parity,
         versions=versions,

@@ -6,12 +6,13 @@ The oracle shares nothing with what it checks but ids: it calls the model as loa
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import DynamicCache
 
 from ptexport.runtime.bundle import MODEL, TOKENIZER
 from ptexport.runtime.errors import ExportError
@@ -124,9 +125,15 @@ class Oracle:
     def logits(self, text: Text) -> NDArray[np.float32]:
         """Score one text, float32 [labels]."""
         (encoding,) = self._encoder.encode([text])
-        extra = {"token_type_ids": torch.tensor([encoding.type_ids])} if self._facts.token_types else {}
-        embeddings = torch.stack([self._embedding(id_) for id_ in encoding.ids])
-        output = self._model(inputs_embeds=embeddings[None], **extra)
+        extra: dict[str, Any] = {"token_type_ids": torch.tensor([encoding.type_ids])} if self._facts.token_types else {}
+        if self._run.config.n_prefix:
+            states = torch.from_numpy(self._run.baked.leading_states)
+            extra["past_key_values"] = DynamicCache([(layer[0], layer[1]) for layer in states])
+        if self._run.config.n_rows:
+            embeddings = torch.stack([self._embedding(id_) for id_ in encoding.ids])
+            output = self._model(inputs_embeds=embeddings[None], **extra)
+        else:
+            output = self._model(input_ids=torch.tensor([[self._own_id(id_) for id_ in encoding.ids]]), **extra)
         if self._run.config.label_words is None:
             baked = self._run.baked
             state = self._read(output.last_hidden_state[0], encoding.ids)
@@ -134,22 +141,28 @@ class Oracle:
             return logits
         scores = self._read(output.logits[0], encoding.ids)
         means = [np.mean([scores[i].item() for i in ids]) for ids in self._word_ids()]
-        return np.array(means, dtype=np.float32) / np.float32(self._run.metrics.temperature)
+        metrics = self._run.metrics
+        prior = metrics.log_prior or [0.0] * len(means)
+        return np.array([(m - p) / metrics.temperature for m, p in zip(means, prior, strict=True)], dtype=np.float32)
 
     def _embedding(self, id_: int) -> Tensor:
         table: Tensor = self._model.get_input_embeddings().weight
         if id_ < self._facts.vocab:
             return table[id_]
         row = id_ - self._facts.vocab
-        if row == self._template.n_prompt:  # the mask slot
-            return table[self._words.id(self._facts.tokens["mask"])]
+        if row == self._run.config.n_rows:
+            return table[self._own_id(id_)]
         return torch.from_numpy(self._run.baked.prompt_rows[row].copy())
+
+    def _own_id(self, id_: int) -> int:
+        """The backbone's own token: [MASK] for the mask slot."""
+        return id_ if id_ < self._facts.vocab else self._words.id(self._facts.tokens["mask"])
 
     def _read(self, states: Tensor, ids: list[int]) -> Tensor:
         read = self._run.config.read
         if read == "mean":
             return states.mean(0)
-        mask_slot = self._facts.vocab + self._template.n_prompt
+        mask_slot = self._facts.vocab + self._run.config.n_rows
         return states[{"last": -1, "first": 0}.get(read, ids.index(mask_slot) if read == "mask" else 0)]
 
     def _word_ids(self) -> list[list[int]]:

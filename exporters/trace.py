@@ -28,22 +28,23 @@ OPSETS = (18, 23)
 _EXAMPLE = 5  # any size but 0 and 1, which torch.export would take for fixed
 
 
-def trace(backbone: Backbone, read: Read, *, opset: int) -> Trace:
+def trace(backbone: Backbone, read: Read, *, leading: bool, opset: int) -> Trace:
     """Trace a backbone, or find the trace made before; two processes at once make it once.
 
     Args:
         backbone: on the CPU.
         read: position whose state becomes logits.
+        leading: whether the graph takes keys and values of what stands before a row.
         opset: 18 (portable: decomposed attention) or 23 (one Attention node a layer).
     """
     versions = {name: version(name) for name in ("ptexport", "torch", "transformers", "onnxscript", "onnx-ir")}
-    key = trace_key(backbone.facts, read, opset)
-    path = cached_folder("traces", key, make=lambda folder: _trace(backbone, read, opset, versions, folder))
+    key = trace_key(backbone.facts, read, leading=leading, opset=opset)
+    path = cached_folder("traces", key, make=lambda folder: _trace(backbone, read, leading, opset, versions, folder))
     return Trace.read(path)
 
 
-def _trace(backbone: Backbone, read: Read, opset: int, versions: dict[str, str], folder: Path) -> None:
-    inputs = _example(backbone, read)
+def _trace(backbone: Backbone, read: Read, leading: bool, opset: int, versions: dict[str, str], folder: Path) -> None:
+    inputs = _example(backbone, read, leading)
     with warnings.catch_warnings():
         # torch 2.13 warns of a deprecated call of its own, and whenever two inputs share an axis name.
         warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)
@@ -79,6 +80,7 @@ def _trace(backbone: Backbone, read: Read, opset: int, versions: dict[str, str],
         fingerprint=backbone.facts.fingerprint,
         config_sha256=backbone.facts.config_sha256,
         read=read,
+        leading=leading,
         opset=opset,
         ir_version=IR_VERSION,
         inputs=[name for name in inputs if name in ("input_ids", "attention_mask", "token_type_ids")],
@@ -89,7 +91,7 @@ def _trace(backbone: Backbone, read: Read, opset: int, versions: dict[str, str],
 
 
 @torch.no_grad()
-def _example(backbone: Backbone, read: Read) -> dict[str, torch.Tensor]:
+def _example(backbone: Backbone, read: Read, leading: bool) -> dict[str, torch.Tensor]:
     """Make inputs of no meaning, in the order of the graph's."""
     classifier, facts = backbone.classifier(read), backbone.facts
     rows = torch.zeros(_EXAMPLE - 1, facts.embedding_width)
@@ -105,7 +107,7 @@ def _example(backbone: Backbone, read: Read) -> dict[str, torch.Tensor]:
         "label_rows": torch.zeros(_EXAMPLE + 1, width),
         "label_bias": torch.zeros(_EXAMPLE + 1),
     }
-    if facts.causal:
+    if leading:
         example["leading_states"] = classifier.leading_states([facts.vocab] * _EXAMPLE, rows)
     return example
 

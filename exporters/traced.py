@@ -26,6 +26,7 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         fingerprint: of the backbone's weights.
         config_sha256: of its configuration.
         read: position whose state becomes logits.
+        leading: whether it takes keys and values of what stands before a row.
         opset: ONNX operator set.
         ir_version: ONNX file version.
         inputs: the graph's inputs that a row brings, in order; the others are a task's.
@@ -36,6 +37,7 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     fingerprint: str
     config_sha256: str
     read: Read
+    leading: bool
     opset: int
     ir_version: int
     inputs: list[str]
@@ -67,7 +69,7 @@ class Trace:
         return cls(path=path, info=info)
 
 
-def trace_key(facts: BackboneFacts, read: Read, opset: int) -> str:
+def trace_key(facts: BackboneFacts, read: Read, *, leading: bool, opset: int) -> str:
     """Name the cache's folder for a trace; another torch or Transformers may write another graph."""
     toolchain = "-".join(version(name) for name in ("ptexport", "torch", "transformers"))
-    return f"{facts.fingerprint[:16]}-{facts.config_sha256[:8]}-{read}-opset{opset}-{toolchain}"
+    return f"{facts.fingerprint[:16]}-{facts.config_sha256[:8]}-{read}{'-leading' * leading}-opset{opset}-{toolchain}"

@@ -52,8 +52,8 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ir_version: ONNX file version.
         precision: of the weights.
         read: which state becomes logits.
-        prompt_tokens: virtual tokens the template holds, folded ones included.
-        folded_tokens: leading template tokens that became constant keys and values and are not in `input_ids`.
+        prompt_tokens: virtual tokens the template holds, folded ones and trained keys and values included.
+        folded_tokens: leading tokens that are constant keys and values and not in `input_ids`.
     """
 
     opset: int
@@ -102,6 +102,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         format: version of this layout.
         name: what the server calls the model.
+        method: how it was trained, as `ptexport train --method` names it.
         files: every file the runtime reads, by plain file name.
         backbone: the frozen language model.
         template: as the user wrote it.
@@ -118,6 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     format: int
     name: str
+    method: str
     files: dict[str, FileEntry]
     backbone: BackboneEntry
     template: str

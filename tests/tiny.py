@@ -12,10 +12,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from ptexport.runtime.manifest import Parity
-from ptexport.toolkit.folders import new_folder
 from ptexport.toolkit.plan import TrainConfig
-from ptexport.toolkit.run import FILES, Run, TrainSettings
-from ptexport.toolkit.train import train
+from ptexport.toolkit.run import Run, TrainSettings
+from ptexport.toolkit.train import train_into
 
 WORDS = ["the", "a", "film", "was", "great", "terrible", "good", "bad", "it", "review", "is", "and", "of", "very"]
 WORDS += ["slow", "fast", "bright", "dull", "story", "Africa", "Asia", "Europe", "North", "South", "Australia", "city"]
@@ -173,11 +172,11 @@ def save_model(path: Path, architecture: str, *, like: str | None = None, **chan
 
 def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: object) -> Path:
     """Train for one epoch, enough for weights that mean nothing in particular."""
-    settings = TrainSettings(lr=1e-2, epochs=1, batch_size=8)
+    rates = {name: changes.pop(name) for name in ("lr", "backbone_lr") if name in changes}
+    settings = TrainSettings(epochs=1, batch_size=8, **rates)  # type: ignore[arg-type]
     options = {"labels": LABELS, "max_length": 48, "settings": settings, **changes}
-    run = train(TrainConfig(model=str(model), data=str(rows), template=template, **options), Quiet())  # type: ignore[arg-type]
-    with new_folder(folder, files=FILES) as new:
-        run.write(new)
+    config = TrainConfig(model=str(model), data=str(rows), template=template, **options)  # type: ignore[arg-type]
+    run = train_into(folder, config, Quiet())
     assert Run.read(folder).config == run.config
     return folder
 

@@ -6,9 +6,8 @@ answers that are wrong rather than absent.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from optimum.exporters.tasks import TasksManager
@@ -17,16 +16,13 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ptexport.runtime.errors import ModelError, RunError, reason
+from ptexport.runtime.errors import ModelError, reason
 from ptexport.runtime.manifest import Read
-from ptexport.toolkit.checkpoint import Checkpoint, find_checkpoint
+from ptexport.toolkit.checkpoint import Checkpoint
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.facts import BackboneFacts, sha256_text
-from ptexport.toolkit.run import RunConfig
+from ptexport.toolkit.methods import Head
 from ptexport.toolkit.supported import check_supported, longest_row
-
-Head = Literal["words", "linear"]
-"""How logits come about: label words' rows of the language-model head, or a linear layer trained with the prompt."""
 
 _N_PROBED = 5
 
@@ -95,24 +91,6 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     commit = checkpoint.revision if checkpoint.from_hub else None
     backbone = Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
     _check_reads_alike(backbone, head, where)
-    return backbone
-
-
-def load_backbone_of(config: RunConfig, *, stage: Callable[[str], None] = lambda name: None) -> Backbone:
-    """Load the backbone that a run was trained on.
-
-    Raises:
-        ModelError: it cannot be loaded.
-        RunError: its weights or configuration are others by now.
-    """
-    checkpoint = find_checkpoint(config.model, revision=config.revision, stage=stage)
-    backbone = load_backbone(checkpoint, "linear" if config.label_words is None else "words")
-    facts, trained_on = backbone.facts, config.backbone
-    if (facts.fingerprint, facts.config_sha256) != (trained_on.fingerprint, trained_on.config_sha256):
-        raise RunError(
-            f"model {config.model}: has other weights, or another configuration, than the run was trained on; "
-            "train again"
-        )
     return backbone
 
 

@@ -1,8 +1,14 @@
-"""Logits of dev rows -> a temperature, and a probability below which it is better not to answer."""
+"""What makes a task's probabilities honest: a temperature, a probability below which not to answer, a prior."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from ptexport.runtime.tokens import Text
+from ptexport.toolkit.encoder import SoftPrompt
+from ptexport.toolkit.scoring import Scorer
 
 _PRIOR_SIGMA = 0.5  # of the temperature's logarithm: two in three are between 0.6 and 1.6
 
@@ -65,3 +71,20 @@ def fit_threshold(logits: Tensor, targets: Tensor, accuracy: float) -> float | N
     last = int(fits[-1, 0])
     below = ranked[last + 1] if last + 1 < len(ranked) else ranked[last] - _MARGIN
     return float(ranked[last] + below) / 2
+
+
+_NO_CONTENT = ("N/A", "[MASK]", "")
+
+
+def measure_log_prior(scorer: Scorer, prompt: SoftPrompt, fields: Sequence[str]) -> Tensor:
+    """Measure what a template answers to texts without content, as logarithms to be taken from its logits; float [c].
+
+    Source: Zhao et al. 2021, arXiv:2102.09690, section 5, with its three texts.
+
+    Args:
+        scorer: of the template.
+        prompt: of the same, nothing taken from its logits yet.
+        fields: the texts it takes.
+    """
+    texts: list[Text] = [text if len(fields) == 1 else (text, text) for text in _NO_CONTENT]
+    return scorer.logits(prompt, scorer.encoder.encode(texts)).softmax(1).mean(0).log()

@@ -82,6 +82,9 @@ class PromptClassifier(nn.Module):
         positions = torch.arange(ids.shape[1], device=ids.device)[None]
         cache = DynamicCache()
         self.base(inputs_embeds=self._embed(ids, prompt_rows), position_ids=positions, past_key_values=cache)
+        if not cache.layers:
+            kind = self.base.config.model_type
+            raise ModelError(f"{kind}: keeps no keys and values, so that none can stand before a row; not supported")
         try:
             states = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
         except (AttributeError, TypeError, RuntimeError) as e:

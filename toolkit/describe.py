@@ -91,25 +91,25 @@ def _nearest_in_bundle(path: Path, n_prompt: int, tokenizer_json: str) -> list[l
 
 
 def _run(path: Path) -> dict[str, Any]:
-    from ptexport.toolkit.backbone import load_backbone_of
     from ptexport.toolkit.run import Run
-    from ptexport.toolkit.template import Template
     from ptexport.toolkit.tokenizer import TemplateToken
+    from ptexport.toolkit.tuning import load_backbone_of
 
     run = Run.read(path)
-    n_prompt = Template.parse(run.config.template).n_prompt
     tokenizer = Tokenizer.from_str(run.tokenizer_json)
     record: dict[str, Any] = {"kind": "run", "name": path.resolve().name, **msgspec.to_builtins(run.config)}
-    record["files"] = {file.name: {"size_bytes": file.stat().st_size} for file in sorted(path.iterdir())}
+    record["files"] = {
+        file.name: {"size_bytes": file.stat().st_size} for file in sorted(path.iterdir()) if file.is_file()
+    }
     record["metrics"] = msgspec.to_builtins(run.metrics)
     record["template_tokens"] = [
         [item.name, item.id] if isinstance(item, TemplateToken) else {"A": "text", "B": "text_b"}[item.sequence]
         for item in run.config.compile(run.tokenizer_json).items
     ]
     try:
-        table = load_backbone_of(run.config).model.get_input_embeddings().weight.detach().numpy()
+        table = load_backbone_of(run.config, path).model.get_input_embeddings().weight.detach().numpy()
     except (ModelError, RunError) as e:
         record["nearest_words"], record["warning"] = None, str(e)  # all else needs no backbone
     else:
-        record["nearest_words"] = nearest_words(run.baked.prompt_rows[:n_prompt], table, tokenizer)
+        record["nearest_words"] = nearest_words(run.baked.prompt_rows[: run.config.n_rows], table, tokenizer)
     return record

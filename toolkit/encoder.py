@@ -1,18 +1,17 @@
-"""The prompt encoder: virtual tokens -> rows [p, e]; knows nothing of templates or backbones.
+"""The prompt encoders: virtual tokens -> rows [p, e], or keys and values; knows nothing of templates or backbones.
 
 Source: Liu et al. 2021, arXiv:2103.10385, section 3.2: h_i = MLP([LSTM forward : LSTM backward]) over free
 embeddings. The LSTM has e/2 units a direction, as in THUDM/P-tuning@f4225d4 LAMA/p_tuning/prompt_encoder.py (its
 few-shot code uses e and an MLP twice as wide); no dropout, as there.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ptexport.runtime.errors import TrainError
-
-EncoderKind = Literal["lstm", "mlp", "none"]
+from ptexport.toolkit.methods import EncoderKind
 
 
 class PromptEncoder(nn.Module):
@@ -58,40 +57,88 @@ class PromptEncoder(nn.Module):
         return rows if self.mlp is None else self.mlp(rows)
 
 
-class SoftPrompt(nn.Module):
-    """Everything that a task brings to the classifier: rows and label rows, trained or fixed.
+class PrefixEncoder(nn.Module):
+    """Makes keys and values of every layer, as if so many tokens stood before the row's first.
+
+    Source: "none": Liu et al. 2022, arXiv:2110.07602, section 3.2; "mlp": Li and Liang 2021, arXiv:2101.00190,
+    section 4.3, whose reparameterisation is a table of embeddings and a tanh network, dropped after training.
 
     Args:
-        encoder: makes the virtual tokens' rows; None where the template has none.
-        mask_row: float [e], the [MASK] embedding, for a masked model's mask slot; None elsewhere.
-        label_rows: float [c, h].
-        label_bias: float [c].
-        train_labels: whether the label rows are a linear head to be trained.
-        embedding_width: floats per embedding row e.
+        kind: "none": the keys and values themselves are trained; "mlp": they are made by a network.
+        start: float [l, 2, 1, k, n, d], which "none" starts from: those that real words leave.
+        width: of the network, floats.
+    """
+
+    def __init__(self, kind: Literal["mlp", "none"], start: Tensor, *, width: int) -> None:
+        super().__init__()
+        self.shape = start.shape
+        n_prefix = start.shape[4]
+        self.states = nn.Parameter(start.clone()) if kind == "none" else None
+        self.embeddings = None if kind == "none" else nn.Parameter(torch.randn(n_prefix, width))
+        self.mlp = (
+            None
+            if kind == "none"
+            else nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, start.numel() // n_prefix))
+        )
+
+    def forward(self) -> Tensor:
+        """Make the keys and values, float [l, 2, 1, k, n, d]."""
+        if self.mlp is None:
+            assert self.states is not None
+            return self.states
+        layers, two, one, heads, n_prefix, head_width = self.shape
+        flat: Tensor = self.mlp(self.embeddings)
+        return flat.view(n_prefix, layers, two, one, heads, head_width).permute(1, 2, 3, 4, 0, 5)
+
+
+class OwnRows(Protocol):
+    """Rows of a backbone's own tables that a task reads; read each time, since the backbone may be trained too."""
+
+    def mask(self) -> Tensor:
+        """The [MASK] embedding as the mask slot's row, float [1, e]; without a slot, float [0, e]."""
+
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Label rows, float [c, h], and biases, float [c]."""
+
+
+class SoftPrompt(nn.Module):
+    """Everything that a task brings to the classifier: rows, keys and values, and label rows, trained or fixed.
+
+    Args:
+        encoder: makes the virtual tokens' rows; None where they have none.
+        prefix: makes keys and values before everything; None where there are none to be trained.
+        own: what is read from the backbone.
+        head: a linear head to be trained, in place of label words.
+        log_prior: float [c], taken from the logits; None: nothing is.
     """
 
     def __init__(
         self,
-        encoder: PromptEncoder | None,
         *,
-        mask_row: Tensor | None,
-        label_rows: Tensor,
-        label_bias: Tensor,
-        train_labels: bool,
-        embedding_width: int,
+        encoder: PromptEncoder | None,
+        prefix: PrefixEncoder | None,
+        own: OwnRows,
+        head: nn.Linear | None,
+        log_prior: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        # A table of no rows cannot be looked up in, so one of zeros stands in; no id points to it.
-        fixed = torch.zeros(0 if encoder is not None else 1, embedding_width) if mask_row is None else mask_row[None]
-        self.fixed_rows = nn.Buffer(fixed, persistent=False)
-        self.label_rows = nn.Parameter(label_rows.clone(), requires_grad=train_labels)
-        self.label_bias = nn.Parameter(label_bias.clone(), requires_grad=train_labels)
+        self.prefix = prefix
+        self.head = head
+        self.log_prior = log_prior
+        self._own = own
 
     def prompt_rows(self) -> Tensor:
         """Make all rows past the vocabulary, float [p, e]: virtual tokens, then the mask slot."""
-        return self.fixed_rows if self.encoder is None else torch.cat([self.encoder(), self.fixed_rows])
+        mask = self._own.mask()
+        if self.encoder is None:
+            # A table of no rows cannot be looked up in, so one of zeros stands in; no id points to it.
+            return mask if len(mask) else mask.new_zeros(1, mask.shape[1])
+        return torch.cat([self.encoder(), mask])
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """What the optimizer may change."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Make label rows, float [c, h], and biases, float [c]."""
+        if self.head is not None:
+            return self.head.weight, self.head.bias
+        rows, bias = self._own.labels()
+        return rows, bias if self.log_prior is None else bias - self.log_prior

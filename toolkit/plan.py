@@ -1,6 +1,8 @@
 """What is asked for -> a Plan: parts that fit together, with all that can be refused refused; trains nothing."""
 
 import dataclasses
+import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,25 +10,23 @@ from typing import Literal
 import msgspec
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
+from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.audit import count_truncated, oddities
-from ptexport.toolkit.backbone import Backbone, Head, load_backbone
+from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.data import Data, load_data
-from ptexport.toolkit.encoder import EncoderKind
+from ptexport.toolkit.methods import EncoderKind, Head, MethodName, choose_encoder, choose_rates, find_method
 from ptexport.toolkit.run import RunConfig, TrainSettings
 from ptexport.toolkit.scoring import Examples, Scorer
-from ptexport.toolkit.task import Task, find_device
-from ptexport.toolkit.template import Template
+from ptexport.toolkit.task import Choice, Task, find_device
+from ptexport.toolkit.template import Example, Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate
 from ptexport.toolkit.training import Progress
 from ptexport.toolkit.verbalizer import Verbalizer
 
 FEW_DEV_ROWS = 100
 """Fewer cannot tell a probability of 0.8 from one of 0.9: the standard error of a share is 0.04 at 100."""
-
-DEFAULT_LR: dict[EncoderKind, float] = {"lstm": 5e-3, "mlp": 1e-3, "none": 1e-2}
-"""Rates that learn with a frozen backbone; the papers' 1e-5 is for tuning the language model with the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,17 @@ class TrainConfig:
         data: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
         dev: a file of dev rows; None: a part of `data`.
         test: a file of test rows; None: a part of `data`.
-        template: with at least one virtual token.
+        method: see `ptexport.toolkit.methods`.
+        tune_backbone: train the language model together with the virtual tokens of p-tuning.
+        template: with virtual tokens, if the method has any.
         labels: `name=word|word,…` or a file; names alone for a linear head.
-        head: label words, or a linear layer.
+        head: label words, or a linear layer; None: the method's usual one.
         pool: what a linear head reads on a masked model; None: the mean.
-        encoder: the prompt encoder.
-        init: what plain rows (`encoder="none"`) start from: noise of the embeddings' size, or the label words'.
+        encoder: the prompt encoder; None: the method's usual one.
+        init: what virtual tokens without an encoder start from: noise of the embeddings' size (keys and values: those
+            of any words), or the label words'.
+        shots: of `manual` on a causal model, how many training rows stand before the template with their answers.
+        prior_correction: of `manual`, whether what the model answers to no content is taken from its logits.
         max_length: most tokens in one row; None: 512, or fewer where the backbone takes fewer.
         truncate: which text of a pair is cut.
         strict: refuse texts longer than `max_length` instead of truncating them.
@@ -64,10 +69,14 @@ class TrainConfig:
     revision: str | None = None
     dev: str | None = None
     test: str | None = None
-    head: Head = "words"
+    method: MethodName = "p-tuning"
+    tune_backbone: bool = False
+    head: Head | None = None
     pool: Literal["mean", "first"] | None = None
-    encoder: EncoderKind = "lstm"
+    encoder: EncoderKind | None = None
     init: Literal["random", "words"] = "random"
+    shots: int = 0
+    prior_correction: bool = False
     max_length: int | None = None
     truncate: Truncate = "longest"
     strict: bool = False
@@ -82,8 +91,9 @@ class Plan:
     """A training whose parts fit together.
 
     Attributes:
-        config: as asked for.
+        config: as asked for, its rates chosen.
         template: the one trained.
+        examples: rows that stand before it, with their answers.
         task: verbalizer and backbone.
         compiled: the template on the backbone.
         scorer: scores as the bundle will.
@@ -96,6 +106,7 @@ class Plan:
 
     config: TrainConfig
     template: Template
+    examples: list[Example]
     task: Task
     compiled: CompiledTemplate
     scorer: Scorer
@@ -119,17 +130,20 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
     """
-    if config.settings.lr is None:
-        settings = msgspec.structs.replace(config.settings, lr=DEFAULT_LR[config.encoder])
-        config = dataclasses.replace(config, settings=settings)
-    template, manual = check_templates(config)
-    verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
+    config, choice = settle(config)
+    template, manual = check_templates(config, choice)
+    verbalizer = Verbalizer.parse(config.labels, linear=choice.head == "linear")
     device = find_device(config.device)
     labels = verbalizer.labels
     seed = config.settings.seed
     data = load_data(config.data, dev=config.dev, test=config.test, labels=labels, fields=template.fields, seed=seed)
-    task = Task.prepare(config, verbalizer, backbone or load_backbone_for(config, progress), device)
-    compiled = task.compile(template)
+    backbone = backbone or load_backbone_for(config, progress)
+    if config.shots and not backbone.facts.causal:
+        raise TrainError(f"shots {config.shots}: {backbone.facts.name} is a masked model; use a causal one")
+    task = Task.prepare(config, choice, verbalizer, backbone, device)
+    examples = _choose_examples(data.train, verbalizer, config.shots, seed)
+    n_prefix = template.n_prompt if choice.method.virtual_token == "states" else 0
+    compiled = task.compile(template.with_examples(examples), n_prefix=n_prefix)
     scorer = task.scorer(compiled)
     whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
     learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, labels)
@@ -149,6 +163,7 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     return Plan(
         config=config,
         template=template,
+        examples=examples,
         task=task,
         compiled=compiled,
         scorer=scorer,
@@ -167,26 +182,63 @@ def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
         ModelError: it cannot be loaded.
     """
     progress.stage("loading the model")
-    return load_backbone(find_checkpoint(config.model, revision=config.revision, stage=progress.stage), config.head)
+    _, choice = settle(config)
+    return load_backbone(find_checkpoint(config.model, revision=config.revision, stage=progress.stage), choice.head)
 
 
-def check_templates(config: TrainConfig) -> tuple[Template, dict[str, Template]]:
+def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
+    """Choose what the method leaves open, and fill the rates in.
+
+    Raises:
+        TrainError: an option does not go with the method.
+    """
+    name, settings = config.method, config.settings
+    method = find_method(name, tune_backbone=config.tune_backbone)
+    encoder = choose_encoder(name, method, config.encoder)
+    head = config.head or method.heads[0]
+    if head not in method.heads:
+        raise TrainError(f"head {head}: {name} has {' or '.join(method.heads)}; leave --head out")
+    if config.init == "words" and (encoder != "none" or method.virtual_token not in ("row", "states")):
+        made = f"the {encoder} encoder makes its rows itself" if encoder != "none" else f"{name} trains no rows"
+        raise TrainError(f"init words: {made}; use --encoder none, or leave --init out")
+    if name != "manual" and (config.shots or config.prior_correction):
+        option = "shots" if config.shots else "prior-correction"
+        raise TrainError(f"{option}: is for hand-written templates, got {name}; use --method manual, or leave it out")
+    lr, backbone_lr = choose_rates(name, method, encoder, head, lr=settings.lr, backbone_lr=settings.backbone_lr)
+    settings = msgspec.structs.replace(settings, lr=lr, backbone_lr=backbone_lr)
+    return dataclasses.replace(config, settings=settings), Choice(method=method, encoder=encoder, head=head)
+
+
+def _choose_examples(rows: Sequence[Row], verbalizer: Verbalizer, count: int, seed: int) -> list[Example]:
+    """Choose rows at random, as many of each label as of any other."""
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    groups = [[row for row in shuffled if row.label == label] for label in verbalizer.labels]
+    turns = [row for turn in itertools.zip_longest(*groups) for row in turn if row is not None]
+    words = dict(zip(verbalizer.labels, verbalizer.words or (), strict=False))
+    return [Example(text=row.text, text_b=row.text_b, answer=words[row.label or ""][0]) for row in turns[:count]]
+
+
+def check_templates(config: TrainConfig, choice: Choice) -> tuple[Template, dict[str, Template]]:
     """Parse the template to be trained and, by their text, the hand-written ones; refuse what does not go together.
 
     Raises:
         TemplateError: one of them cannot be parsed, or cannot be used here.
-        TrainError: the options exclude each other.
     """
-    template = Template.parse(config.template)
+    template, method = Template.parse(config.template), choice.method
     where = f"template {config.template!r}"
-    if template.n_prompt == 0:
-        raise TemplateError(f"{where}: has no virtual token to train; add [P*3], or give it to --manual")
-    if config.init == "words" and config.encoder != "none":
-        raise TrainError(f"init words: the {config.encoder} encoder makes its rows itself; use --encoder none")
+    if method.virtual_token is not None and template.n_prompt == 0:
+        raise TemplateError(f"{where}: has no virtual token for {config.method} to train; add [P*3], or use --manual")
+    if method.virtual_token is None and template.n_prompt:
+        raise TemplateError(f"{where}: has virtual tokens, which {config.method} does not train; leave out [P]")
+    if method.leading and any(piece.kind != "prompt" for piece in template.pieces[: template.n_prompt]):
+        raise TemplateError(
+            f"{where}: has a virtual token after other words; {config.method} has all of them first, or use p-tuning"
+        )
     if config.truncate == "text" and not template.has("text_b"):
         raise TemplateError(f"truncate text: {where} takes one text, which is cut anyway; leave it out")
     manual = {source: Template.parse(source) for source in config.manual}
-    if manual and config.head == "linear":
+    if manual and choice.head == "linear":
         raise TemplateError("manual: a linear head has no label words for hand-written templates; leave out --manual")
     for other in manual.values():
         if other.n_prompt:
@@ -203,7 +255,8 @@ def run_config(plan: Plan) -> RunConfig:
     config, task = plan.config, plan.task
     words = task.verbalizer.words
     return RunConfig(
-        method="p-tuning",
+        method=config.method,
+        tune_backbone=config.tune_backbone,
         model=config.model,
         revision=task.backbone.commit,
         backbone=task.backbone.facts,
@@ -211,8 +264,10 @@ def run_config(plan: Plan) -> RunConfig:
         labels=list(task.verbalizer.labels),
         label_words=None if words is None else [list(label) for label in words],
         read=task.classifier.read,
-        encoder=config.encoder,
+        encoder=task.choice.encoder,
         init=config.init,
+        examples=plan.examples,
+        n_prefix=plan.compiled.n_prefix,
         max_length=plan.compiled.max_length,
         truncate=config.truncate,
         calibrate=config.calibrate,

@@ -5,6 +5,7 @@ metrics.json         Metrics
 weights.safetensors  what was trained (`prompt.*`), and what it bakes to (`baked.*`), so that export needs no encoder
 tokenizer.json       the backbone's own
 check_rows.jsonl     rows for parity
+backbone/            the language model in Hugging Face's layout, if it was trained too
 resume.safetensors   of a training that was stopped: where it was
 """
 
@@ -23,7 +24,8 @@ from ptexport.runtime.errors import DataError, RunError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.runtime.rows import Row, read_rows
 from ptexport.toolkit.facts import BackboneFacts, sha256_text
-from ptexport.toolkit.template import Template
+from ptexport.toolkit.methods import EncoderKind, MethodName
+from ptexport.toolkit.template import Example, Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate, compile_template
 
 CONFIG = "config.json"
@@ -32,6 +34,7 @@ WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 CHECK_ROWS = "check_rows.jsonl"
 FILES = (CONFIG, METRICS, WEIGHTS, TOKENIZER, CHECK_ROWS)
+BACKBONE = "backbone"  # only in a run that trained it
 RESUME = "resume.safetensors"  # only in a run that was stopped; see resume.py
 MAX_CHECK_ROWS = 256
 Stopped = Literal["interrupted", "diverged"]
@@ -43,7 +46,10 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How to train.
 
     Attributes:
-        lr: peak learning rate of AdamW; None, before a training: the encoder's default.
+        lr: peak learning rate of AdamW, of virtual tokens and a linear head; None: the method's own, or it has neither.
+        backbone_lr: likewise, of the language model.
+        lora_rank: rank of the updates that LoRA trains.
+        balance: whether labels count alike, whatever their rows.
         epochs: most passes over the training rows.
         batch_size: rows per step.
         patience: epochs without a better dev accuracy, or the same with a lower dev loss, before stopping.
@@ -54,6 +60,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     lr: float | None = None
+    backbone_lr: float | None = None
+    lora_rank: int = 8
+    balance: bool = False
     epochs: int = 10
     batch_size: int = 8
     patience: int = 4
@@ -68,16 +77,20 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         format: version of the run folder.
-        method: how the rows came about; "manual" for a hand-written template, which has none.
+        method: see `ptexport.toolkit.methods`.
+        tune_backbone: whether the language model was trained with the virtual tokens.
         model: as given to `--model`, to load the backbone again.
         revision: commit on the hub, to load the same again; None for a folder or alias.
-        backbone: facts about it.
+        backbone: facts about it, as it was before.
+        tuned: facts about it as it was after, if it was trained; its weights are in the run's own `BACKBONE` then.
         template: as the user wrote it.
         labels: in the order of the logits.
         label_words: words per label; None for a linear head.
         read: position whose state becomes logits.
         encoder: the prompt encoder.
         init: what plain rows started from.
+        examples: of `manual`, texts and answers that stand before the template, first to last.
+        n_prefix: positions of trained keys and values before everything.
         max_length: most tokens in one row.
         truncate: which text of a pair is cut.
         calibrate: whether a temperature was fitted on dev.
@@ -87,16 +100,20 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     format: int = FORMAT
-    method: Literal["p-tuning"]
+    method: MethodName
+    tune_backbone: bool
     model: str
     revision: str | None
     backbone: BackboneFacts
+    tuned: BackboneFacts | None = None
     template: str
     labels: list[str]
     label_words: list[list[str]] | None
     read: Read
-    encoder: Literal["lstm", "mlp", "none"]
+    encoder: EncoderKind
     init: Literal["random", "words"]
+    examples: list[Example]
+    n_prefix: int
     max_length: int
     truncate: Truncate
     calibrate: bool
@@ -104,14 +121,25 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     n_folded: int
     training: TrainSettings
 
+    @property
+    def facts(self) -> BackboneFacts:
+        """Facts about the backbone that the run's arrays are for."""
+        return self.tuned or self.backbone
+
+    @property
+    def n_rows(self) -> int:
+        """Virtual tokens that have a row past the embedding table."""
+        return Template.parse(self.template).n_prompt - self.n_prefix
+
     def compile(self, tokenizer_json: str) -> CompiledTemplate:
         """Compile the template with the backbone's tokenizer."""
         return compile_template(
-            Template.parse(self.template),
+            Template.parse(self.template).with_examples(self.examples),
             self.backbone,
             tokenizer_json,
             mask_slot=self.read == "mask",
             max_length=self.max_length,
+            n_prefix=self.n_prefix,
             truncate=self.truncate,
         )
 
@@ -132,6 +160,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
         test_accuracy: of the same.
         temperature: that logits are divided by; the label rows in `baked` are.
         abstain_below: probability below which no label is given; None: there is always one.
+        log_prior: taken from the logits, by label; None: nothing is.
+        found_words: of `search`, the words it found, in order; None: it did not look for any.
         manual_accuracy: test accuracy of hand-written templates, by template.
         train_seconds: wall time of the loop alone.
         seed: as in the config.
@@ -151,6 +181,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     test_accuracy: float
     temperature: float
     abstain_below: float | None
+    log_prior: list[float] | None
+    found_words: list[str] | None
     manual_accuracy: dict[str, float]
     train_seconds: float
     seed: int
@@ -166,13 +198,19 @@ class Baked:
         prompt_rows: [p, e], rows of ids from `vocab` on; p is at least 1.
         label_rows: [c, h].
         label_bias: [c].
-        leading_states: [l, 2, 1, k, n, d], keys and values of the folded leading tokens; None on a masked model.
+        leading_states: [l, 2, 1, k, n, d], keys and values of the prefix or the folded leading tokens; None on a masked
+            model without a prefix.
     """
 
     prompt_rows: NDArray[np.float32]
     label_rows: NDArray[np.float32]
     label_bias: NDArray[np.float32]
     leading_states: NDArray[np.float32] | None
+
+    @property
+    def leading(self) -> bool:
+        """Whether keys and values stand before the rows."""
+        return self.leading_states is not None
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """The arrays there are, by the graph's input name."""

@@ -21,10 +21,12 @@ class Examples:
     Attributes:
         encodings: ids and masks, template included.
         targets: index of each row's label.
+        n_labels: how many labels there are.
     """
 
     encodings: list[Encoding]
     targets: list[int]
+    n_labels: int
 
     @classmethod
     def encode(cls, rows: Sequence[Row], encoder: TextEncoder, labels: Sequence[str]) -> "Examples":
@@ -35,7 +37,14 @@ class Examples:
         """
         index = {label: i for i, label in enumerate(labels)}
         targets = [index[row.label or ""] for row in rows]
-        return cls(encodings=encoder.encode([row.texts for row in rows]), targets=targets)
+        return cls(encodings=encoder.encode([row.texts for row in rows]), targets=targets, n_labels=len(labels))
+
+    def class_weights(self, balance: bool) -> Tensor:
+        """Weigh labels, float [c]: all alike, or so that each has the same share whatever its rows."""
+        if not balance:
+            return torch.ones(self.n_labels)
+        counts = torch.tensor(self.targets).bincount(minlength=self.n_labels)
+        return len(self.targets) / (self.n_labels * counts.clamp(min=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,33 +55,33 @@ class Scorer:
         classifier: frozen.
         encoder: the tokenizer without the folded tokens.
         leading_ids: of the folded tokens.
+        trains_leading: whether training changes their states, so that these cannot be computed once.
         batch_rows: rows scored at once.
     """
 
     classifier: PromptClassifier
     encoder: TextEncoder
     leading_ids: list[int]
+    trains_leading: bool
     batch_rows: int
-
-    @property
-    def trains_leading(self) -> bool:
-        """Whether training changes the leading prompt, so that its states cannot be computed once."""
-        return any(id_ >= self.classifier.vocab for id_ in self.leading_ids)
 
     @torch.no_grad()
     def leading_states(self, prompt: SoftPrompt) -> Tensor | None:
-        """Compute the keys and values of the leading prompt; None if there is none."""
+        """Compute the keys and values of what stands before the rows; None if nothing does."""
+        if prompt.prefix is not None:
+            states: Tensor = prompt.prefix()
+            return states
         return self.classifier.leading_states(self.leading_ids, prompt.prompt_rows()) if self.leading_ids else None
 
     @torch.no_grad()
     def logits(self, prompt: SoftPrompt, encodings: Sequence[Encoding]) -> Tensor:
         """Score rows as `encoder` encodes them, float [rows, c]."""
-        rows, leading = prompt.prompt_rows(), self.leading_states(prompt)
-        logits = torch.empty(len(encodings), len(prompt.label_bias), device=rows.device)
+        brings = Brings.of(prompt, self.leading_states(prompt))
+        logits = torch.empty(len(encodings), len(brings.label_bias), device=brings.label_bias.device)
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
         for start in range(0, len(order), self.batch_rows):
             batch = order[start : start + self.batch_rows]
-            logits[batch] = forward(self.classifier, prompt, [encodings[i] for i in batch], rows, leading)
+            logits[batch] = forward(self.classifier, [encodings[i] for i in batch], brings)
         return logits
 
     def accuracy(self, prompt: SoftPrompt, examples: Examples) -> tuple[float, float]:
@@ -83,30 +92,38 @@ class Scorer:
         return (logits.argmax(1) == targets).double().mean().item(), loss.item()
 
 
-def forward(
-    classifier: PromptClassifier,
-    prompt: SoftPrompt,
-    encodings: Sequence[Encoding],
-    rows: Tensor,
-    leading_states: Tensor | None,
-) -> Tensor:
-    """Score a batch of rows, float [rows, c].
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Brings:
+    """What a prompt brings to the classifier at one moment; shapes as there."""
 
-    Args:
-        classifier: frozen.
-        prompt: its label rows are read.
-        encodings: of rows of any lengths.
-        rows: the prompt's rows, float [p, e].
-        leading_states: of the tokens before `encodings`, if they are folded.
-    """
-    ids = {name: torch.from_numpy(array).to(rows.device) for name, array in TextEncoder.pad(encodings).items()}
+    prompt_rows: Tensor
+    label_rows: Tensor
+    label_bias: Tensor
+    leading_states: Tensor | None
+
+    @classmethod
+    def of(cls, prompt: SoftPrompt, leading_states: Tensor | None) -> "Brings":
+        """Make it, with gradients where they are on."""
+        label_rows, label_bias = prompt.labels()
+        return cls(
+            prompt_rows=prompt.prompt_rows(),
+            label_rows=label_rows,
+            label_bias=label_bias,
+            leading_states=leading_states,
+        )
+
+
+def forward(classifier: PromptClassifier, encodings: Sequence[Encoding], brings: Brings) -> Tensor:
+    """Score a batch of rows of any lengths, float [rows, c]."""
+    device = brings.prompt_rows.device
+    ids = {name: torch.from_numpy(array).to(device) for name, array in TextEncoder.pad(encodings).items()}
     if not classifier.token_types:
         del ids["token_type_ids"]
     logits: Tensor = classifier(
         **ids,
-        prompt_rows=rows,
-        label_rows=prompt.label_rows,
-        label_bias=prompt.label_bias,
-        leading_states=leading_states,
+        prompt_rows=brings.prompt_rows,
+        label_rows=brings.label_rows,
+        label_bias=brings.label_bias,
+        leading_states=brings.leading_states,
     )
     return logits

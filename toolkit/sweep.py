@@ -25,7 +25,7 @@ from ptexport.runtime.errors import (
 )
 from ptexport.runtime.streaming import write_whole
 from ptexport.toolkit.cli_options import FiniteRange
-from ptexport.toolkit.plan import TrainConfig, check_templates, load_backbone_for
+from ptexport.toolkit.plan import TrainConfig, check_templates, load_backbone_for, settle
 from ptexport.toolkit.run import Metrics, TrainSettings
 from ptexport.toolkit.template import MAX_PROMPT_TOKENS
 from ptexport.toolkit.train import train_into
@@ -111,7 +111,7 @@ def sweep(
     combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     configs = {_name(options, axes): _with(base, options) for options in combinations}
     for config in configs.values():
-        check_templates(config)
+        check_templates(*settle(config))
     if out.exists() and not resume:
         raise OutputError(f"{out}: exists already; choose another name, or go on with --resume")
     _check_asked(out / SWEEP, asked)

@@ -1,7 +1,7 @@
 """A verbalizer on a loaded backbone: compiles templates, makes prompts and what scores them; trains nothing."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,13 @@ from ptexport.runtime.manifest import Read
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.classifier import PromptClassifier
-from ptexport.toolkit.encoder import PromptEncoder, SoftPrompt
+from ptexport.toolkit.encoder import PrefixEncoder, PromptEncoder, SoftPrompt
 from ptexport.toolkit.facts import BackboneFacts
+from ptexport.toolkit.methods import EncoderKind, Head, Method
 from ptexport.toolkit.scoring import Scorer
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, compile_template
+from ptexport.toolkit.tuning import Tunable
 from ptexport.toolkit.verbalizer import Verbalizer
 from ptexport.toolkit.words import WordTokenizer
 
@@ -30,110 +32,185 @@ _SCORED_AT_ONCE = 4  # times the batch of a training step, whose gradients take 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What is trained, settled.
+
+    Attributes:
+        method: what its virtual tokens are and what is tuned.
+        encoder: the prompt encoder.
+        head: label words, or a linear layer.
+    """
+
+    method: Method
+    encoder: EncoderKind
+    head: Head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRows:
+    """The rows of a backbone's own tables that a task reads; see `OwnRows`.
+
+    Attributes:
+        backbone: on the CPU or, as far as it is trained, on the device of `table`.
+        table: its embeddings.
+        mask_id: the [MASK] token's id; None: no mask slot.
+        word_ids: of each label's words; none for a linear head.
+    """
+
+    backbone: Backbone
+    table: nn.Embedding
+    mask_id: int | None
+    word_ids: list[list[int]]
+
+    def mask(self) -> Tensor:
+        """The mask slot's row, float [1 or 0, e]."""
+        return self.table.weight[[] if self.mask_id is None else [self.mask_id]]
+
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Label rows and biases, float [c, h] and [c]."""
+        rows, bias = self.backbone.label_rows(self.word_ids)
+        return rows.to(self.table.weight.device), bias.to(self.table.weight.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """What one training needs besides rows.
 
     Attributes:
         config: the training, as asked for.
+        choice: what is trained.
         verbalizer: labels and their words.
-        backbone: frozen.
+        tunable: the backbone, and what of it is trained.
         classifier: the backbone as trained and traced, on the device asked for.
     """
 
     config: "TrainConfig"
+    choice: Choice
     verbalizer: Verbalizer
-    backbone: Backbone
+    tunable: Tunable
     classifier: PromptClassifier
 
     @classmethod
-    def prepare(cls, config: "TrainConfig", verbalizer: Verbalizer, backbone: Backbone, device: torch.device) -> "Task":
-        """Put the backbone on its device and choose what it reads."""
-        classifier = backbone.classifier(read_of(config, backbone.facts)).to(device)
-        return cls(config=config, verbalizer=verbalizer, backbone=backbone, classifier=classifier)
+    def prepare(
+        cls, config: "TrainConfig", choice: Choice, verbalizer: Verbalizer, backbone: Backbone, device: torch.device
+    ) -> "Task":
+        """Make of the backbone what is trained, put it on its device and choose what it reads."""
+        read = read_of(choice.head, config.pool, backbone.facts)
+        torch.manual_seed(config.settings.seed)  # of what LoRA starts with
+        tunable = Tunable.of(backbone, choice.method.tuned, lora_rank=config.settings.lora_rank)
+        classifier = tunable.backbone.classifier(read).to(device)
+        return cls(config=config, choice=choice, verbalizer=verbalizer, tunable=tunable, classifier=classifier)
 
-    def compile(self, template: Template) -> CompiledTemplate:
-        """Compile a template with the same lengths and rules as all others of this training."""
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone that is trained, or frozen."""
+        return self.tunable.backbone
+
+    def compile(self, template: Template, *, n_prefix: int = 0) -> CompiledTemplate:
+        """Compile a template with the same lengths and rules as all others of this training.
+
+        Args:
+            template: the parsed template.
+            n_prefix: its virtual tokens, if they are keys and values.
+        """
         return compile_template(
             template,
             self.backbone.facts,
             self.backbone.tokenizer_json,
             mask_slot=self.classifier.read == "mask",
             max_length=self.config.max_length or min(DEFAULT_MAX_LENGTH, self.backbone.facts.max_positions),
+            n_prefix=n_prefix,
             truncate=self.config.truncate,
         )
 
     def scorer(self, compiled: CompiledTemplate) -> Scorer:
         """Score as the bundle will: on a causal model, with the leading prompt folded."""
-        leading_ids = compiled.leading_ids if self.backbone.facts.causal else []
+        folds = self.backbone.facts.causal and compiled.n_prefix == 0
+        leading_ids = compiled.leading_ids if folds else []
         tokenizer_json = compiled.tokenizer_json(n_folded=len(leading_ids))
         encoder = TextEncoder.from_json(tokenizer_json, fields=compiled.fields)
+        changes = self.choice.method.tuned != "nothing" or any(id_ >= self.classifier.vocab for id_ in leading_ids)
         return Scorer(
             classifier=self.classifier,
             encoder=encoder,
             leading_ids=leading_ids,
+            trains_leading=bool(leading_ids) and changes,
             batch_rows=_SCORED_AT_ONCE * self.config.settings.batch_size,
         )
 
-    def prompt(self, template: Template, *, with_encoder: bool) -> SoftPrompt:
-        """Make what is trained, or its fixed counterpart for a hand-written template, on the classifier's device."""
-        facts = self.backbone.facts
-        table = self.classifier.table.weight
-        label_rows, label_bias = self._label_rows(template)
-        mask_row = table[self._mask_id()] if self.classifier.read == "mask" else None
-        encoder = None
-        if with_encoder:
-            scale = table.std().item()
-            encoder = PromptEncoder(self.config.encoder, template.n_prompt, facts.embedding_width, scale=scale)
-            if self.config.init == "words":
-                encoder.embeddings.data = self._word_rows(template)
-        prompt = SoftPrompt(
-            encoder,
-            mask_row=mask_row,
-            label_rows=label_rows,
-            label_bias=label_bias,
-            train_labels=self.config.head == "linear",
-            embedding_width=facts.embedding_width,
+    def prompt(self, template: Template) -> SoftPrompt:
+        """Make what is trained, on the classifier's device; of a hand-written template it is what is fixed."""
+        linear = self.choice.head == "linear"
+        width = self.backbone.model.config.hidden_size
+        own = TableRows(
+            backbone=self.backbone,
+            table=self.classifier.table,
+            mask_id=self._mask_id() if self.classifier.read == "mask" else None,
+            word_ids=[] if linear else self._word_ids(template),
         )
-        return prompt.to(table.device)
+        prefixed = self.choice.method.virtual_token == "states"
+        prompt = SoftPrompt(
+            encoder=None if prefixed or template.n_prompt == 0 else self._encoder(template),
+            prefix=self._prefix(template) if prefixed and template.n_prompt else None,
+            own=own,
+            head=nn.Linear(width, len(self.verbalizer.labels)) if linear else None,
+        )
+        if prompt.head is not None:
+            nn.init.zeros_(prompt.head.bias)
+        return prompt.to(self.classifier.table.weight.device)
 
-    def _label_rows(self, template: Template) -> tuple[Tensor, Tensor]:
-        if self.config.head == "linear":
-            layer = nn.Linear(self.backbone.model.config.hidden_size, len(self.verbalizer.labels))
-            return layer.weight.detach(), torch.zeros(len(self.verbalizer.labels))
-        return self.backbone.label_rows(self._word_ids(template))
+    def _encoder(self, template: Template) -> PromptEncoder:
+        # They start where the language model expects its input.
+        scale = self.classifier.table.weight.std().item()
+        width = self.backbone.facts.embedding_width
+        encoder = PromptEncoder(self.choice.encoder, template.n_prompt, width, scale=scale)
+        if self.config.init == "words":
+            encoder.embeddings.data = self.classifier.table.weight[self._start_ids(template)].detach().clone()
+        return encoder
+
+    def _prefix(self, template: Template) -> PrefixEncoder:
+        """Start from the keys and values that words leave: label words, or any (Li and Liang 2021, section 7.4)."""
+        if self.choice.encoder == "lstm":
+            raise AssertionError("no method has keys and values of an LSTM")
+        ids = self._start_ids(template) if self.config.init == "words" else self._any_ids(template.n_prompt)
+        with torch.no_grad():
+            start = self.classifier.leading_states(ids, self.classifier.table.weight[:1])
+        return PrefixEncoder(self.choice.encoder, start, width=self.backbone.facts.embedding_width)
+
+    def _any_ids(self, count: int) -> list[int]:
+        return torch.randint(self.backbone.facts.vocab, (count,)).tolist()
 
     def _word_ids(self, template: Template) -> list[list[int]]:
         tokenizer = WordTokenizer(self.backbone.tokenizer_json)
         unknown = self.backbone.facts.tokens.get("unk")
         return self.verbalizer.word_ids(tokenizer, spaced=template.answer_spaced, unknown=unknown)
 
-    def _word_rows(self, template: Template) -> Tensor:
-        """Embeddings of the label words, or of a linear head's label names, in turn; float [n_prompt, e].
+    def _start_ids(self, template: Template) -> list[int]:
+        """Tokens of the label words, or of a linear head's label names, in turn, one per virtual token.
 
         Source: Lester et al. 2021, arXiv:2104.08691, section 3.2, "class label" initialisation.
         """
         words = WordTokenizer(self.backbone.tokenizer_json)
         names = self.verbalizer.words or [(label,) for label in self.verbalizer.labels]
         ids = [id_ for label in names for word in label for id_ in words.ids(word, spaced=True)]
-        rows: Tensor = self.classifier.table.weight[[ids[row % len(ids)] for row in range(template.n_prompt)]]
-        return rows.clone()
+        return [ids[row % len(ids)] for row in range(template.n_prompt)]
 
     def _mask_id(self) -> int:
         return WordTokenizer(self.backbone.tokenizer_json).id(self.backbone.facts.tokens["mask"])
 
 
-def read_of(config: "TrainConfig", facts: BackboneFacts) -> Read:
+def read_of(head: Head, pool: Literal["mean", "first"] | None, facts: BackboneFacts) -> Read:
     """Which state becomes logits.
 
     Raises:
         TrainError: `pool` is given where nothing is pooled.
     """
-    if config.pool is not None and (facts.causal or config.head == "words"):
+    if pool is not None and (facts.causal or head == "words"):
         got = "a causal model, which is read at its last token" if facts.causal else "label words, read at [MASK]"
-        raise TrainError(f"pool {config.pool}: is for a linear head on a masked model, got {got}; leave it out")
+        raise TrainError(f"pool {pool}: is for a linear head on a masked model, got {got}; leave it out")
     if facts.causal:
         return "last"
-    return "mask" if config.head == "words" else config.pool or "mean"
+    return "mask" if head == "words" else pool or "mean"
 
 
 def find_device(name: str) -> torch.device:

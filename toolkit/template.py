@@ -11,8 +11,11 @@ the whole template is dropped.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
 
 from ptexport.runtime.errors import TemplateError
 
@@ -45,6 +48,14 @@ class Piece:
     kind: Kind
     words: str = ""
     spaced: bool = False
+
+
+class Example(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A row as it stands in a prompt: its text or texts, and the word for its label."""
+
+    text: str
+    text_b: str | None
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +103,23 @@ class Template:
     def answer_spaced(self) -> bool:
         """Whether a space stands before the label word: it does, unless [MASK] is glued to what precedes it."""
         return all(piece.spaced for piece in self.pieces if piece.kind == "mask")
+
+    def with_examples(self, examples: Sequence[Example]) -> "Template":
+        """Put examples before it: the template filled in, its answer after it, and an empty line.
+
+        Their text becomes anchor words, whatever it holds; `source` stays.
+        """
+        pieces: list[Piece] = []
+        for example in examples:
+            texts = {"text": example.text, "text_b": example.text_b or "", "mask": example.answer}
+            for piece in self.pieces:
+                words = texts.get(piece.kind, piece.words).strip()
+                if words:
+                    pieces.append(Piece(kind="words", words=words, spaced=piece.spaced))
+            if not self.has("mask"):
+                pieces.append(Piece(kind="words", words=example.answer, spaced=True))
+            pieces.append(Piece(kind="words", words="\n\n"))
+        return replace(self, pieces=(*pieces, *self.pieces))
 
     def has(self, *kinds: Kind) -> bool:
         """Whether any piece is of these kinds."""

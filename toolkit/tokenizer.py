@@ -9,7 +9,7 @@ import copy
 import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ptexport.runtime.errors import ModelError, TemplateError
@@ -47,7 +47,8 @@ class CompiledTemplate:
 
     Attributes:
         items: template tokens and text slots, in order, with what surrounds them.
-        max_length: most tokens in one row.
+        max_length: most tokens in one row, the prefix included.
+        n_prefix: positions of keys and values before everything; they have no ids.
         text_spaced: whether a space stands before the texts and belongs to their first token.
         vocab: the first id past the backbone's embedding table.
         base: the backbone's tokenizer, as JSON.
@@ -57,6 +58,7 @@ class CompiledTemplate:
 
     items: tuple[TemplateToken | TextSlot, ...]
     max_length: int
+    n_prefix: int
     text_spaced: bool
     vocab: int
     base: str
@@ -97,7 +99,7 @@ class CompiledTemplate:
         spec["padding"] = None
         spec["truncation"] = {
             "direction": "Right",
-            "max_length": self.max_length - n_folded,
+            "max_length": self.max_length - self.n_prefix - n_folded,
             "strategy": _STRATEGY[self.truncate],
             "stride": 0,
         }
@@ -121,6 +123,7 @@ def compile_template(
     *,
     mask_slot: bool,
     max_length: int,
+    n_prefix: int = 0,
     truncate: Truncate = "longest",
 ) -> CompiledTemplate:
     """Compile a template for a backbone.
@@ -131,6 +134,7 @@ def compile_template(
         tokenizer_json: the backbone's own tokenizer.
         mask_slot: whether the state is read at [MASK] (label words on a masked model).
         max_length: most tokens in one row; at most the backbone's.
+        n_prefix: virtual tokens that are keys and values instead of rows: all of the template's, or none.
         truncate: which text of a pair is cut.
 
     Raises:
@@ -147,6 +151,8 @@ def compile_template(
             f"{where}: a space before one text and none before the other, which {facts.name}'s tokens hold; "
             "begin with a word or [P] and a space, or put both texts after the like"
         )
+    if n_prefix:
+        template = replace(template, pieces=tuple(piece for piece in template.pieces if piece.kind != "prompt"))
     items = _items(template, facts, words)
     n_fixed = sum(isinstance(item, TemplateToken) for item in items)
     if n_fixed == 0:
@@ -155,13 +161,14 @@ def compile_template(
         )
     if max_length > facts.max_positions:
         raise TemplateError(f"max length {max_length}: {facts.name} takes at most {facts.max_positions} tokens")
-    if n_fixed + len(template.fields) > max_length:
+    if n_prefix + n_fixed + len(template.fields) > max_length:
         raise TemplateError(
-            f"{where}: takes {n_fixed} of {max_length} tokens, leaving none for text; raise the max length"
+            f"{where}: takes {n_prefix + n_fixed} of {max_length} tokens, leaving none for text; raise the max length"
         )
     return CompiledTemplate(
         items=items,
         max_length=max_length,
+        n_prefix=n_prefix,
         text_spaced=words.space_matters and True in before_texts,
         vocab=facts.vocab,
         base=tokenizer_json,

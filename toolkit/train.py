@@ -4,33 +4,38 @@ import functools
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import torch
 
+from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.audit import choose_check_rows
 from ptexport.toolkit.backbone import Backbone
-from ptexport.toolkit.calibration import fit_temperature, fit_threshold
+from ptexport.toolkit.calibration import fit_temperature, fit_threshold, measure_log_prior
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.folders import kept_folder
 from ptexport.toolkit.plan import Plan, TrainConfig, make_plan, run_config
 from ptexport.toolkit.resume import Ticket, check_same, hash_data, load_state, save_state
-from ptexport.toolkit.run import FILES, METRICS, RESUME, Baked, Metrics, Run, Stopped
+from ptexport.toolkit.run import BACKBONE, FILES, METRICS, RESUME, Baked, Metrics, Run, RunConfig, Stopped
 from ptexport.toolkit.scoring import Examples
+from ptexport.toolkit.search import search, word_ids
 from ptexport.toolkit.training import Progress, Training, fit, saying_what_would_fit
+from ptexport.toolkit.words import WordTokenizer
 
 VERSIONED = ("ptexport", "torch", "transformers", "tokenizers")
 
 
 def train(
-    config: TrainConfig, progress: Progress, *, state: Path | None = None, backbone: Backbone | None = None
+    config: TrainConfig, progress: Progress, *, folder: Path | None = None, backbone: Backbone | None = None
 ) -> Run:
-    """Train a prompt.
+    """Train what a method trains.
 
     What can be refused without the backbone is refused before it is loaded, and all else before training begins.
 
     Args:
         config: what to train, on what.
         progress: told how far it is.
-        state: file that the training's state is kept in, and gone on from if it is there.
+        folder: keeps the training's state, which is gone on from if it is there, and a language model that is trained;
+            needed for such a one.
         backbone: the config's, if it is loaded already.
 
     Returns:
@@ -41,24 +46,67 @@ def train(
     """
     plan = make_plan(config, progress, backbone)
     ticket = _ticket(plan)
-    torch.manual_seed(plan.config.settings.seed)
-    prompt = plan.task.prompt(plan.template, with_encoder=True)
-    training = Training(prompt, plan.config.settings, len(plan.data.train))
+    settings, task = plan.config.settings, plan.task
+    torch.manual_seed(settings.seed)
+    prompt = task.prompt(plan.template)
+    training = Training(prompt, task.tunable.parameters, settings, len(plan.data.train))
+    found = None
+    with saying_what_would_fit(settings.batch_size, plan.learn):
+        # Before training, so that a hand-written template or its words that do not fit cost no training.
+        manual_accuracy = _measure_by_hand(plan, progress)
+        if config.prior_correction:
+            prompt.log_prior = measure_log_prior(plan.scorer, prompt, plan.template.fields)
+        if task.choice.method.virtual_token == "word":
+            found = _search(plan, training, progress)
+            stopped = None
+        else:
+            stopped = _fit(plan, training, ticket, folder, progress)
+        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256, found)
+    return _run(plan, ticket.config, metrics, training, folder)
+
+
+def _fit(plan: Plan, training: Training, ticket: Ticket, folder: Path | None, progress: Progress) -> Stopped | None:
+    state = None if folder is None else folder / RESUME
     if state is not None and state.exists():
         load_state(state, training, ticket)
         progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
     keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
-    with saying_what_would_fit(plan.config.settings.batch_size, plan.learn):
-        # Before training, so that a hand-written template or its words that do not fit cost no training.
-        manual_accuracy = _measure_by_hand(plan, progress)
-        stopped = fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
-        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256)
+    return fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
+
+
+def _search(plan: Plan, training: Training, progress: Progress) -> list[str]:
+    """Look for words; what was found is in the prompt then."""
+    words = WordTokenizer(plan.task.backbone.tokenizer_json)
+    ids, training.at.best_accuracy = search(
+        training.prompt,
+        plan.scorer,
+        train=plan.learn,
+        dev=plan.dev,
+        candidates=word_ids(words, plan.task.backbone.facts.vocab),
+        settings=plan.config.settings,
+        progress=progress,
+    )
+    training.tick()
+    found = [words.tokenizer.decode([id_]).strip() for id_ in ids]
+    progress.note(f"found {', '.join(found)}")
+    return found
+
+
+def _run(plan: Plan, config: RunConfig, metrics: Metrics, training: Training, folder: Path | None) -> Run:
+    task, prompt = plan.task, training.prompt
+    trained = {name: value.detach().cpu().numpy() for name, value in prompt.named_parameters()}
+    backbone = task.backbone
+    if task.choice.method.tuned != "nothing":
+        if folder is None:
+            raise TrainError(f"{plan.config.method}: trains the language model, which needs a folder; give one")
+        backbone = task.tunable.write(folder / BACKBONE, task.choice.head)
+        config = msgspec.structs.replace(config, tuned=backbone.facts)
     return Run(
-        config=ticket.config,
+        config=config,
         metrics=metrics,
-        trained={name: value.cpu().numpy() for name, value in prompt.state_dict().items()},
-        baked=_bake(plan, prompt, metrics.temperature),
-        tokenizer_json=plan.task.backbone.tokenizer_json,
+        trained=trained,
+        baked=_bake(plan, prompt, backbone, metrics.temperature),
+        tokenizer_json=task.backbone.tokenizer_json,
         check_rows=choose_check_rows(plan.data.test),
     )
 
@@ -89,13 +137,12 @@ def train_into(
     under_way = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
     if resume and (out / METRICS).is_file() and not any(path.exists() for path in under_way):
         return _read_finished(out, config, progress, backbone)
-    with kept_folder(out, resume=resume, force=force, files=(*FILES, RESUME), state=RESUME) as folder:
-        run = train(config, progress, state=folder / RESUME, backbone=backbone)
+    with kept_folder(out, resume=resume, force=force, files=(*FILES, BACKBONE, RESUME), state=RESUME) as folder:
+        run = train(config, progress, folder=folder, backbone=backbone)
         run.write(folder)
     if run.metrics.stopped is None:
-        (
-            out / RESUME
-        ).unlink()  # when the run is where it belongs, so that a kill at any moment leaves one or the other
+        # When the run is where it belongs, so that a kill at any moment leaves one or the other.
+        (out / RESUME).unlink(missing_ok=True)  # where nothing is learned step by step, there is none
     return run
 
 
@@ -107,7 +154,11 @@ def _read_finished(folder: Path, config: TrainConfig, progress: Progress, backbo
         PtexportError: see `train`.
     """
     run = Run.read(folder)
-    made = Ticket(config=run.config, data_sha256=run.metrics.data_sha256, manual=list(run.metrics.manual_accuracy))
+    made = Ticket(
+        config=msgspec.structs.replace(run.config, tuned=None),
+        data_sha256=run.metrics.data_sha256,
+        manual=list(run.metrics.manual_accuracy),
+    )
     check_same(folder, made, _ticket(make_plan(config, progress, backbone)))
     return run
 
@@ -122,23 +173,28 @@ def _measure(
     stopped: Stopped | None,
     manual_accuracy: dict[str, float],
     data_sha256: str,
+    found_words: list[str] | None,
 ) -> Metrics:
     config, scorer, prompt = plan.config, plan.scorer, training.prompt
     logits, targets = scorer.logits(prompt, plan.dev.encodings).cpu(), torch.tensor(plan.dev.targets)
     temperature = fit_temperature(logits, targets) if config.calibrate else 1.0
     return Metrics(
-        method="p-tuning",
+        method=config.method,
         model=config.model,
         n_train=len(plan.data.train),
         n_dev=len(plan.data.dev),
         n_test=len(plan.data.test),
-        trainable_parameters=sum(parameter.numel() for parameter in prompt.trainable_parameters()),
+        trainable_parameters=0
+        if found_words is not None
+        else sum(parameter.numel() for parameter in training.parameters.values()),
         epochs=training.at.epochs,
         stopped=stopped,
         dev_accuracy=training.at.best_accuracy,
         test_accuracy=scorer.accuracy(prompt, plan.test)[0],
         temperature=temperature,
         abstain_below=None if config.abstain is None else fit_threshold(logits / temperature, targets, config.abstain),
+        log_prior=None if prompt.log_prior is None else prompt.log_prior.tolist(),
+        found_words=found_words,
         manual_accuracy=manual_accuracy,
         train_seconds=training.at.seconds,
         seed=plan.config.settings.seed,
@@ -153,20 +209,22 @@ def _measure_by_hand(plan: Plan, progress: Progress) -> dict[str, float]:
     for source, template in plan.manual.items():
         scorer = task.scorer(task.compile(template))
         examples = Examples.encode(plan.data.test, scorer.encoder, task.verbalizer.labels)
-        accuracies[source] = scorer.accuracy(task.prompt(template, with_encoder=False), examples)[0]
+        accuracies[source] = scorer.accuracy(task.prompt(template), examples)[0]
         progress.note(f"hand-written {source!r}: test accuracy {accuracies[source]:.1%}")
     return accuracies
 
 
 @torch.no_grad()
-def _bake(plan: Plan, prompt: SoftPrompt, temperature: float) -> Baked:
-    """Run the encoder one last time, and the backbone over the leading prompt."""
-    rows = prompt.prompt_rows()
-    task, leading_ids = plan.task, plan.scorer.leading_ids
-    causal = task.backbone.facts.causal
+def _bake(plan: Plan, prompt: SoftPrompt, backbone: Backbone, temperature: float) -> Baked:
+    """Run the encoder one last time, and the backbone, as it is now, over the leading prompt."""
+    rows = prompt.prompt_rows().cpu()
+    label_rows, label_bias = prompt.labels()
+    states = None if prompt.prefix is None else prompt.prefix()
+    if states is None and backbone.facts.causal:
+        states = backbone.classifier("last").cpu().leading_states(plan.scorer.leading_ids, rows)
     return Baked(
-        prompt_rows=rows.cpu().numpy(),
-        label_rows=(prompt.label_rows / temperature).cpu().numpy(),
-        label_bias=(prompt.label_bias / temperature).cpu().numpy(),
-        leading_states=task.classifier.leading_states(leading_ids, rows).cpu().numpy() if causal else None,
+        prompt_rows=rows.numpy(),
+        label_rows=(label_rows / temperature).cpu().numpy(),
+        label_bias=(label_bias / temperature).cpu().numpy(),
+        leading_states=None if states is None else states.cpu().numpy(),
     )

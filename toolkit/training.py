@@ -1,6 +1,5 @@
-"""The loop: rows -> a trained SoftPrompt; knows steps, rates and stopping, nothing of files or templates."""
+"""The loop: rows -> what is trained; knows steps, rates and stopping, nothing of files, templates or methods."""
 
-import copy
 import math
 import random
 import time
@@ -10,13 +9,13 @@ from typing import Protocol
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import Stopped, TrainSettings
-from ptexport.toolkit.scoring import Examples, Scorer, forward
+from ptexport.toolkit.scoring import Brings, Examples, Scorer, forward
 
 SAVE_EVERY_S = 30
 _SORTED_BATCHES = 16  # batches are sorted by length within this many, so that they stay random and are padded little
@@ -65,21 +64,29 @@ class Training:
     """A training under way: everything that changes from step to step, so that it can stop anywhere and go on.
 
     Args:
-        prompt: what is trained, in place.
+        prompt: what the task brings; what of it is trained, is trained in place.
+        backbone: parameters of the language model that are trained, by name; none of a frozen one.
         settings: rates and sizes.
         n_rows: rows to learn from.
     """
 
-    def __init__(self, prompt: SoftPrompt, settings: TrainSettings, n_rows: int) -> None:
+    def __init__(
+        self, prompt: SoftPrompt, backbone: Mapping[str, nn.Parameter], settings: TrainSettings, n_rows: int
+    ) -> None:
         self.prompt = prompt
         self.settings = settings
         self.steps_per_epoch = math.ceil(n_rows / settings.batch_size)
-        assert settings.lr is not None  # a plan has chosen one
-        self.lr = settings.lr
-        self.optimizer = torch.optim.AdamW(
-            prompt.trainable_parameters(), lr=self.lr, weight_decay=settings.weight_decay
-        )
-        self.best_state = copy.deepcopy(prompt.state_dict())
+        of_prompt = {f"prompt.{name}": parameter for name, parameter in prompt.named_parameters()}
+        of_backbone = {f"backbone.{name}": parameter for name, parameter in backbone.items()}
+        self.parameters = of_prompt | of_backbone
+        # The rate is set at each step, to a share of the peak.
+        groups = [
+            {"params": list(part.values()), "lr": peak, "peak": peak}
+            for part, peak in ((of_prompt, settings.lr), (of_backbone, settings.backbone_lr))
+            if part
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay) if groups else None
+        self.best_state = self._state()
         self.at = Counters()
         self.restart_clock()
 
@@ -87,6 +94,12 @@ class Training:
     def total_steps(self) -> int:
         """Steps of all epochs, if none is spared."""
         return self.steps_per_epoch * self.settings.epochs
+
+    @property
+    def rates(self) -> str:
+        """The peak rates, as the command line takes them."""
+        given = (("--lr", self.settings.lr), ("--backbone-lr", self.settings.backbone_lr))
+        return " and ".join(f"{name} {rate}" for name, rate in given if rate is not None)
 
     @property
     def finished(self) -> bool:
@@ -105,11 +118,12 @@ class Training:
 
     def step(self, loss: Tensor) -> None:
         """Take an optimizer step."""
+        assert self.optimizer is not None
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * _rate(self.at.done, self.total_steps, self.settings.warmup)
+            group["lr"] = group["peak"] * _rate(self.at.done, self.total_steps, self.settings.warmup)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.prompt.trainable_parameters(), self.settings.clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         try:
             self.optimizer.step()
         except RuntimeError as e:
@@ -120,30 +134,35 @@ class Training:
         self.tick()
 
     def evaluated(self, accuracy: float, loss: float) -> None:
-        """Count an epoch and keep the prompt if it is the best so far."""
+        """Count an epoch and keep what is trained if it is the best so far."""
         self.tick()
         self.at.epochs += 1
         self.at.since_best += 1
         if (accuracy, -loss) > (self.at.best_accuracy, -self.at.best_loss):
-            self.best_state = copy.deepcopy(self.prompt.state_dict())
+            self.best_state = self._state()
             self.at.best_accuracy, self.at.best_loss, self.at.since_best = accuracy, loss, 0
+
+    def take_best(self) -> None:
+        """Go back to the best epoch."""
+        self._take(self.best_state)
 
     def tensors(self) -> dict[str, Tensor]:
         """All state but the counters, by names of their own."""
-        named = {f"prompt.{name}": value for name, value in self.prompt.state_dict().items()}
+        named = {f"now.{name}": value for name, value in self._state().items()}
         named |= {f"best.{name}": value for name, value in self.best_state.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        if self.optimizer is not None:
+            for index, state in self.optimizer.state_dict()["state"].items():
+                named |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         return named
 
     def restore(self, tensors: Mapping[str, Tensor], at: Counters) -> None:
         """Go back to a state that `tensors` and `at` gave.
 
         Raises:
-            RuntimeError: the tensors are of another prompt.
+            KeyError, RuntimeError: the tensors are of another training.
         """
         state: dict[int, dict[str, Tensor]] = {}
-        parts: dict[str, dict[str, Tensor]] = {"prompt": {}, "best": {}}
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}}
         for key, value in tensors.items():
             part, name = key.split(".", 1)
             if part == "optimizer":
@@ -151,11 +170,20 @@ class Training:
                 state.setdefault(int(index), {})[name] = value
             else:
                 parts[part][name] = value
-        self.prompt.load_state_dict(parts["prompt"])
-        self.best_state = {name: parts["best"][name].to(value) for name, value in self.best_state.items()}
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._take(parts["now"])
+        self.best_state = {name: parts["best"][name].to(parameter) for name, parameter in self.parameters.items()}
+        if self.optimizer is not None:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.at = at
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def _take(self, state: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
 
 
 def fit(
@@ -185,6 +213,9 @@ def fit(
         TrainError: the loss is not a number, in the first epoch.
         KeyboardInterrupt: in the first epoch.
     """
+    if not training.parameters:
+        training.at.best_accuracy, training.at.best_loss = scorer.accuracy(training.prompt, dev)
+        return None
     try:
         _fit(training, scorer, train, dev, progress, save)
         stopped: Stopped | None = None
@@ -194,10 +225,10 @@ def fit(
         stopped = "interrupted"
     except _NotFiniteError as e:
         if training.at.epochs == 0:
-            where = f"after {training.at.done} steps at rate {training.lr}"
-            raise TrainError(f"training: {e} {where}; use a lower --lr") from e
+            where = f"after {training.at.done} steps at {training.rates}"
+            raise TrainError(f"training: {e} {where}; use a lower rate") from e
         stopped = "diverged"
-    training.prompt.load_state_dict(training.best_state)
+    training.take_best()
     return stopped
 
 
@@ -238,8 +269,10 @@ def _fit(
     save: Callable[[], None],
 ) -> None:
     prompt, settings, at = training.prompt, training.settings, training.at
-    leading = None if scorer.trains_leading else scorer.leading_states(prompt)
-    targets = torch.tensor(train.targets, device=prompt.label_bias.device)
+    fixed = None if scorer.trains_leading else scorer.leading_states(prompt)
+    device = prompt.prompt_rows().device
+    targets = torch.tensor(train.targets, device=device)
+    weights = train.class_weights(settings.balance).to(device)
     lengths = [len(encoding) for encoding in train.encodings]
     training.restart_clock()
     saved = time.perf_counter()
@@ -255,8 +288,9 @@ def _fit(
             continue
         for batch in _batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))[done:]:
             some = [train.encodings[i] for i in batch]
-            logits = forward(scorer.classifier, prompt, some, prompt.prompt_rows(), leading)
-            loss = functional.cross_entropy(logits, targets[batch])
+            brings = Brings.of(prompt, fixed if prompt.prefix is None else prompt.prefix())
+            logits = forward(scorer.classifier, some, brings)
+            loss = functional.cross_entropy(logits, targets[batch], weight=weights)
             if not math.isfinite(loss.item()):
                 raise _NotFiniteError(f"the loss is {loss.item()}")
             training.step(loss)

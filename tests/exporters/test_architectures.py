@@ -22,8 +22,9 @@ from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Parity
 from ptexport.runtime.tokens import TextEncoder
-from ptexport.toolkit.backbone import Backbone, load_backbone_of
+from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.run import Run
+from ptexport.toolkit.tuning import load_backbone_of
 
 CAUSAL = ("llama", "gpt2", "qwen2", "qwen3")
 MASKED = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "electra", "modernbert")
@@ -70,9 +71,9 @@ def case(
         model_of(request.param), rows_file, template, parent / "run", test=str(test_rows), max_length=None
     )
     run = Run.read(folder)
-    backbone = load_backbone_of(run.config)
+    backbone = load_backbone_of(run.config, Path())
     (parent / "graph").mkdir()
-    bake(run, trace(backbone, run.config.read, opset=18), parent / "graph")
+    bake(run, trace(backbone, run.config.read, leading=run.baked.leading, opset=18), parent / "graph")
     return Case(name=request.param, run=run, backbone=backbone, folder=parent / "graph")
 
 
@@ -115,7 +116,7 @@ def test_control_a_zeroed_row(case: Case, tmp_path: Path) -> None:
     rows = case.run.baked.prompt_rows.copy()
     rows[2] = 0
     zeroed = dataclasses.replace(case.run, baked=dataclasses.replace(case.run.baked, prompt_rows=rows))
-    bake(zeroed, trace(case.backbone, case.run.config.read, opset=18), tmp_path)
+    bake(zeroed, trace(case.backbone, case.run.config.read, leading=zeroed.baked.leading, opset=18), tmp_path)
     assert seen(case.parity(folder=tmp_path))
 
 
@@ -152,7 +153,7 @@ def test_control_a_dropped_mask(case: Case) -> None:
 @pytest.mark.parametrize("case", ["modernbert"], indirect=True)
 def test_control_a_window_that_is_not_there(case: Case) -> None:
     """Rows are longer than what a layer sees of them: another window gives other answers."""
-    wide = load_backbone_of(case.run.config)
+    wide = load_backbone_of(case.run.config, Path())
     wide.model.config.local_attention = 2 * case.run.config.max_length
     assert seen(case.parity(backbone=wide))
 

@@ -22,10 +22,11 @@ from ptexport.runtime.errors import DataError, ExportError, RunError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Comparison, Manifest, Parity, Read
 from ptexport.runtime.tokens import TextEncoder
-from ptexport.toolkit.backbone import Backbone, load_backbone, load_backbone_of
+from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.run import Run
+from ptexport.toolkit.tuning import load_backbone_of
 
 PAIRS = "text,text_b,label\n" + "".join(
     f"the film was {word},it is {word} and {other},{label}\n"
@@ -35,13 +36,13 @@ PAIRS = "text,text_b,label\n" + "".join(
 
 
 def load(run: Run) -> Backbone:
-    return load_backbone_of(run.config)
+    return load_backbone_of(run.config, Path())
 
 
 def parity_of(run: Run, baked: Run, backbone: Backbone, folder: Path, *, opset: int = 18) -> Parity:
     """Bake one run and compare it with the oracle of another: the same one, but for controls."""
     folder.mkdir()
-    bake(baked, trace(backbone, run.config.read, opset=opset), folder)
+    bake(baked, trace(backbone, run.config.read, leading=run.baked.leading, opset=opset), folder)
     return check_parity(run, backbone, folder, run.check_rows, lambda done, total: None)
 
 
@@ -226,7 +227,12 @@ def test_another_backbone_than_the_one_trained_on(
 
 def test_a_damaged_trace_is_named(llama_bundle: Path, llama_run: Path, tmp_path: Path) -> None:
     run = Run.read(llama_run)
-    kept = Path(os.environ["XDG_CACHE_HOME"]) / "ptexport" / "traces" / trace_key(run.config.backbone, "last", 18)
+    kept = (
+        Path(os.environ["XDG_CACHE_HOME"])
+        / "ptexport"
+        / "traces"
+        / trace_key(run.config.backbone, "last", leading=True, opset=18)
+    )
     copy = Path(shutil.copytree(kept, tmp_path / "trace"))
     assert Trace.read(copy).info.opset == 18
     (copy / "model.onnx.data").write_bytes(b"short")

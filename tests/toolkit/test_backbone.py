@@ -82,7 +82,7 @@ def test_an_encoder_decoder(bert: Path, tmp_path: Path) -> None:
         ("cpmant", "llama", {}, "takes no inputs_embeds"),
         ("fnet", "bert", {}, "takes no attention_mask"),
         ("opt", "llama", {"ffn_dim": 48, "word_embed_proj_dim": 32}, r"cannot be called as needed \('_Given' object"),
-        ("openai-gpt", "gpt2", {}, "its layers keep different state"),
+        ("openai-gpt", "gpt2", {}, "keeps no keys and values, so that none can stand before a row"),
         ("nystromformer", "roberta", {}, "answers otherwise, by .*, when it is given embeddings, positions and a mask"),
     ],
 )

@@ -154,7 +154,7 @@ def test_rows_for_parity() -> None:
 
 
 def test_a_loss_that_is_not_a_number_stops(llama: Path, rows_file: Path) -> None:
-    with pytest.raises(TrainError, match=r"the loss is nan after 1 steps at rate inf; use a lower --lr"):
+    with pytest.raises(TrainError, match=r"the loss is nan after 1 steps at --lr inf; use a lower rate"):
         train(config(llama, rows_file, TrainSettings(lr=math.inf)), Quiet())
 
 
@@ -187,13 +187,12 @@ def test_going_on_within_an_epoch(after_steps: int, llama: Path, rows_file: Path
     asked = config(llama, rows_file, TrainSettings(lr=1e-2, epochs=3, patience=3))
     whole = train(asked, Quiet())
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
-    state = tmp_path / "resume.safetensors"
     stopped = None
     with contextlib.suppress(KeyboardInterrupt):  # in the first epoch there is nothing to show
-        stopped = train(asked, Stop(after_steps), state=state).metrics.stopped
+        stopped = train(asked, Stop(after_steps), folder=tmp_path).metrics.stopped
     assert stopped == (None if after_steps < 4 else "interrupted")
     told = Steps()
-    resumed = train(asked, told, state=state)
+    resumed = train(asked, told, folder=tmp_path)
     assert told.first == after_steps  # that of the step whose end was not told
     for name, array in whole.trained.items():
         np.testing.assert_array_equal(resumed.trained[name], array)
@@ -220,7 +219,7 @@ def test_ctrl_c_while_the_state_is_kept(llama: Path, rows_file: Path, tmp_path: 
 
     monkeypatch.setattr(resume.os, "fsync", fsync)
     asked = config(llama, rows_file, TrainSettings(lr=1e-2, epochs=3, patience=3))
-    run = train(asked, Quiet(), state=tmp_path / "resume.safetensors")
+    run = train(asked, Quiet(), folder=tmp_path)
     assert (run.metrics.stopped, run.metrics.epochs) == ("interrupted", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["resume.safetensors"]
 

@@ -1,0 +1,179 @@
+"""Every method on tiny models: it trains what it says and nothing else, exports, passes parity and answers."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import Quiet, train_tiny, worst
+
+from ptexport.exporters.bake import bake
+from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.trace import trace
+from ptexport.runtime import Engine
+from ptexport.runtime.errors import ExportError, ModelError, PtexportError, TrainError
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.tuning import load_backbone_of
+
+LINEAR = {"labels": "positive,negative", "head": "linear"}
+CASES = {
+    "p-tuning": ("[P] {text} it was [P]", "[P] {text} it was [MASK]", {}),
+    "p-tuning-tuned": ("[P] {text} it was [P]", "[P] {text} it was [MASK]", {"tune_backbone": True}),
+    "p-tuning-v2": ("[P*4] {text} it was", "[P*4] {text} it was [MASK]", {}),
+    "p-tuning-v2-linear": ("[P*4] {text} it", "[P*4] {text}", LINEAR),
+    "prefix": ("[P*3] {text} it was", "[P*3] {text} it was [MASK]", {}),
+    "prompt-tuning": ("[P*3] {text}", "[P*3] {text} [MASK]", {"init": "words"}),
+    "lora": ("{text} it was", "{text} it was [MASK]", {}),
+    "lora-linear": ("Review: {text}", "{text}", LINEAR),
+    "fine-tune": ("Review: {text}", "{text}", LINEAR),
+    "pet": ("{text} it was", "{text} it was [MASK]", {}),
+    "manual": ("{text} it was", "{text} it was [MASK]", {"prior_correction": True}),
+    "search": ("{text} it [P*2]", "{text} [P*2] [MASK]", {}),
+}
+TUNED = {"p-tuning-tuned", "lora", "lora-linear", "fine-tune", "pet"}
+
+
+def method_of(case: str) -> str:
+    return case.removesuffix("-linear").removesuffix("-tuned")
+
+
+def trained(case: str, family: str, model: Path, rows_file: Path, folder: Path) -> Run:
+    causal, masked, options = CASES[case]
+    template = causal if family == "llama" else masked
+    return Run.read(train_tiny(model, rows_file, template, folder, method=method_of(case), **options))
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "roberta"])
+@pytest.mark.parametrize("case", CASES)
+def test_from_rows_to_answers(
+    case: str, family: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    run = trained(case, family, request.getfixturevalue(family), rows_file, tmp_path / "run")
+    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+    assert manifest.method == method_of(case)
+    engine = Engine.open(tmp_path / "bundle")
+    answers = engine.predict(["the film was bright", "slow"])
+    assert all(answer.label in ("positive", "negative") for answer in answers)
+    assert (run.config.tuned is not None) == (case in TUNED) == (tmp_path / "run" / "backbone").is_dir()
+    names = {name.split(".")[0] for name in run.trained}
+    expected = {"prefix"} if "v2" in case or case == "prefix" else {"encoder"} if "[P" in CASES[case][0] else set()
+    assert names == expected | ({"head"} if case.endswith("linear") or case == "fine-tune" else set())
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "roberta"])
+@pytest.mark.parametrize("fault", ["a position less", "a layer's keys", "no states"])
+def test_wrong_prefixes_are_caught(
+    fault: str, family: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The controls: parity fails as soon as the graph holds other keys and values than were trained."""
+    model = request.getfixturevalue(family)
+    run = trained("p-tuning-v2", family, model, rows_file, tmp_path / "run")
+    states = run.baked.leading_states
+    assert states is not None
+    wrong = {
+        "a position less": states[..., 1:, :],
+        "a layer's keys": np.concatenate([states[:1] * [[[[[[0]]]], [[[[1]]]]]], states[1:]]).astype(np.float32),
+        "no states": states[..., :0, :],
+    }[fault]
+    backbone = load_backbone_of(run.config, tmp_path / "run")
+    traced = trace(backbone, run.config.read, leading=True, opset=18)
+    (tmp_path / "baked").mkdir()
+    baked = dataclasses.replace(run.baked, leading_states=wrong)
+    bake(dataclasses.replace(run, baked=baked), traced, tmp_path / "baked")
+    parity = check_parity(run, backbone, tmp_path / "baked", run.check_rows, lambda done, total: None)
+    with pytest.raises(ExportError, match="largest difference"):
+        fail_on_difference(parity)
+
+
+@pytest.mark.parametrize("case", sorted(TUNED))
+def test_a_tuned_backbone_is_an_ordinary_checkpoint(case: str, bert: Path, rows_file: Path, tmp_path: Path) -> None:
+    """Other weights than before, LoRA's merged; the model that was given is as it was."""
+    before = {path.name: path.read_bytes() for path in bert.iterdir()}
+    run = trained(case, "bert", bert, rows_file, tmp_path / "run")
+    backbone = load_backbone_of(run.config, tmp_path / "run")
+    assert backbone.facts.fingerprint == run.config.tuned.fingerprint != run.config.backbone.fingerprint  # type: ignore[union-attr]
+    assert not [name for name in backbone.model.state_dict() if "lora" in name]
+    assert {path.name: path.read_bytes() for path in bert.iterdir()} == before
+
+
+def test_examples_are_read_once(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """They become constant keys and values, and no text of theirs is in the bundle."""
+    train_tiny(llama, rows_file, "Review: {text} It was", tmp_path / "run", method="manual", shots=3, max_length=100)
+    run = Run.read(tmp_path / "run")
+    assert len({example.answer for example in run.config.examples[:2]}) == 2, "labels take turns"
+    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+    assert manifest.graph.folded_tokens > 20
+    held = b"".join(path.read_bytes() for path in (tmp_path / "bundle").iterdir() if path.suffix != ".data")
+    assert not any(example.text.encode() in held for example in run.config.examples)
+
+
+def test_a_prior_is_taken_from_the_logits(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """Zhao et al. 2021: an answer to no content comes out even, on the average of its probabilities' logarithms."""
+    for name, corrected in (("plain", False), ("fair", True)):
+        train_tiny(llama, rows_file, "{text} it was", tmp_path / f"{name}-run", method="manual",
+                   prior_correction=corrected)  # fmt: skip
+        export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
+    texts = ["N/A", "[MASK]", ""]
+    plain, fair = (torch.from_numpy(Engine.open(tmp_path / name).logits(texts)) for name in ("plain", "fair"))
+    torch.testing.assert_close(fair, plain - plain.softmax(1).mean(0).log(), atol=1e-5, rtol=0)
+
+
+def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    run = Run.read(train_tiny(llama, rows_file, "{text} it [P*2]", tmp_path / "run", method="search"))
+    assert run.metrics.found_words is not None
+    assert (len(run.metrics.found_words), run.metrics.trainable_parameters) == (2, 0)
+    table = load_backbone_of(run.config, tmp_path / "run").model.get_input_embeddings().weight.detach().numpy()
+    for row in run.baked.prompt_rows[:2]:
+        assert (table == row).all(1).any(), "each row is one of the vocabulary's"
+
+
+@pytest.mark.parametrize(
+    ("options", "template", "message"),
+    [
+        ({"method": "lora"}, "[P] {text}", "has virtual tokens, which lora does not train; leave out"),
+        ({"method": "p-tuning-v2"}, "{text} was", "has no virtual token for p-tuning-v2 to train"),
+        ({"method": "p-tuning-v2"}, "{text} [P*2] was", "has a virtual token after other words"),
+        ({"method": "prompt-tuning"}, "[P] {text} [P]", "has a virtual token after other words"),
+        ({"method": "lora", "tune_backbone": True}, "{text} was", "tune-backbone: is a form of p-tuning, got lora"),
+        ({"method": "prefix", "encoder": "lstm"}, "[P] {text} was", "encoder lstm: prefix has mlp"),
+        ({"method": "lora", "encoder": "none"}, "{text} was", "encoder none: lora has none at all"),
+        ({"method": "fine-tune", "head": "words"}, "{text} was", "head words: fine-tune has linear"),
+        ({"method": "lora", "init": "words"}, "{text} was", "init words: lora trains no rows"),
+        ({"method": "lora", "shots": 2}, "{text} was", "shots: is for hand-written templates, got lora"),
+        ({"method": "lora", "lr": 1e-3}, "{text} was", "lr 0.001: lora trains no virtual tokens .* give --backbone-lr"),
+        ({"method": "manual", "lr": 1e-3}, "{text} was", "no linear head; leave it out"),
+        ({"backbone_lr": 1e-3}, "[P] {text} was", "p-tuning leaves the language model as it is"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: dict[str, object], template: str, message: str, llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PtexportError, match=message):
+        train_tiny(llama, rows_file, template, tmp_path / "run", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3", "electra", "xlm-roberta"])
+def test_prefixes_on_other_architectures(
+    architecture: str, model_of: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    template = "[P*3] {text} it was" + " [MASK]" * (architecture in ("electra", "xlm-roberta"))
+    train_tiny(model_of(architecture), rows_file, template, tmp_path / "run", method="p-tuning-v2")
+    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+    assert worst(manifest.parity) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["albert", "distilbert", "modernbert"])
+def test_prefixes_where_there_are_no_keys_and_values_to_join(
+    architecture: str, model_of: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=f"{architecture}: keeps no keys and values"):
+        train_tiny(model_of(architecture), rows_file, "[P*3] {text} [MASK]", tmp_path / "run", method="p-tuning-v2")
+
+
+def test_what_only_some_models_can(bert: Path, rows_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="shots 2: tiny-bert is a masked model; use a causal one"):
+        train_tiny(bert, rows_file, "{text} [MASK]", tmp_path / "run", method="manual", shots=2)
