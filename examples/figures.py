@@ -33,7 +33,7 @@ from ptexport.exporters.traced import Trace, trace_key
 from ptexport.toolkit.home import cache_home
 from ptexport.toolkit.run import Run
 run = Run.read(Path(sys.argv[1]))
-key = trace_key(run.config.backbone, run.config.read, 18)
+key = trace_key(run.config.facts, run.config.read, leading=run.baked.leading, opset=18)
 seconds = []
 for _ in range(3):
     with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).parent) as folder:

@@ -11,11 +11,15 @@ Data flow: template, labels, rows -> train -> Run
     facts.py       what others need to know of a backbone
     checkpoint.py  alias, hub name or folder -> a Hugging Face folder on disk
     backbone.py    that folder -> a frozen language model and the facts about it
-    encoder.py     the prompt encoder: virtual tokens -> rows
+    supported.py   what a language model is refused for
+    methods.py     what each method trains
+    tuning.py      a frozen backbone -> one that is trained -> an ordinary checkpoint
+    encoder.py     the prompt encoders: virtual tokens -> rows, or keys and values
     classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
     task.py        a verbalizer on a loaded backbone
     scoring.py     rows -> logits and accuracy
     training.py    the loop
+    search.py      virtual tokens -> words
     audit.py       what is odd about rows, and which prove parity
     calibration.py logits of dev rows -> a temperature and a threshold
     resume.py      a training under way <-> a file to go on from

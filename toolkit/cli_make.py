@@ -7,12 +7,23 @@ import click
 
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit import cli_options as shared
+from ptexport.toolkit.methods import METHODS
+
+_SETTINGS = ("lr", "backbone_lr", "lora_rank", "balance", "epochs", "batch_size", "patience", "seed")
 
 
 @click.command()
 @click.option("--model", required=True, help="smollm2, minilm, a folder, or a name on the Hugging Face hub.")
 @click.option("--revision", help="Branch, tag or commit of a model on the hub [default: main].")
 @click.option("--data", required=True, help="Rows: a .jsonl or .csv file, hub:NAME[/CONFIG], or cities.")
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default="p-tuning",
+    show_default=True,
+    help="What is trained; see docs/methods.md.",
+)
+@click.option("--tune-backbone", is_flag=True, help="With p-tuning: train the language model too.")
 @click.option("--template", required=True, help="For example '[P*3] {text} [P*3]'.")
 @click.option(
     "--labels",
@@ -21,20 +32,35 @@ from ptexport.toolkit import cli_options as shared
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @click.option("--dev", type=click.Path(), help="Rows that choose the epoch [default: a part of --data].")
 @click.option("--test", type=click.Path(), help="Rows to measure on [default: a part of --data].")
-@click.option("--head", type=click.Choice(["words", "linear"]), default="words", show_default=True)
+@click.option(
+    "--head",
+    type=click.Choice(["words", "linear"]),
+    help="What reads the answer out [default: words; linear for fine-tune].",
+)
 @click.option(
     "--pool",
     type=click.Choice(["mean", "first"]),
     help="What a linear head reads on a masked model [default: mean].",
 )
-@click.option("--encoder", type=click.Choice(["lstm", "mlp", "none"]), default="lstm", show_default=True)
+@click.option(
+    "--encoder",
+    type=click.Choice(["lstm", "mlp", "none"]),
+    help="What makes the virtual tokens [default: by method; lstm for p-tuning].",
+)
 @click.option(
     "--init",
     type=click.Choice(["random", "words"]),
     default="random",
     show_default=True,
-    help="What plain rows (--encoder none) start from; words: the label words.",
+    help="What virtual tokens without an encoder start from; words: the label words.",
 )
+@click.option(
+    "--shots",
+    type=click.IntRange(0),
+    default=0,
+    help="With manual: so many training rows and their answers stand before the template.",
+)
+@click.option("--prior-correction", is_flag=True, help="With manual: take from the logits what no content answers.")
 @click.option("--manual", multiple=True, help="A hand-written template to compare with; may be repeated.")
 @click.option("--max-length", type=click.IntRange(2), help="Most tokens in one row [default: 512, or the model's].")
 @click.option(
@@ -52,7 +78,18 @@ from ptexport.toolkit import cli_options as shared
     metavar="ACCURACY",
     help="Give no label where that would make fewer of the labelled dev rows right than this share, 0 to 1.",
 )
-@click.option("--lr", type=shared.FiniteRange(0, min_open=True), help="Peak rate [default: by encoder].")
+@click.option(
+    "--lr",
+    type=shared.FiniteRange(0, min_open=True),
+    help="Peak rate of virtual tokens and a linear head [default: by method and encoder].",
+)
+@click.option(
+    "--backbone-lr",
+    type=shared.FiniteRange(0, min_open=True),
+    help="Peak rate of the language model, or of LoRA's updates [default: 2e-5, or 1e-3].",
+)
+@click.option("--lora-rank", type=click.IntRange(1), help="With lora: rank of its updates [default: 8].")
+@click.option("--balance", is_flag=True, help="Weigh labels so that each counts alike, however few its rows.")
 @click.option("--epochs", type=click.IntRange(1), help="Most passes over the rows [default: 10].")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows per step [default: 8].")
 @click.option("--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy [default: 4].")
@@ -65,7 +102,8 @@ from ptexport.toolkit import cli_options as shared
     "axes",
     multiple=True,
     metavar="NAME=VALUE,…",
-    help="Train every combination of lr, rows, template, encoder, init, epochs, batch_size, seed; may be repeated.",
+    help="Train every combination of method, template (one each time), rows, encoder, init, lr, backbone_lr, epochs, "
+    "batch_size, seed; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on where a training with the same options stopped; begin if none has.")
 @shared.force
@@ -81,7 +119,7 @@ def train(
     force: bool,
     **options: Any,
 ) -> None:
-    """Train a soft prompt against a frozen language model.
+    """Train a soft prompt against a frozen language model, or what another method trains.
 
     Ctrl-C stops it with the best epoch so far; --resume goes on from there, or from where it was killed.
     """
@@ -93,8 +131,8 @@ def train(
     if labels is None:
         if options["data"] != "cities":
             raise click.UsageError("Missing option '--labels'.")
-        labels = cities.labels(linear=options["head"] == "linear")
-    given = {name: options.pop(name) for name in ("lr", "epochs", "batch_size", "patience", "seed")}
+        labels = cities.labels(linear=(options["head"] or METHODS[options["method"]].heads[0]) == "linear")
+    given = {name: options.pop(name) for name in _SETTINGS}
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     config = TrainConfig(labels=labels, settings=settings, **options)
     if force and (resume or axes):

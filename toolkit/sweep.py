@@ -25,6 +25,7 @@ from ptexport.runtime.errors import (
 )
 from ptexport.runtime.streaming import write_whole
 from ptexport.toolkit.cli_options import FiniteRange
+from ptexport.toolkit.methods import METHODS
 from ptexport.toolkit.plan import TrainConfig, check_templates, load_backbone_for, settle
 from ptexport.toolkit.run import Metrics, TrainSettings
 from ptexport.toolkit.template import MAX_PROMPT_TOKENS
@@ -34,11 +35,13 @@ from ptexport.toolkit.training import Progress
 SWEEP = "sweep.json"
 BEST = "best"
 _KINDS: dict[str, click.ParamType[Any]] = {
+    "method": click.Choice(list(METHODS)),
     "template": click.STRING,
     "rows": click.IntRange(1, MAX_PROMPT_TOKENS),
     "encoder": click.Choice(["lstm", "mlp", "none"]),
     "init": click.Choice(["random", "words"]),
     "lr": FiniteRange(0, min_open=True),
+    "backbone_lr": FiniteRange(0, min_open=True),
     "epochs": click.IntRange(1),
     "batch_size": click.IntRange(1),
     "seed": click.IntRange(0, 2**32 - 1),

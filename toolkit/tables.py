@@ -1,5 +1,6 @@
 """What people see when a command is done: tables on standard output."""
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,11 @@ def print_metrics(run: "Run", out: Path) -> None:
     metrics = run.metrics
     table = Table(title=f"accuracy on {metrics.n_test} test rows", title_justify="left")
     table.add_column("template")
-    table.add_column("prompt")
+    table.add_column("method")
     table.add_column("accuracy", justify="right")
     for template, accuracy in sorted(metrics.manual_accuracy.items(), key=lambda item: item[1]):
         table.add_row(escape(template), "hand-written", f"{accuracy:.1%}")
-    table.add_row(escape(run.config.template), "learned", f"{metrics.test_accuracy:.1%}", style="bold")
+    table.add_row(escape(run.config.template), metrics.method, f"{metrics.test_accuracy:.1%}", style="bold")
     console = Console()
     console.print(table)
     console.print(
@@ -43,6 +44,10 @@ def print_metrics(run: "Run", out: Path) -> None:
         markup=False,
         highlight=False,
     )
+    if metrics.found_words is not None:
+        console.print(f"found the words {', '.join(metrics.found_words)}", markup=False, highlight=False)
+        if metrics.manual_accuracy and metrics.test_accuracy <= statistics.median(metrics.manual_accuracy.values()):
+            console.print("which is no better than the median hand-written template", markup=False, highlight=False)
 
 
 def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:

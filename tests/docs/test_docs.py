@@ -41,14 +41,24 @@ def test_troubleshooting_is_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> 
     assert "exit code 0" not in found
 
 
+def run_commands(page: Path, place: Path) -> str:
+    (place / ".venv").symlink_to(sys.prefix)
+    (place / "examples").symlink_to(ROOT / "examples")
+    bare = {**os.environ, "PATH": "/usr/bin:/bin"}
+    script = "\n".join(blocks(page, "sh"))
+    done = subprocess.run(["sh", "-ec", script], cwd=place, env=bare, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_the_methods(tmp_path: Path) -> None:
+    said = run_commands(ROOT / "docs" / "methods.md", tmp_path)
+    assert said.splitlines()[-1].split("\t")[0] in ("billing", "delivery", "technical")
+
+
 def test_the_tutorial(tmp_path: Path) -> None:
     """Word for word, with the real model, from a folder laid out as the repository."""
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    bare = {**os.environ, "PATH": "/usr/bin:/bin"}
     page = ROOT / "docs" / "tutorial.md"
-    script = "\n".join(blocks(page, "sh"))
-    subprocess.run(["sh", "-ec", script], cwd=tmp_path, env=bare, check=True, capture_output=True)
+    run_commands(page, tmp_path)
     answers = (tmp_path / "build" / "tutorial" / "answers.jsonl").read_text().splitlines()
     rows = (ROOT / "examples" / "requests.csv").read_text().splitlines()[1:]
     right = [json.loads(answer)["label"] == row.rsplit(",", 1)[1] for answer, row in zip(answers, rows, strict=True)]
@@ -62,4 +72,4 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
     pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page}" in readme for page in pages)
-    assert [page for page in pages if blocks(ROOT / "docs" / page, "sh")] == ["tutorial.md"], "run it here as well"
+    assert [page for page in pages if blocks(ROOT / "docs" / page, "sh")] == ["methods.md", "tutorial.md"], "run it here"
