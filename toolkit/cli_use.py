@@ -2,12 +2,18 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ptexport.runtime.errors import OutputError
 from ptexport.toolkit import cli_options as shared
+
+if TYPE_CHECKING:
+    from ptexport.runtime import Engine
+    from ptexport.runtime.rows import Row
 
 
 @click.command()
@@ -38,13 +44,15 @@ def predict(
     """Label TEXTS, or the rows of a file; for a pair template, two TEXTS make one row."""
     from ptexport.runtime import Engine
     from ptexport.runtime.rows import Row, count_lines, read_rows
-    from ptexport.runtime.streaming import json_line, label_file, predict_rows
+    from ptexport.runtime.streaming import label_file
     from ptexport.toolkit.progress import reporting
 
     if bool(texts) == (rows is not None):
         raise click.UsageError("Give TEXTS or --input, one of the two.")
     if resume and (output is None or force):
         raise click.UsageError("--resume goes with --output and without --force.")
+    if rows is not None and output is not None and output.is_file() and rows.exists() and output.samefile(rows):
+        raise OutputError(f"{output}: is the input; choose another name")
     engine = Engine.open(bundle, threads=threads)
     width = len(engine.manifest.fields)
     if len(texts) % width:
@@ -54,36 +62,40 @@ def predict(
         for t in zip(*[iter(texts)] * width, strict=True)
     )
     given = typed if rows is None else read_rows(rows)
-    if output is not None:
-        if rows is not None and output.is_file() and rows.exists() and output.samefile(rows):
-            raise OutputError(f"{output}: is the input; choose another name")
-        total = len(texts) // width if rows is None else count_lines(rows)
+    if output is None:
+        _print_answers(engine, given, as_json=as_json or rows is not None, strict=strict)
+        return
+    total = len(texts) // width if rows is None else count_lines(rows)
+    with reporting(as_json=as_json, log_file=log_file) as report:
         try:
-            with reporting(as_json=as_json, log_file=log_file) as report:
-                counts = label_file(
-                    engine,
-                    given,
-                    output,
-                    resume=resume,
-                    force=force,
-                    strict=strict,
-                    report=lambda done: report.rows(done, total),
-                )
-                report.all_rows()
-                if counts.truncated:
-                    report.warning(_truncated(counts.truncated))
+            counts = label_file(
+                engine,
+                given,
+                output,
+                resume=resume,
+                force=force,
+                strict=strict,
+                report=lambda done: report.rows(done, total),
+            )
         except KeyboardInterrupt as e:
             raise OutputError(f"{output}: interrupted; go on with --resume") from e
-        if as_json:
-            click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
-        else:
-            unsure = f", {counts.unlabelled} of them too unsure for a label" if counts.unlabelled else ""
-            click.echo(f"{output}: {counts.rows} rows labelled now{unsure}")
-        return
+        report.all_rows()
+        if counts.truncated:
+            report.warning(_truncated(counts.truncated))
+    if as_json:
+        click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
+    else:
+        unsure = f", {counts.unlabelled} of them too unsure for a label" if counts.unlabelled else ""
+        click.echo(f"{output}: {counts.rows} rows labelled now{unsure}")
+
+
+def _print_answers(engine: "Engine", rows: Iterator["Row"], *, as_json: bool, strict: bool) -> None:
+    from ptexport.runtime.streaming import json_line, predict_rows
+
     truncated = 0
-    for row, prediction in predict_rows(engine, given, strict=strict):
+    for row, prediction in predict_rows(engine, rows, strict=strict):
         truncated += prediction.truncated
-        if as_json or rows is not None:
+        if as_json:
             click.echo(json_line(row, prediction), nl=False)
         else:
             score = prediction.probabilities[prediction.surest]

@@ -136,7 +136,7 @@ def sweep(
         else:
             if metrics.stopped == "interrupted":
                 raise TrainError(f"{out / name}: interrupted; go on with --resume")
-            outcomes.append(_outcome(name, metrics))
+            outcomes.append(_outcome(name, config, metrics))
         outcomes.sort(key=lambda outcome: (outcome.failed is not None, -outcome.dev_accuracy))
         _record(out, asked, outcomes)
     if outcomes[0].failed is not None:
@@ -182,10 +182,13 @@ def _with_rows(template: str, rows: int) -> str:
     return template.replace(groups[0], f"[P*{rows}]")
 
 
-def _outcome(name: str, metrics: Metrics) -> Outcome:
+def _outcome(name: str, config: TrainConfig, metrics: Metrics) -> Outcome:
+    failed = "the loss became no number" if metrics.stopped == "diverged" else None
+    if config.abstain is not None and metrics.abstain_below is None:
+        failed = f"even its surest dev rows are wrong more often than --abstain {config.abstain} allows"
     return Outcome(
         name=name,
-        failed="the loss became no number" if metrics.stopped == "diverged" else None,
+        failed=failed,
         dev_accuracy=metrics.dev_accuracy,
         test_accuracy=metrics.test_accuracy,
         epochs=metrics.epochs,

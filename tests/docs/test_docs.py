@@ -72,4 +72,6 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
     pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page}" in readme for page in pages)
-    assert [page for page in pages if blocks(ROOT / "docs" / page, "sh")] == ["methods.md", "tutorial.md"], "run it here"
+    assert [page for page in pages if blocks(ROOT / "docs" / page, "sh")] == ["methods.md", "tutorial.md"], (
+        "run it here"
+    )

@@ -143,3 +143,13 @@ def test_a_table_is_kept_when_going_on_fails(llama: Path, rows_file: Path, tmp_p
     (out / "best").mkdir()
     done = sweep(llama, rows_file, out, "rows=1,2", more=("--resume",))
     assert (done.returncode, "best: cannot be written (Is a directory); remove it" in done.stderr) == (1, True)
+
+
+def test_what_cannot_abstain_as_asked_is_not_chosen(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """Labels that have nothing to do with the texts: no row is sure enough."""
+    odd = tmp_path / "odd.csv"
+    odd.write_text(
+        "text,label\n" + "".join(f"the film was {i},{'negative' * (i % 2) or 'positive'}\n" for i in range(60))
+    )
+    done = sweep(llama, odd, tmp_path / "out", "lr=1e-6", more=("--abstain", "1"))
+    assert (done.returncode, "every run failed, the first with: even its surest dev rows" in done.stderr) == (1, True)

@@ -180,12 +180,23 @@ class Stop(Quiet):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("after_steps", [1, 5, 6])
-def test_going_on_within_an_epoch(after_steps: int, llama: Path, rows_file: Path, tmp_path: Path,
-                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("after_steps", "changes"),
+    [
+        (1, {}),
+        (5, {}),
+        (6, {}),
+        (6, {"method": "p-tuning-v2", "template": "[P*2] {text} It was"}),
+        (6, {"method": "lora", "template": "{text} It was"}),
+        (6, {"tune_backbone": True}),
+    ],
+)
+def test_going_on_within_an_epoch(after_steps: int, changes: dict[str, object], llama: Path, rows_file: Path,
+                                  tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Four steps an epoch, the state kept after each: what is learned is the same, bit for bit."""
-    asked = config(llama, rows_file, TrainSettings(lr=1e-2, epochs=3, patience=3))
-    whole = train(asked, Quiet())
+    asked = config(llama, rows_file, TrainSettings(epochs=3, patience=3), **changes)
+    whole = train(asked, Quiet(), folder=tmp_path)
+    (tmp_path / "resume.safetensors").unlink()
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
     stopped = None
     with contextlib.suppress(KeyboardInterrupt):  # in the first epoch there is nothing to show
@@ -194,8 +205,9 @@ def test_going_on_within_an_epoch(after_steps: int, llama: Path, rows_file: Path
     told = Steps()
     resumed = train(asked, told, folder=tmp_path)
     assert told.first == after_steps  # that of the step whose end was not told
-    for name, array in whole.trained.items():
-        np.testing.assert_array_equal(resumed.trained[name], array)
+    assert resumed.config == whole.config, "with the fingerprint of a language model that was trained"
+    for name, array in {**whole.trained, **whole.baked.arrays()}.items():
+        np.testing.assert_array_equal({**resumed.trained, **resumed.baked.arrays()}[name], array)
 
 
 class Steps(Quiet):
