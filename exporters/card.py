@@ -31,6 +31,7 @@ print(Engine.open("{name}").predict([{example}]))
 
 _METHODS = {
     "p-tuning": "{n} virtual tokens trained for it",
+    "p-tuning --tune-backbone": "{n} virtual tokens, both trained",
     "p-tuning-v2": "keys and values of {n} positions trained for every layer of it",
     "prefix": "keys and values of {n} positions trained for every layer of it",
     "prompt-tuning": "{n} virtual tokens trained for it",

@@ -1,13 +1,15 @@
 """A run folder -> a bundle folder: load, trace, bake, prove, write; whole or not at all."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from ptexport.exporters.bake import bake
 from ptexport.exporters.card import model_card
 from ptexport.exporters.parity import check_parity, fail_on_difference
-from ptexport.exporters.trace import trace
+from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED, MANIFEST
 from ptexport.runtime.graph import load_onnxruntime
@@ -68,9 +70,16 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
     rows = _rows(run, config.rows)
     progress.stage("loading the backbone")
     backbone = load_backbone_of(run.config, config.run, stage=progress.stage)
-    progress.stage("tracing it (once per backbone)")
-    traced = trace(backbone, run.config.read, leading=run.baked.leading, opset=config.opset)
-    with new_folder(config.out, force=config.force, files=FILES) as folder:
+    read, leading = run.config.read, run.baked.leading
+    with ExitStack() as stack:
+        if run.config.tuned is None:
+            progress.stage("tracing it (once per backbone)")
+            traced = trace(backbone, read, leading=leading, opset=config.opset)
+        else:
+            progress.stage("tracing it")
+            place = stack.enter_context(TemporaryDirectory(prefix="ptexport-"))
+            traced = trace_into(Path(place), backbone, read, leading=leading, opset=config.opset)
+        folder = stack.enter_context(new_folder(config.out, force=config.force, files=FILES))
         progress.stage("baking the task in")
         files = bake(run, traced, folder)
         progress.stage("comparing with Transformers")
@@ -106,7 +115,7 @@ def _manifest(
     return Manifest(
         format=FORMAT,
         name=name,
-        method=config.method,
+        method=config.method + " --tune-backbone" * config.tune_backbone,
         files=files,
         backbone=BackboneEntry(
             fingerprint=facts.fingerprint,

@@ -37,10 +37,19 @@ def trace(backbone: Backbone, read: Read, *, leading: bool, opset: int) -> Trace
         leading: whether the graph takes keys and values of what stands before a row.
         opset: 18 (portable: decomposed attention) or 23 (one Attention node a layer).
     """
-    versions = {name: version(name) for name in ("ptexport", "torch", "transformers", "onnxscript", "onnx-ir")}
     key = trace_key(backbone.facts, read, leading=leading, opset=opset)
-    path = cached_folder("traces", key, make=lambda folder: _trace(backbone, read, leading, opset, versions, folder))
+    path = cached_folder("traces", key, make=lambda folder: _trace(backbone, read, leading, opset, _versions(), folder))
     return Trace.read(path)
+
+
+def trace_into(folder: Path, backbone: Backbone, read: Read, *, leading: bool, opset: int) -> Trace:
+    """Trace a backbone into an empty folder: one that was trained, which nothing else will be made of."""
+    _trace(backbone, read, leading, opset, _versions(), folder)
+    return Trace.read(folder)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("ptexport", "torch", "transformers", "onnxscript", "onnx-ir")}
 
 
 def _trace(backbone: Backbone, read: Read, leading: bool, opset: int, versions: dict[str, str], folder: Path) -> None:

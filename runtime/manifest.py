@@ -31,7 +31,7 @@ class BackboneEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         fingerprint: sha256 over its weights, whatever files they were in.
-        name: alias, hub name or folder name it was loaded by.
+        name: alias, hub name or folder name it was loaded by; a trained one keeps its name.
         revision: commit on the hub, where known.
         licence: as its model card says, where known.
         model_type: Transformers' name of the architecture.
@@ -102,7 +102,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         format: version of this layout.
         name: what the server calls the model.
-        method: how it was trained, as `ptexport train --method` names it.
+        method: how it was trained, as `ptexport train --method` takes it.
         files: every file the runtime reads, by plain file name.
         backbone: the frozen language model.
         template: as the user wrote it.

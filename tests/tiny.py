@@ -172,7 +172,7 @@ def save_model(path: Path, architecture: str, *, like: str | None = None, **chan
 
 def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: object) -> Path:
     """Train for one epoch, enough for weights that mean nothing in particular."""
-    rates = {name: changes.pop(name) for name in ("lr", "backbone_lr") if name in changes}
+    rates = {name: changes.pop(name) for name in ("lr", "backbone_lr", "lora_rank", "balance") if name in changes}
     settings = TrainSettings(epochs=1, batch_size=8, **rates)  # type: ignore[arg-type]
     options = {"labels": LABELS, "max_length": 48, "settings": settings, **changes}
     config = TrainConfig(model=str(model), data=str(rows), template=template, **options)  # type: ignore[arg-type]

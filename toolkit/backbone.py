@@ -33,12 +33,14 @@ class Backbone:
 
     Attributes:
         model: with its language-model head for label words, without for a linear head.
+        head: what it was loaded for.
         tokenizer_json: its own tokenizer.
         facts: what others need to know of it.
         commit: on the hub, to load the same again; None for a folder or alias.
     """
 
     model: PreTrainedModel
+    head: Head
     tokenizer_json: str
     facts: BackboneFacts
     commit: str | None = None
@@ -89,7 +91,7 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
     facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=loading["missing_keys"])
     commit = checkpoint.revision if checkpoint.from_hub else None
-    backbone = Backbone(model=model, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
+    backbone = Backbone(model=model, head=head, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
     _check_reads_alike(backbone, head, where)
     return backbone
 
@@ -115,7 +117,7 @@ def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where:
     read = sorted(name for name, weight in model.named_parameters() if weight.grad is not None and name in missing)
     model.zero_grad(set_to_none=True)
     if read:
-        advice = "use --head linear" if head == "words" else "use another checkpoint"
+        advice = "use a method with a linear head" if head == "words" else "use another checkpoint"
         raise ModelError(f"{where}: the checkpoint lacks {', '.join(read)}, which the method reads; {advice}")
 
 

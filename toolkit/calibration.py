@@ -1,5 +1,6 @@
 """What makes a task's probabilities honest: a temperature, a probability below which not to answer, a prior."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,4 +88,5 @@ def measure_log_prior(scorer: Scorer, prompt: SoftPrompt, fields: Sequence[str])
         fields: the texts it takes.
     """
     texts: list[Text] = [text if len(fields) == 1 else (text, text) for text in _NO_CONTENT]
-    return scorer.logits(prompt, scorer.encoder.encode(texts)).softmax(1).mean(0).log()
+    logits = scorer.logits(prompt, scorer.encoder.encode(texts))
+    return logits.log_softmax(1).logsumexp(0) - math.log(len(texts))

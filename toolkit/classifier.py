@@ -79,7 +79,7 @@ class PromptClassifier(nn.Module):
             ModelError: the backbone keeps other state than one full key and value tensor per layer.
         """
         ids = torch.tensor([leading_ids or [0]], device=prompt_rows.device)
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        positions = torch.arange(ids.shape[1], device=ids.device)[None] + self.first_position
         cache = DynamicCache()
         self.base(inputs_embeds=self._embed(ids, prompt_rows), position_ids=positions, past_key_values=cache)
         if not cache.layers:

@@ -61,7 +61,9 @@ def _bundle(path: Path) -> dict[str, Any]:
     tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")
     record: dict[str, Any] = {"kind": "bundle", "verified": True, **msgspec.to_builtins(manifest)}
     record["template_tokens"] = _template_tokens(json.loads(tokenizer_json)["post_processor"], manifest.fields)
-    record["nearest_words"] = _nearest_in_bundle(path, manifest.graph.prompt_tokens, tokenizer_json)
+    of_layers = manifest.method in ("p-tuning-v2", "prefix")
+    n_rows = 0 if of_layers else manifest.graph.prompt_tokens
+    record["nearest_words"] = _nearest_in_bundle(path, n_rows, tokenizer_json)
     return record
 
 

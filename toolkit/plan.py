@@ -138,6 +138,8 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     seed = config.settings.seed
     data = load_data(config.data, dev=config.dev, test=config.test, labels=labels, fields=template.fields, seed=seed)
     backbone = backbone or load_backbone_for(config, progress)
+    if backbone.head != choice.head:
+        raise TrainError(f"{config.method}: needs a backbone loaded for a head of {choice.head}, got {backbone.head}")
     if config.shots and not backbone.facts.causal:
         raise TrainError(f"shots {config.shots}: {backbone.facts.name} is a masked model; use a causal one")
     task = Task.prepare(config, choice, verbalizer, backbone, device)
@@ -179,6 +181,7 @@ def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
     """Load the backbone that a training asks for.
 
     Raises:
+        TrainError: its options do not go together.
         ModelError: it cannot be loaded.
     """
     progress.stage("loading the model")
@@ -204,18 +207,28 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
     if name != "manual" and (config.shots or config.prior_correction):
         option = "shots" if config.shots else "prior-correction"
         raise TrainError(f"{option}: is for hand-written templates, got {name}; use --method manual, or leave it out")
+    if settings.lora_rank is not None and method.tuned != "lora":
+        raise TrainError(f"lora-rank {settings.lora_rank}: {name} has no LoRA; leave it out")
+    if settings.balance and method.virtual_token is None and method.tuned == "nothing":
+        raise TrainError(f"balance: {name} learns from no rows; leave it out")
     lr, backbone_lr = choose_rates(name, method, encoder, head, lr=settings.lr, backbone_lr=settings.backbone_lr)
     settings = msgspec.structs.replace(settings, lr=lr, backbone_lr=backbone_lr)
     return dataclasses.replace(config, settings=settings), Choice(method=method, encoder=encoder, head=head)
 
 
 def _choose_examples(rows: Sequence[Row], verbalizer: Verbalizer, count: int, seed: int) -> list[Example]:
-    """Choose rows at random, as many of each label as of any other."""
+    """Choose rows at random, as many of each label as of any other.
+
+    Raises:
+        DataError: there are fewer.
+    """
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
     groups = [[row for row in shuffled if row.label == label] for label in verbalizer.labels]
     turns = [row for turn in itertools.zip_longest(*groups) for row in turn if row is not None]
     words = dict(zip(verbalizer.labels, verbalizer.words or (), strict=False))
+    if len(turns) < count:
+        raise DataError(f"shots {count}: got {len(turns)} training rows; ask for fewer, or give more rows")
     return [Example(text=row.text, text_b=row.text_b, answer=words[row.label or ""][0]) for row in turns[:count]]
 
 
@@ -228,9 +241,15 @@ def check_templates(config: TrainConfig, choice: Choice) -> tuple[Template, dict
     template, method = Template.parse(config.template), choice.method
     where = f"template {config.template!r}"
     if method.virtual_token is not None and template.n_prompt == 0:
-        raise TemplateError(f"{where}: has no virtual token for {config.method} to train; add [P*3], or use --manual")
+        raise TemplateError(
+            f"{where}: has no virtual token for {config.method} to train; add [P*3], or use --method manual"
+        )
     if method.virtual_token is None and template.n_prompt:
         raise TemplateError(f"{where}: has virtual tokens, which {config.method} does not train; leave out [P]")
+    if config.shots and template.has("cls", "sep", "bos"):
+        raise TemplateError(
+            f"{where}: writes [CLS], [SEP] or [BOS], which examples cannot repeat; leave it or --shots out"
+        )
     if method.leading and any(piece.kind != "prompt" for piece in template.pieces[: template.n_prompt]):
         raise TemplateError(
             f"{where}: has a virtual token after other words; {config.method} has all of them first, or use p-tuning"
@@ -267,6 +286,7 @@ def run_config(plan: Plan) -> RunConfig:
         encoder=task.choice.encoder,
         init=config.init,
         examples=plan.examples,
+        prior_correction=config.prior_correction,
         n_prefix=plan.compiled.n_prefix,
         max_length=plan.compiled.max_length,
         truncate=config.truncate,

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from ptexport.runtime.errors import OutputError, TrainError, reason
 from ptexport.toolkit.data import Data
@@ -41,17 +41,18 @@ def save_state(path: Path, training: Training, ticket: Ticket) -> None:
     """Write a training's state, whole or not at all, whenever the process or the machine stops.
 
     Raises:
-        OSError: the disk refuses.
+        OutputError, OSError: the disk refuses.
     """
     metadata = {"ticket": msgspec.json.encode(ticket).decode(), "at": msgspec.json.encode(training.at).decode()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in training.tensors().items()}
     temporary = path.with_name(path.name + ".new")
     try:
-        with temporary.open("wb") as file:
-            file.write(save(tensors, metadata))
-            file.flush()
+        save_file(tensors, temporary, metadata)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except SafetensorError as e:  # its name for what the disk says
+        raise OutputError(f"{path}: cannot be written ({reason(e)}); free some space and go on with --resume") from e
     finally:
         temporary.unlink(missing_ok=True)  # Ctrl-C may come here, and the training end with what it has
 

@@ -48,7 +48,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes:
         lr: peak learning rate of AdamW, of virtual tokens and a linear head; None: the method's own, or it has neither.
         backbone_lr: likewise, of the language model.
-        lora_rank: rank of the updates that LoRA trains.
+        lora_rank: rank of the updates that LoRA trains; None: 8.
         balance: whether labels count alike, whatever their rows.
         epochs: most passes over the training rows.
         batch_size: rows per step.
@@ -61,7 +61,7 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     lr: float | None = None
     backbone_lr: float | None = None
-    lora_rank: int = 8
+    lora_rank: int | None = None
     balance: bool = False
     epochs: int = 10
     batch_size: int = 8
@@ -90,6 +90,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         encoder: the prompt encoder.
         init: what plain rows started from.
         examples: of `manual`, texts and answers that stand before the template, first to last.
+        prior_correction: of `manual`, whether what it answers to no content is taken from its logits.
         n_prefix: positions of trained keys and values before everything.
         max_length: most tokens in one row.
         truncate: which text of a pair is cut.
@@ -113,6 +114,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     encoder: EncoderKind
     init: Literal["random", "words"]
     examples: list[Example]
+    prior_correction: bool
     n_prefix: int
     max_length: int
     truncate: Truncate
@@ -239,7 +241,7 @@ class Run:
     check_rows: list[Row]
 
     def write(self, folder: Path) -> None:
-        """Write all files into an empty folder."""
+        """Write all files into a folder, which holds `BACKBONE` already if that was trained."""
         (folder / CONFIG).write_bytes(_pretty(self.config))
         (folder / METRICS).write_bytes(_pretty(self.metrics))
         arrays = {f"prompt.{name}": array for name, array in self.trained.items()}

@@ -12,6 +12,7 @@ from tokenizers import Encoding
 from torch import Tensor
 from torch.nn import functional
 
+from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.encoder import PromptEncoder, SoftPrompt
 from ptexport.toolkit.run import TrainSettings
 from ptexport.toolkit.scoring import Brings, Examples, Scorer, forward
@@ -53,39 +54,49 @@ def search(
 
     Returns:
         The tokens, and the dev accuracy with them.
+
+    Raises:
+        TrainError: there is no candidate.
+        KeyboardInterrupt: in the first pass; later it ends the search with what was best.
     """
+    if not candidates:
+        raise TrainError("search: the vocabulary holds no whole words; use p-tuning")
     encoder = prompt.encoder
     assert isinstance(encoder, PromptEncoder)
     rows = encoder.embeddings
     table = scorer.classifier.table.weight.detach()
     allowed = torch.tensor(candidates, device=table.device)
     random_ = random.Random(settings.seed)
-    found = random_.sample(list(candidates), len(rows))
+    found = random_.choices(candidates, k=len(rows))
     best: tuple[float, float, list[int]] = -1.0, 0.0, found
     worse = step = 0
-    for epoch in range(settings.epochs):
-        for position in random_.sample(range(len(rows)), len(rows)):
-            chosen = random_.choices(range(len(train.encodings)), k=_ROWS_PER_STEP * settings.batch_size)
-            loss = _Loss(scorer, prompt, train, chosen, settings.batch_size)
+    try:
+        for epoch in range(settings.epochs):
+            for position in random_.sample(range(len(rows)), len(rows)):
+                chosen = random_.choices(range(len(train.encodings)), k=_ROWS_PER_STEP * settings.batch_size)
+                loss = _Loss(scorer, prompt, train, chosen, settings)
+                rows.data = table[found].clone()
+                before, gradient = loss.with_gradient(rows)
+                ranked = allowed[(table[allowed] @ gradient[position]).argsort()][:N_TRIED]
+                tried = {id_: loss.at(rows, table[[*found[:position], id_, *found[position + 1 :]]])
+                         for id_ in ranked.tolist()}  # fmt: skip
+                winner = min(tried, key=lambda id_: tried[id_])
+                if tried[winner] < before:
+                    found[position] = winner
+                step += 1
+                progress.step(step, settings.epochs * len(rows), min(before, tried[winner]))
             rows.data = table[found].clone()
-            before, gradient = loss.with_gradient(rows)
-            ranked = allowed[(table[allowed] @ gradient[position]).argsort()][:N_TRIED]
-            tried = {id_: loss.at(rows, table[[*found[:position], id_, *found[position + 1 :]]])
-                     for id_ in ranked.tolist()}  # fmt: skip
-            winner = min(tried, key=lambda id_: tried[id_])
-            if tried[winner] < before:
-                found[position] = winner
-            step += 1
-            progress.step(step, settings.epochs * len(rows), min(before, tried[winner]))
-        rows.data = table[found].clone()
-        accuracy, dev_loss = scorer.accuracy(prompt, dev)
-        progress.epoch(epoch + 1, accuracy)
-        if (accuracy, -dev_loss) > best[:2]:
-            best, worse = (accuracy, -dev_loss, list(found)), 0
-        else:
-            worse += 1
-            if worse >= settings.patience:
-                break
+            accuracy, dev_loss = scorer.accuracy(prompt, dev)
+            progress.epoch(epoch + 1, accuracy)
+            if (accuracy, -dev_loss) > best[:2]:
+                best, worse = (accuracy, -dev_loss, list(found)), 0
+            else:
+                worse += 1
+                if worse >= settings.patience:
+                    break
+    except KeyboardInterrupt:
+        if best[0] < 0:
+            raise
     rows.data = table[best[2]].clone()
     return best[2], best[0]
 
@@ -94,18 +105,19 @@ class _Loss:
     """The mean cross-entropy of the same few rows, whatever the words."""
 
     def __init__(
-        self, scorer: Scorer, prompt: SoftPrompt, train: Examples, chosen: Sequence[int], batch_size: int
+        self, scorer: Scorer, prompt: SoftPrompt, train: Examples, chosen: Sequence[int], settings: TrainSettings
     ) -> None:
         self._scorer = scorer
         self._prompt = prompt
         self._batches: list[tuple[list[Encoding], Tensor]] = []
         device = prompt.prompt_rows().device
         ordered = sorted(chosen, key=lambda i: len(train.encodings[i]))
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
+        for start in range(0, len(ordered), settings.batch_size):
+            batch = ordered[start : start + settings.batch_size]
             targets = torch.tensor([train.targets[i] for i in batch], device=device)
             self._batches.append(([train.encodings[i] for i in batch], targets))
         self._n_rows = len(ordered)
+        self._weights = train.class_weights(settings.balance)
 
     def with_gradient(self, rows: torch.nn.Parameter) -> tuple[float, Tensor]:
         """Return the loss and its gradient, float [p, e]."""
@@ -129,4 +141,5 @@ class _Loss:
     def _of(self, encodings: list[Encoding], targets: Tensor) -> Tensor:
         fixed = None if self._scorer.trains_leading else self._scorer.leading_states(self._prompt)
         logits = forward(self._scorer.classifier, encodings, Brings.of(self._prompt, fixed))
-        return functional.cross_entropy(logits, targets, reduction="sum") / self._n_rows
+        losses = functional.cross_entropy(logits, targets, weight=self._weights.to(logits.device), reduction="sum")
+        return losses / self._n_rows

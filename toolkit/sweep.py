@@ -24,8 +24,9 @@ from ptexport.runtime.errors import (
     saying_what_the_disk_refused,
 )
 from ptexport.runtime.streaming import write_whole
+from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.cli_options import FiniteRange
-from ptexport.toolkit.methods import METHODS
+from ptexport.toolkit.methods import METHODS, Head
 from ptexport.toolkit.plan import TrainConfig, check_templates, load_backbone_for, settle
 from ptexport.toolkit.run import Metrics, TrainSettings
 from ptexport.toolkit.template import MAX_PROMPT_TOKENS
@@ -123,11 +124,14 @@ def sweep(
     outcomes: list[Outcome] = []
     if not (out / SWEEP).exists():
         _record(out, asked, outcomes)
-    backbone = load_backbone_for(base, progress)
+    backbones: dict[Head, Backbone] = {}
     for number, (name, config) in enumerate(configs.items(), 1):
         progress.note(f"run {number} of {len(configs)}: {name}")
         try:
-            metrics = train_into(out / name, config, progress, resume=True, backbone=backbone).metrics
+            _, choice = settle(config)
+            if choice.head not in backbones:
+                backbones[choice.head] = load_backbone_for(config, progress)
+            metrics = train_into(out / name, config, progress, resume=True, backbone=backbones[choice.head]).metrics
         except (OutputError, ModelError):
             raise  # of all of them
         except PtexportError as e:

@@ -111,9 +111,9 @@ class Template:
         """
         pieces: list[Piece] = []
         for example in examples:
-            texts = {"text": example.text, "text_b": example.text_b or "", "mask": example.answer}
+            texts = {"text": example.text.strip(), "text_b": (example.text_b or "").strip(), "mask": example.answer}
             for piece in self.pieces:
-                words = texts.get(piece.kind, piece.words).strip()
+                words = texts.get(piece.kind, piece.words)
                 if words:
                     pieces.append(Piece(kind="words", words=words, spaced=piece.spaced))
             if not self.has("mask"):

@@ -13,6 +13,7 @@ from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.calibration import fit_temperature, fit_threshold, measure_log_prior
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.folders import kept_folder
+from ptexport.toolkit.methods import find_method
 from ptexport.toolkit.plan import Plan, TrainConfig, make_plan, run_config
 from ptexport.toolkit.resume import Ticket, check_same, hash_data, load_state, save_state
 from ptexport.toolkit.run import BACKBONE, FILES, METRICS, RESUME, Baked, Metrics, Run, RunConfig, Stopped
@@ -44,6 +45,8 @@ def train(
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
     """
+    if folder is None and find_method(config.method, tune_backbone=config.tune_backbone).tuned != "nothing":
+        raise TrainError(f"{config.method}: trains the language model, which needs a folder; give one")
     plan = make_plan(config, progress, backbone)
     ticket = _ticket(plan)
     settings, task = plan.config.settings, plan.task
@@ -77,6 +80,7 @@ def _fit(plan: Plan, training: Training, ticket: Ticket, folder: Path | None, pr
 def _search(plan: Plan, training: Training, progress: Progress) -> list[str]:
     """Look for words; what was found is in the prompt then."""
     words = WordTokenizer(plan.task.backbone.tokenizer_json)
+    training.restart_clock()
     ids, training.at.best_accuracy = search(
         training.prompt,
         plan.scorer,
@@ -97,8 +101,7 @@ def _run(plan: Plan, config: RunConfig, metrics: Metrics, training: Training, fo
     trained = {name: value.detach().cpu().numpy() for name, value in prompt.named_parameters()}
     backbone = task.backbone
     if task.choice.method.tuned != "nothing":
-        if folder is None:
-            raise TrainError(f"{plan.config.method}: trains the language model, which needs a folder; give one")
+        assert folder is not None
         backbone = task.tunable.write(folder / BACKBONE, task.choice.head)
         config = msgspec.structs.replace(config, tuned=backbone.facts)
     return Run(

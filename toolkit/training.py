@@ -17,7 +17,7 @@ from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import Stopped, TrainSettings
 from ptexport.toolkit.scoring import Brings, Examples, Scorer, forward
 
-SAVE_EVERY_S = 30
+SAVE_EVERY_S = 30.0
 _SORTED_BATCHES = 16  # batches are sorted by length within this many, so that they stay random and are padded little
 
 
@@ -148,7 +148,7 @@ class Training:
 
     def tensors(self) -> dict[str, Tensor]:
         """All state but the counters, by names of their own."""
-        named = {f"now.{name}": value for name, value in self._state().items()}
+        named = {f"now.{name}": parameter.detach() for name, parameter in self.parameters.items()}
         named |= {f"best.{name}": value for name, value in self.best_state.items()}
         if self.optimizer is not None:
             for index, state in self.optimizer.state_dict()["state"].items():
@@ -275,7 +275,7 @@ def _fit(
     weights = train.class_weights(settings.balance).to(device)
     lengths = [len(encoding) for encoding in train.encodings]
     training.restart_clock()
-    saved = time.perf_counter()
+    saved, pause_s = time.perf_counter(), SAVE_EVERY_S
     while not training.finished:
         epoch, done = divmod(at.done, training.steps_per_epoch)
         if epoch > at.epochs:
@@ -295,8 +295,10 @@ def _fit(
                 raise _NotFiniteError(f"the loss is {loss.item()}")
             training.step(loss)
             progress.step(at.done, training.total_steps, loss.item())
-            if time.perf_counter() - saved > SAVE_EVERY_S:
+            if time.perf_counter() - saved > pause_s:
+                started = time.perf_counter()
                 save()
+                pause_s = max(SAVE_EVERY_S, 10 * (time.perf_counter() - started))  # a whole model takes its time
                 saved = time.perf_counter()
 
 

@@ -1,6 +1,7 @@
 """A frozen backbone -> one that is trained, wholly or by LoRA -> an ordinary checkpoint again."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.methods import Head, Tuned
 from ptexport.toolkit.run import BACKBONE, RunConfig
+
+_LORA_RANK = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,22 +36,25 @@ class Tunable:
     adapters: LoraModel | None = None
 
     @classmethod
-    def of(cls, backbone: Backbone, tuned: Tuned, *, lora_rank: int) -> "Tunable":
+    def of(cls, backbone: Backbone, tuned: Tuned, *, lora_rank: int | None) -> "Tunable":
         """Copy a backbone to be trained; a frozen one is used as it is.
 
         Args:
             backbone: frozen.
-            tuned: what of it is trained. LoRA: all linear layers but the vocabulary's, scaled by 2 (Hu et al. 2021,
-                arXiv:2106.09685, section 4.1, where alpha is twice the rank).
-            lora_rank: rank of its updates, at least 1.
+            tuned: what of it is trained. LoRA (Hu et al. 2021, arXiv:2106.09685): all linear layers but the last;
+                alpha is the rank, so that updates are not scaled.
+            lora_rank: rank of its updates, at least 1; None: 8.
         """
         if tuned == "nothing":
             return cls(backbone=backbone, parameters={})
         model = copy.deepcopy(backbone.model)
         adapters = None
         if tuned == "lora":
-            config = LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear")
-            adapters = LoraModel(model, config, "default")
+            rank = lora_rank or _LORA_RANK
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear")
+            with warnings.catch_warnings():  # PEFT sets it itself for GPT-2's transposed layers, and says so
+                warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+                adapters = LoraModel(model, config, "default")
         else:
             model.requires_grad_(True)
         model.eval()

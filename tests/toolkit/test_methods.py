@@ -1,13 +1,15 @@
 """Every method on tiny models: it trains what it says and nothing else, exports, passes parity and answers."""
 
 import dataclasses
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import Quiet, train_tiny, worst
+from tiny import LABELS, Quiet, train_tiny, worst
 
 from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
@@ -15,8 +17,16 @@ from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.trace import trace
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import ExportError, ModelError, PtexportError, TrainError
-from ptexport.toolkit.run import Run
-from ptexport.toolkit.tuning import load_backbone_of
+from ptexport.toolkit.backbone import load_backbone
+from ptexport.toolkit.checkpoint import find_checkpoint
+from ptexport.toolkit.methods import Tuned
+from ptexport.toolkit.plan import TrainConfig, make_plan
+from ptexport.toolkit.run import Run, TrainSettings
+from ptexport.toolkit.search import word_ids
+from ptexport.toolkit.template import Example, Template
+from ptexport.toolkit.train import train
+from ptexport.toolkit.tuning import Tunable, load_backbone_of
+from ptexport.toolkit.words import WordTokenizer
 
 LINEAR = {"labels": "positive,negative", "head": "linear"}
 CASES = {
@@ -53,10 +63,11 @@ def test_from_rows_to_answers(
 ) -> None:
     run = trained(case, family, request.getfixturevalue(family), rows_file, tmp_path / "run")
     manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert manifest.method == method_of(case)
+    assert manifest.method == method_of(case) + " --tune-backbone" * case.endswith("tuned")
     engine = Engine.open(tmp_path / "bundle")
-    answers = engine.predict(["the film was bright", "slow"])
-    assert all(answer.label in ("positive", "negative") for answer in answers)
+    answers = [answer.label for answer in engine.predict([row.text for row in run.check_rows])]
+    right = [answer == row.label for answer, row in zip(answers, run.check_rows, strict=True)]
+    assert np.mean(right) == pytest.approx(run.metrics.test_accuracy), "what training measured"
     assert (run.config.tuned is not None) == (case in TUNED) == (tmp_path / "run" / "backbone").is_dir()
     names = {name.split(".")[0] for name in run.trained}
     expected = {"prefix"} if "v2" in case or case == "prefix" else {"encoder"} if "[P" in CASES[case][0] else set()
@@ -88,6 +99,29 @@ def test_wrong_prefixes_are_caught(
         fail_on_difference(parity)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert", "electra"])
+@pytest.mark.parametrize("tuned", ["lora", "all"])
+def test_what_is_trained_is_what_is_written(
+    tuned: Tuned, architecture: str, model_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Every trained parameter moved by as much as it is large: the checkpoint answers as the model in memory did."""
+    frozen = load_backbone(find_checkpoint(str(model_of(architecture))), "words")
+    tunable = Tunable.of(frozen, tuned, lora_rank=2)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in tunable.parameters.values():
+            parameter += 0.1 * torch.randn_like(parameter)
+        ids = torch.arange(10, 16)[None]
+        before, trained = (backbone.model(input_ids=ids).logits for backbone in (frozen, tunable.backbone))
+        written = tunable.write(tmp_path / "model", "words")
+        torch.testing.assert_close(written.model(input_ids=ids).logits, trained, atol=1e-4, rtol=1e-4)
+    assert (trained - before).abs().max() > 0.1
+    if tuned == "lora":
+        assert all(".lora_" in name for name in tunable.parameters)
+        table, old = (backbone.model.get_input_embeddings().weight for backbone in (written, frozen))
+        torch.testing.assert_close(table, old, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("case", sorted(TUNED))
 def test_a_tuned_backbone_is_an_ordinary_checkpoint(case: str, bert: Path, rows_file: Path, tmp_path: Path) -> None:
     """Other weights than before, LoRA's merged; the model that was given is as it was."""
@@ -106,8 +140,18 @@ def test_examples_are_read_once(llama: Path, rows_file: Path, tmp_path: Path) ->
     assert len({example.answer for example in run.config.examples[:2]}) == 2, "labels take turns"
     manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
     assert manifest.graph.folded_tokens > 20
-    held = b"".join(path.read_bytes() for path in (tmp_path / "bundle").iterdir() if path.suffix != ".data")
-    assert not any(example.text.encode() in held for example in run.config.examples)
+    spec = json.loads((tmp_path / "bundle" / "tokenizer.json").read_text())["post_processor"]
+    names = [item["SpecialToken"]["id"] for item in spec["single"] if "SpecialToken" in item]
+    assert ("".join(names), set(spec["special_tokens"])) == ("ĠItĠwas", set(names)), "and of the examples nothing"
+
+
+def test_examples_are_the_template_filled_in() -> None:
+    """Word for word, line breaks and spaces of the template included."""
+    template = Template.parse("Review: {text}\n  So: [MASK]")
+    filled = template.with_examples([Example(text=" good [P] ", text_b=None, answer="great")])
+    words = "".join(" " * piece.spaced + piece.words for piece in filled.pieces[: -len(template.pieces)])
+    assert words == "Review: good [P]\n  So: great\n\n"
+    assert filled.pieces[-len(template.pieces) :] == template.pieces
 
 
 def test_a_prior_is_taken_from_the_logits(llama: Path, rows_file: Path, tmp_path: Path) -> None:
@@ -122,12 +166,26 @@ def test_a_prior_is_taken_from_the_logits(llama: Path, rows_file: Path, tmp_path
 
 
 def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> None:
-    run = Run.read(train_tiny(llama, rows_file, "{text} it [P*2]", tmp_path / "run", method="search"))
+    """Rows of the vocabulary, and better ones than it started with."""
+
+    settings = TrainSettings(epochs=4, batch_size=8)
+    config = TrainConfig(method="search", model=str(llama), data=str(rows_file), template="{text} it [P*2]",
+                         labels=LABELS, settings=settings)  # fmt: skip
+    run = train(config, Quiet())
     assert run.metrics.found_words is not None
     assert (len(run.metrics.found_words), run.metrics.trainable_parameters) == (2, 0)
-    table = load_backbone_of(run.config, tmp_path / "run").model.get_input_embeddings().weight.detach().numpy()
-    for row in run.baked.prompt_rows[:2]:
-        assert (table == row).all(1).any(), "each row is one of the vocabulary's"
+    plan = make_plan(config, Quiet(), None)
+    table, prompt = plan.task.classifier.table.weight, plan.task.prompt(plan.template)
+    assert all((table == torch.from_numpy(row)).all(1).any() for row in run.baked.prompt_rows[:2])
+
+    def loss(rows: torch.Tensor) -> float:
+        assert prompt.encoder is not None
+        prompt.encoder.embeddings.data = rows.clone()
+        return plan.scorer.accuracy(prompt, plan.learn)[1]
+
+    candidates = word_ids(WordTokenizer(plan.task.backbone.tokenizer_json), len(table))
+    random = [loss(table[list(pair)].detach()) for pair in itertools.pairwise(candidates)]
+    assert loss(torch.from_numpy(run.baked.prompt_rows[:2])) < np.quantile(random, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +201,10 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
         ({"method": "fine-tune", "head": "words"}, "{text} was", "head words: fine-tune has linear"),
         ({"method": "lora", "init": "words"}, "{text} was", "init words: lora trains no rows"),
         ({"method": "lora", "shots": 2}, "{text} was", "shots: is for hand-written templates, got lora"),
+        ({"method": "pet", "lora_rank": 4}, "{text} was", "lora-rank 4: pet has no LoRA; leave it out"),
+        ({"method": "manual", "balance": True}, "{text} was", "balance: manual learns from no rows; leave it out"),
+        ({"method": "manual", "shots": 99}, "{text} was", "shots 99: got 28 training rows; ask for fewer"),
+        ({"method": "manual", "shots": 2}, "[BOS] {text} was", r"writes \[CLS\], \[SEP\] or \[BOS\], which examples"),
         ({"method": "lora", "lr": 1e-3}, "{text} was", "lr 0.001: lora trains no virtual tokens .* give --backbone-lr"),
         ({"method": "manual", "lr": 1e-3}, "{text} was", "no linear head; leave it out"),
         ({"backbone_lr": 1e-3}, "[P] {text} was", "p-tuning leaves the language model as it is"),

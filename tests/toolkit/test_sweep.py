@@ -153,3 +153,28 @@ def test_what_cannot_abstain_as_asked_is_not_chosen(llama: Path, rows_file: Path
     )
     done = sweep(llama, odd, tmp_path / "out", "lr=1e-6", more=("--abstain", "1"))
     assert (done.returncode, "every run failed, the first with: even its surest dev rows" in done.stderr) == (1, True)
+
+
+def test_each_method_gets_the_backbone_it_reads(bert: Path, rows_file: Path, tmp_path: Path) -> None:
+    """A linear head on the encoder alone, label words on the language-model head: neither is the other's."""
+    given = (
+        "--model",
+        bert,
+        "--data",
+        rows_file,
+        "--template",
+        "{text} [MASK]",
+        "--labels",
+        "positive=great,negative=bad",
+    )
+    axes = ("--sweep", "method=lora,pet", "--sweep", "backbone_lr=1e-3")
+    done = ptexport("train", *given, "--epochs", "1", *axes, "--method", "pet", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    runs = {method: Run.read(tmp_path / "out" / f"method={method},backbone_lr=0.001") for method in ("lora", "pet")}
+    assert {method: run.config.method for method, run in runs.items()} == {"lora": "lora", "pet": "pet"}
+
+
+def test_what_only_a_combination_needs_is_not_asked_of_the_rest(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    done = sweep(llama, rows_file, tmp_path / "out", "encoder=none", more=("--init", "words"))
+    assert done.returncode == 0, done.stderr
+    assert Run.read(tmp_path / "out" / "encoder=none").config.init == "words"
