@@ -15,6 +15,7 @@ Data flow: template, labels, rows -> train -> Run
     classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
     task.py        a verbalizer on a loaded backbone
     scoring.py     rows -> logits and accuracy
+    states.py      rows -> what a frozen model makes of their texts, computed once
     training.py    the loop
     audit.py       what is odd about rows, and which prove parity
     calibration.py logits of dev rows -> a temperature and a threshold

@@ -8,6 +8,9 @@ import click
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit import cli_options as shared
 
+SETTINGS = ("lr", "epochs", "batch_size", "accumulate", "autocast", "cache_mb", "patience", "seed")
+"""Options of `train` that are settings by the same name, with their own defaults."""
+
 
 @click.command()
 @click.option("--model", required=True, help="smollm2, minilm, a folder, or a name on the Hugging Face hub.")
@@ -54,7 +57,16 @@ from ptexport.toolkit import cli_options as shared
 )
 @click.option("--lr", type=shared.FiniteRange(0, min_open=True), help="Peak rate [default: by encoder].")
 @click.option("--epochs", type=click.IntRange(1), help="Most passes over the rows [default: 10].")
-@click.option("--batch-size", type=click.IntRange(1), help="Rows per step [default: 8].")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows run through the model at once [default: 8].")
+@click.option("--accumulate", type=click.IntRange(1), help="Batches per step [default: 1].")
+@click.option(
+    "--autocast", type=click.Choice(["bf16"]), help="Compute training steps in bf16, for speed [default: fp32]."
+)
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(0),
+    help="Most memory for what a causal model makes of texts before the first [P], in MiB [default: 1024].",
+)
 @click.option("--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy [default: 4].")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Of the split, the order and the first weights [default: 0]."
@@ -94,7 +106,7 @@ def train(
         if options["data"] != "cities":
             raise click.UsageError("Missing option '--labels'.")
         labels = cities.labels(linear=options["head"] == "linear")
-    given = {name: options.pop(name) for name in ("lr", "epochs", "batch_size", "patience", "seed")}
+    given = {name: options.pop(name) for name in SETTINGS}
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     config = TrainConfig(labels=labels, settings=settings, **options)
     if force and (resume or axes):

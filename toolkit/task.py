@@ -129,12 +129,14 @@ class Task:
         leading_ids = compiled.leading_ids if folds else []
         tokenizer_json = compiled.tokenizer_json(n_folded=len(leading_ids))
         encoder = TextEncoder.from_json(tokenizer_json, fields=compiled.fields)
-        changes = self.choice.method.tuned != "nothing" or any(id_ >= self.classifier.vocab for id_ in leading_ids)
+        frozen = self.choice.method.tuned == "nothing"
+        changes = not frozen or any(id_ >= self.classifier.vocab for id_ in leading_ids)
         return Scorer(
             classifier=self.classifier,
             encoder=encoder,
             leading_ids=leading_ids,
             trains_leading=bool(leading_ids) and changes,
+            reads_once=folds and not changes and compiled.has_rows,
             batch_rows=_SCORED_AT_ONCE * self.config.settings.batch_size,
         )
 

@@ -1,5 +1,6 @@
 """The loop: rows -> what is trained; knows steps, rates and stopping, nothing of files, templates or methods."""
 
+import itertools
 import math
 import random
 import time
@@ -15,7 +16,8 @@ from torch.nn import functional
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import Stopped, TrainSettings
-from ptexport.toolkit.scoring import Brings, Examples, Scorer, forward
+from ptexport.toolkit.scoring import Brings, Examples, ScoreBatch, Scorer
+from ptexport.toolkit.states import CutRows
 
 SAVE_EVERY_S = 30
 _SORTED_BATCHES = 16  # batches are sorted by length within this many, so that they stay random and are padded little
@@ -75,7 +77,7 @@ class Training:
     ) -> None:
         self.prompt = prompt
         self.settings = settings
-        self.steps_per_epoch = math.ceil(n_rows / settings.batch_size)
+        self.steps_per_epoch = math.ceil(math.ceil(n_rows / settings.batch_size) / settings.accumulate)
         of_prompt = {f"prompt.{name}": parameter for name, parameter in prompt.named_parameters()}
         of_backbone = {f"backbone.{name}": parameter for name, parameter in backbone.items()}
         self.parameters = of_prompt | of_backbone
@@ -116,13 +118,11 @@ class Training:
         self.at.seconds += now - self._ticked
         self._ticked = now
 
-    def step(self, loss: Tensor) -> None:
-        """Take an optimizer step."""
+    def step(self) -> None:
+        """Take an optimizer step along the gradients there are, and leave none."""
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * _rate(self.at.done, self.total_steps, self.settings.warmup)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         try:
             self.optimizer.step()
@@ -130,6 +130,7 @@ class Training:
             if "overflow" not in str(e):
                 raise
             raise _NotFiniteError("a step is no float32") from e
+        self.optimizer.zero_grad(set_to_none=True)
         self.at.done += 1
         self.tick()
 
@@ -269,35 +270,84 @@ def _fit(
     save: Callable[[], None],
 ) -> None:
     prompt, settings, at = training.prompt, training.settings, training.at
-    fixed = None if scorer.trains_leading else scorer.leading_states(prompt)
-    device = prompt.prompt_rows().device
-    targets = torch.tensor(train.targets, device=device)
-    weights = train.class_weights(settings.balance).to(device)
     lengths = [len(encoding) for encoding in train.encodings]
     training.restart_clock()
+    if scorer.reads_once:
+        progress.stage("reading the texts once")
+    score_train, score_dev = _score_batches(scorer, prompt, (train, dev), settings)
+    loss_of = _Loss(training, scorer, train, score_train)
     saved = time.perf_counter()
     while not training.finished:
         epoch, done = divmod(at.done, training.steps_per_epoch)
         if epoch > at.epochs:
-            accuracy, loss_ = scorer.accuracy(prompt, dev)
+            accuracy, loss_ = scorer.accuracy(prompt, dev, score_dev)
             if not math.isfinite(loss_):
                 raise _NotFiniteError(f"the dev loss is {loss_}")
             training.evaluated(accuracy, loss_)
             save()
             progress.epoch(at.epochs, accuracy)
             continue
-        for batch in _batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))[done:]:
-            some = [train.encodings[i] for i in batch]
-            brings = Brings.of(prompt, fixed if prompt.prefix is None else prompt.prefix())
-            logits = forward(scorer.classifier, some, brings)
-            loss = functional.cross_entropy(logits, targets[batch], weight=weights)
-            if not math.isfinite(loss.item()):
-                raise _NotFiniteError(f"the loss is {loss.item()}")
-            training.step(loss)
-            progress.step(at.done, training.total_steps, loss.item())
+        batches = _batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))
+        for start in range(done * settings.accumulate, len(batches), settings.accumulate):
+            loss = loss_of.with_gradients(batches[start : start + settings.accumulate])
+            training.step()
+            progress.step(at.done, training.total_steps, loss)
             if time.perf_counter() - saved > SAVE_EVERY_S:
                 save()
                 saved = time.perf_counter()
+
+
+def _score_batches(
+    scorer: Scorer, prompt: SoftPrompt, parts: Sequence[Examples], settings: TrainSettings
+) -> list[ScoreBatch]:
+    """Choose how each part's rows are scored: by their tails alone, where the rest need be read but once."""
+    if not scorer.reads_once:
+        return [scorer.score_batch(part.encodings) for part in parts]
+    with torch.no_grad():
+        leading = scorer.classifier.leading_states(scorer.leading_ids, prompt.prompt_rows())
+    free_bytes = settings.cache_mb << 20
+    scores: list[ScoreBatch] = []
+    for part in parts:
+        rows = CutRows(scorer.classifier, part.encodings, leading, cache_bytes=free_bytes, batch_rows=scorer.batch_rows)
+        free_bytes = rows.free_bytes
+        scores.append(rows.logits)
+    return scores
+
+
+class _Loss:
+    """The mean cross-entropy of the rows of one step, however many batches they come in; nats."""
+
+    def __init__(self, training: Training, scorer: Scorer, train: Examples, score_batch: ScoreBatch) -> None:
+        self._prompt = training.prompt
+        self._score_batch = score_batch
+        self._fixed = None if scorer.trains_leading else scorer.leading_states(training.prompt)
+        self._device = self._prompt.prompt_rows().device
+        self._targets = torch.tensor(train.targets, device=self._device)
+        self._weights = train.class_weights(training.settings.balance).to(self._device)
+        self._autocast = training.settings.autocast == "bf16"
+
+    def with_gradients(self, batches: Sequence[list[int]]) -> float:
+        """Return the loss, and add its gradients to those there are.
+
+        Raises:
+            _NotFiniteError: it is no number.
+        """
+        total = self._weights[self._targets[list(itertools.chain(*batches))]].sum()
+        loss = 0.0
+        for batch in batches:
+            part = self._of(batch) / total
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+        if not math.isfinite(loss):
+            raise _NotFiniteError(f"the loss is {loss}")
+        return loss
+
+    def _of(self, batch: Sequence[int]) -> Tensor:
+        brings = Brings.of(self._prompt, self._fixed if self._prompt.prefix is None else self._prompt.prefix())
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            logits = self._score_batch(batch, brings)
+        targets = self._targets[batch]
+        return functional.cross_entropy(logits.float(), targets, weight=self._weights, reduction="sum")
 
 
 def _rate(step: int, total: int, warmup: float) -> float:
