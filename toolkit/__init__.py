@@ -16,6 +16,7 @@ Data flow: template, labels, rows -> train -> Run
     task.py        a verbalizer on a loaded backbone
     scoring.py     rows -> logits and accuracy
     states.py      rows -> what a frozen model makes of their texts, computed once
+    steps.py       rows -> batches -> losses and gradients
     training.py    the loop
     audit.py       what is odd about rows, and which prove parity
     calibration.py logits of dev rows -> a temperature and a threshold

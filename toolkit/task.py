@@ -215,6 +215,16 @@ def read_of(head: Head, pool: Literal["mean", "first"] | None, facts: BackboneFa
     return "mask" if head == "words" else pool or "mean"
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bf16 itself, rather than slowly by way of fp32; false where torch cannot tell."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # older torch cannot tell
+        return any(has for name, has in capabilities.items() if "bf16" in name)
+    return False
+
+
 def find_device(name: str) -> torch.device:
     """Find a device: `auto` is the first accelerator there is, or the CPU.
 

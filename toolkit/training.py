@@ -1,26 +1,24 @@
 """The loop: rows -> what is trained; knows steps, rates and stopping, nothing of files, templates or methods."""
 
-import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import Stopped, TrainSettings
-from ptexport.toolkit.scoring import Brings, Examples, ScoreBatch, Scorer
-from ptexport.toolkit.states import CutRows
+from ptexport.toolkit.scoring import Examples, Scorer
+from ptexport.toolkit.steps import Loss, NotFiniteError, batches, score_batches
 
 SAVE_EVERY_S = 30
-_SORTED_BATCHES = 16  # batches are sorted by length within this many, so that they stay random and are padded little
+_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")  # torch's allocator; oneDNN, of an LSTM
 
 
 class Progress(Protocol):
@@ -129,7 +127,7 @@ class Training:
         except RuntimeError as e:
             if "overflow" not in str(e):
                 raise
-            raise _NotFiniteError("a step is no float32") from e
+            raise NotFiniteError("a step is no float32") from e
         self.optimizer.zero_grad(set_to_none=True)
         self.at.done += 1
         self.tick()
@@ -224,7 +222,7 @@ def fit(
         if training.at.epochs == 0:
             raise
         stopped = "interrupted"
-    except _NotFiniteError as e:
+    except NotFiniteError as e:
         if training.at.epochs == 0:
             where = f"after {training.at.done} steps at {training.rates}"
             raise TrainError(f"training: {e} {where}; use a lower rate") from e
@@ -247,7 +245,7 @@ def saying_what_would_fit(batch_size: int, examples: Examples) -> Iterator[None]
     try:
         yield
     except RuntimeError as e:
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+        if not isinstance(e, torch.OutOfMemoryError) and not any(sign in str(e) for sign in _OUT_OF_MEMORY):
             raise
         tokens = max(map(len, examples.encodings))
         smaller = f"--batch-size {batch_size // 2}, or " if batch_size > 1 else ""
@@ -255,10 +253,6 @@ def saying_what_would_fit(batch_size: int, examples: Examples) -> Iterator[None]
             f"training: out of memory with {batch_size} rows of up to {tokens} tokens a step; "
             f"use {smaller}a lower --max-length"
         ) from e
-
-
-class _NotFiniteError(ArithmeticError):
-    """The loss is not a number any more."""
 
 
 def _fit(
@@ -274,22 +268,22 @@ def _fit(
     training.restart_clock()
     if scorer.reads_once:
         progress.stage("reading the texts once")
-    score_train, score_dev = _score_batches(scorer, prompt, (train, dev), settings)
-    loss_of = _Loss(training, scorer, train, score_train)
+    score_train, score_dev = score_batches(scorer, prompt, (train, dev), settings)
+    loss_of = Loss(prompt, settings, scorer, train, score_train)
     saved = time.perf_counter()
     while not training.finished:
         epoch, done = divmod(at.done, training.steps_per_epoch)
         if epoch > at.epochs:
             accuracy, loss_ = scorer.accuracy(prompt, dev, score_dev)
             if not math.isfinite(loss_):
-                raise _NotFiniteError(f"the dev loss is {loss_}")
+                raise NotFiniteError(f"the dev loss is {loss_}")
             training.evaluated(accuracy, loss_)
             save()
             progress.epoch(at.epochs, accuracy)
             continue
-        batches = _batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))
-        for start in range(done * settings.accumulate, len(batches), settings.accumulate):
-            loss = loss_of.with_gradients(batches[start : start + settings.accumulate])
+        order = batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))
+        for start in range(done * settings.accumulate, len(order), settings.accumulate):
+            loss = loss_of.with_gradients(order[start : start + settings.accumulate])
             training.step()
             progress.step(at.done, training.total_steps, loss)
             if time.perf_counter() - saved > SAVE_EVERY_S:
@@ -297,73 +291,7 @@ def _fit(
                 saved = time.perf_counter()
 
 
-def _score_batches(
-    scorer: Scorer, prompt: SoftPrompt, parts: Sequence[Examples], settings: TrainSettings
-) -> list[ScoreBatch]:
-    """Choose how each part's rows are scored: by their tails alone, where the rest need be read but once."""
-    if not scorer.reads_once:
-        return [scorer.score_batch(part.encodings) for part in parts]
-    with torch.no_grad():
-        leading = scorer.classifier.leading_states(scorer.leading_ids, prompt.prompt_rows())
-    free_bytes = settings.cache_mb << 20
-    scores: list[ScoreBatch] = []
-    for part in parts:
-        rows = CutRows(scorer.classifier, part.encodings, leading, cache_bytes=free_bytes, batch_rows=scorer.batch_rows)
-        free_bytes = rows.free_bytes
-        scores.append(rows.logits)
-    return scores
-
-
-class _Loss:
-    """The mean cross-entropy of the rows of one step, however many batches they come in; nats."""
-
-    def __init__(self, training: Training, scorer: Scorer, train: Examples, score_batch: ScoreBatch) -> None:
-        self._prompt = training.prompt
-        self._score_batch = score_batch
-        self._fixed = None if scorer.trains_leading else scorer.leading_states(training.prompt)
-        self._device = self._prompt.prompt_rows().device
-        self._targets = torch.tensor(train.targets, device=self._device)
-        self._weights = train.class_weights(training.settings.balance).to(self._device)
-        self._autocast = training.settings.autocast == "bf16"
-
-    def with_gradients(self, batches: Sequence[list[int]]) -> float:
-        """Return the loss, and add its gradients to those there are.
-
-        Raises:
-            _NotFiniteError: it is no number.
-        """
-        total = self._weights[self._targets[list(itertools.chain(*batches))]].sum()
-        loss = 0.0
-        for batch in batches:
-            part = self._of(batch) / total
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
-        if not math.isfinite(loss):
-            raise _NotFiniteError(f"the loss is {loss}")
-        return loss
-
-    def _of(self, batch: Sequence[int]) -> Tensor:
-        brings = Brings.of(self._prompt, self._fixed if self._prompt.prefix is None else self._prompt.prefix())
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            logits = self._score_batch(batch, brings)
-        targets = self._targets[batch]
-        return functional.cross_entropy(logits.float(), targets, weight=self._weights, reduction="sum")
-
-
 def _rate(step: int, total: int, warmup: float) -> float:
     """Share of the peak rate at a step: up linearly, then down linearly to 0."""
     rising = max(1, round(total * warmup))
     return (step + 1) / rising if step < rising else max(0.0, (total - step) / max(1, total - rising))
-
-
-def _batches(lengths: Sequence[int], batch_size: int, random_: random.Random) -> list[list[int]]:
-    """Visit every row once, in random order, in batches of similar lengths."""
-    order = list(range(len(lengths)))
-    random_.shuffle(order)
-    span = batch_size * _SORTED_BATCHES
-    batches: list[list[int]] = []
-    for start in range(0, len(order), span):
-        chunk = sorted(order[start : start + span], key=lambda i: lengths[i])
-        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-    random_.shuffle(batches)
-    return batches

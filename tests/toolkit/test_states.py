@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny import LABELS, ROWS, Quiet, save_model
 from torch import Tensor
 from torch.nn import functional
 
+from ptexport.toolkit.cli_make import train as cli_train
 from ptexport.toolkit.plan import Plan, TrainConfig, make_plan
-from ptexport.toolkit.run import TrainSettings
+from ptexport.toolkit.run import Run, TrainSettings
 from ptexport.toolkit.scoring import Brings
 from ptexport.toolkit.states import CutRows
+from ptexport.toolkit.steps import Loss, score_batches
 from ptexport.toolkit.train import train
-from ptexport.toolkit.training import Training, _Loss, _score_batches
+from ptexport.toolkit.training import Training
 
 TEMPLATES = [
     "{text} [P*3]",
@@ -58,8 +61,8 @@ def losses_and_gradients(plan: Plan, *, reads_once: bool) -> list[Tensor]:
     prompt = plan.task.prompt(plan.template)
     training = Training(prompt, {}, settings, len(plan.learn.encodings))
     scorer = dataclasses.replace(plan.scorer, reads_once=reads_once)
-    score_train, score_dev = _score_batches(scorer, prompt, (plan.learn, plan.dev), settings)
-    loss = _Loss(training, scorer, plan.learn, score_train)
+    score_train, score_dev = score_batches(scorer, prompt, (plan.learn, plan.dev), settings)
+    loss = Loss(prompt, settings, scorer, plan.learn, score_train)
     found = [scorer.logits(prompt, plan.dev.encodings, score_dev)]
     for start in range(0, 12, 3):
         found.append(torch.tensor(loss.with_gradients([[start, start + 1, start + 2]])))
@@ -168,7 +171,9 @@ def test_accumulated_batches_are_one_batch(llama: Path, rows: Path) -> None:
         prompt = plan.task.prompt(plan.template)
         training = Training(prompt, {}, plan.config.settings, 25)
         assert training.steps_per_epoch == 3  # of seven batches
-        loss = _Loss(training, plan.scorer, plan.learn, plan.scorer.score_batch(plan.learn.encodings))
+        loss = Loss(
+            prompt, plan.config.settings, plan.scorer, plan.learn, plan.scorer.score_batch(plan.learn.encodings)
+        )
         found = []
         for batches in ([[0, 1, 2, 3, 4, 5, 6]], [[0, 1, 2], [3, 4, 5], [6]]):
             prompt.zero_grad()
@@ -176,3 +181,36 @@ def test_accumulated_batches_are_one_batch(llama: Path, rows: Path) -> None:
             found.append([torch.tensor(value), *(parameter.grad.clone() for parameter in prompt.parameters())])
         for one, three in zip(*found, strict=True):
             torch.testing.assert_close(one, three, rtol=0, atol=1e-5)
+
+
+def test_steps_in_bf16(llama: Path, rows: Path) -> None:
+    """About the same gradients, but not the same; what is trained, and scores that choose the epoch, stay fp32."""
+    exact, rough = (
+        losses_and_gradients(plan_of(llama, rows, "{text} It was [P*3]", autocast=autocast), reads_once=True)
+        for autocast in (None, "bf16")
+    )
+    torch.testing.assert_close(rough[0], exact[0], rtol=0, atol=0)
+    assert {tensor.dtype for tensor in rough} == {torch.float32}
+    largest = max(float((a - b).abs().max()) for a, b in zip(exact[1:], rough[1:], strict=True))
+    assert 1e-4 < largest < 0.3
+
+
+def test_bf16_where_the_device_has_none(llama: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Quiet, "warning", lambda self, message: told.append(message))
+    for capabilities, n_told in (({"avx2": True, "avx512_bf16": False}, 1), ({"avx512_bf16": True}, 0)):
+        told.clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        plan_of(llama, rows, "{text} [P]", autocast="bf16")
+        assert [message.split(":")[0] for message in told].count("autocast bf16") == n_told
+
+
+def test_the_options_reach_the_run(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    given = {"model": llama, "data": rows_file, "template": "{text} [P]", "labels": LABELS, "out": out, "epochs": 1}
+    given |= {"accumulate": 2, "autocast": "bf16", "cache-mb": 0}
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    done = CliRunner().invoke(cli_train, words)
+    assert done.exit_code == 0, done.output
+    found = Run.read(out).config.training
+    assert (found.accumulate, found.autocast, found.cache_mb) == (2, "bf16", 0)
