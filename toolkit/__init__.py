@@ -18,6 +18,8 @@ Data flow: template, labels, rows -> train -> Run
     classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
     task.py        a verbalizer on a loaded backbone
     scoring.py     rows -> logits and accuracy
+    states.py      rows -> what a frozen model makes of their texts, computed once
+    steps.py       rows -> batches -> losses and gradients
     training.py    the loop
     search.py      virtual tokens -> words
     audit.py       what is odd about rows, and which prove parity

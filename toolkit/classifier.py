@@ -51,6 +51,7 @@ class PromptClassifier(nn.Module):
         label_bias: Tensor,
         leading_states: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        leading_mask: Tensor | None = None,
     ) -> Tensor:
         """Score labels.
 
@@ -60,13 +61,14 @@ class PromptClassifier(nn.Module):
             prompt_rows: float [p, e].
             label_rows: float [c, h].
             label_bias: float [c].
-            leading_states: float [l, 2, 1, k, n, d]: keys and values of the tokens before `input_ids`.
+            leading_states: float [l, 2, 1 or b, k, n, d]: keys and values of the tokens before `input_ids`.
             token_type_ids: int64 [b, s].
+            leading_mask: int64 [b, n]; 0 where a row has fewer of these, which must be on the left. None: none has.
 
         Returns:
             Logits, float [b, c].
         """
-        states = self._states(input_ids, attention_mask, prompt_rows, leading_states, token_type_ids)
+        states = self._states(input_ids, attention_mask, prompt_rows, leading_states, token_type_ids, leading_mask)
         state = self._read(states, input_ids, attention_mask, prompt_rows.shape[0])
         if self.head is not None:
             state = self.head(inputs_embeds=state[:, None]).logits[:, 0]
@@ -79,17 +81,33 @@ class PromptClassifier(nn.Module):
             ModelError: the backbone keeps other state than one full key and value tensor per layer.
         """
         ids = torch.tensor([leading_ids or [0]], device=prompt_rows.device)
-        positions = torch.arange(ids.shape[1], device=ids.device)[None] + self.first_position
-        cache = DynamicCache()
-        self.base(inputs_embeds=self._embed(ids, prompt_rows), position_ids=positions, past_key_values=cache)
+        return self.keys_and_values(ids, prompt_rows, None)[..., : len(leading_ids), :]
+
+    def keys_and_values(self, input_ids: Tensor, prompt_rows: Tensor, leading_states: Tensor | None) -> Tensor:
+        """Compute the keys and values of rows padded on the right, those before them included.
+
+        Args:
+            input_ids: int64 [b, s]; since no token sees what follows, padding may be any id.
+            prompt_rows: float [p, e].
+            leading_states: float [l, 2, 1, k, n, d], of the same tokens before each row.
+
+        Returns:
+            float [l, 2, b, k, n + s, d].
+
+        Raises:
+            ModelError: the backbone keeps other state than one full key and value tensor per layer.
+        """
+        n_leading = 0 if leading_states is None else leading_states.shape[4]
+        positions = self.first_position + n_leading + torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        cache = DynamicCache() if leading_states is None else _cache(leading_states, len(input_ids))
+        self.base(inputs_embeds=self._embed(input_ids, prompt_rows), position_ids=positions, past_key_values=cache)
         if not cache.layers:
             kind = self.base.config.model_type
             raise ModelError(f"{kind}: keeps no keys and values, so that none can stand before a row; not supported")
         try:
-            states = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
+            return torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
         except (AttributeError, TypeError, RuntimeError) as e:
             raise ModelError(f"{type(self.base).__name__}: its layers keep different state ({e}); not supported") from e
-        return states[..., : len(leading_ids), :]
 
     def _embed(self, input_ids: Tensor, prompt_rows: Tensor) -> Tensor:
         # An id below 0 becomes a large negative index of the small table: it fails there too, as ONNX wants it to.
@@ -105,17 +123,20 @@ class PromptClassifier(nn.Module):
         prompt_rows: Tensor,
         leading_states: Tensor | None,
         token_type_ids: Tensor | None,
+        leading_mask: Tensor | None,
     ) -> Tensor:
         """Run the backbone, float [b, s, h]. Positions count real tokens, so padding may be on either side."""
         batch = input_ids.shape[0]
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0) + self.first_position
         extra: dict[str, Any] = {}
         if leading_states is not None:
-            n_leading = leading_states.shape[4]
-            positions = positions + n_leading
-            attention_mask = torch.cat([attention_mask.new_ones(batch, n_leading), attention_mask], dim=1)
-            shared = leading_states.expand(-1, -1, batch, -1, -1, -1)
-            extra["past_key_values"] = DynamicCache([(layer[0], layer[1]) for layer in shared.unbind(0)])
+            if leading_mask is None:
+                leading_mask = attention_mask.new_ones(batch, leading_states.shape[4])
+                positions = positions + leading_states.shape[4]
+            else:
+                positions = positions + leading_mask.sum(1, keepdim=True)
+            attention_mask = torch.cat([leading_mask, attention_mask], dim=1)
+            extra["past_key_values"] = _cache(leading_states, batch)
         if token_type_ids is not None:
             extra["token_type_ids"] = token_type_ids
         states: Tensor = self.base(
@@ -138,6 +159,11 @@ class PromptClassifier(nn.Module):
         else:
             index = (attention_mask * torch.arange(attention_mask.shape[1], device=states.device)).argmax(1)
         return states.gather(1, index[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+
+
+def _cache(states: Tensor, batch: int) -> DynamicCache:
+    """Hand keys and values, float [l, 2, 1 or b, k, n, d], to a model."""
+    return DynamicCache([(layer[0], layer[1]) for layer in states.expand(-1, -1, batch, -1, -1, -1).unbind(0)])
 
 
 class _Given(nn.Module):

@@ -9,7 +9,11 @@ from ptexport.runtime.errors import TrainError
 from ptexport.toolkit import cli_options as shared
 from ptexport.toolkit.methods import METHODS
 
-_SETTINGS = ("lr", "backbone_lr", "lora_rank", "balance", "epochs", "batch_size", "patience", "seed")
+SETTINGS = (
+    *("lr", "backbone_lr", "lora_rank", "balance", "epochs", "batch_size", "accumulate", "autocast", "cache_mb"),
+    *("patience", "seed"),
+)
+"""Options of `train` that are settings by the same name, with their own defaults."""
 
 
 @click.command()
@@ -91,7 +95,16 @@ _SETTINGS = ("lr", "backbone_lr", "lora_rank", "balance", "epochs", "batch_size"
 @click.option("--lora-rank", type=click.IntRange(1), help="With lora: rank of its updates [default: 8].")
 @click.option("--balance", is_flag=True, help="Weigh labels so that each counts alike, however few its rows.")
 @click.option("--epochs", type=click.IntRange(1), help="Most passes over the rows [default: 10].")
-@click.option("--batch-size", type=click.IntRange(1), help="Rows per step [default: 8].")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows run through the model at once [default: 8].")
+@click.option("--accumulate", type=click.IntRange(1), help="Batches per step [default: 1].")
+@click.option(
+    "--autocast", type=click.Choice(["bf16"]), help="Compute training steps in bf16, for speed [default: fp32]."
+)
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(0),
+    help="Most memory for what a causal model makes of texts before the first [P], in MiB [default: 1024].",
+)
 @click.option("--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy [default: 4].")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), help="Of the split, the order and the first weights [default: 0]."
@@ -132,7 +145,7 @@ def train(
         if options["data"] != "cities":
             raise click.UsageError("Missing option '--labels'.")
         labels = cities.labels(linear=(options["head"] or METHODS[options["method"]].heads[0]) == "linear")
-    given = {name: options.pop(name) for name in _SETTINGS}
+    given = {name: options.pop(name) for name in SETTINGS}
     settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
     config = TrainConfig(labels=labels, settings=settings, **options)
     if force and (resume or axes):

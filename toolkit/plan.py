@@ -19,7 +19,7 @@ from ptexport.toolkit.data import Data, load_data
 from ptexport.toolkit.methods import EncoderKind, Head, MethodName, choose_encoder, choose_rates, find_method
 from ptexport.toolkit.run import RunConfig, TrainSettings
 from ptexport.toolkit.scoring import Examples, Scorer
-from ptexport.toolkit.task import Choice, Task, find_device
+from ptexport.toolkit.task import Choice, Task, find_device, has_bf16
 from ptexport.toolkit.template import Example, Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate
 from ptexport.toolkit.training import Progress
@@ -134,6 +134,8 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     template, manual = check_templates(config, choice)
     verbalizer = Verbalizer.parse(config.labels, linear=choice.head == "linear")
     device = find_device(config.device)
+    if config.settings.autocast == "bf16" and not has_bf16(device):
+        progress.warning(f"autocast bf16: {device.type} here may not compute in bf16, and then fp32 is quicker")
     labels = verbalizer.labels
     seed = config.settings.seed
     data = load_data(config.data, dev=config.dev, test=config.test, labels=labels, fields=template.fields, seed=seed)

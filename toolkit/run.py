@@ -51,7 +51,11 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         lora_rank: rank of the updates that LoRA trains; None: 8.
         balance: whether labels count alike, whatever their rows.
         epochs: most passes over the training rows.
-        batch_size: rows per step.
+        batch_size: rows run through the model at once.
+        accumulate: such batches per step, whose gradients are those of one batch of all their rows.
+        autocast: what training steps compute in where that is safe, while weights stay fp32; None: fp32 throughout.
+            Scoring, and with it the choice of the epoch, is in fp32.
+        cache_mb: most memory for states of a frozen causal model that no training changes, in MiB (2^20 bytes).
         patience: epochs without a better dev accuracy, or the same with a lower dev loss, before stopping.
         warmup: share of all steps over which the rate rises; it falls linearly to 0 over the rest.
         weight_decay: of AdamW.
@@ -65,6 +69,9 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     balance: bool = False
     epochs: int = 10
     batch_size: int = 8
+    accumulate: int = 1
+    autocast: Literal["bf16"] | None = None
+    cache_mb: int = 1024
     patience: int = 4
     warmup: float = 0.1
     weight_decay: float = 0.01

@@ -1,6 +1,6 @@
 """Rows -> ids -> logits and accuracy, by the classifier and the prompt as they are; trains nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,7 @@ class Scorer:
         encoder: the tokenizer without the folded tokens.
         leading_ids: of the folded tokens.
         trains_leading: whether training changes their states, so that these cannot be computed once.
+        reads_once: whether it changes none before a row's first virtual token, and there is a text before that.
         batch_rows: rows scored at once.
     """
 
@@ -63,6 +64,7 @@ class Scorer:
     encoder: TextEncoder
     leading_ids: list[int]
     trains_leading: bool
+    reads_once: bool
     batch_rows: int
 
     @torch.no_grad()
@@ -73,20 +75,35 @@ class Scorer:
             return states
         return self.classifier.leading_states(self.leading_ids, prompt.prompt_rows()) if self.leading_ids else None
 
+    def score_batch(self, encodings: Sequence[Encoding]) -> "ScoreBatch":
+        """Make what scores these rows, a batch at a time, each from its first token on."""
+        return lambda batch, brings: forward(self.classifier, [encodings[i] for i in batch], brings)
+
     @torch.no_grad()
-    def logits(self, prompt: SoftPrompt, encodings: Sequence[Encoding]) -> Tensor:
-        """Score rows as `encoder` encodes them, float [rows, c]."""
+    def logits(
+        self, prompt: SoftPrompt, encodings: Sequence[Encoding], score_batch: "ScoreBatch | None" = None
+    ) -> Tensor:
+        """Score rows as `encoder` encodes them, float [rows, c].
+
+        Args:
+            prompt: as it is now.
+            encodings: the rows.
+            score_batch: a quicker way to the same logits; None: there is none.
+        """
+        score_batch = score_batch or self.score_batch(encodings)
         brings = Brings.of(prompt, self.leading_states(prompt))
         logits = torch.empty(len(encodings), len(brings.label_bias), device=brings.label_bias.device)
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
         for start in range(0, len(order), self.batch_rows):
             batch = order[start : start + self.batch_rows]
-            logits[batch] = forward(self.classifier, [encodings[i] for i in batch], brings)
+            logits[batch] = score_batch(batch, brings)
         return logits
 
-    def accuracy(self, prompt: SoftPrompt, examples: Examples) -> tuple[float, float]:
-        """Return the share of rows answered right, and the mean cross-entropy in nats."""
-        logits = self.logits(prompt, examples.encodings)
+    def accuracy(
+        self, prompt: SoftPrompt, examples: Examples, score_batch: "ScoreBatch | None" = None
+    ) -> tuple[float, float]:
+        """Return the share of rows answered right, and the mean cross-entropy in nats; arguments as of `logits`."""
+        logits = self.logits(prompt, examples.encodings, score_batch)
         targets = torch.tensor(examples.targets, device=logits.device)
         loss = functional.cross_entropy(logits, targets)
         return (logits.argmax(1) == targets).double().mean().item(), loss.item()
@@ -111,6 +128,10 @@ class Brings:
             label_bias=label_bias,
             leading_states=leading_states,
         )
+
+
+ScoreBatch = Callable[[Sequence[int], Brings], Tensor]
+"""Indices of rows, and what a prompt brings -> logits, float [b, c]."""
 
 
 def forward(classifier: PromptClassifier, encodings: Sequence[Encoding], brings: Brings) -> Tensor:

@@ -129,12 +129,14 @@ class Task:
         leading_ids = compiled.leading_ids if folds else []
         tokenizer_json = compiled.tokenizer_json(n_folded=len(leading_ids))
         encoder = TextEncoder.from_json(tokenizer_json, fields=compiled.fields)
-        changes = self.choice.method.tuned != "nothing" or any(id_ >= self.classifier.vocab for id_ in leading_ids)
+        frozen = self.choice.method.tuned == "nothing"
+        changes = not frozen or any(id_ >= self.classifier.vocab for id_ in leading_ids)
         return Scorer(
             classifier=self.classifier,
             encoder=encoder,
             leading_ids=leading_ids,
             trains_leading=bool(leading_ids) and changes,
+            reads_once=folds and not changes and compiled.has_rows,
             batch_rows=_SCORED_AT_ONCE * self.config.settings.batch_size,
         )
 
@@ -211,6 +213,16 @@ def read_of(head: Head, pool: Literal["mean", "first"] | None, facts: BackboneFa
     if facts.causal:
         return "last"
     return "mask" if head == "words" else pool or "mean"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bf16 itself, rather than slowly by way of fp32; false where torch cannot tell."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # older torch cannot tell
+        return any(has for name, has in capabilities.items() if "bf16" in name)
+    return False
 
 
 def find_device(name: str) -> torch.device:

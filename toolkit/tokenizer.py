@@ -72,6 +72,11 @@ class CompiledTemplate:
         return ["text", "text_b"] if "B" in slots else ["text"]
 
     @property
+    def has_rows(self) -> bool:
+        """Whether any token is a row past the vocabulary."""
+        return any(isinstance(item, TemplateToken) and item.id >= self.vocab for item in self.items)
+
+    @property
     def leading_ids(self) -> list[int]:
         """Ids of the template tokens before the first text that can be folded.
 

@@ -3,22 +3,22 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import Stopped, TrainSettings
-from ptexport.toolkit.scoring import Brings, Examples, Scorer, forward
+from ptexport.toolkit.scoring import Examples, Scorer
+from ptexport.toolkit.steps import Loss, NotFiniteError, batches, score_batches
 
 SAVE_EVERY_S = 30.0
-_SORTED_BATCHES = 16  # batches are sorted by length within this many, so that they stay random and are padded little
+_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")  # torch's allocator; oneDNN, of an LSTM
 
 
 class Progress(Protocol):
@@ -75,7 +75,7 @@ class Training:
     ) -> None:
         self.prompt = prompt
         self.settings = settings
-        self.steps_per_epoch = math.ceil(n_rows / settings.batch_size)
+        self.steps_per_epoch = math.ceil(math.ceil(n_rows / settings.batch_size) / settings.accumulate)
         of_prompt = {f"prompt.{name}": parameter for name, parameter in prompt.named_parameters()}
         of_backbone = {f"backbone.{name}": parameter for name, parameter in backbone.items()}
         self.parameters = of_prompt | of_backbone
@@ -116,20 +116,19 @@ class Training:
         self.at.seconds += now - self._ticked
         self._ticked = now
 
-    def step(self, loss: Tensor) -> None:
-        """Take an optimizer step."""
+    def step(self) -> None:
+        """Take an optimizer step along the gradients there are, and leave none."""
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * _rate(self.at.done, self.total_steps, self.settings.warmup)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         try:
             self.optimizer.step()
         except RuntimeError as e:
             if "overflow" not in str(e):
                 raise
-            raise _NotFiniteError("a step is no float32") from e
+            raise NotFiniteError("a step is no float32") from e
+        self.optimizer.zero_grad(set_to_none=True)
         self.at.done += 1
         self.tick()
 
@@ -223,7 +222,7 @@ def fit(
         if training.at.epochs == 0:
             raise
         stopped = "interrupted"
-    except _NotFiniteError as e:
+    except NotFiniteError as e:
         if training.at.epochs == 0:
             where = f"after {training.at.done} steps at {training.rates}"
             raise TrainError(f"training: {e} {where}; use a lower rate") from e
@@ -246,7 +245,7 @@ def saying_what_would_fit(batch_size: int, examples: Examples) -> Iterator[None]
     try:
         yield
     except RuntimeError as e:
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+        if not isinstance(e, torch.OutOfMemoryError) and not any(sign in str(e) for sign in _OUT_OF_MEMORY):
             raise
         tokens = max(map(len, examples.encodings))
         smaller = f"--batch-size {batch_size // 2}, or " if batch_size > 1 else ""
@@ -254,10 +253,6 @@ def saying_what_would_fit(batch_size: int, examples: Examples) -> Iterator[None]
             f"training: out of memory with {batch_size} rows of up to {tokens} tokens a step; "
             f"use {smaller}a lower --max-length"
         ) from e
-
-
-class _NotFiniteError(ArithmeticError):
-    """The loss is not a number any more."""
 
 
 def _fit(
@@ -269,32 +264,28 @@ def _fit(
     save: Callable[[], None],
 ) -> None:
     prompt, settings, at = training.prompt, training.settings, training.at
-    fixed = None if scorer.trains_leading else scorer.leading_states(prompt)
-    device = prompt.prompt_rows().device
-    targets = torch.tensor(train.targets, device=device)
-    weights = train.class_weights(settings.balance).to(device)
     lengths = [len(encoding) for encoding in train.encodings]
     training.restart_clock()
+    if scorer.reads_once:
+        progress.stage("reading the texts once")
+    score_train, score_dev = score_batches(scorer, prompt, (train, dev), settings)
+    loss_of = Loss(prompt, settings, scorer, train, score_train)
     saved, pause_s = time.perf_counter(), SAVE_EVERY_S
     while not training.finished:
         epoch, done = divmod(at.done, training.steps_per_epoch)
         if epoch > at.epochs:
-            accuracy, loss_ = scorer.accuracy(prompt, dev)
+            accuracy, loss_ = scorer.accuracy(prompt, dev, score_dev)
             if not math.isfinite(loss_):
-                raise _NotFiniteError(f"the dev loss is {loss_}")
+                raise NotFiniteError(f"the dev loss is {loss_}")
             training.evaluated(accuracy, loss_)
             save()
             progress.epoch(at.epochs, accuracy)
             continue
-        for batch in _batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))[done:]:
-            some = [train.encodings[i] for i in batch]
-            brings = Brings.of(prompt, fixed if prompt.prefix is None else prompt.prefix())
-            logits = forward(scorer.classifier, some, brings)
-            loss = functional.cross_entropy(logits, targets[batch], weight=weights)
-            if not math.isfinite(loss.item()):
-                raise _NotFiniteError(f"the loss is {loss.item()}")
-            training.step(loss)
-            progress.step(at.done, training.total_steps, loss.item())
+        order = batches(lengths, settings.batch_size, random.Random(f"{settings.seed} {epoch}"))
+        for start in range(done * settings.accumulate, len(order), settings.accumulate):
+            loss = loss_of.with_gradients(order[start : start + settings.accumulate])
+            training.step()
+            progress.step(at.done, training.total_steps, loss)
             if time.perf_counter() - saved > pause_s:
                 started = time.perf_counter()
                 save()
@@ -306,16 +297,3 @@ def _rate(step: int, total: int, warmup: float) -> float:
     """Share of the peak rate at a step: up linearly, then down linearly to 0."""
     rising = max(1, round(total * warmup))
     return (step + 1) / rising if step < rising else max(0.0, (total - step) / max(1, total - rising))
-
-
-def _batches(lengths: Sequence[int], batch_size: int, random_: random.Random) -> list[list[int]]:
-    """Visit every row once, in random order, in batches of similar lengths."""
-    order = list(range(len(lengths)))
-    random_.shuffle(order)
-    span = batch_size * _SORTED_BATCHES
-    batches: list[list[int]] = []
-    for start in range(0, len(order), span):
-        chunk = sorted(order[start : start + span], key=lambda i: lengths[i])
-        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-    random_.shuffle(batches)
-    return batches
