@@ -155,7 +155,7 @@ class _Parts:
         verbalizer = _verbalizer(config, adapter, adapted)
         spaced, unknown = template.answer_spaced, facts.tokens.get("unk")
         word_ids = verbalizer.word_ids(words, spaced=spaced, unknown=unknown) if verbalizer.words else []
-        prefix = _prefix(adapter, adapted, backbone) if adapter.kind == "PREFIX_TUNING" else None
+        prefix = _prefix(adapted) if adapter.kind == "PREFIX_TUNING" else None
         rows = torch.zeros(1, facts.embedding_width)
         source = template.source
         if adapter.kind in ("P_TUNING", "PROMPT_TUNING"):
@@ -248,18 +248,10 @@ def _rows(adapter: Adapter, facts: BackboneFacts) -> Tensor:
 
 
 @torch.no_grad()
-def _prefix(adapter: Adapter, adapted: PeftModel, backbone: Backbone) -> Tensor:
+def _prefix(adapted: PeftModel) -> Tensor:
     """Let PEFT shape the keys and values; float [l, 2, 1, k, n, d]."""
-    need = backbone.classifier("last").leading_states([], torch.zeros(1, backbone.facts.embedding_width)).shape
     cache: Any = adapted.get_prompt(1)  # annotated as the tensor that it is for other kinds
-    states = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
-    if (states.shape[:4], states.shape[5]) != (need[:4], need[5]):
-        got, wanted = ([shape[0], shape[3], shape[5]] for shape in (states.shape, need))
-        raise AdapterError(
-            f"{adapter.folder / WEIGHTS}: holds keys and values of {got} layers, heads and floats a head, "
-            f"{backbone.facts.name} has {wanted}; give the model it was trained on with --model"
-        )
-    return states
+    return torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
 
 
 def _make_run(config: ImportConfig, parts: _Parts, rows: list[Row], folder: Path) -> Run:

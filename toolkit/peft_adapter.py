@@ -77,8 +77,12 @@ class Adapter:
             # False: whether embeddings belong to an adapter PEFT would ask the hub.
             loaded = get_peft_model_state_dict(adapted.eval(), save_embedding_layers=False)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
-            raise AdapterError(f"{where} ({reason(e)}); give the one it was trained on with --model") from e
-        different = sorted(set(loaded) ^ set(self.tensors))
+            why = (
+                (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
+            )  # the first line names a class of theirs
+            raise AdapterError(f"{where} ({why}); give the one it was trained on with --model") from e
+        # An output layer or embeddings that are adapted come with their own weights, which PEFT has loaded too.
+        different = sorted((set(loaded) ^ set(self.tensors)) - set(adapted.state_dict()))
         if different:
             whose = "the file alone" if different[0] in self.tensors else "the model alone"
             raise AdapterError(f"{where}: {different[0]} is in {whose}; give the one it was trained on with --model")
@@ -90,7 +94,7 @@ class Adapter:
         Raises:
             AdapterError: the adapter holds none.
         """
-        found = {name.split(".")[-1]: tensor.float() for name, tensor in self.tensors.items() if _is_head(name)}
+        found = {name.split(".")[-1]: tensor.float() for name, tensor in self.tensors.items() if _is_of_head(name)}
         if "weight" not in found:
             raise AdapterError(f"{self.folder / WEIGHTS}: holds no classification layer; train it with the adapter")
         return found["weight"], found.get("bias", torch.zeros(len(found["weight"])))
@@ -147,7 +151,7 @@ def read_adapter(folder: Path) -> Adapter:
     except (KeyError, TypeError, ValueError) as e:
         raise AdapterError(f"{folder / CONFIG}: PEFT cannot read it ({reason(e)}); save the adapter again") from e
     adapter = Adapter(folder=folder, kind=kind, task=task, config=config, tensors=tensors)
-    others = [name for name in tensors if name != PROMPT and not (task == "SEQ_CLS" and _is_head(name))]
+    others = [name for name in tensors if name != PROMPT and not (task == "SEQ_CLS" and _is_of_head(name))]
     if kind != "LORA" and (PROMPT not in tensors or others):
         got = f"holds {others[0]}, which was trained too" if others else f"holds no {PROMPT}"
         raise AdapterError(f"{folder / WEIGHTS}: {got}; need virtual tokens and a classification layer alone")
@@ -179,14 +183,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise AdapterError(f"{path}: cannot be read ({reason(e)}); save the adapter again") from e
 
 
-def _is_head(name: str) -> bool:
-    """Whether a tensor is of the classification layer, by the names PEFT gives it on each kind of adapter."""
-    return name.removeprefix("base_model.").removeprefix("model.") in (
-        "score.weight",
-        "score.bias",
-        "classifier.weight",
-        "classifier.bias",
-    )
+def _is_of_head(name: str) -> bool:
+    """Whether a tensor is of the classification head, by the names PEFT gives it on each kind of adapter."""
+    return name.removeprefix("base_model.").removeprefix("model.").startswith(("score.", "classifier."))
 
 
 def _check_head(checkpoint: Checkpoint) -> None:
