@@ -26,6 +26,15 @@ def blocks(page: Path, language: str) -> list[str]:
     return [block.split("```")[0] for block in page.read_text(encoding="utf-8").split(f"```{language}\n")[1:]]
 
 
+def run_commands(page: Path, folder: Path) -> None:
+    """Run a page's commands in a folder laid out as the repository."""
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    bare = {**os.environ, "PATH": "/usr/bin:/bin"}
+    script = "\n".join(blocks(page, "sh"))
+    subprocess.run(["sh", "-ec", script], cwd=folder, env=bare, check=True, capture_output=True)
+
+
 def test_the_command_reference_is_current() -> None:
     expected = load(ROOT / "docs" / "reference.py").reference()
     assert (ROOT / "docs" / "commands.md").read_text(encoding="utf-8") == expected, "run make docs"
@@ -43,12 +52,8 @@ def test_troubleshooting_is_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_tutorial(tmp_path: Path) -> None:
     """Word for word, with the real model, from a folder laid out as the repository."""
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    bare = {**os.environ, "PATH": "/usr/bin:/bin"}
     page = ROOT / "docs" / "tutorial.md"
-    script = "\n".join(blocks(page, "sh"))
-    subprocess.run(["sh", "-ec", script], cwd=tmp_path, env=bare, check=True, capture_output=True)
+    run_commands(page, tmp_path)
     answers = (tmp_path / "build" / "tutorial" / "answers.jsonl").read_text().splitlines()
     rows = (ROOT / "examples" / "requests.csv").read_text().splitlines()[1:]
     right = [json.loads(answer)["label"] == row.rsplit(",", 1)[1] for answer, row in zip(answers, rows, strict=True)]
@@ -58,8 +63,13 @@ def test_the_tutorial(tmp_path: Path) -> None:
     assert len(said.stdout.splitlines()) == 2
 
 
+def test_importing_what_peft_trained(tmp_path: Path) -> None:
+    run_commands(ROOT / "docs" / "import.md", tmp_path)
+    assert (tmp_path / "build" / "import" / "bundle" / "manifest.json").is_file()
+
+
 def test_every_page_is_linked_and_runs_its_commands() -> None:
     pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page}" in readme for page in pages)
-    assert [page for page in pages if blocks(ROOT / "docs" / page, "sh")] == ["tutorial.md"], "run it here as well"
+    assert [page for page in pages if blocks(ROOT / "docs" / page, "sh")] == ["import.md", "tutorial.md"]
