@@ -153,12 +153,14 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
     Takes P_TUNING, PROMPT_TUNING, PREFIX_TUNING and LORA for SEQ_CLS and CAUSAL_LM.
     """
     with shared.extra("train"):
-        from ptexport.toolkit import import_peft, progress, tables
+        from ptexport.toolkit import progress, tables
+        from ptexport.toolkit.import_peft import import_peft as run_import
+        from ptexport.toolkit.peft_plan import ImportConfig
         from ptexport.toolkit.run import CONFIG
-    config = import_peft.ImportConfig(adapter=adapter, **options)
+    config = ImportConfig(adapter=adapter, **options)
     progress.silence_libraries()
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
-        run = import_peft.import_peft(config, report)
+        run = run_import(config, report)
     if as_json:
         click.echo((config.out / CONFIG).read_text(encoding="utf-8"), nl=False)
     else:

@@ -28,7 +28,8 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, PtexportError
 from ptexport.toolkit.cli import cli
-from ptexport.toolkit.import_peft import ImportConfig, import_peft
+from ptexport.toolkit.import_peft import import_peft
+from ptexport.toolkit.peft_plan import ImportConfig
 from ptexport.toolkit.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
