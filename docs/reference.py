@@ -12,10 +12,17 @@ def reference() -> str:
     """Return the page."""
     context = click.Context(cli, info_name="ptexport", max_content_width=100, terminal_width=100)
     parts = ["# Commands", "", "Exit code 0: done. 1: failed, with one sentence. 2: wrong use.", ""]
-    for name, command in cli.commands.items():
-        inner = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
-        parts += [f"## ptexport {name}", "", "```", command.get_help(inner), "```", ""]
+    for command in cli.commands.values():
+        parts += describe(command, context)
     return "\n".join(parts).rstrip() + "\n"
+
+
+def describe(command: click.Command, parent: click.Context) -> list[str]:
+    """Return a command's lines; of a group, those of its commands."""
+    context = click.Context(command, info_name=command.name, parent=parent, max_content_width=100, terminal_width=100)
+    if isinstance(command, click.Group):
+        return [line for inner in command.commands.values() for line in describe(inner, context)]
+    return [f"## {context.command_path}", "", "```", command.get_help(context), "```", ""]
 
 
 if __name__ == "__main__":

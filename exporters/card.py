@@ -16,7 +16,7 @@ and `tokenizers`, no PyTorch.
 
 - Template: `{template}`
 - Labels: {labels}
-- Test accuracy: {accuracy:.1%} of {n_test} rows (seed {seed}, {n_train} rows to learn from)
+- {origin}
 - Parity with Transformers over {rows} rows: largest difference of a logit {max_abs_diff:.1e}, no label differs
 - Longest input: {max_length} tokens with the template ({folded_tokens} more are folded); longer texts are truncated
 {calibration}- Precision {precision}, opset {opset}, IR {ir_version}
@@ -43,8 +43,13 @@ _METHODS = {
 }
 
 
-def model_card(manifest: Manifest, metrics: Metrics) -> str:
-    """Write the card."""
+def model_card(manifest: Manifest, metrics: Metrics | None) -> str:
+    """Write the card.
+
+    Args:
+        manifest: of the bundle.
+        metrics: of the training; None: it was trained elsewhere.
+    """
     graph, parity = manifest.graph, manifest.parity
     return _CARD.format(
         licence=manifest.backbone.licence or "unknown",
@@ -53,19 +58,25 @@ def model_card(manifest: Manifest, metrics: Metrics) -> str:
         backbone=manifest.backbone.name,
         template=manifest.template,
         labels=", ".join(manifest.labels),
-        accuracy=metrics.test_accuracy,
-        n_test=metrics.n_test,
-        n_train=metrics.n_train,
-        seed=metrics.seed,
+        origin=_origin(metrics),
         rows=parity.rows,
         max_abs_diff=max(c.max_abs_diff for c in (parity.alone, parity.padded_right, parity.padded_left)),
         max_length=manifest.max_length,
         folded_tokens=graph.folded_tokens,
-        calibration=_calibration(manifest, metrics),
+        calibration="" if metrics is None else _calibration(manifest, metrics),
         precision=graph.precision,
         opset=graph.opset,
         ir_version=graph.ir_version,
         example='"…"' if len(manifest.fields) == 1 else '("…", "…")',
+    )
+
+
+def _origin(metrics: Metrics | None) -> str:
+    if metrics is None:
+        return "Trained with PEFT and imported; its accuracy was not measured here"
+    return (
+        f"Test accuracy: {metrics.test_accuracy:.1%} of {metrics.n_test} rows (seed {metrics.seed}, "
+        f"{metrics.n_train} rows to learn from)"
     )
 
 

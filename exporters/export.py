@@ -85,7 +85,7 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         progress.stage("comparing with Transformers")
         parity = check_parity(run, backbone, folder, rows, progress.rows)
         fail_on_difference(parity)
-        versions = {**run.metrics.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
+        versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
         manifest = _manifest(config.out.resolve().name, run, traced, files, parity, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
         (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
@@ -129,7 +129,7 @@ def _manifest(
         labels=config.labels,
         label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
         max_length=config.max_length - config.n_prefix - config.n_folded,
-        abstain_below=run.metrics.abstain_below,
+        abstain_below=None if run.metrics is None else run.metrics.abstain_below,
         graph=GraphEntry(
             opset=info.opset,
             ir_version=info.ir_version,

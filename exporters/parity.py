@@ -52,7 +52,8 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
     """
     fields = Template.parse(run.config.template).fields
     texts: list[Text] = [row.texts for row in rows]
-    texts += [text if len(fields) == 1 else (text, text) for text in _ALWAYS]
+    always = _ALWAYS if run.config.compile(run.tokenizer_json).n_fixed else _ALWAYS[1:]  # nothing cannot be read
+    texts += [text if len(fields) == 1 else (text, text) for text in always]
     oracle = Oracle(run, backbone)
     expected = np.empty((len(texts), len(run.config.labels)), dtype=np.float32)
     for i, text in enumerate(texts):
@@ -72,7 +73,7 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
 
     return Parity(
         rows=len(texts),
-        tolerance=TOLERANCE / run.metrics.temperature,  # which logits are divided by
+        tolerance=TOLERANCE / run.temperature,  # which logits are divided by
         alone=compare(answers(([i] for i in range(len(texts))), "right"), expected),
         padded_right=compare(answers(_mixed(len(texts)), "right"), expected),
         padded_left=compare(answers(_mixed(len(texts)), "left"), expected),
@@ -136,14 +137,15 @@ class Oracle:
             output = self._model(input_ids=torch.tensor([[self._own_id(id_) for id_ in encoding.ids]]), **extra)
         if self._run.config.label_words is None:
             baked = self._run.baked
-            state = self._read(output.last_hidden_state[0], encoding.ids)
+            pooled = self._run.config.read == "pooled"
+            state = output.pooler_output[0] if pooled else self._read(output.last_hidden_state[0], encoding.ids)
             logits: NDArray[np.float32] = baked.label_rows @ state.numpy() + baked.label_bias
             return logits
         scores = self._read(output.logits[0], encoding.ids)
         means = [np.mean([scores[i].item() for i in ids]) for ids in self._word_ids()]
         metrics = self._run.metrics
-        prior = metrics.log_prior or [0.0] * len(means)
-        return np.array([(m - p) / metrics.temperature for m, p in zip(means, prior, strict=True)], dtype=np.float32)
+        prior = (metrics and metrics.log_prior) or [0.0] * len(means)
+        return np.array([(m - p) / self._run.temperature for m, p in zip(means, prior, strict=True)], dtype=np.float32)
 
     def _embedding(self, id_: int) -> Tensor:
         table: Tensor = self._model.get_input_embeddings().weight

@@ -7,6 +7,7 @@
       ModelError       a backbone that cannot be loaded, or lacks what the method reads
       TrainError       training that cannot go on
       RunError         a run folder that is not what it says
+      AdapterError     a PEFT folder that cannot be imported
       ExportError      a graph that cannot be made, or does not agree with the model
       BundleError      a bundle folder that is not what it says
       OutputError      a place that cannot be written to
@@ -53,6 +54,10 @@ class TrainError(PtexportError, RuntimeError):
 
 class RunError(PtexportError, ValueError):
     """A run folder that is not what it says: for example one without weights."""
+
+
+class AdapterError(PtexportError, ValueError):
+    """A PEFT folder that cannot be imported: for example one for another model."""
 
 
 class ExportError(PtexportError, RuntimeError):

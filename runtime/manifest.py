@@ -15,8 +15,9 @@ FORMAT = 1
 MAX_MANIFEST_BYTES = 1 << 20
 
 
-Read = Literal["last", "mask", "first", "mean"]
-"""The state that becomes logits: the last real token's, the mask slot's, the first token's, or the mean of all."""
+Read = Literal["last", "mask", "first", "mean", "pooled"]
+"""The state that becomes logits: the last real token's, the mask slot's, the first token's, the mean of all, or the
+first token's after the backbone's own pooler."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -41,7 +41,8 @@ class TextEncoder:
 
         Raises:
             DataError: not a string, or not a pair of them, as the template takes; text that is not Unicode; a second
-                text that leaves no room for the first, where only that is cut.
+                text that leaves no room for the first, where only that is cut; one without a token, where the
+                template adds none.
         """
         for number, text in enumerate(texts):
             parts = [text] if len(self._fields) == 1 else text
@@ -54,9 +55,13 @@ class TextEncoder:
                 got = f"{len(text)} strings" if isinstance(text, tuple) else type(text).__name__
                 raise DataError(f"text {number}: got {got}, need {need}; pass what the template takes")
         try:
-            return self._tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
+            encodings = self._tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         except Exception as e:  # tokenizers raises nothing narrower
             raise self._refusal(texts) from e
+        for number, encoding in enumerate(encodings):
+            if not encoding.ids:
+                raise DataError(f"text {number}: is empty, and the template adds no token to read; leave it out")
+        return encodings
 
     def _refusal(self, texts: Sequence[Text]) -> DataError:
         """Find the first text that cannot be encoded."""

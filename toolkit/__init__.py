@@ -27,6 +27,9 @@ Data flow: template, labels, rows -> train -> Run
     resume.py      a training under way <-> a file to go on from
     plan.py        what is asked for -> parts that fit together
     train.py       a plan -> a Run
+    peft_adapter.py a folder that PEFT wrote -> its weights, and the model they adapt
+    peft_plan.py   an import as asked for -> parts that fit together
+    import_peft.py a PEFT adapter -> a Run
     sweep.py       one training, or many with different options, into folders
     run.py         the run folder
     folders.py     writes folders whole or not at all

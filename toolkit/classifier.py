@@ -154,11 +154,13 @@ class PromptClassifier(nn.Module):
             return (states * weights).sum(1) / weights.sum(1)
         if self.read == "mask":
             index = (input_ids == self.vocab + n_rows - 1).to(torch.int64).argmax(1)
-        elif self.read == "first":
+        elif self.read in ("first", "pooled"):
             index = attention_mask.argmax(1)
         else:
             index = (attention_mask * torch.arange(attention_mask.shape[1], device=states.device)).argmax(1)
-        return states.gather(1, index[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+        state = states.gather(1, index[:, None, None].expand(-1, 1, states.shape[2]))
+        # The pooler takes the first of the states it is given.
+        return self.base.pooler(state) if self.read == "pooled" else state[:, 0]
 
 
 def _cache(states: Tensor, batch: int) -> DynamicCache:

@@ -26,6 +26,7 @@ def cli() -> None:
 
 for command in (
     cli_make.train,
+    cli_make.import_,
     cli_make.export,
     cli_use.predict,
     cli_use.evaluate,

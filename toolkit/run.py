@@ -1,7 +1,7 @@
 """The run folder: what was trained and how; knows files, nothing of torch.
 
 config.json          RunConfig
-metrics.json         Metrics
+metrics.json         Metrics, or null if it was trained elsewhere
 weights.safetensors  what was trained (`prompt.*`), and what it bakes to (`baked.*`), so that export needs no encoder
 tokenizer.json       the backbone's own
 check_rows.jsonl     rows for parity
@@ -79,12 +79,35 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seed: int = 0
 
 
+class Imported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run was made of that was trained elsewhere.
+
+    Attributes:
+        folder: as given.
+        peft_type: PEFT's name of the method.
+        task_type: PEFT's name of the task.
+        weights_sha256: of the adapter's weights file.
+        max_abs_diff: largest difference of a logit between the run and PEFT's own forward pass, over `rows` rows.
+        rows: compared, one at a time and unpadded.
+        versions: of what it was imported with.
+    """
+
+    folder: str
+    peft_type: str
+    task_type: str
+    weights_sha256: str
+    max_abs_diff: float
+    rows: int
+    versions: dict[str, str]
+
+
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was trained, on what.
 
     Attributes:
         format: version of the run folder.
         method: see `ptexport.toolkit.methods`.
+        imported: where it came from, if it was trained elsewhere.
         tune_backbone: whether the language model was trained with the virtual tokens.
         model: as given to `--model`, to load the backbone again.
         revision: commit on the hub, to load the same again; None for a folder or alias.
@@ -94,8 +117,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         labels: in the order of the logits.
         label_words: words per label; None for a linear head.
         read: position whose state becomes logits.
-        encoder: the prompt encoder.
-        init: what plain rows started from.
+        encoder: the prompt encoder; None: not known.
+        init: what plain rows started from; None: not known.
         examples: of `manual`, texts and answers that stand before the template, first to last.
         prior_correction: of `manual`, whether what it answers to no content is taken from its logits.
         n_prefix: positions of trained keys and values before everything.
@@ -104,11 +127,12 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         calibrate: whether a temperature was fitted on dev.
         abstain: share of the answered dev rows that had to be right; None: every row is answered.
         n_folded: leading template tokens that `baked.leading_states` holds.
-        training: rates and sizes.
+        training: rates and sizes; None: not known.
     """
 
     format: int = FORMAT
     method: MethodName
+    imported: Imported | None = None
     tune_backbone: bool
     model: str
     revision: str | None
@@ -118,8 +142,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     labels: list[str]
     label_words: list[list[str]] | None
     read: Read
-    encoder: EncoderKind
-    init: Literal["random", "words"]
+    encoder: EncoderKind | None
+    init: Literal["random", "words"] | None
     examples: list[Example]
     prior_correction: bool
     n_prefix: int
@@ -128,7 +152,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     calibrate: bool
     abstain: float | None
     n_folded: int
-    training: TrainSettings
+    training: TrainSettings | None
 
     @property
     def facts(self) -> BackboneFacts:
@@ -229,11 +253,11 @@ class Baked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A finished training.
+    """A finished training, here or elsewhere.
 
     Attributes:
         config: what was trained, on what.
-        metrics: what came out.
+        metrics: what came out; None: it was trained elsewhere, so nobody measured it here.
         trained: the trained parameters, by name.
         baked: what they come to.
         tokenizer_json: the backbone's own tokenizer.
@@ -241,11 +265,23 @@ class Run:
     """
 
     config: RunConfig
-    metrics: Metrics
+    metrics: Metrics | None
     trained: dict[str, NDArray[np.float32]]
     baked: Baked
     tokenizer_json: str
     check_rows: list[Row]
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by; the label rows in `baked` are."""
+        return 1.0 if self.metrics is None else self.metrics.temperature
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what it was trained, or imported, with."""
+        made = self.metrics or self.config.imported
+        assert made is not None, "a run is trained or imported"
+        return made.versions
 
     def write(self, folder: Path) -> None:
         """Write all files into a folder, which holds `BACKBONE` already if that was trained."""
@@ -271,7 +307,7 @@ class Run:
                 raise RunError(f"{folder / name}: missing; need a run folder made by 'ptexport train'{best}")
         try:
             config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=RunConfig)
-            metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=Metrics)
+            metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=Metrics | None)
             tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
             arrays = load((folder / WEIGHTS).read_bytes())
             check_rows = list(read_rows(folder / CHECK_ROWS))
@@ -279,6 +315,8 @@ class Run:
             raise RunError(f"{e.filename}: cannot be read ({e.strerror}); check its permissions") from e
         except (msgspec.DecodeError, SafetensorError, DataError, UnicodeDecodeError) as e:
             raise RunError(f"{folder}: not a run this version can read ({reason(e)}); train again") from e
+        if (metrics is None) != (config.imported is not None):
+            raise RunError(f"{folder / METRICS}: does not go with {CONFIG}; train or import again")
         if config.format != FORMAT:
             raise RunError(f"{folder / CONFIG}: got format {config.format}, need {FORMAT}; train again")
         if sha256_text(tokenizer_json) != config.backbone.tokenizer_sha256:
@@ -298,7 +336,7 @@ class Run:
         )
 
 
-def _pretty(value: msgspec.Struct) -> bytes:
+def _pretty(value: msgspec.Struct | None) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 

@@ -138,6 +138,7 @@ def sweep(
             progress.warning(str(e))
             outcomes.append(Outcome(name=name, failed=str(e)))
         else:
+            assert metrics is not None, "it was trained"
             if metrics.stopped == "interrupted":
                 raise TrainError(f"{out / name}: interrupted; go on with --resume")
             outcomes.append(_outcome(name, config, metrics))

@@ -29,6 +29,7 @@ def _table(*headers: str, title: str | None = None) -> Table:
 def print_metrics(run: "Run", out: Path) -> None:
     """Print what a training came to."""
     metrics = run.metrics
+    assert metrics is not None, "it was trained"
     table = Table(title=f"accuracy on {metrics.n_test} test rows", title_justify="left")
     table.add_column("template")
     table.add_column("method")
@@ -48,6 +49,20 @@ def print_metrics(run: "Run", out: Path) -> None:
         console.print(f"found the words {', '.join(metrics.found_words)}", markup=False, highlight=False)
         if metrics.manual_accuracy and metrics.test_accuracy <= statistics.median(metrics.manual_accuracy.values()):
             console.print("which is no better than the median hand-written template", markup=False, highlight=False)
+
+
+def print_import(run: "Run", out: Path) -> None:
+    """Print how an imported run compares with where it came from."""
+    imported = run.config.imported
+    assert imported is not None, "it was imported"
+    Console().print(
+        f"{out}: {imported.peft_type} for {imported.task_type} on {run.config.model}, labels "
+        f"{', '.join(run.config.labels)}; largest difference of a logit from PEFT's over {imported.rows} rows "
+        f"{imported.max_abs_diff:.1e}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:

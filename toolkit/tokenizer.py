@@ -77,6 +77,11 @@ class CompiledTemplate:
         return any(isinstance(item, TemplateToken) and item.id >= self.vocab for item in self.items)
 
     @property
+    def n_fixed(self) -> int:
+        """Tokens beside the texts, which stand there whatever these are."""
+        return sum(isinstance(item, TemplateToken) for item in self.items)
+
+    @property
     def leading_ids(self) -> list[int]:
         """Ids of the template tokens before the first text that can be folded.
 
@@ -158,20 +163,10 @@ def compile_template(
         )
     if n_prefix:
         template = replace(template, pieces=tuple(piece for piece in template.pieces if piece.kind != "prompt"))
-    items = _items(template, facts, words)
-    n_fixed = sum(isinstance(item, TemplateToken) for item in items)
-    if n_fixed == 0:
-        raise TemplateError(
-            f"{where}: holds nothing beside texts, and an empty text would leave nothing to read; add a word"
-        )
     if max_length > facts.max_positions:
         raise TemplateError(f"max length {max_length}: {facts.name} takes at most {facts.max_positions} tokens")
-    if n_prefix + n_fixed + len(template.fields) > max_length:
-        raise TemplateError(
-            f"{where}: takes {n_prefix + n_fixed} of {max_length} tokens, leaving none for text; raise the max length"
-        )
-    return CompiledTemplate(
-        items=items,
+    compiled = CompiledTemplate(
+        items=_items(template, facts, words),
         max_length=max_length,
         n_prefix=n_prefix,
         text_spaced=words.space_matters and True in before_texts,
@@ -180,6 +175,12 @@ def compile_template(
         added_ids=words.added_ids(),
         truncate=truncate,
     )
+    n_taken = n_prefix + compiled.n_fixed
+    if n_taken + len(template.fields) > max_length:
+        raise TemplateError(
+            f"{where}: takes {n_taken} of {max_length} tokens, leaving none for text; raise the max length"
+        )
+    return compiled
 
 
 def count_split_differently(template: Template, tokenizer_json: str, rows: Iterable[Row]) -> int:

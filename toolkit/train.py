@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from ptexport.runtime.errors import TrainError
+from ptexport.runtime.errors import OutputError, TrainError
 from ptexport.toolkit.audit import choose_check_rows
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.calibration import fit_temperature, fit_threshold, measure_log_prior
@@ -143,6 +143,7 @@ def train_into(
     with kept_folder(out, resume=resume, force=force, files=(*FILES, BACKBONE, RESUME), state=RESUME) as folder:
         run = train(config, progress, folder=folder, backbone=backbone)
         run.write(folder)
+    assert run.metrics is not None
     if run.metrics.stopped is None:
         # When the run is where it belongs, so that a kill at any moment leaves one or the other.
         (out / RESUME).unlink(missing_ok=True)  # where nothing is learned step by step, there is none
@@ -157,6 +158,8 @@ def _read_finished(folder: Path, config: TrainConfig, progress: Progress, backbo
         PtexportError: see `train`.
     """
     run = Run.read(folder)
+    if run.metrics is None:
+        raise OutputError(f"{folder}: was imported, not trained; choose another name")
     made = Ticket(
         config=msgspec.structs.replace(run.config, tuned=None),
         data_sha256=run.metrics.data_sha256,

@@ -56,6 +56,20 @@ CASES = (
     ("an option that is unknown", {}, f"{TRAIN} --speed 3"),
     ("a run that is not there", {}, "export nothing --out new"),
     ("a run with a file missing", {"run/weights.safetensors": None}, "export run --out new"),
+    ("a folder that is no PEFT adapter", {}, "import peft run --out new"),
+    (
+        "a PEFT adapter of a kind that is not supported",
+        {"adapter/adapter_config.json": b'{"peft_type": "IA3"}'},
+        "import peft adapter --out new",
+    ),
+    (
+        "a PEFT adapter saved as a pickle",
+        {
+            "adapter/adapter_config.json": b'{"peft_type": "LORA", "task_type": "SEQ_CLS"}',
+            "adapter/adapter_model.bin": b"",
+        },
+        "import peft adapter --out new",
+    ),
     ("a bundle that is not there", {}, "predict nothing hello"),
     ("a bundle with a flipped byte", {"bundle/config.json": b"flipped"}, "predict bundle hello"),
     ("a bundle with a file missing", {"bundle/model.onnx.data": None}, "predict bundle hello"),

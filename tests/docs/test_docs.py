@@ -68,10 +68,14 @@ def test_the_tutorial(tmp_path: Path) -> None:
     assert len(said.stdout.splitlines()) == 2
 
 
+def test_importing_what_peft_trained(tmp_path: Path) -> None:
+    run_commands(ROOT / "docs" / "import.md", tmp_path)
+    assert (tmp_path / "build" / "import" / "bundle" / "manifest.json").is_file()
+
+
 def test_every_page_is_linked_and_runs_its_commands() -> None:
     pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page}" in readme for page in pages)
-    assert [page for page in pages if blocks(ROOT / "docs" / page, "sh")] == ["methods.md", "tutorial.md"], (
-        "run it here"
-    )
+    run = [page for page in pages if blocks(ROOT / "docs" / page, "sh")]
+    assert run == ["import.md", "methods.md", "tutorial.md"]
