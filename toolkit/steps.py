@@ -24,7 +24,14 @@ class NotFiniteError(ArithmeticError):
 def score_batches(
     scorer: Scorer, prompt: SoftPrompt, parts: Sequence[Examples], settings: TrainSettings
 ) -> list[ScoreBatch]:
-    """Choose how each part's rows are scored: by their tails alone, where the rest need be read but once."""
+    """Choose how each part's rows are scored: by their tails alone, where the rest need be read but once.
+
+    Args:
+        scorer: its classifier is the backbone.
+        prompt: what is trained.
+        parts: rows; the first have the first call on the memory for what is read once.
+        settings: how much that is.
+    """
     if not scorer.reads_once:
         return [scorer.score_batch(part.encodings) for part in parts]
     with torch.no_grad():
@@ -41,7 +48,15 @@ def score_batches(
 
 
 class Loss:
-    """The mean cross-entropy of the rows of one step, however many batches they come in; nats."""
+    """The mean cross-entropy of the rows of one step, however many batches they come in; nats.
+
+    Args:
+        prompt: what is trained.
+        settings: whether labels are weighed, and what is computed in bf16.
+        scorer: its classifier is the backbone.
+        train: the rows.
+        score_batch: scores them.
+    """
 
     def __init__(
         self, prompt: SoftPrompt, settings: TrainSettings, scorer: Scorer, train: Examples, score_batch: ScoreBatch
