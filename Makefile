@@ -18,8 +18,9 @@ setup: .venv/ready
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh build/demo
 
+# One process a CPU, each with one thread.
 test: setup
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 # mypy and editors see the folders under their import name through these links.
 check: setup

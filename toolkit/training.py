@@ -18,6 +18,7 @@ from ptexport.toolkit.scoring import Examples, Scorer
 from ptexport.toolkit.steps import Loss, NotFiniteError, batches, score_batches
 
 SAVE_EVERY_S = 30.0
+SAVE_PAUSE = 10  # times what the last one took, at least, until the next
 _OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")  # torch's allocator; oneDNN, of an LSTM
 
 
@@ -289,7 +290,8 @@ def _fit(
             if time.perf_counter() - saved > pause_s:
                 started = time.perf_counter()
                 save()
-                pause_s = max(SAVE_EVERY_S, 10 * (time.perf_counter() - started))  # a whole model takes its time
+                # A whole model takes its time.
+                pause_s = max(SAVE_EVERY_S, SAVE_PAUSE * (time.perf_counter() - started))
                 saved = time.perf_counter()
 
 

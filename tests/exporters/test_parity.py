@@ -115,7 +115,7 @@ def test_control_positions_off_by_one_are_seen(fixture: str, tmp_path: Path, req
     run = Run.read(request.getfixturevalue(fixture))
     backbone = load(run)
     facts = msgspec.structs.replace(backbone.facts, fingerprint="off by one")
-    wrong = OffByOne(model=backbone.model, tokenizer_json=backbone.tokenizer_json, facts=facts)
+    wrong = OffByOne(model=backbone.model, head=backbone.head, tokenizer_json=backbone.tokenizer_json, facts=facts)
     run = dataclasses.replace(run, config=msgspec.structs.replace(run.config, backbone=facts))
     assert worst(parity_of(run, run, wrong, tmp_path / "graph")) > 10 * 1e-3
 

@@ -275,7 +275,9 @@ def test_heads_that_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Setting `save_embedding_layers`")
+@pytest.mark.filterwarnings(
+    "ignore:Model (has|with) `tie_word_embeddings=True`", "ignore:Setting `save_embedding_layers`"
+)
 def test_what_peft_answers_otherwise_is_refused(llama: Path, tmp_path: Path) -> None:
     """LoRA on an output layer that is the embedding table too: merged, it changes both."""
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"])

@@ -76,7 +76,7 @@ def test_templates_and_encoders(llama: Path, rows_file: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("speed=1", r"need NAME=VALUE,VALUE with a name of template, rows, .*seed"),
+        ("speed=1", r"need NAME=VALUE,VALUE with a name of method, template, rows, .*seed"),
         ("lr", "need NAME=VALUE,VALUE"),
         ("lr=fast", "'fast' is not a valid number; mend the value"),
         ("lr=nan", "'nan' is no finite number; mend the value"),

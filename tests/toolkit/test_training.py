@@ -198,6 +198,7 @@ def test_going_on_within_an_epoch(after_steps: int, changes: dict[str, object], 
     whole = train(asked, Quiet(), folder=tmp_path)
     (tmp_path / "resume.safetensors").unlink()
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(training, "SAVE_PAUSE", 0)
     stopped = None
     with contextlib.suppress(KeyboardInterrupt):  # in the first epoch there is nothing to show
         stopped = train(asked, Stop(after_steps), folder=tmp_path).metrics.stopped
