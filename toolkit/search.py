@@ -6,10 +6,11 @@ which words might lower the loss there; those are tried, and the best is kept.
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from tokenizers import Encoding
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ptexport.runtime.errors import TrainError
@@ -30,6 +31,21 @@ def word_ids(words: WordTokenizer, vocab: int) -> list[int]:
     return [id_ for id_, word in decoded if len(word) > 1 and word.isalpha() and words.ids(word, spaced=True) == [id_]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        ids: of the words, one per virtual token.
+        dev_accuracy: with them, 0 to 1.
+        passes: over all positions.
+    """
+
+    ids: list[int]
+    dev_accuracy: float
+    passes: int
+
+
 def search(
     prompt: SoftPrompt,
     scorer: Scorer,
@@ -39,7 +55,7 @@ def search(
     candidates: Sequence[int],
     settings: TrainSettings,
     progress: Progress,
-) -> tuple[list[int], float]:
+) -> Found:
     """Find a word for each virtual token, and leave their embeddings in the prompt.
 
     Args:
@@ -52,12 +68,8 @@ def search(
             (a step looks at four batches) and `seed` count.
         progress: told of steps and passes.
 
-    Returns:
-        The tokens, and the dev accuracy with them.
-
     Raises:
         TrainError: there is no candidate.
-        KeyboardInterrupt: in the first pass; later it ends the search with what was best.
     """
     if not candidates:
         raise TrainError("search: the vocabulary holds no whole words; use p-tuning")
@@ -65,40 +77,38 @@ def search(
     assert isinstance(encoder, PromptEncoder)
     rows = encoder.embeddings
     table = scorer.classifier.table.weight.detach()
-    allowed = torch.tensor(candidates, device=table.device)
     random_ = random.Random(settings.seed)
-    found = random_.choices(candidates, k=len(rows))
-    best: tuple[float, float, list[int]] = -1.0, 0.0, found
-    worse = step = 0
-    try:
-        for epoch in range(settings.epochs):
-            for position in random_.sample(range(len(rows)), len(rows)):
-                chosen = random_.choices(range(len(train.encodings)), k=_ROWS_PER_STEP * settings.batch_size)
-                loss = _Loss(scorer, prompt, train, chosen, settings)
-                rows.data = table[found].clone()
-                before, gradient = loss.with_gradient(rows)
-                ranked = allowed[(table[allowed] @ gradient[position]).argsort()][:N_TRIED]
-                tried = {id_: loss.at(rows, table[[*found[:position], id_, *found[position + 1 :]]])
-                         for id_ in ranked.tolist()}  # fmt: skip
-                winner = min(tried, key=lambda id_: tried[id_])
-                if tried[winner] < before:
-                    found[position] = winner
-                step += 1
-                progress.step(step, settings.epochs * len(rows), min(before, tried[winner]))
-            rows.data = table[found].clone()
-            accuracy, dev_loss = scorer.accuracy(prompt, dev)
-            progress.epoch(epoch + 1, accuracy)
-            if (accuracy, -dev_loss) > best[:2]:
-                best, worse = (accuracy, -dev_loss, list(found)), 0
-            else:
-                worse += 1
-                if worse >= settings.patience:
-                    break
-    except KeyboardInterrupt:
-        if best[0] < 0:
-            raise
+    ids = random_.choices(candidates, k=len(rows))
+    best: tuple[float, float, list[int]] = -1.0, 0.0, ids
+    passes = worse = 0
+    while passes < settings.epochs and worse < settings.patience:
+        for step, position in enumerate(random_.sample(range(len(rows)), len(rows)), passes * len(rows) + 1):
+            chosen = random_.choices(range(len(train.encodings)), k=_ROWS_PER_STEP * settings.batch_size)
+            loss = _Loss(scorer, prompt, train, chosen, settings)
+            ids, lowest = _try_words(loss, rows, table, ids, position, candidates)
+            progress.step(step, settings.epochs * len(rows), lowest)
+        rows.data = table[ids].clone()
+        accuracy, dev_loss = scorer.accuracy(prompt, dev)
+        passes += 1
+        worse += 1
+        progress.epoch(passes, accuracy)
+        if (accuracy, -dev_loss) > best[:2]:
+            best, worse = (accuracy, -dev_loss, ids), 0
     rows.data = table[best[2]].clone()
-    return best[2], best[0]
+    return Found(ids=best[2], dev_accuracy=best[0], passes=passes)
+
+
+def _try_words(
+    loss: "_Loss", rows: nn.Parameter, table: Tensor, ids: list[int], position: int, candidates: Sequence[int]
+) -> tuple[list[int], float]:
+    """Put the best of a few promising words at a position, if it is better than what stands there."""
+    rows.data = table[ids].clone()
+    before, gradient = loss.with_gradient(rows)
+    allowed = torch.tensor(candidates, device=table.device)
+    promising = allowed[(table[allowed] @ gradient[position]).argsort()][:N_TRIED].tolist()
+    changed = [[*ids[:position], id_, *ids[position + 1 :]] for id_ in promising]
+    lowest, words = min((loss.at(rows, table[words]), words) for words in changed)
+    return (words, lowest) if lowest < before else (ids, before)
 
 
 class _Loss:
@@ -119,7 +129,7 @@ class _Loss:
         self._n_rows = len(ordered)
         self._weights = train.class_weights(settings.balance)
 
-    def with_gradient(self, rows: torch.nn.Parameter) -> tuple[float, Tensor]:
+    def with_gradient(self, rows: nn.Parameter) -> tuple[float, Tensor]:
         """Return the loss and its gradient, float [p, e]."""
         rows.grad = None
         total = 0.0
@@ -133,7 +143,7 @@ class _Loss:
         return total, gradient
 
     @torch.no_grad()
-    def at(self, rows: torch.nn.Parameter, values: Tensor) -> float:
+    def at(self, rows: nn.Parameter, values: Tensor) -> float:
         """Return the loss with other rows."""
         rows.data = values.clone()
         return sum(self._of(*batch).item() for batch in self._batches)

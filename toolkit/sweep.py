@@ -16,7 +16,6 @@ import click
 import msgspec
 
 from ptexport.runtime.errors import (
-    ModelError,
     OutputError,
     PtexportError,
     TrainError,
@@ -109,7 +108,7 @@ def sweep(
     Raises:
         OutputError: the folder is there, is of another sweep, or cannot be written.
         TrainError: a training was interrupted, or all failed.
-        PtexportError: see `train`.
+        ModelError: the backbone cannot be loaded.
     """
     asked = msgspec.json.decode(msgspec.json.encode({"base": base, "axes": axes}))
     combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -127,13 +126,13 @@ def sweep(
     backbones: dict[Head, Backbone] = {}
     for number, (name, config) in enumerate(configs.items(), 1):
         progress.note(f"run {number} of {len(configs)}: {name}")
+        _, choice = settle(config)
+        if choice.head not in backbones:
+            backbones[choice.head] = load_backbone_for(config, progress)
         try:
-            _, choice = settle(config)
-            if choice.head not in backbones:
-                backbones[choice.head] = load_backbone_for(config, progress)
             metrics = train_into(out / name, config, progress, resume=True, backbone=backbones[choice.head]).metrics
-        except (OutputError, ModelError):
-            raise  # of all of them
+        except OutputError:
+            raise  # of the folder they all are in
         except PtexportError as e:
             progress.warning(str(e))
             outcomes.append(Outcome(name=name, failed=str(e)))

@@ -81,7 +81,7 @@ def _search(plan: Plan, training: Training, progress: Progress) -> list[str]:
     """Look for words; what was found is in the prompt then."""
     words = WordTokenizer(plan.task.backbone.tokenizer_json)
     training.restart_clock()
-    ids, training.at.best_accuracy = search(
+    found = search(
         training.prompt,
         plan.scorer,
         train=plan.learn,
@@ -91,9 +91,10 @@ def _search(plan: Plan, training: Training, progress: Progress) -> list[str]:
         progress=progress,
     )
     training.tick()
-    found = [words.tokenizer.decode([id_]).strip() for id_ in ids]
-    progress.note(f"found {', '.join(found)}")
-    return found
+    training.at.best_accuracy, training.at.epochs = found.dev_accuracy, found.passes
+    names = [words.tokenizer.decode([id_]).strip() for id_ in found.ids]
+    progress.note(f"found {', '.join(names)}")
+    return names
 
 
 def _run(plan: Plan, config: RunConfig, metrics: Metrics, training: Training, folder: Path | None) -> Run:
@@ -190,9 +191,7 @@ def _measure(
         n_train=len(plan.data.train),
         n_dev=len(plan.data.dev),
         n_test=len(plan.data.test),
-        trainable_parameters=0
-        if found_words is not None
-        else sum(parameter.numel() for parameter in training.parameters.values()),
+        trainable_parameters=training.n_trained,
         epochs=training.at.epochs,
         stopped=stopped,
         dev_accuracy=training.at.best_accuracy,

@@ -84,7 +84,7 @@ class Training:
         groups = [
             {"params": list(part.values()), "lr": peak, "peak": peak}
             for part, peak in ((of_prompt, settings.lr), (of_backbone, settings.backbone_lr))
-            if part
+            if part and peak is not None  # words that are searched for have none
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay) if groups else None
         self.best_state = self._state()
@@ -95,6 +95,11 @@ class Training:
     def total_steps(self) -> int:
         """Steps of all epochs, if none is spared."""
         return self.steps_per_epoch * self.settings.epochs
+
+    @property
+    def n_trained(self) -> int:
+        """Floats that the optimizer changed: those that a gradient reached."""
+        return 0 if self.optimizer is None else sum(parameter.numel() for parameter in self.optimizer.state)
 
     @property
     def rates(self) -> str:
@@ -213,7 +218,7 @@ def fit(
         TrainError: the loss is not a number, in the first epoch.
         KeyboardInterrupt: in the first epoch.
     """
-    if not training.parameters:
+    if training.optimizer is None:
         training.at.best_accuracy, training.at.best_loss = scorer.accuracy(training.prompt, dev)
         return None
     try:
