@@ -50,7 +50,7 @@ def files_under(folder: Path) -> list[str]:
 
 def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> None:
     command = train_command(
-        llama, rows_file, tmp_path / "runs" / "run", "--epochs", "1000", "--patience", "1000", "--json"
+        llama, rows_file, tmp_path / "runs" / "run", "--epochs", "1000000", "--patience", "1000000", "--json"
     )
     done = interrupt(command, '"epoch": 2', tmp_path / "cache")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)

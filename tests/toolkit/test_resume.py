@@ -153,15 +153,15 @@ def test_what_is_not_ours_is_not_removed(llama: Path, rows_file: Path, tmp_path:
 def test_two_at_once_on_one_output(llama: Path, rows_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     state = tmp_path / "run.partial" / "resume.safetensors"
-    first = subprocess.Popen(
-        command(llama, rows_file, out, epochs=5000), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not state.exists():
-        assert first.poll() is None
-        time.sleep(0.01)
-    for option in ("--resume", "--force"):
-        done = run(command(llama, rows_file, out, option, epochs=5000))
-        assert (done.returncode, "another ptexport is writing it" in done.stderr) == (1, True)
-    assert first.poll() is None
-    first.kill()
-    first.wait()
+    endless = command(llama, rows_file, out, epochs=10**7)
+    with subprocess.Popen(endless, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        try:
+            while not state.exists():
+                assert first.poll() is None
+                time.sleep(0.01)
+            for option in ("--resume", "--force"):
+                done = run([*endless, option])
+                assert (done.returncode, "another ptexport is writing it" in done.stderr) == (1, True)
+            assert first.poll() is None
+        finally:
+            first.kill()
