@@ -12,6 +12,7 @@ import msgspec
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 import torch
+from onnxscript.optimizer import fold_constants
 from torch.export import Dim
 
 from ptexport.exporters.passes import ForgetIntermediateShapesPass
@@ -73,6 +74,7 @@ def _trace(backbone: Backbone, read: Read, leading: bool, opset: int, versions: 
         except torch.onnx.OnnxExporterError as e:
             raise ExportError(f"{backbone.facts.name}: torch cannot export it ({reason(e)}); not supported") from e
     assert program is not None  # dynamo=True always gives one
+    fold_constants(program.model, onnx_shape_inference=False)  # else sizes that never change are computed each time
     model = ir.passes.Sequential(
         common_passes.ClearMetadataAndDocStringPass(),  # it holds the paths of the machine that traced
         common_passes.IdentityEliminationPass(),

@@ -127,7 +127,9 @@ class PromptClassifier(nn.Module):
     ) -> Tensor:
         """Run the backbone, float [b, s, h]. Positions count real tokens, so padding may be on either side."""
         batch = input_ids.shape[0]
-        positions = (attention_mask.cumsum(1) - 1).clamp(min=0) + self.first_position
+        # Counted in float32, exact here: TensorRT's parser takes no cumulative sum of integers.
+        counted = attention_mask.to(torch.float32).cumsum(1).to(torch.int64)
+        positions = (counted - 1) * attention_mask + self.first_position
         extra: dict[str, Any] = {}
         if leading_states is not None:
             if leading_mask is None:
