@@ -18,7 +18,7 @@ class TaskClassifier(nn.Module):
         one: scores rows of one task.
         blocks: whether one row may hold tokens of several tasks: shared ones first, then each task's, which see the
             shared ones and themselves and have the positions they would have alone. Needs a causal model, read at the
-            last token, whose window, if it has one, is no shorter than a row. Otherwise each row is one task's, and all its tokens are.
+            last token, whose window, if it has one, is no shorter than a row. Otherwise all of a row is one task's.
     """
 
     def __init__(self, one: PromptClassifier, *, blocks: bool) -> None:

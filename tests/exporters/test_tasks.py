@@ -1,8 +1,11 @@
 """Many tasks in one graph answer as each does in a bundle of its own, and controls in which they must not."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from tiny import ROWS, Quiet, train_tiny
