@@ -85,7 +85,7 @@ def make_runs(out: Path, name: str, template: str, n_tasks: int) -> list[Path]:
     backbone = load_backbone_of(run.config, out / name)
     leading_ids = run.config.compile(run.tokenizer_json).leading_ids
     for seed, folder in enumerate(folders):
-        noise = np.random.default_rng(seed).normal(0, 0.1, run.baked.prompt_rows.shape)
+        noise = np.random.default_rng(seed).normal(0, 0.02, run.baked.prompt_rows.shape)
         prompt_rows = run.baked.prompt_rows + noise.astype(np.float32)
         states = backbone.classifier("last").leading_states(leading_ids, torch.from_numpy(prompt_rows))
         baked = dataclasses.replace(run.baked, prompt_rows=prompt_rows, leading_states=states.numpy())
