@@ -1,6 +1,6 @@
 """Make exporters/tensorrt_operators.json of the table that TensorRT's ONNX parser keeps of what it takes.
 
-    git clone https://github.com/onnx/onnx-tensorrt && python docs/tensorrt_operators.py onnx-tensorrt [COMMIT]
+git clone https://github.com/onnx/onnx-tensorrt && python docs/tensorrt_operators.py onnx-tensorrt [COMMIT]
 """
 
 import json
@@ -33,7 +33,9 @@ def main() -> None:
     repository, wanted = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "HEAD"
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", repository, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+        return subprocess.run(
+            ["git", "-C", repository, *arguments], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
 
     commit = git("rev-parse", wanted).strip()
     table = git("show", f"{commit}:{TABLE}")

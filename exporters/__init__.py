@@ -9,4 +9,6 @@ Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
     parity.py  bundle against untouched Transformers
     card.py    the bundle's model card
     export.py  the steps above, whole or not at all
+    join.py    runs on one backbone -> what one graph of all their tasks is made of
+    tasks.py   the steps above for several runs and one bundle
 """

@@ -39,7 +39,7 @@ def bake(run: Run, trace: Trace, folder: Path) -> dict[str, FileEntry]:
     model = ir.load(trace.path / MODEL)
     BindInputsPass(run.baked.arrays())(model)
     ir.save(model, folder / MODEL)  # external tensors keep pointing to the weights file's name and offsets
-    _clone(trace.path / WEIGHTS, folder / WEIGHTS)
+    clone(trace.path / WEIGHTS, folder / WEIGHTS)
     compiled = config.compile(run.tokenizer_json)
     (folder / TOKENIZER).write_text(compiled.tokenizer_json(n_folded=config.n_folded), encoding="utf-8")
     _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(config, info.inputs))
@@ -71,7 +71,7 @@ def _write_json(path: Path, value: dict[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _clone(source: Path, target: Path) -> None:
+def clone(source: Path, target: Path) -> None:
     """Copy a file, sharing its blocks where the file system can (never a link: onnx refuses linked weights)."""
     with source.open("rb") as old, target.open("wb") as new:
         try:

@@ -15,6 +15,7 @@ from ptexport.runtime.bundle import HASHED, MANIFEST
 from ptexport.runtime.graph import load_onnxruntime
 from ptexport.runtime.manifest import FORMAT, BackboneEntry, FileEntry, GraphEntry, Manifest, Parity
 from ptexport.runtime.rows import Row, check_texts, read_rows
+from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.folders import check_free, new_folder
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
@@ -101,6 +102,17 @@ def _rows(run: Run, path: Path | None) -> list[Row]:
     return rows
 
 
+def backbone_entry(facts: BackboneFacts) -> BackboneEntry:
+    """Say in a manifest what backbone it is."""
+    return BackboneEntry(
+        fingerprint=facts.fingerprint,
+        name=facts.name,
+        revision=facts.revision,
+        licence=facts.licence,
+        model_type=facts.model_type,
+    )
+
+
 def _manifest(
     name: str,
     run: Run,
@@ -117,13 +129,7 @@ def _manifest(
         name=name,
         method=config.method + " --tune-backbone" * config.tune_backbone,
         files=files,
-        backbone=BackboneEntry(
-            fingerprint=facts.fingerprint,
-            name=facts.name,
-            revision=facts.revision,
-            licence=facts.licence,
-            model_type=facts.model_type,
-        ),
+        backbone=backbone_entry(facts),
         template=config.template,
         fields=template.fields,
         labels=config.labels,

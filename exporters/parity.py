@@ -50,18 +50,10 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
     Returns:
         The differences, which may be too large: see `fail_on_difference`.
     """
-    fields = Template.parse(run.config.template).fields
-    texts: list[Text] = [row.texts for row in rows]
-    always = _ALWAYS if run.config.compile(run.tokenizer_json).n_fixed else _ALWAYS[1:]  # nothing cannot be read
-    texts += [text if len(fields) == 1 else (text, text) for text in always]
-    oracle = Oracle(run, backbone)
-    expected = np.empty((len(texts), len(run.config.labels)), dtype=np.float32)
-    for i, text in enumerate(texts):
-        expected[i] = oracle.logits(text)
-        report(i + 1, len(texts))
-
+    texts = texts_to_check(run, rows)
+    expected = expected_logits(run, backbone, texts, report)
     graph = Graph.open(folder / MODEL)
-    encoder = TextEncoder.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), fields=fields)
+    encoder = TextEncoder.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), fields=_fields(run))
     encodings = encoder.encode(texts)
 
     def answers(batches: Iterator[list[int]], side: Literal["left", "right"]) -> NDArray[np.float32]:
@@ -75,9 +67,29 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
         rows=len(texts),
         tolerance=TOLERANCE / run.temperature,  # which logits are divided by
         alone=compare(answers(([i] for i in range(len(texts))), "right"), expected),
-        padded_right=compare(answers(_mixed(len(texts)), "right"), expected),
-        padded_left=compare(answers(_mixed(len(texts)), "left"), expected),
+        padded_right=compare(answers(mixed_batches(len(texts)), "right"), expected),
+        padded_left=compare(answers(mixed_batches(len(texts)), "left"), expected),
     )
+
+
+def texts_to_check(run: Run, rows: Sequence[Row]) -> list[Text]:
+    """Add to rows what is always checked."""
+    always = _ALWAYS if run.config.compile(run.tokenizer_json).n_fixed else _ALWAYS[1:]  # nothing cannot be read
+    return [row.texts for row in rows] + [text if len(_fields(run)) == 1 else (text, text) for text in always]
+
+
+def expected_logits(run: Run, backbone: Backbone, texts: Sequence[Text], report: Report) -> NDArray[np.float32]:
+    """Ask the oracle, float32 [texts, labels]."""
+    oracle = Oracle(run, backbone)
+    expected = np.empty((len(texts), len(run.config.labels)), dtype=np.float32)
+    for i, text in enumerate(texts):
+        expected[i] = oracle.logits(text)
+        report(i + 1, len(texts))
+    return expected
+
+
+def _fields(run: Run) -> Sequence[str]:
+    return Template.parse(run.config.template).fields
 
 
 def fail_on_difference(parity: Parity) -> None:
@@ -174,7 +186,7 @@ class Oracle:
         return verbalizer.word_ids(self._words, spaced=self._template.answer_spaced, unknown=unknown)
 
 
-def _mixed(n: int) -> Iterator[list[int]]:
+def mixed_batches(n: int) -> Iterator[list[int]]:
     """Batches in random order, so that short and long rows meet."""
     order = list(range(n))
     random.Random(0).shuffle(order)

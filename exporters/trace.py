@@ -13,15 +13,17 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 import torch
 from onnxscript.optimizer import fold_constants
+from torch import nn
 from torch.export import Dim
 
 from ptexport.exporters.passes import ForgetIntermediateShapesPass
-from ptexport.exporters.traced import TRACE_INFO, Trace, TraceInfo, trace_key
+from ptexport.exporters.traced import TRACE_INFO, Trace, TraceInfo, TraceKind, trace_key
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.cache import cached_folder
+from ptexport.toolkit.many import TaskClassifier
 
 IR_VERSION = 10
 OPSETS = (18, 23)
@@ -29,7 +31,7 @@ OPSETS = (18, 23)
 _EXAMPLE = 5  # any size but 0 and 1, which torch.export would take for fixed
 
 
-def trace(backbone: Backbone, read: Read, *, leading: bool, opset: int) -> Trace:
+def trace(backbone: Backbone, read: Read, *, leading: bool, opset: int, kind: TraceKind = "task") -> Trace:
     """Trace a backbone, or find the trace made before; two processes at once make it once.
 
     Args:
@@ -37,15 +39,17 @@ def trace(backbone: Backbone, read: Read, *, leading: bool, opset: int) -> Trace
         read: position whose state becomes logits.
         leading: whether the graph takes keys and values of what stands before a row.
         opset: 18 (portable: decomposed attention) or 23 (one Attention node a layer).
+        kind: how many tasks it takes, and where.
     """
-    key = trace_key(backbone.facts, read, leading=leading, opset=opset)
-    path = cached_folder("traces", key, make=lambda folder: _trace(backbone, read, leading, opset, _versions(), folder))
+    key = trace_key(backbone.facts, read, leading=leading, opset=opset, kind=kind)
+    versions = _versions()
+    path = cached_folder("traces", key, make=lambda at: _trace(backbone, read, leading, kind, opset, versions, at))
     return Trace.read(path)
 
 
 def trace_into(folder: Path, backbone: Backbone, read: Read, *, leading: bool, opset: int) -> Trace:
     """Trace a backbone into an empty folder: one that was trained, which nothing else will be made of."""
-    _trace(backbone, read, leading, opset, _versions(), folder)
+    _trace(backbone, read, leading, "task", opset, _versions(), folder)
     return Trace.read(folder)
 
 
@@ -53,17 +57,29 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("ptexport", "torch", "transformers", "onnxscript", "onnx-ir")}
 
 
-def _trace(backbone: Backbone, read: Read, leading: bool, opset: int, versions: dict[str, str], folder: Path) -> None:
+def _trace(
+    backbone: Backbone,
+    read: Read,
+    leading: bool,
+    kind: TraceKind,
+    opset: int,
+    versions: dict[str, str],
+    folder: Path,
+) -> None:
     inputs = _example(backbone, read, leading)
+    module: nn.Module = backbone.classifier(read)
+    if kind != "task":
+        module = TaskClassifier(backbone.classifier(read), blocks=kind == "blocks").eval()
+        inputs = _example_of_tasks(inputs)
     with warnings.catch_warnings():
         # torch 2.13 warns of a deprecated call of its own, and whenever two inputs share an axis name.
         warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)
         try:
             program = torch.onnx.export(
-                backbone.classifier(read),
+                module,
                 kwargs=inputs,
-                dynamic_shapes=_dynamic_shapes(inputs),
+                dynamic_shapes=_dynamic_shapes(inputs, many=kind != "task"),
                 input_names=list(inputs),
                 output_names=["logits"],
                 opset_version=opset,
@@ -92,6 +108,7 @@ def _trace(backbone: Backbone, read: Read, leading: bool, opset: int, versions: 
         config_sha256=backbone.facts.config_sha256,
         read=read,
         leading=leading,
+        kind=kind,
         opset=opset,
         ir_version=IR_VERSION,
         inputs=[name for name in inputs if name in ("input_ids", "attention_mask", "token_type_ids")],
@@ -123,8 +140,32 @@ def _example(backbone: Backbone, read: Read, leading: bool) -> dict[str, torch.T
     return example
 
 
-def _dynamic_shapes(example: dict[str, torch.Tensor]) -> dict[str, dict[int, Dim]]:
+def _example_of_tasks(one: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Make the inputs of a graph of many tasks from those of a graph of one."""
+    n_tasks = _EXAMPLE + 3
+    ids = one["input_ids"]
+    example = {"input_ids": ids, "attention_mask": one["attention_mask"], "token_type_ids": torch.full_like(ids, 2)}
+    example["prompt_rows"] = one["prompt_rows"]
+    example |= {name: torch.stack([one[name]] * n_tasks) for name in ("label_rows", "label_bias")}
+    if "leading_states" in one:
+        states = one["leading_states"]
+        example["leading_states"] = torch.cat([states] * n_tasks, dim=2)
+        example["leading_mask"] = torch.ones(n_tasks, states.shape[4])
+    return example
+
+
+def _dynamic_shapes(example: dict[str, torch.Tensor], *, many: bool) -> dict[str, dict[int, Dim]]:
     batch, sequence, labels = Dim("batch"), Dim("sequence"), Dim("labels")
+    if many:
+        tasks, leading = Dim("tasks"), Dim("leading")
+        of_tasks = {
+            "prompt_rows": {0: Dim("rows")},
+            "label_rows": {0: tasks, 1: labels},
+            "label_bias": {0: tasks, 1: labels},
+            "leading_states": {2: tasks, 4: leading},
+            "leading_mask": {0: tasks, 1: leading},
+        }
+        return {name: of_tasks.get(name, {0: batch, 1: sequence}) for name in example}
     names = {
         "prompt_rows": {0: Dim("rows")},
         "label_rows": {0: labels},

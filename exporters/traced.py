@@ -8,6 +8,7 @@ trace.json       TraceInfo
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -18,6 +19,9 @@ from ptexport.toolkit.facts import BackboneFacts
 
 TRACE_INFO = "trace.json"
 
+TraceKind = Literal["task", "mixed", "blocks"]
+"""A graph of one task; of many, one to a row; of many, several of which may be in one row. See toolkit/many.py."""
+
 
 class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a trace is of.
@@ -27,6 +31,7 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         config_sha256: of its configuration.
         read: position whose state becomes logits.
         leading: whether it takes keys and values of what stands before a row.
+        kind: how many tasks it takes, and where.
         opset: ONNX operator set.
         ir_version: ONNX file version.
         inputs: the graph's inputs that a row brings, in order; the others are a task's.
@@ -38,6 +43,7 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     config_sha256: str
     read: Read
     leading: bool
+    kind: TraceKind = "task"
     opset: int
     ir_version: int
     inputs: list[str]
@@ -69,7 +75,8 @@ class Trace:
         return cls(path=path, info=info)
 
 
-def trace_key(facts: BackboneFacts, read: Read, *, leading: bool, opset: int) -> str:
+def trace_key(facts: BackboneFacts, read: Read, *, leading: bool, opset: int, kind: TraceKind = "task") -> str:
     """Name the cache's folder for a trace; another torch or Transformers may write another graph."""
     toolchain = "-".join(version(name) for name in ("ptexport", "torch", "transformers"))
-    return f"{facts.fingerprint[:16]}-{facts.config_sha256[:8]}-{read}{'-leading' * leading}-opset{opset}-{toolchain}"
+    graph = read + "-leading" * leading + ("" if kind == "task" else f"-{kind}")
+    return f"{facts.fingerprint[:16]}-{facts.config_sha256[:8]}-{graph}-opset{opset}-{toolchain}"

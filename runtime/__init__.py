@@ -10,6 +10,7 @@ Data flow: rows -> texts -> ids -> logits -> Prediction
     tokens.py    texts -> padded ids
     graph.py     ids -> logits
     engine.py    texts -> predictions
+    tasks.py     the same for a bundle of many tasks, in one session
     streaming.py rows in, predictions out, in constant memory
     protocol.py  JSON bodies <-> texts and predictions
     server.py    an Engine behind HTTP
@@ -22,5 +23,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from ptexport.runtime.engine import Engine, Prediction
 from ptexport.runtime.errors import PtexportError
+from ptexport.runtime.tasks import TaskEngine
 
-__all__ = ["Engine", "Prediction", "PtexportError"]
+__all__ = ["Engine", "Prediction", "PtexportError", "TaskEngine"]

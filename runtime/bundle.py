@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptexport.runtime.errors import BundleError
-from ptexport.runtime.manifest import FileEntry, Manifest
+from ptexport.runtime.manifest import FileEntry, Manifest, TasksManifest
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -14,9 +14,12 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
+TEMPLATES = "templates.json"
 
 HASHED = (MODEL, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG)
 """What the runtime, Transformers and Optimum read. The README beside them is for people."""
+HASHED_TASKS = (MODEL, WEIGHTS, TOKENIZER, TEMPLATES)
+"""What the runtime reads of a bundle of many tasks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +36,31 @@ class Bundle:
         Raises:
             BundleError: anything is missing or differs.
         """
-        where = path / MANIFEST
-        manifest = Manifest.from_json(_read(where), str(where))
-        if sorted(manifest.files) != sorted(HASHED):
-            raise BundleError(f"{where}: lists {sorted(manifest.files)}, need {sorted(HASHED)}; export again")
-        for name, entry in manifest.files.items():
-            _check(path / name, entry)
+        if holds_tasks(path):
+            raise BundleError(
+                f"{path}: holds many tasks, need one; open it with TaskEngine, or name a task with --task"
+            )
+        manifest = Manifest.from_json(_read(path / MANIFEST), str(path / MANIFEST))
+        _check_files(path, manifest.files, HASHED)
         return cls(path=path, manifest=manifest)
+
+
+def holds_tasks(path: Path) -> bool:
+    """Whether a bundle was made of several runs."""
+    return (path / TEMPLATES).exists()
+
+
+def open_tasks(path: Path) -> TasksManifest:
+    """Verify a bundle of many tasks, as `Bundle.open` does one.
+
+    Raises:
+        BundleError: it holds one task, or anything is missing or differs.
+    """
+    if not holds_tasks(path):
+        raise BundleError(f"{path / TEMPLATES}: missing; need a bundle made of several runs by 'ptexport export'")
+    manifest = TasksManifest.from_json(_read(path / MANIFEST), str(path / MANIFEST))
+    _check_files(path, manifest.files, HASHED_TASKS)
+    return manifest
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -55,6 +76,13 @@ def _read(path: Path) -> bytes:
         raise BundleError(f"{path}: missing; need a bundle folder made by 'ptexport export'") from e
     except OSError as e:
         raise BundleError(f"{path}: cannot be read ({e.strerror}); check the path and its permissions") from e
+
+
+def _check_files(path: Path, files: dict[str, FileEntry], need: tuple[str, ...]) -> None:
+    if sorted(files) != sorted(need):
+        raise BundleError(f"{path / MANIFEST}: lists {sorted(files)}, need {sorted(need)}; export again")
+    for name, entry in files.items():
+        _check(path / name, entry)
 
 
 def _check(path: Path, entry: FileEntry) -> None:

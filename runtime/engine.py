@@ -90,18 +90,8 @@ class Engine:
         """
         encodings = self._encode(texts)
         logits = self._logits(encodings)
-        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-        rows = (scores / scores.sum(axis=1, keepdims=True)).tolist()
-        best = logits.argmax(axis=1).tolist()
-        least = self.manifest.abstain_below or 0.0
-        return [
-            Prediction(
-                label=self.labels[label] if row[label] >= least else None,
-                probabilities=dict(zip(self.labels, row, strict=True)),
-                truncated=bool(encoding.overflowing),
-            )
-            for label, row, encoding in zip(best, rows, encodings, strict=True)
-        ]
+        truncated = [bool(encoding.overflowing) for encoding in encodings]
+        return predictions(logits, self.labels, self.manifest.abstain_below, truncated)
 
     def logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Score texts, as `predict` does; float32 [texts, labels] before the softmax."""
@@ -114,12 +104,30 @@ class Engine:
 
     def _logits(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
         logits = np.empty((len(encodings), len(self.labels)), dtype=np.float32)
-        for rows in _batches([len(encoding) for encoding in encodings]):
+        for rows in batches([len(encoding) for encoding in encodings]):
             logits[rows] = self._graph.run(self._encoder.pad([encodings[row] for row in rows]))
         return logits
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+def predictions(
+    logits: NDArray[np.float32], labels: Sequence[str], abstain_below: float | None, truncated: Sequence[bool]
+) -> list[Prediction]:
+    """Turn logits, float32 [rows, labels], into answers."""
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    rows = (scores / scores.sum(axis=1, keepdims=True)).tolist()
+    best = logits.argmax(axis=1).tolist()
+    least = abstain_below or 0.0
+    return [
+        Prediction(
+            label=labels[label] if row[label] >= least else None,
+            probabilities=dict(zip(labels, row, strict=True)),
+            truncated=cut,
+        )
+        for label, row, cut in zip(best, rows, truncated, strict=True)
+    ]
+
+
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Group row numbers, longest first so that the first batch needs the most memory, by rows and padded tokens."""
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):

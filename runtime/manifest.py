@@ -5,7 +5,7 @@ The digest is the sha256 of the canonical JSON (keys sorted, no spaces, UTF-8 un
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -97,7 +97,43 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     padded_left: Comparison
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A manifest.json, whose last field is `digest`."""
+
+    def to_json(self) -> bytes:
+        """Encode for `manifest.json`, with the digest filled in."""
+        record = msgspec.to_builtins(self)
+        record["digest"] = _digest(record)
+        return json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Self:
+        """Decode `manifest.json` and check it against its own digest.
+
+        Raises:
+            BundleError: too large, not JSON, another format, an unknown, missing or mistyped field, a wrong digest.
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{where}: got {len(data)} bytes, need at most {MAX_MANIFEST_BYTES}; export again")
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError) as e:
+            raise BundleError(f"{where}: not JSON ({e}); copy the bundle again") from e
+        version = record.get("format") if isinstance(record, dict) else None
+        if version != FORMAT:
+            raise BundleError(
+                f"{where}: got format {version!r}, need {FORMAT}; export again with this version of ptexport"
+            )
+        try:
+            manifest = msgspec.convert(record, cls)
+        except msgspec.ValidationError as e:
+            raise BundleError(f"{where}: {e}; this reader knows {list(cls.__struct_fields__)}; export again") from e
+        if record.get("digest") != _digest(record):
+            raise BundleError(f"{where}: its digest does not match its content; it was changed, copy the bundle again")
+        return manifest
+
+
+class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A bundle's manifest, format 1.
 
     Attributes:
@@ -134,37 +170,69 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     versions: dict[str, str]
     digest: str = ""
 
-    def to_json(self) -> bytes:
-        """Encode for `manifest.json`, with the digest filled in."""
-        record = msgspec.to_builtins(self)
-        record["digest"] = _digest(record)
-        return json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
 
-    @classmethod
-    def from_json(cls, data: bytes, where: str) -> "Manifest":
-        """Decode `manifest.json` and check it against its own digest.
+class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the tasks of a bundle, as `Manifest` says them of a bundle of one.
 
-        Raises:
-            BundleError: too large, not JSON, another format, an unknown, missing or mistyped field, a wrong digest.
-        """
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{where}: got {len(data)} bytes, need at most {MAX_MANIFEST_BYTES}; export again")
-        try:
-            record = json.loads(data)
-        except (ValueError, RecursionError) as e:
-            raise BundleError(f"{where}: not JSON ({e}); copy the bundle again") from e
-        version = record.get("format") if isinstance(record, dict) else None
-        if version != FORMAT:
-            raise BundleError(
-                f"{where}: got format {version!r}, need {FORMAT}; export again with this version of ptexport"
-            )
-        try:
-            manifest = msgspec.convert(record, cls)
-        except msgspec.ValidationError as e:
-            raise BundleError(f"{where}: {e}; this reader knows {list(cls.__struct_fields__)}; export again") from e
-        if manifest.digest != _digest(record):
-            raise BundleError(f"{where}: its digest does not match its content; it was changed, copy the bundle again")
-        return manifest
+    Attributes:
+        name: what it is called.
+        method: how it was trained.
+        template: as the user wrote it.
+        fields: the texts a row brings, in order.
+        labels: names, in the order of its logits.
+        label_words: words per label; None for a linear head.
+        max_length: most ids a row of this task alone has.
+        abstain_below: probability below which the engine gives no label.
+        prompt_tokens: virtual tokens its template holds.
+        folded_tokens: leading tokens of its that are constant keys and values.
+        parity: how its rows, among rows of the other tasks, compare with the model.
+        fan_out: the same where all tasks were asked of one row; None: this bundle does not.
+    """
+
+    name: str
+    method: str
+    template: str
+    fields: list[Literal["text", "text_b"]]
+    labels: list[str]
+    label_words: dict[str, list[str]] | None
+    max_length: int
+    abstain_below: float | None
+    prompt_tokens: int
+    folded_tokens: int
+    parity: Parity
+    fan_out: Comparison | None
+
+
+class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The manifest of a bundle of many tasks, format 1.
+
+    Attributes:
+        format: version of this layout.
+        name: of the bundle.
+        files: every file the runtime reads, by plain file name.
+        backbone: the frozen language model of all.
+        opset: ONNX operator set.
+        ir_version: ONNX file version.
+        precision: of the weights.
+        read: which state becomes logits.
+        fan_out: whether one reading of a text can answer all tasks.
+        tasks: in the order of the graph's output, `logits [batch, tasks, most labels]`.
+        versions: of everything that made it.
+        digest: sha256 of the canonical JSON of all other keys.
+    """
+
+    format: int
+    name: str
+    files: dict[str, FileEntry]
+    backbone: BackboneEntry
+    opset: int
+    ir_version: int
+    precision: Literal["fp32"]
+    read: Read
+    fan_out: bool
+    tasks: list[TaskEntry]
+    versions: dict[str, str]
+    digest: str = ""
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ Data flow: template, labels, rows -> train -> Run
     tuning.py      a frozen backbone -> one that is trained -> an ordinary checkpoint
     encoder.py     the prompt encoders: virtual tokens -> rows, or keys and values
     classifier.py  ids + rows + label rows -> logits: what is trained, and what is traced
+    many.py        the same for rows of many tasks
     task.py        a verbalizer on a loaded backbone
     scoring.py     rows -> logits and accuracy
     states.py      rows -> what a frozen model makes of their texts, computed once

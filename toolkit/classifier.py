@@ -68,11 +68,9 @@ class PromptClassifier(nn.Module):
         Returns:
             Logits, float [b, c].
         """
-        states = self._states(input_ids, attention_mask, prompt_rows, leading_states, token_type_ids, leading_mask)
-        state = self._read(states, input_ids, attention_mask, prompt_rows.shape[0])
-        if self.head is not None:
-            state = self.head(inputs_embeds=state[:, None]).logits[:, 0]
-        return state @ label_rows.T + label_bias
+        states = self.states(input_ids, attention_mask, prompt_rows, leading_states, token_type_ids, leading_mask)
+        state = self.pick(states, input_ids, attention_mask, prompt_rows.shape[0])
+        return self.transform(state[:, None])[:, 0] @ label_rows.T + label_bias
 
     def leading_states(self, leading_ids: list[int], prompt_rows: Tensor) -> Tensor:
         """Compute the keys and values of a leading prompt, float [l, 2, 1, k, n, d]; n may be 0.
@@ -99,8 +97,8 @@ class PromptClassifier(nn.Module):
         """
         n_leading = 0 if leading_states is None else leading_states.shape[4]
         positions = self.first_position + n_leading + torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        cache = DynamicCache() if leading_states is None else _cache(leading_states, len(input_ids))
-        self.base(inputs_embeds=self._embed(input_ids, prompt_rows), position_ids=positions, past_key_values=cache)
+        cache = DynamicCache() if leading_states is None else cache_of(leading_states, len(input_ids))
+        self.base(inputs_embeds=self.embed(input_ids, prompt_rows), position_ids=positions, past_key_values=cache)
         if not cache.layers:
             kind = self.base.config.model_type
             raise ModelError(f"{kind}: keeps no keys and values, so that none can stand before a row; not supported")
@@ -109,14 +107,22 @@ class PromptClassifier(nn.Module):
         except (AttributeError, TypeError, RuntimeError) as e:
             raise ModelError(f"{type(self.base).__name__}: its layers keep different state ({e}); not supported") from e
 
-    def _embed(self, input_ids: Tensor, prompt_rows: Tensor) -> Tensor:
+    def transform(self, states: Tensor) -> Tensor:
+        """Do what the model does between hidden states and its vocabulary: float [b, t, h] -> [b, t, h]."""
+        if self.head is None:
+            return states
+        transformed: Tensor = self.head(inputs_embeds=states).logits
+        return transformed
+
+    def embed(self, input_ids: Tensor, prompt_rows: Tensor) -> Tensor:
+        """Look ids up in both tables, int64 [b, s] -> float [b, s, e]."""
         # An id below 0 becomes a large negative index of the small table: it fails there too, as ONNX wants it to.
         is_text = (input_ids >= 0) & (input_ids < self.vocab)
         text = self.table(torch.where(is_text, input_ids, 0))
         prompt = functional.embedding(torch.where(is_text, 0, input_ids - self.vocab), prompt_rows)
         return torch.where(is_text[..., None], text, prompt)
 
-    def _states(
+    def states(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -138,18 +144,18 @@ class PromptClassifier(nn.Module):
             else:
                 positions = positions + leading_mask.sum(1, keepdim=True)
             attention_mask = torch.cat([leading_mask, attention_mask], dim=1)
-            extra["past_key_values"] = _cache(leading_states, batch)
+            extra["past_key_values"] = cache_of(leading_states, batch)
         if token_type_ids is not None:
             extra["token_type_ids"] = token_type_ids
         states: Tensor = self.base(
-            inputs_embeds=self._embed(input_ids, prompt_rows),
+            inputs_embeds=self.embed(input_ids, prompt_rows),
             attention_mask=attention_mask,
             position_ids=positions,
             **extra,
         ).last_hidden_state
         return states
 
-    def _read(self, states: Tensor, input_ids: Tensor, attention_mask: Tensor, n_rows: int) -> Tensor:
+    def pick(self, states: Tensor, input_ids: Tensor, attention_mask: Tensor, n_rows: int) -> Tensor:
         """Pick or average states, float [b, h]."""
         if self.read == "mean":
             weights = attention_mask[..., None].to(states.dtype)
@@ -165,7 +171,7 @@ class PromptClassifier(nn.Module):
         return self.base.pooler(state) if self.read == "pooled" else state[:, 0]
 
 
-def _cache(states: Tensor, batch: int) -> DynamicCache:
+def cache_of(states: Tensor, batch: int) -> DynamicCache:
     """Hand keys and values, float [l, 2, 1 or b, k, n, d], to a model."""
     return DynamicCache([(layer[0], layer[1]) for layer in states.expand(-1, -1, batch, -1, -1, -1).unbind(0)])
 

@@ -219,7 +219,7 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="23: native attention.")
 @click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
@@ -227,15 +227,35 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
 @shared.as_json
 @shared.log_file
 def export(
-    run: Path, out: Path, opset: str, rows: Path | None, as_json: bool, log_file: Path | None, force: bool
+    runs: tuple[Path, ...],
+    out: Path,
+    opset: str,
+    rows: Path | None,
+    as_json: bool,
+    log_file: Path | None,
+    force: bool,
 ) -> None:
-    """Bake a run into an ONNX bundle, and prove that it answers as the model does."""
+    """Bake a run into an ONNX bundle, and prove that it answers as the model does.
+
+    Several RUNS on one frozen backbone make one bundle, where each is a task with the name of its folder.
+    """
     with shared.extra("train"):
         from ptexport.exporters.export import ExportConfig
         from ptexport.exporters.export import export as run_export
+        from ptexport.exporters.tasks import export_tasks
         from ptexport.toolkit import progress, tables
-    config = ExportConfig(run=run, out=out, opset=int(opset), rows=rows, force=force)
+    if len(runs) > 1 and rows is not None:
+        raise click.UsageError("--rows goes with one run; several are checked on their own rows.")
     progress.silence_libraries()
+    if len(runs) > 1:
+        with progress.reporting(as_json=as_json, log_file=log_file) as report:
+            tasks = export_tasks(runs, out, report, opset=int(opset), force=force)
+        if as_json:
+            click.echo(tasks.to_json(), nl=False)
+        else:
+            tables.print_tasks(tasks, out)
+        return
+    config = ExportConfig(run=runs[0], out=out, opset=int(opset), rows=rows, force=force)
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
         manifest = run_export(config, report)
     if as_json:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Where the answers go, as JSONL [default: printed].")
 @click.option("--resume", is_flag=True, help="Keep the rows that an --output has already, and go on after them.")
+@click.option("--task", help="Of a bundle of many tasks: the one to answer, or all.")
 @click.option("--strict", is_flag=True, help="Refuse texts longer than the bundle takes; else they are truncated.")
 @shared.threads
 @shared.force
@@ -35,6 +36,7 @@ def predict(
     rows: Path | None,
     output: Path | None,
     resume: bool,
+    task: str | None,
     strict: bool,
     threads: int | None,
     as_json: bool,
@@ -43,6 +45,7 @@ def predict(
 ) -> None:
     """Label TEXTS, or the rows of a file; for a pair template, two TEXTS make one row."""
     from ptexport.runtime import Engine
+    from ptexport.runtime.bundle import holds_tasks
     from ptexport.runtime.rows import Row, count_lines, read_rows
     from ptexport.runtime.streaming import label_file
     from ptexport.toolkit.progress import reporting
@@ -53,6 +56,13 @@ def predict(
         raise click.UsageError("--resume goes with --output and without --force.")
     if rows is not None and output is not None and output.is_file() and rows.exists() and output.samefile(rows):
         raise OutputError(f"{output}: is the input; choose another name")
+    if holds_tasks(bundle):
+        if output is not None or resume or strict or rows is not None or task is None:
+            raise click.UsageError("A bundle of many tasks takes TEXTS and --task NAME, or --task all.")
+        _print_tasks(bundle, texts, task, threads=threads, as_json=as_json)
+        return
+    if task is not None:
+        raise click.UsageError("--task: the bundle has one task only; leave it out.")
     engine = Engine.open(bundle, threads=threads)
     width = len(engine.manifest.fields)
     if len(texts) % width:
@@ -87,6 +97,24 @@ def predict(
     else:
         unsure = f", {counts.unlabelled} of them too unsure for a label" if counts.unlabelled else ""
         click.echo(f"{output}: {counts.rows} rows labelled now{unsure}")
+
+
+def _print_tasks(bundle: Path, texts: tuple[str, ...], task: str, *, threads: int | None, as_json: bool) -> None:
+    from ptexport.runtime.tasks import TaskEngine
+
+    engine = TaskEngine.open(bundle, threads=threads)
+    given = list(texts)
+    if task == "all":
+        answers = engine.predict_all(given)
+    else:
+        answers = [{task: prediction} for prediction in engine.predict(given, task=task)]
+    for text, by_task in zip(given, answers, strict=True):
+        for name, prediction in by_task.items():
+            if as_json:
+                click.echo(json.dumps({"text": text, "task": name, **dataclasses.asdict(prediction)}))
+            else:
+                score = prediction.probabilities[prediction.surest]
+                click.echo("\t".join([name, prediction.label or "-", f"{score:.3f}", " ".join(text.split())]))
 
 
 def _print_answers(engine: "Engine", rows: Iterator["Row"], *, as_json: bool, strict: bool) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ptexport.runtime.manifest import Comparison, Manifest
+from ptexport.runtime.manifest import Comparison, Manifest, TasksManifest
 from ptexport.toolkit.evaluate import UNSURE, Contrast, Evaluation, headings, summary
 
 if TYPE_CHECKING:
@@ -102,6 +102,23 @@ def print_parity(manifest: Manifest, out: Path) -> None:
         markup=False,
         highlight=False,
     )
+
+
+def print_tasks(manifest: TasksManifest, out: Path) -> None:
+    """Print what a bundle of many tasks holds and how each compares with the model it came from."""
+    headers = ("task", "labels", "rows", "largest |Δlogit|", "all tasks of a row")
+    table = _table(*headers, title="Rows of all tasks together against untouched Transformers")
+    for task in manifest.tasks:
+        parity = task.parity
+        worst = max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
+        together = "-" if task.fan_out is None else f"{task.fan_out.max_abs_diff:.1e}"
+        table.add_row(task.name, ", ".join(task.labels), str(parity.rows), f"{worst:.1e}", together)
+    size = sum(entry.size_bytes for entry in manifest.files.values())
+    reading = "one reading of a text answers all" if manifest.fan_out else "a text is read once per task"
+    console = Console()
+    console.print(table)
+    said = f"{out}: {size / 1e6:.0f} MB, opset {manifest.opset}, {len(manifest.tasks)} tasks; {reading}"
+    console.print(said, markup=False, highlight=False)
 
 
 def _figures(result: Comparison) -> tuple[str, str, str]:

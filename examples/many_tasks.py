@@ -1,0 +1,128 @@
+"""Measure what many tasks in one graph cost beside one, on SmolLM2: about five minutes on 2 cores.
+
+usage: python examples/many_tasks.py [FOLDER]
+
+The tasks are random: what a prompt was trained for changes no time. Prints each figure beside its limit and writes
+FOLDER/many_tasks.json. A time is the smallest of several calls, which take turns; memory is a fresh process's.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+MEMORY = """
+import re, sys
+from pathlib import Path
+from ptexport.runtime.engine import Engine
+from ptexport.runtime.tasks import TaskEngine
+one = sys.argv[2] == "one"
+engine = Engine.open(sys.argv[1]) if one else TaskEngine.open(sys.argv[1])
+engine.predict(["Nairobi"]) if one else engine.predict_all(["Nairobi"])
+print(int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
+"""
+
+
+def main() -> None:
+    """Measure everything."""
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "build/many_tasks")
+    out.mkdir(parents=True, exist_ok=True)
+    tails = make_runs(out, "tail", "{text} [P*4]", 10)
+    leading = make_runs(out, "leading", "[P*8] {text} [P*4]", 8)
+    figures = {"backbone": "smollm2 (from 4-bit weights)", "cpus": len(os.sched_getaffinity(0))}
+    one, of_ten = export(tails[:1], out / "one"), export(tails, out / "ten")
+    one_leading, of_eight = export(leading[:1], out / "one-leading"), export(leading, out / "eight-leading")
+    eight = export(tails[:8], out / "eight")
+
+    memory = {name: peak(path, name) for name, path in (("one", one), ("ten", of_ten))}
+    figures |= {f"memory_{name}_mb": round(size / 1e6) for name, size in memory.items()}
+    check(figures, "memory of ten tasks over one", memory["ten"] / memory["one"], 1.5)
+
+    from ptexport.runtime import Engine
+    from ptexport.runtime.tasks import TaskEngine
+
+    text = "the film was slow " * 25
+    engine, many = Engine.open(one), TaskEngine.open(eight)
+    for rows in (1, 8):
+        texts = [text] * rows
+        single, fan_out = smallest(partial(engine.predict, texts), partial(many.predict_all, texts))
+        figures |= {f"one_ms_{rows}x100": round(single * 1e3, 1), f"all_8_ms_{rows}x100": round(fan_out * 1e3, 1)}
+        check(figures, f"8 tasks of {rows} x 100 tokens over one", fan_out / single, 1.6)
+    del engine, many
+    engine, many = Engine.open(one_leading), TaskEngine.open(of_eight)
+    names = [run.name for run in leading]
+    for words in (7, 25):
+        texts = ["the film was slow " * words] * 8
+        single, mixed = smallest(partial(engine.predict, texts), partial(many.predict, texts, task=names))
+        check(figures, f"batch of 8 tasks over one of one task, 8 x {4 * words} tokens", mixed / single, 1.1)
+    (out / "many_tasks.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def make_runs(out: Path, name: str, template: str, n_tasks: int) -> list[Path]:
+    """Train one run for a moment and write others like it, with other random prompts; each is exact."""
+    folders = [out / f"{name}-{t}" for t in range(n_tasks)]
+    if all(folder.exists() for folder in folders):
+        return folders
+    from ptexport.toolkit.run import Run
+    from ptexport.toolkit.tuning import load_backbone_of
+
+    rows = out / "rows.jsonl"
+    words = {"positive": "bright", "negative": "dull"}
+    lines = [{"text": f"film {i} was {word}", "label": label} for i in range(8) for label, word in words.items()]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    command = ["ptexport", "train", "--model", "smollm2", "--data", str(rows), "--template", template, "--epochs", "1"]
+    command += ["--labels", "positive=good,negative=bad", "--max-length", "256", "--out", str(out / name), "--force"]
+    subprocess.run(command, check=True)
+    run = Run.read(out / name)
+    backbone = load_backbone_of(run.config, out / name)
+    leading_ids = run.config.compile(run.tokenizer_json).leading_ids
+    for seed, folder in enumerate(folders):
+        noise = np.random.default_rng(seed).normal(0, 0.02, run.baked.prompt_rows.shape)
+        prompt_rows = run.baked.prompt_rows + noise.astype(np.float32)
+        states = backbone.classifier("last").leading_states(leading_ids, torch.from_numpy(prompt_rows))
+        baked = dataclasses.replace(run.baked, prompt_rows=prompt_rows, leading_states=states.numpy())
+        folder.mkdir(exist_ok=True)
+        dataclasses.replace(run, baked=baked, check_rows=run.check_rows[:4]).write(folder)
+    return folders
+
+
+def export(runs: list[Path], out: Path) -> Path:
+    """Export runs with the command."""
+    if not out.exists():
+        subprocess.run(["ptexport", "export", *map(str, runs), "--out", str(out)], check=True)
+    return out
+
+
+def peak(bundle: Path, kind: str) -> int:
+    """Memory of a fresh process with a bundle open, in bytes."""
+    done = subprocess.run([sys.executable, "-c", MEMORY, bundle, kind], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def smallest(*calls: Callable[[], object], times: int = 9) -> list[float]:
+    """Time calls in turns; the smallest of each in seconds."""
+    best = [float("inf")] * len(calls)
+    for _ in range(times):
+        for number, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            best[number] = min(best[number], time.perf_counter() - started)
+    return best
+
+
+def check(figures: dict[str, object], name: str, got: float, limit: float) -> None:
+    """Print a figure beside its limit."""
+    figures[name] = round(got, 3)
+    print(f"{'ok  ' if got <= limit else 'OVER'} {name}: {got:.2f}, at most {limit}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

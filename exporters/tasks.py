@@ -1,0 +1,186 @@
+"""Run folders on one backbone -> one bundle of many tasks: join, trace, bake, prove, write; whole or not at all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from tokenizers import Encoding
+
+from ptexport.exporters.bake import clone
+from ptexport.exporters.export import ExportProgress, backbone_entry
+from ptexport.exporters.join import Joined
+from ptexport.exporters.parity import (
+    TOLERANCE,
+    Report,
+    compare,
+    expected_logits,
+    fail_on_difference,
+    mixed_batches,
+    texts_to_check,
+)
+from ptexport.exporters.passes import BindInputsPass
+from ptexport.exporters.trace import trace
+from ptexport.exporters.traced import Trace
+from ptexport.runtime.bundle import HASHED_TASKS, MANIFEST, MODEL, TEMPLATES, TOKENIZER, WEIGHTS, file_entry
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.graph import Graph, load_onnxruntime
+from ptexport.runtime.manifest import FORMAT, Comparison, FileEntry, Parity, TaskEntry, TasksManifest
+from ptexport.runtime.tasks import TaskEncoders
+from ptexport.runtime.tokens import TextEncoder
+from ptexport.toolkit.backbone import Backbone
+from ptexport.toolkit.folders import check_free, new_folder
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.template import Template
+from ptexport.toolkit.tuning import load_backbone_of
+
+FILES = (*HASHED_TASKS, MANIFEST)
+
+
+def export_tasks(
+    runs: Sequence[Path], out: Path, progress: ExportProgress, *, opset: int = 18, force: bool = False
+) -> TasksManifest:
+    """Export runs as one bundle; each task has the name of its run's folder.
+
+    Args:
+        runs: two folders or more, trained on one frozen backbone.
+        out: the bundle's folder.
+        progress: told what begins.
+        opset: 18, portable, or 23, with one Attention node a layer.
+        force: replace a bundle that exists.
+
+    Raises:
+        OutputError: the bundle exists, or cannot be written.
+        MissingExtraError: ONNX Runtime is not installed.
+        RunError: a run cannot be read.
+        ModelError: the backbone cannot be loaded.
+        ExportError: the runs do not go together, or the graph does not answer as the model does.
+    """
+    check_free(out, force=force, files=FILES)
+    onnxruntime = load_onnxruntime()
+    names = [path.resolve().name for path in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"tasks: got {twice[0]} twice, need a name for each; rename a run's folder")
+    joined = Joined({name: Run.read(path) for name, path in zip(names, runs, strict=True)})
+    progress.stage("loading the backbone")
+    backbone = load_backbone_of(joined.first.config, runs[0], stage=progress.stage)
+    fan_out = joined.of_all is not None
+    progress.stage("tracing it (once per backbone)")
+    read = joined.first.config.read
+    traced = trace(backbone, read, leading=joined.leading, opset=opset, kind=joined.kind)
+    with new_folder(out, force=force, files=FILES) as folder:
+        progress.stage(f"baking {len(runs)} tasks in")
+        files = bake_tasks(joined, traced, folder)
+        progress.stage("comparing with Transformers")
+        tasks = check_tasks(joined, backbone, folder, progress.rows)
+        for task in tasks:
+            fail_on_difference(task.parity)
+            if task.fan_out is not None and not task.fan_out.max_abs_diff <= task.parity.tolerance:
+                got = f"largest difference {task.fan_out.max_abs_diff:.2g}"
+                raise ExportError(f"task {task.name}: parity (all tasks of one row): {got}; please report the model")
+        info = traced.info
+        manifest = TasksManifest(
+            format=FORMAT,
+            name=out.resolve().name,
+            files=files,
+            backbone=backbone_entry(joined.first.config.facts),
+            opset=info.opset,
+            ir_version=info.ir_version,
+            precision="fp32",
+            read=read,
+            fan_out=fan_out,
+            tasks=tasks,
+            versions={**joined.first.versions, **info.versions, "onnxruntime": str(onnxruntime.__version__)},
+        )
+        (folder / MANIFEST).write_bytes(manifest.to_json())
+    return manifest
+
+
+def bake_tasks(joined: Joined, traced: Trace, folder: Path) -> dict[str, FileEntry]:
+    """Write graph, weights and tokenizers into an empty folder."""
+    model = ir.load(traced.path / MODEL)
+    BindInputsPass(joined.arrays())(model)
+    ir.save(model, folder / MODEL)
+    clone(traced.path / WEIGHTS, folder / WEIGHTS)
+    tokenizers = joined.tokenizers()
+    (folder / TOKENIZER).write_text(tokenizers.vocabulary, encoding="utf-8")
+    (folder / TEMPLATES).write_text(tokenizers.templates, encoding="utf-8")
+    return {**{name: file_entry(folder / name) for name in (MODEL, TOKENIZER, TEMPLATES)}, WEIGHTS: traced.info.weights}
+
+
+def check_tasks(joined: Joined, backbone: Backbone, folder: Path, report: Report) -> list[TaskEntry]:
+    """Compare every task's rows, in batches with those of the others, with the untouched model alone.
+
+    Returns:
+        What the manifest says of each task; the differences may be too large.
+    """
+    names = list(joined.runs)
+    texts = [texts_to_check(run, run.check_rows) for run in joined.runs.values()]
+    expected = [
+        expected_logits(run, backbone, own, report) for run, own in zip(joined.runs.values(), texts, strict=True)
+    ]
+    tasks = [_entry(name, run) for name, run in joined.runs.items()]
+    contents = [(folder / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES)]
+    encoders = TaskEncoders(contents[0], msgspec.json.decode(contents[1]), tasks)
+    graph = Graph.open(folder / MODEL)
+    whose = np.repeat(np.arange(len(names)), [len(own) for own in texts])
+    encodings = [
+        encoding for name, own in zip(names, texts, strict=True) for encoding in encoders.of_task[name].encode(own)
+    ]
+
+    def compared(some: list[Encoding], kept: NDArray[np.bool_], how: str) -> list[Comparison]:
+        rows = np.flatnonzero(kept)
+        batches = [[i] for i in range(len(rows))] if how == "alone" else list(mixed_batches(len(rows)))
+        got = np.empty((len(rows), len(names), max(len(task.labels) for task in tasks)), dtype=np.float32)
+        for number, batch in enumerate(batches):
+            side = "left" if how == "left" or (how == "both" and number % 2) else "right"
+            ids = TextEncoder.pad([some[rows[i]] for i in batch], side="left" if side == "left" else "right")
+            got[batch] = graph.run(ids)
+        return [
+            compare(got[whose[rows] == t, t, : len(task.labels)], expected[t][kept[whose == t]])
+            for t, task in enumerate(tasks)
+        ]
+
+    every = np.ones(len(encodings), dtype=bool)
+    alone, right, left = (compared(encodings, every, how) for how in ("alone", "right", "left"))
+    together: Sequence[Comparison | None] = [None] * len(names)
+    if encoders.of_all is not None:
+        shared = [encoding for own in texts for encoding in encoders.of_all.encode(own)]
+        together = compared(shared, np.array([not encoding.overflowing for encoding in shared]), "both")
+    return [
+        msgspec.structs.replace(
+            task,
+            fan_out=together[t],
+            parity=Parity(
+                rows=len(texts[t]),
+                tolerance=TOLERANCE / run.temperature,
+                alone=alone[t],
+                padded_right=right[t],
+                padded_left=left[t],
+            ),
+        )
+        for t, (task, run) in enumerate(zip(tasks, joined.runs.values(), strict=True))
+    ]
+
+
+def _entry(name: str, run: Run) -> TaskEntry:
+    """Say what a task is; its parity is not known yet."""
+    config, template, words = run.config, Template.parse(run.config.template), run.config.label_words
+    unknown = Comparison(max_abs_diff=float("inf"), mean_abs_diff=float("inf"), flips=[])
+    return TaskEntry(
+        name=name,
+        method=config.method,
+        template=config.template,
+        fields=template.fields,
+        labels=config.labels,
+        label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
+        max_length=config.max_length - config.n_prefix - config.n_folded,
+        abstain_below=None if run.metrics is None else run.metrics.abstain_below,
+        prompt_tokens=template.n_prompt,
+        folded_tokens=config.n_prefix + config.n_folded,
+        parity=Parity(rows=0, tolerance=0.0, alone=unknown, padded_right=unknown, padded_left=unknown),
+        fan_out=None,
+    )
