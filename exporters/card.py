@@ -57,7 +57,7 @@ def model_card(manifest: Manifest, metrics: Metrics | None) -> str:
         method=_METHODS[manifest.method].format(n=graph.prompt_tokens),
         backbone=manifest.backbone.name,
         template=manifest.template,
-        labels=", ".join(manifest.labels),
+        labels="every word that is one token" if manifest.labels is None else ", ".join(manifest.labels),
         origin=_origin(metrics),
         rows=parity.rows,
         max_abs_diff=max(c.max_abs_diff for c in (parity.alone, parity.padded_right, parity.padded_left)),

@@ -123,7 +123,7 @@ def _manifest(
 ) -> Manifest:
     config, info = run.config, traced.info
     facts, template = config.facts, Template.parse(config.template)
-    words = config.label_words
+    words = None if config.open_answers else config.label_words
     return Manifest(
         format=FORMAT,
         name=name,
@@ -132,7 +132,7 @@ def _manifest(
         backbone=backbone_entry(facts),
         template=config.template,
         fields=template.fields,
-        labels=config.labels,
+        labels=None if config.open_answers else config.labels,
         label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
         max_length=config.max_length - config.n_prefix - config.n_folded,
         abstain_below=None if run.metrics is None else run.metrics.abstain_below,

@@ -49,6 +49,10 @@ class Joined:
                 raise ExportError(
                     f"task {name!r}: need letters, digits, '.', '_' or '-', and not 'all'; rename its folder"
                 )
+            if run.config.open_answers:
+                raise ExportError(
+                    f"task {name}: its labels are a vocabulary, too many to stand beside others; export it alone"
+                )
             if run.config.tuned is not None:
                 raise ExportError(f"task {name}: its backbone was trained with it, need a frozen one; export it alone")
         for name, run in others:

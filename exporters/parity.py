@@ -133,6 +133,7 @@ class Oracle:
         compiled = run.config.compile(run.tokenizer_json)
         self._encoder = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields)
         self._words = WordTokenizer(run.tokenizer_json)
+        self._word_ids = self._find_words()
 
     @torch.no_grad()
     def logits(self, text: Text) -> NDArray[np.float32]:
@@ -153,8 +154,8 @@ class Oracle:
             state = output.pooler_output[0] if pooled else self._read(output.last_hidden_state[0], encoding.ids)
             logits: NDArray[np.float32] = baked.label_rows @ state.numpy() + baked.label_bias
             return logits
-        scores = self._read(output.logits[0], encoding.ids)
-        means = [np.mean([scores[i].item() for i in ids]) for ids in self._word_ids()]
+        scores = self._read(output.logits[0], encoding.ids).tolist()
+        means = [np.mean([scores[i] for i in ids]) for ids in self._word_ids]
         metrics = self._run.metrics
         prior = (metrics and metrics.log_prior) or [0.0] * len(means)
         return np.array([(m - p) / self._run.temperature for m, p in zip(means, prior, strict=True)], dtype=np.float32)
@@ -179,7 +180,7 @@ class Oracle:
         mask_slot = self._facts.vocab + self._run.config.n_rows
         return states[{"last": -1, "first": 0}.get(read, ids.index(mask_slot) if read == "mask" else 0)]
 
-    def _word_ids(self) -> list[list[int]]:
+    def _find_words(self) -> list[list[int]]:
         config = self._run.config
         verbalizer = Verbalizer(labels=tuple(config.labels), words=tuple(map(tuple, config.label_words or ())))
         unknown = self._facts.tokens.get("unk")

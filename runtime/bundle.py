@@ -5,6 +5,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from ptexport.runtime.errors import BundleError
 from ptexport.runtime.manifest import FileEntry, Manifest, TasksManifest
 
@@ -28,6 +30,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    labels: list[str]
 
     @classmethod
     def open(cls, path: Path) -> "Bundle":
@@ -42,7 +45,8 @@ class Bundle:
             )
         manifest = Manifest.from_json(_read(path / MANIFEST), str(path / MANIFEST))
         _check_files(path, manifest.files, HASHED)
-        return cls(path=path, manifest=manifest)
+        labels = _open_labels(path / CONFIG) if manifest.labels is None else manifest.labels
+        return cls(path=path, manifest=manifest, labels=labels)
 
 
 def holds_tasks(path: Path) -> bool:
@@ -76,6 +80,20 @@ def _read(path: Path) -> bytes:
         raise BundleError(f"{path}: missing; need a bundle folder made by 'ptexport export'") from e
     except OSError as e:
         raise BundleError(f"{path}: cannot be read ({e.strerror}); check the path and its permissions") from e
+
+
+class _Config(msgspec.Struct):
+    """What a `config.json` says of labels."""
+
+    id2label: dict[int, str]
+
+
+def _open_labels(path: Path) -> list[str]:
+    try:
+        names = msgspec.json.decode(_read(path), type=_Config).id2label
+        return [names[i] for i in range(len(names))]
+    except (msgspec.DecodeError, KeyError) as e:
+        raise BundleError(f"{path}: does not list its labels by number ({e}); export again") from e
 
 
 def _check_files(path: Path, files: dict[str, FileEntry], need: tuple[str, ...]) -> None:

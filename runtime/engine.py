@@ -16,6 +16,8 @@ from ptexport.runtime.tokens import Text, TextEncoder
 
 MAX_BATCH_ROWS = 32
 MAX_BATCH_TOKENS = 4096
+OPEN_TOP_K = 5
+"""Labels whose probabilities are given where every word of the vocabulary is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,8 @@ class Prediction:
     Attributes:
         label: the most probable label's name; None if the bundle gives none so unsure (`manifest.abstain_below`).
         truncated: whether the text was longer than the bundle takes, and its end was not read.
-        probabilities: every label's probability, in the bundle's order; they sum to 1.
+        probabilities: every label's probability, in the bundle's order; they sum to 1. Of those asked for, the most
+            probable first, where not all are.
     """
 
     label: str | None
@@ -73,14 +76,16 @@ class Engine:
     @property
     def labels(self) -> list[str]:
         """The labels' names, in the order of the logits."""
-        return self.manifest.labels
+        return self._bundle.labels
 
-    def predict(self, texts: Sequence[Text]) -> list[Prediction]:
+    def predict(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Prediction]:
         """Label texts.
 
         Args:
             texts: texts, or pairs of texts where the template takes two; any number, any lengths. A text too long is
                 truncated to the bundle's `max_length`.
+            top_k: give the probabilities of so many labels, the most probable ones; None: of all, or of `OPEN_TOP_K`
+                where answers are open.
 
         Returns:
             One prediction per text, in order.
@@ -88,43 +93,66 @@ class Engine:
         Raises:
             DataError: a text is not a string, or not one or two as the template needs.
         """
+        if top_k is not None and top_k < 1:
+            raise DataError(f"top_k: got {top_k}, need at least 1; leave it out for all labels")
+        if top_k is None and self.manifest.labels is None:
+            top_k = OPEN_TOP_K
         encodings = self._encode(texts)
-        logits = self._logits(encodings)
-        truncated = [bool(encoding.overflowing) for encoding in encodings]
-        return predictions(logits, self.labels, self.manifest.abstain_below, truncated)
+        answers: dict[int, Prediction] = {}
+        for rows, logits in self._scored(encodings):
+            truncated = [bool(encodings[row].overflowing) for row in rows]
+            made = predictions(logits, self.labels, self.manifest.abstain_below, truncated, top_k=top_k)
+            answers.update(zip(rows, made, strict=True))
+        return [answers[row] for row in range(len(encodings))]
 
     def logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Score texts, as `predict` does; float32 [texts, labels] before the softmax."""
-        return self._logits(self._encode(texts))
+        encodings = self._encode(texts)
+        logits = np.empty((len(encodings), len(self.labels)), dtype=np.float32)
+        for rows, part in self._scored(encodings):
+            logits[rows] = part
+        return logits
 
     def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
         if isinstance(texts, str):
             raise DataError("predict: got one string, need a list of texts; write predict([text])")
         return self._encoder.encode(texts)
 
-    def _logits(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
-        logits = np.empty((len(encodings), len(self.labels)), dtype=np.float32)
+    def _scored(self, encodings: Sequence[Encoding]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         for rows in batches([len(encoding) for encoding in encodings]):
-            logits[rows] = self._graph.run(self._encoder.pad([encodings[row] for row in rows]))
-        return logits
+            yield rows, self._graph.run(self._encoder.pad([encodings[row] for row in rows]))
 
 
 def predictions(
-    logits: NDArray[np.float32], labels: Sequence[str], abstain_below: float | None, truncated: Sequence[bool]
+    logits: NDArray[np.float32],
+    labels: Sequence[str],
+    abstain_below: float | None,
+    truncated: Sequence[bool],
+    *,
+    top_k: int | None = None,
 ) -> list[Prediction]:
-    """Turn logits, float32 [rows, labels], into answers."""
+    """Turn logits, float32 [rows, labels], into answers with the probabilities of all labels or the first few."""
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    rows = (scores / scores.sum(axis=1, keepdims=True)).tolist()
-    best = logits.argmax(axis=1).tolist()
+    probabilities = scores / scores.sum(axis=1, keepdims=True)
     least = abstain_below or 0.0
-    return [
-        Prediction(
-            label=labels[label] if row[label] >= least else None,
-            probabilities=dict(zip(labels, row, strict=True)),
-            truncated=cut,
+    answers = []
+    for row, best, cut in zip(probabilities, logits.argmax(axis=1).tolist(), truncated, strict=True):
+        indices = range(len(labels)) if top_k is None else _largest(row, top_k)
+        answers.append(
+            Prediction(
+                label=labels[best] if row[best] >= least else None,
+                probabilities={labels[i]: float(row[i]) for i in indices},
+                truncated=cut,
+            )
         )
-        for label, row, cut in zip(best, rows, truncated, strict=True)
-    ]
+    return answers
+
+
+def _largest(row: NDArray[np.float32], k: int) -> Sequence[int]:
+    """Find the numbers of the k largest, largest first."""
+    first = np.argpartition(-row, min(k, len(row)) - 1)[:k]
+    numbers: list[int] = first[np.argsort(-row[first], kind="stable")].tolist()
+    return numbers
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -144,8 +144,9 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
         backbone: the frozen language model.
         template: as the user wrote it.
         fields: the texts a row brings, in order.
-        labels: names, in the order of the logits.
-        label_words: words per label; None for a linear head.
+        labels: names, in the order of the logits; None: answers are open, and the names are the words of the
+            vocabulary that `config.json` lists.
+        label_words: words per label; None for a linear head, or where answers are open.
         max_length: most ids a row has in `input_ids`; longer texts are truncated.
         abstain_below: probability below which the engine gives no label; None: it always gives one.
         graph: how the graph was made.
@@ -161,7 +162,7 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     backbone: BackboneEntry
     template: str
     fields: list[Literal["text", "text_b"]]
-    labels: list[str]
+    labels: list[str] | None
     label_words: dict[str, list[str]] | None
     max_length: int
     abstain_below: float | None

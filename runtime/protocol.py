@@ -16,7 +16,6 @@ from ptexport.runtime.manifest import Manifest
 from ptexport.runtime.tokens import Text
 
 MAX_TEXTS = 1024
-_OUTPUTS = ("label", "probabilities")
 
 
 class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -93,12 +92,17 @@ def texts_of_predict(request: PredictRequest, fields: Sequence[str]) -> list[Tex
     return [*request.texts]
 
 
-def texts_of_infer(request: InferRequest, fields: Sequence[str]) -> list[Text]:
+def outputs_of(manifest: Manifest) -> list[str]:
+    """Name the outputs of a model; where answers are open, there are too many probabilities to send."""
+    return ["label"] if manifest.labels is None else ["label", "probabilities"]
+
+
+def texts_of_infer(request: InferRequest, manifest: Manifest) -> list[Text]:
     """Check the tensors of an inference request and join them into texts.
 
     Args:
         request: decoded.
-        fields: the inputs the model has: `["text"]` or `["text", "text_b"]`.
+        manifest: of the model.
 
     Returns:
         One text or pair per row, in order; may be empty.
@@ -106,11 +110,12 @@ def texts_of_infer(request: InferRequest, fields: Sequence[str]) -> list[Text]:
     Raises:
         RequestError: too many, an input or output missing, unknown or repeated, or its type, shape and data disagree.
     """
+    fields, known = manifest.fields, outputs_of(manifest)
     if sorted(tensor.name for tensor in request.inputs) != sorted(fields):
         raise RequestError(f"inputs: got {len(request.inputs)} tensor(s), need {list(fields)}; send each once, by name")
     wanted = [output.name for output in request.outputs]
-    if not set(wanted) <= set(_OUTPUTS) or len(wanted) != len(set(wanted)):
-        raise RequestError(f"outputs: got an unknown or repeated name, need some of {list(_OUTPUTS)}; mend the list")
+    if not set(wanted) <= set(known) or len(wanted) != len(set(wanted)):
+        raise RequestError(f"outputs: got an unknown or repeated name, need some of {known}; mend the list")
     columns = {tensor.name: _column(tensor) for tensor in request.inputs}
     if len({len(column) for column in columns.values()}) > 1:
         raise RequestError(f"inputs: got columns of {[len(columns[f]) for f in fields]} texts; send as many of each")
@@ -129,31 +134,33 @@ def infer_response(request: InferRequest, manifest: Manifest, predictions: Seque
 
     A label is the empty string where the bundle gives none.
     """
-    n = len(predictions)
+    n, labels = len(predictions), manifest.labels or []
     tensors: dict[str, dict[str, Any]] = {
         "label": {"datatype": "BYTES", "shape": [n], "data": [p.label or "" for p in predictions]},
         "probabilities": {
             "datatype": "FP32",
-            "shape": [n, len(manifest.labels)],
+            "shape": [n, len(labels)],
             "data": [value for p in predictions for value in p.probabilities.values()],
         },
     }
-    wanted = [output.name for output in request.outputs] or list(_OUTPUTS)
+    wanted = [output.name for output in request.outputs] or outputs_of(manifest)
     response = {"model_name": manifest.name, "outputs": [{"name": w, **tensors[w]} for w in wanted]}
     return response if request.id is None else {**response, "id": request.id}
 
 
 def model_metadata(manifest: Manifest) -> dict[str, Any]:
     """Describe the model."""
+    labels = manifest.labels or []
+    outputs = {
+        "label": {"datatype": "BYTES", "shape": [-1]},
+        "probabilities": {"datatype": "FP32", "shape": [-1, len(labels)]},
+    }
     return {
         "name": manifest.name,
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": field, "datatype": "BYTES", "shape": [-1]} for field in manifest.fields],
-        "outputs": [
-            {"name": "label", "datatype": "BYTES", "shape": [-1]},
-            {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(manifest.labels)]},
-        ],
-        "parameters": {"labels": manifest.labels},
+        "outputs": [{"name": name, **outputs[name]} for name in outputs_of(manifest)],
+        "parameters": {"labels": labels},
     }
 
 

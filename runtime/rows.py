@@ -1,14 +1,17 @@
 """JSONL or CSV -> rows, one at a time; knows columns and line numbers, nothing of labels' meaning or of tokens."""
 
 import csv
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ptexport.runtime.errors import DataError
+
+_MOST_NAMED = 30  # labels in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +51,19 @@ def check_texts(row: Row, fields: Sequence[str]) -> None:
         raise DataError(f"{row.where}: has {got} 'text_b', the template {need}; change the template or the row")
 
 
-def check_label(row: Row, labels: Sequence[str], advice: str) -> str:
+def check_label(row: Row, labels: Collection[str], advice: str) -> str:
     """Check that a row has one of some labels, and return it.
 
     Raises:
         DataError: it has none, or another (says which line); ends with `advice` on another.
     """
+    if row.label is not None and row.label in labels:
+        return row.label
+    first = ", ".join(map(repr, itertools.islice(labels, _MOST_NAMED)))
+    known = f"[{first}]" if len(labels) <= _MOST_NAMED else f"the {len(labels)} labels {first}, …"
     if row.label is None:
-        raise DataError(f"{row.where}: no column 'label'; add it, with one of {list(labels)}")
-    if row.label not in labels:
-        raise DataError(f"{row.where}: label {row.label!r} is none of {list(labels)}; {advice}")
-    return row.label
+        raise DataError(f"{row.where}: no column 'label'; add it, with one of {known}")
+    raise DataError(f"{row.where}: label {row.label!r} is none of {known}; {advice}")
 
 
 def count_lines(path: Path) -> int | None:

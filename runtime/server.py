@@ -76,7 +76,7 @@ def make_app(engine: Engine) -> Starlette:
         if "inference-header-content-length" in request.headers:
             raise RequestError("body: got binary tensors, need JSON; send the texts as `data`")
         body = protocol.decode(await _body(request), protocol.InferRequest)
-        predictions = await answer(protocol.texts_of_infer(body, manifest.fields))
+        predictions = await answer(protocol.texts_of_infer(body, manifest))
         return _json(protocol.infer_response(body, manifest, predictions))
 
     async def predict(request: Request) -> Response:

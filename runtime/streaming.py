@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from ptexport.runtime.engine import Engine, Prediction
+from ptexport.runtime.engine import OPEN_TOP_K, Engine, Prediction
 from ptexport.runtime.errors import DataError, OutputError, PtexportError, saying_what_the_disk_refused
 from ptexport.runtime.rows import Row, check_texts
 
@@ -22,13 +22,16 @@ _COMPARED_ROWS = 16
 _SAME = 1e-3  # of a probability: more than batches of other lengths change
 
 
-def predict_rows(engine: Engine, rows: Iterable[Row], *, strict: bool = False) -> Iterator[tuple[Row, Prediction]]:
+def predict_rows(
+    engine: Engine, rows: Iterable[Row], *, strict: bool = False, top_k: int | None = None
+) -> Iterator[tuple[Row, Prediction]]:
     """Label rows as they come, in order, `CHUNK_ROWS` at a time.
 
     Args:
         engine: the bundle.
         rows: with the texts its template takes.
         strict: refuse texts that are longer than the bundle takes.
+        top_k: as `Engine.predict` takes it.
 
     Raises:
         DataError: a row is too long for `strict`, or has a text too many or too few (says which).
@@ -37,7 +40,8 @@ def predict_rows(engine: Engine, rows: Iterable[Row], *, strict: bool = False) -
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
         for row in chunk:
             check_texts(row, engine.manifest.fields)
-        for row, prediction in zip(chunk, engine.predict([row.texts for row in chunk]), strict=True):
+        answers = engine.predict([row.texts for row in chunk], top_k=top_k)
+        for row, prediction in zip(chunk, answers, strict=True):
             if strict and prediction.truncated:
                 raise _too_long(row, engine)
             yield row, prediction
@@ -75,11 +79,12 @@ def label_file(
     resume: bool,
     force: bool,
     strict: bool,
+    top_k: int | None,
     report: Callable[[int], None],
 ) -> "Counts":
     """Label rows into a file of JSON lines, which is there when all are; until then they are in `PATH.….partial`.
 
-    That name holds the start of the bundle's digest, so that answers of two bundles never mix.
+    That name holds the start of the bundle's digest, and `top_k`, so that answers of two kinds never mix.
 
     Args:
         engine: the bundle.
@@ -88,6 +93,7 @@ def label_file(
         resume: keep the rows that were labelled before and go on after them; a file that is there is finished.
         force: replace what is there.
         strict: refuse texts that are longer than the bundle takes.
+        top_k: as `Engine.predict` takes it.
         report: told how many rows are done.
 
     Returns:
@@ -98,8 +104,9 @@ def label_file(
             were labelled before, it is of another bundle, another process is writing it, or the disk refuses.
         DataError: a row that cannot be read or does not fit; those before it stay for `resume`.
     """
-    counted = _Lines(engine, strict, report)
-    partial = path.with_name(f"{path.name}.{engine.manifest.digest[:8]}.partial")
+    counted = _Lines(engine, strict, top_k, report)
+    kind = engine.manifest.digest[:8] + ("" if top_k is None else f".top{top_k}")
+    partial = path.with_name(f"{path.name}.{kind}.partial")
     with saying_what_the_disk_refused(
         path, "check the path and its permissions, or free some space, and go on with --resume"
     ):
@@ -156,15 +163,16 @@ class Counts:
 class _Lines:
     """Lines for rows, and how many there were."""
 
-    def __init__(self, engine: Engine, strict: bool, report: Callable[[int], None]) -> None:
+    def __init__(self, engine: Engine, strict: bool, top_k: int | None, report: Callable[[int], None]) -> None:
         self._engine = engine
         self._strict = strict
+        self._top_k = top_k
         self._report = report
         self.done = 0
         self.counts = Counts()
 
     def lines(self, rows: Iterable[Row]) -> Iterator[bytes]:
-        for row, prediction in predict_rows(self._engine, rows, strict=self._strict):
+        for row, prediction in predict_rows(self._engine, rows, strict=self._strict, top_k=self._top_k):
             yield json_line(row, prediction)
             self.done += 1
             self.counts.rows += 1
@@ -199,10 +207,14 @@ class _Lines:
             self.done, _ = self.skip(file, itertools.chain(first, rows), path)
         if next(rows, None) is not None or self.done < len(first):
             raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
-        for line, (_, prediction) in zip(lines, predict_rows(self._engine, first), strict=True):
+        all_labels = predict_rows(self._engine, first, top_k=len(self._engine.labels))
+        for line, (_, prediction) in zip(lines, all_labels, strict=True):
             got, mine = _probabilities(line), prediction.probabilities
-            if list(got) != list(mine) or any(abs(got[label] - mine[label]) > _SAME for label in mine):
-                raise OutputError(f"{path}: holds answers of another bundle; choose another name, or use --force")
+            wanted = self._top_k or (OPEN_TOP_K if self._engine.manifest.labels is None else len(mine))
+            if len(got) != wanted or any(abs(got[label] - mine.get(label, -1)) > _SAME for label in got):
+                raise OutputError(
+                    f"{path}: holds answers of another bundle or --top-k; choose another name, or use --force"
+                )
         self._report(self.done)
 
 

@@ -5,6 +5,7 @@ answers that are wrong rather than absent.
 """
 
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from optimum.exporters.tasks import TasksManager
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -53,8 +55,14 @@ class Backbone:
         """Average each label's words: rows of the head, float [c, h], and their biases, float [c]."""
         projection = self.model.get_output_embeddings()
         bias = getattr(projection, "bias", None)
-        rows = torch.stack([projection.weight[ids].mean(0) for ids in word_ids])
-        return rows, rows.new_zeros(len(rows)) if bias is None else torch.stack([bias[ids].mean() for ids in word_ids])
+        ids = torch.tensor(list(itertools.chain(*word_ids)), device=projection.weight.device)
+        starts = torch.tensor([0, *itertools.accumulate(map(len, word_ids))][:-1], device=ids.device)
+
+        def mean(table: torch.Tensor) -> torch.Tensor:
+            return functional.embedding_bag(ids, table, starts, mode="mean")
+
+        rows = mean(projection.weight)
+        return rows, rows.new_zeros(len(rows)) if bias is None else mean(bias[:, None])[:, 0]
 
 
 def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:

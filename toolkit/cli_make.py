@@ -31,7 +31,8 @@ SETTINGS = (
 @click.option("--template", required=True, help="For example '[P*3] {text} [P*3]'.")
 @click.option(
     "--labels",
-    help="name=word|word,name=word or a file of such lines; names alone for a linear head  [required but for cities]",
+    help="name=word|word,name=word or a file of such lines; names alone for a linear head; vocab for every word of the "
+    "vocabulary  [required but for cities]",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @click.option("--dev", type=click.Path(), help="Rows that choose the epoch [default: a part of --data].")
@@ -189,8 +190,8 @@ def import_() -> None:
 @click.option("--model", help="smollm2, minilm, a folder, or a name on the hub [default: the one DIR names].")
 @click.option(
     "--labels",
-    help="CAUSAL_LM: name=word|word,name=word or a file of such lines, required. SEQ_CLS: names, in the order of the "
-    "outputs [default: the model's].",
+    help="CAUSAL_LM: name=word|word,name=word, such a file, or vocab; required. SEQ_CLS: names, in the order of "
+    "the outputs [default: the model's].",
 )
 @click.option("--template", help="CAUSAL_LM: the text and words around it, as '{text} it was' [default: {text}].")
 @click.option("--max-length", type=click.IntRange(2), help="Most tokens in one row [default: 512, or the model's].")

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Where the answers go, as JSONL [default: printed].")
 @click.option("--resume", is_flag=True, help="Keep the rows that an --output has already, and go on after them.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(1),
+    help="Give the probabilities of so many labels, the surest first [default: all; 5 of a vocabulary's].",
+)
 @click.option("--task", help="Of a bundle of many tasks: the one to answer, or all.")
 @click.option("--strict", is_flag=True, help="Refuse texts longer than the bundle takes; else they are truncated.")
 @shared.threads
@@ -36,6 +41,7 @@ def predict(
     rows: Path | None,
     output: Path | None,
     resume: bool,
+    top_k: int | None,
     task: str | None,
     strict: bool,
     threads: int | None,
@@ -57,7 +63,7 @@ def predict(
     if rows is not None and output is not None and output.is_file() and rows.exists() and output.samefile(rows):
         raise OutputError(f"{output}: is the input; choose another name")
     if holds_tasks(bundle):
-        if output is not None or resume or strict or rows is not None or task is None:
+        if output is not None or resume or strict or rows is not None or top_k is not None or task is None:
             raise click.UsageError("A bundle of many tasks takes TEXTS and --task NAME, or --task all.")
         _print_tasks(bundle, texts, task, threads=threads, as_json=as_json)
         return
@@ -73,7 +79,7 @@ def predict(
     )
     given = typed if rows is None else read_rows(rows)
     if output is None:
-        _print_answers(engine, given, as_json=as_json or rows is not None, strict=strict)
+        _print_answers(engine, given, as_json=as_json or rows is not None, strict=strict, top_k=top_k)
         return
     total = len(texts) // width if rows is None else count_lines(rows)
     with reporting(as_json=as_json, log_file=log_file) as report:
@@ -85,6 +91,7 @@ def predict(
                 resume=resume,
                 force=force,
                 strict=strict,
+                top_k=top_k,
                 report=lambda done: report.rows(done, total),
             )
         except KeyboardInterrupt as e:
@@ -117,11 +124,11 @@ def _print_tasks(bundle: Path, texts: tuple[str, ...], task: str, *, threads: in
                 click.echo("\t".join([name, prediction.label or "-", f"{score:.3f}", " ".join(text.split())]))
 
 
-def _print_answers(engine: "Engine", rows: Iterator["Row"], *, as_json: bool, strict: bool) -> None:
+def _print_answers(engine: "Engine", rows: Iterator["Row"], *, as_json: bool, strict: bool, top_k: int | None) -> None:
     from ptexport.runtime.streaming import json_line, predict_rows
 
     truncated = 0
-    for row, prediction in predict_rows(engine, rows, strict=strict):
+    for row, prediction in predict_rows(engine, rows, strict=strict, top_k=top_k):
         truncated += prediction.truncated
         if as_json:
             click.echo(json_line(row, prediction), nl=False)
@@ -130,6 +137,9 @@ def _print_answers(engine: "Engine", rows: Iterator["Row"], *, as_json: bool, st
             # One line and one column each, whatever spaces a text holds; --json keeps them.
             columns = [" ".join(text.split()) for text in (row.text, row.text_b) if text is not None]
             click.echo("\t".join([prediction.label or "-", f"{score:.3f}", *columns]))
+            if top_k is not None:
+                for label, probability in prediction.probabilities.items():
+                    click.echo(f"  {label}\t{probability:.3f}")
     if truncated:
         click.echo(f"warning: {_truncated(truncated)}", err=True)
 

@@ -27,7 +27,7 @@ class Data:
 
 
 def load_data(
-    source: str, *, dev: str | None, test: str | None, labels: Sequence[str], fields: Sequence[str], seed: int
+    source: str, *, dev: str | None, test: str | None, labels: Sequence[str] | None, fields: Sequence[str], seed: int
 ) -> Data:
     """Load rows and check them against the task.
 
@@ -35,7 +35,7 @@ def load_data(
         source: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
         dev: a file, or None: the hub's validation split, or a stratified part of `source`.
         test: likewise.
-        labels: the declared labels.
+        labels: the declared labels; None: any, and rows are split without regard to them.
         fields: the texts the template takes.
         seed: of the split.
 
@@ -48,10 +48,12 @@ def load_data(
             splits[name] = list(read_rows(Path(path)))
     for rows in splits.values():
         for row in rows:
-            _check_row(row, labels, fields)
+            if labels is not None:
+                check_label(row, labels, "add it to --labels, or mend the row")
+            check_texts(row, fields)
     dev_share, test_share = _CITIES if source == "cities" else _OWN_DATA
     shares = (0.0 if "dev" in splits else dev_share, 0.0 if "test" in splits else test_share)
-    train_rows, dev_rows, test_rows = _split(splits["train"], shares, seed)
+    train_rows, dev_rows, test_rows = _split(splits["train"], shares, seed, by_label=labels is not None)
     data = Data(train=train_rows, dev=splits.get("dev", dev_rows), test=splits.get("test", test_rows))
     for name, rows in (("train", data.train), ("dev", data.dev), ("test", data.test)):
         if not rows:
@@ -99,20 +101,15 @@ def _named(record: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
     return {**record, "label": None if record["label"] == -1 else names[record["label"]]}
 
 
-def _check_row(row: Row, labels: Sequence[str], fields: Sequence[str]) -> None:
-    check_label(row, labels, "add it to --labels, or mend the row")
-    check_texts(row, fields)
-
-
-def _split(rows: list[Row], shares: Fractions, seed: int) -> list[list[Row]]:
-    """Split rows label by label, so that every part has the labels in the same proportion; one text, one part."""
+def _split(rows: list[Row], shares: Fractions, seed: int, *, by_label: bool) -> list[list[Row]]:
+    """Split rows, if asked for so that every part has the labels in the same proportion; one text, one part."""
     random_ = random.Random(seed)
     copies: dict[str | tuple[str, str], list[Row]] = {}
     for row in rows:
         copies.setdefault(row.texts, []).append(row)
     parts: list[list[Row]] = [[] for _ in range(len(shares) + 1)]
-    for label in sorted({row.label or "" for row in rows}):
-        group = [same for same in copies.values() if same[0].label == label]
+    for label in sorted({row.label or "" for row in rows}) if by_label else [None]:
+        group = [same for same in copies.values() if label in (None, same[0].label)]
         random_.shuffle(group)
         n_label = len(group)
         for part, share in enumerate(shares, 1):

@@ -100,6 +100,8 @@ def _run(path: Path) -> dict[str, Any]:
     run = Run.read(path)
     tokenizer = Tokenizer.from_str(run.tokenizer_json)
     record: dict[str, Any] = {"kind": "run", "name": path.resolve().name, **msgspec.to_builtins(run.config)}
+    if run.config.open_answers:
+        record["labels"] = record["label_words"] = None  # as in a bundle: too many to read
     record["files"] = {
         file.name: {"size_bytes": file.stat().st_size} for file in sorted(path.iterdir()) if file.is_file()
     }

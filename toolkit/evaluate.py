@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.engine import Engine
+from ptexport.runtime.engine import OPEN_TOP_K, Engine
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import Row, check_label
 from ptexport.runtime.streaming import CHUNK_ROWS, predict_rows
@@ -22,6 +22,8 @@ from ptexport.runtime.streaming import CHUNK_ROWS, predict_rows
 N_BINS = 15
 N_WORST = 10
 N_TIMED = 100
+N_CONFUSED = 12
+"""Labels, those of the most rows, that are counted one by one where every word of the vocabulary is one."""
 _ADVICE = "mend the row, or choose a bundle with that label"
 
 
@@ -75,13 +77,14 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         bundle: its name.
         digest: of its manifest.
         n_rows: rows measured on.
-        labels: in the order of the logits.
+        labels: in the order of the logits; where answers are open, the `N_CONFUSED` that most rows have.
         accuracy: share whose most probable label is right.
+        top_k_accuracy: share whose label is among the `OPEN_TOP_K` most probable; None where answers are not open.
         coverage: share that is given a label at all.
         answered_accuracy: share right of those; 0 if none is.
         macro_f1: mean of `f1` over the labels that the rows or the answers have, as in scikit-learn.
-        f1: of each label; 0 for one that neither has.
-        confusion: rows by label, then by answer.
+        f1: of each of `labels`; 0 for one that neither has.
+        confusion: rows by label, then by answer, of `labels`.
         calibration_error: expected calibration error over `N_BINS` equal bins of the answer's probability
             (Guo et al. 2017, arXiv:1706.04599, equation 3).
         reliability: those bins, the lowest probability first; empty ones included.
@@ -94,6 +97,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     n_rows: int
     labels: list[str]
     accuracy: float
+    top_k_accuracy: float | None
     coverage: float
     answered_accuracy: float
     macro_f1: float
@@ -145,7 +149,7 @@ def check_comparable(engines: Sequence[Engine]) -> None:
     first, *others = engines
     for other in others:
         if other.labels != first.labels:
-            got = f"labels {first.labels} and {other.labels}"
+            got = f"labels {', '.join(first.labels[:20])} and {', '.join(other.labels[:20])}"
             raise DataError(f"bundles: {got}; compare bundles with the same labels in one order")
         if other.manifest.fields != first.manifest.fields:
             got = f"{first.manifest.fields} and {other.manifest.fields}"
@@ -160,9 +164,10 @@ def headings(evaluations: Sequence[Evaluation]) -> list[str]:
 
 def summary(evaluation: Evaluation) -> dict[str, str]:
     """Put the figures that fit on a line each into words, for tables and pages."""
-    latency = evaluation.latency
+    latency, top_k = evaluation.latency, evaluation.top_k_accuracy
     return {
         "accuracy": f"{evaluation.accuracy:.1%}",
+        **({} if top_k is None else {f"right among the {OPEN_TOP_K} surest": f"{top_k:.1%}"}),
         "given a label": f"{evaluation.coverage:.1%}",
         "accuracy of those given one": f"{evaluation.answered_accuracy:.1%}",
         "macro-F1": f"{evaluation.macro_f1:.3f}",
@@ -184,35 +189,41 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
     Raises:
         DataError: a label the bundle does not have (says which line).
     """
-    labels, answers, probabilities, given = [], [], [], []
+    number_of = {label: number for number, label in enumerate(engine.labels)}
+    labels, answers, probabilities, given, among_first = [], [], [], [], []
     timed: list[Row] = []
     stride = 1
     seconds = 0.0
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
-        labels += [engine.labels.index(check_label(row, engine.labels, _ADVICE)) for row in chunk]
+        labels += [number_of[check_label(row, number_of, _ADVICE)] for row in chunk]
         # Every `stride`-th row; twice as far apart whenever there are too many.
         timed += [row for number, row in enumerate(chunk, len(labels) - len(chunk)) if number % stride == 0]
         while len(timed) > N_TIMED:
             timed, stride = timed[::2], 2 * stride
         started = time.perf_counter()
-        for _, prediction in predict_rows(engine, chunk):
-            answers.append(engine.labels.index(prediction.surest))
+        for row, prediction in predict_rows(engine, chunk):
+            answers.append(number_of[prediction.surest])
+            among_first.append(row.label in prediction.probabilities)
             probabilities.append(prediction.probabilities[prediction.surest])
             given.append(prediction.label is not None)
         seconds += time.perf_counter() - started
         report(len(labels))
     wanted, got, answered = np.array(labels), np.array(answers), np.array(given)
+    is_open = engine.manifest.labels is None
+    most = np.argsort(-np.bincount(wanted, minlength=len(number_of)), kind="stable")
+    shown = most[:N_CONFUSED] if is_open else np.arange(len(number_of))
     evaluation = Evaluation(
         bundle=engine.manifest.name,
         digest=engine.manifest.digest,
         n_rows=len(labels),
-        labels=engine.labels,
+        labels=[engine.labels[number] for number in shown],
+        top_k_accuracy=float(np.mean(among_first)) if is_open else None,
         coverage=float(answered.mean()),
         answered_accuracy=float((wanted == got)[answered].mean()) if answered.any() else 0.0,
         latency=_latency(engine, timed, len(labels) / seconds),
         worst=_worst(wanted, got, np.array(probabilities), engine.labels),
-        **_figures(wanted, got, np.array(probabilities), len(engine.labels)),
+        **_figures(wanted, got, np.array(probabilities), len(number_of), shown),
     )
     return Result(evaluation=evaluation, wanted=wanted, got=got)
 
@@ -243,19 +254,26 @@ def _latency(engine: Engine, rows: list[Row], rows_per_s: float) -> Latency:
 
 
 def _figures(
-    wanted: NDArray[np.int64], got: NDArray[np.int64], probabilities: NDArray[np.float64], n_labels: int
+    wanted: NDArray[np.int64],
+    got: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    n_labels: int,
+    shown: NDArray[np.int64],
 ) -> dict[str, Any]:
-    confusion = np.zeros((n_labels, n_labels), dtype=np.int64)
-    np.add.at(confusion, (wanted, got), 1)
-    right = confusion.diagonal()
-    either = confusion.sum(0) + confusion.sum(1)
+    place = np.full(n_labels, -1)
+    place[shown] = np.arange(len(shown))
+    inside = (place[wanted] >= 0) & (place[got] >= 0)
+    confusion = np.zeros((len(shown), len(shown)), dtype=np.int64)
+    np.add.at(confusion, (place[wanted[inside]], place[got[inside]]), 1)
+    right = np.bincount(wanted[wanted == got], minlength=n_labels)
+    either = np.bincount(wanted, minlength=n_labels) + np.bincount(got, minlength=n_labels)
     f1 = np.divide(2 * right, either, out=np.zeros(n_labels), where=either > 0)
     bins = _reliability(probabilities, wanted == got)
     error = sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / len(wanted)
     return {
         "accuracy": float((wanted == got).mean()),
         "macro_f1": float(f1[either > 0].mean()),
-        "f1": f1.tolist(),
+        "f1": f1[shown].tolist(),
         "confusion": confusion.tolist(),
         "calibration_error": float(error),
         "reliability": bins,

@@ -159,6 +159,7 @@ def _run_config(
         template=parts.source,
         labels=list(parts.verbalizer.labels),
         label_words=None if words is None else [list(label) for label in words],
+        open_answers=parts.verbalizer.open,
         read=parts.read,
         encoder=None,
         init=None,

@@ -130,8 +130,8 @@ class Parts:
         facts, words = backbone.facts, WordTokenizer(backbone.tokenizer_json)
         read = _read(adapter, backbone)
         adapted = adapter.load(checkpoint)
-        verbalizer = _verbalizer(config, adapter, adapted)
         spaced, unknown = template.answer_spaced, facts.tokens.get("unk")
+        verbalizer = _verbalizer(config, adapter, adapted).filled(words, spaced=spaced)
         word_ids = verbalizer.word_ids(words, spaced=spaced, unknown=unknown) if verbalizer.words else []
         prefix = _prefix(adapted) if adapter.kind == "PREFIX_TUNING" else None
         n_prefix = 0 if prefix is None else prefix.shape[4]

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows import Row, check_label
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.audit import count_truncated, oddities
 from ptexport.toolkit.backbone import Backbone, load_backbone
@@ -24,6 +24,7 @@ from ptexport.toolkit.template import Example, Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, Truncate
 from ptexport.toolkit.training import Progress
 from ptexport.toolkit.verbalizer import Verbalizer
+from ptexport.toolkit.words import WordTokenizer
 
 FEW_DEV_ROWS = 100
 """Fewer cannot tell a probability of 0.8 from one of 0.9: the standard error of a share is 0.04 at 100."""
@@ -42,7 +43,7 @@ class TrainConfig:
         method: see `ptexport.toolkit.methods`.
         tune_backbone: train the language model together with the virtual tokens of p-tuning.
         template: with virtual tokens, if the method has any.
-        labels: `name=word|word,…` or a file; names alone for a linear head.
+        labels: `name=word|word,…` or a file; names alone for a linear head; `vocab` for every word of the vocabulary.
         head: label words, or a linear layer; None: the method's usual one.
         pool: what a linear head reads on a masked model; None: the mean.
         encoder: the prompt encoder; None: the method's usual one.
@@ -136,14 +137,20 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     device = find_device(config.device)
     if config.settings.autocast == "bf16" and not has_bf16(device):
         progress.warning(f"autocast bf16: {device.type} here may not compute in bf16, and then fp32 is quicker")
-    labels = verbalizer.labels
     seed = config.settings.seed
-    data = load_data(config.data, dev=config.dev, test=config.test, labels=labels, fields=template.fields, seed=seed)
+    declared = None if verbalizer.open else verbalizer.labels
+    data = load_data(config.data, dev=config.dev, test=config.test, labels=declared, fields=template.fields, seed=seed)
     backbone = backbone or load_backbone_for(config, progress)
     if backbone.head != choice.head:
         raise TrainError(f"{config.method}: needs a backbone loaded for a head of {choice.head}, got {backbone.head}")
     if config.shots and not backbone.facts.causal:
         raise TrainError(f"shots {config.shots}: {backbone.facts.name} is a masked model; use a causal one")
+    verbalizer = verbalizer.filled(WordTokenizer(backbone.tokenizer_json), spaced=template.answer_spaced)
+    labels = verbalizer.labels
+    if verbalizer.open:
+        known = dict.fromkeys(labels)
+        for row in (*data.train, *data.dev, *data.test):
+            check_label(row, known, "leave out rows whose answer is not one token")
     task = Task.prepare(config, choice, verbalizer, backbone, device)
     examples = _choose_examples(data.train, verbalizer, config.shots, seed)
     n_prefix = template.n_prompt if choice.method.virtual_token == "states" else 0
@@ -162,7 +169,7 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
         )
     if (config.calibrate or config.abstain is not None) and len(data.dev) < FEW_DEV_ROWS:
         progress.warning(f"{len(data.dev)} dev rows say little of how sure answers may be; give more with --dev")
-    for sentence in oddities(data, labels, template, task.backbone.tokenizer_json, encodings):
+    for sentence in oddities(data, declared or (), template, task.backbone.tokenizer_json, encodings):
         progress.warning(sentence)
     return Plan(
         config=config,
@@ -226,8 +233,10 @@ def _choose_examples(rows: Sequence[Row], verbalizer: Verbalizer, count: int, se
     """
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
-    groups = [[row for row in shuffled if row.label == label] for label in verbalizer.labels]
-    turns = [row for turn in itertools.zip_longest(*groups) for row in turn if row is not None]
+    groups: dict[str | None, list[Row]] = {label: [] for label in verbalizer.labels}
+    for row in shuffled:
+        groups[row.label].append(row)
+    turns = [row for turn in itertools.zip_longest(*groups.values()) for row in turn if row is not None]
     words = dict(zip(verbalizer.labels, verbalizer.words or (), strict=False))
     if len(turns) < count:
         raise DataError(f"shots {count}: got {len(turns)} training rows; ask for fewer, or give more rows")
@@ -284,6 +293,7 @@ def run_config(plan: Plan) -> RunConfig:
         template=config.template,
         labels=list(task.verbalizer.labels),
         label_words=None if words is None else [list(label) for label in words],
+        open_answers=task.verbalizer.open,
         read=task.classifier.read,
         encoder=task.choice.encoder,
         init=config.init,

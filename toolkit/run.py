@@ -116,6 +116,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         template: as the user wrote it.
         labels: in the order of the logits.
         label_words: words per label; None for a linear head.
+        open_answers: whether the labels are the words of the vocabulary.
         read: position whose state becomes logits.
         encoder: the prompt encoder; None: not known.
         init: what plain rows started from; None: not known.
@@ -141,6 +142,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     template: str
     labels: list[str]
     label_words: list[list[str]] | None
+    open_answers: bool
     read: Read
     encoder: EncoderKind | None
     init: Literal["random", "words"] | None

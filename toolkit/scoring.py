@@ -1,6 +1,6 @@
 """Rows -> ids -> logits and accuracy, by the classifier and the prompt as they are; trains nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,23 +90,34 @@ class Scorer:
             encodings: the rows.
             score_batch: a quicker way to the same logits; None: there is none.
         """
+        rows: dict[int, Tensor] = {}
+        for batch, logits in self._batches(prompt, encodings, score_batch):
+            rows.update(zip(batch, logits, strict=True))
+        return torch.stack([rows[i] for i in range(len(encodings))])
+
+    @torch.no_grad()
+    def _batches(
+        self, prompt: SoftPrompt, encodings: Sequence[Encoding], score_batch: "ScoreBatch | None"
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Score rows, the longest first."""
         score_batch = score_batch or self.score_batch(encodings)
         brings = Brings.of(prompt, self.leading_states(prompt))
-        logits = torch.empty(len(encodings), len(brings.label_bias), device=brings.label_bias.device)
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
         for start in range(0, len(order), self.batch_rows):
             batch = order[start : start + self.batch_rows]
-            logits[batch] = score_batch(batch, brings)
-        return logits
+            yield batch, score_batch(batch, brings)
 
     def accuracy(
         self, prompt: SoftPrompt, examples: Examples, score_batch: "ScoreBatch | None" = None
     ) -> tuple[float, float]:
         """Return the share of rows answered right, and the mean cross-entropy in nats; arguments as of `logits`."""
-        logits = self.logits(prompt, examples.encodings, score_batch)
-        targets = torch.tensor(examples.targets, device=logits.device)
-        loss = functional.cross_entropy(logits, targets)
-        return (logits.argmax(1) == targets).double().mean().item(), loss.item()
+        right, loss = 0, 0.0
+        # Batch by batch, since labels may be as many as the vocabulary has words.
+        for batch, logits in self._batches(prompt, examples.encodings, score_batch):
+            targets = torch.tensor([examples.targets[i] for i in batch], device=logits.device)
+            right += int((logits.argmax(1) == targets).sum())
+            loss += functional.cross_entropy(logits, targets, reduction="sum").item()
+        return right / len(examples.targets), loss / len(examples.targets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

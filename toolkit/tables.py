@@ -55,9 +55,10 @@ def print_import(run: "Run", out: Path) -> None:
     """Print how an imported run compares with where it came from."""
     imported = run.config.imported
     assert imported is not None, "it was imported"
+    labels = "a vocabulary" if run.config.open_answers else ", ".join(run.config.labels)
     Console().print(
-        f"{out}: {imported.peft_type} for {imported.task_type} on {run.config.model}, labels "
-        f"{', '.join(run.config.labels)}; largest difference of a logit from PEFT's over {imported.rows} rows "
+        f"{out}: {imported.peft_type} for {imported.task_type} on {run.config.model}, labels {labels}; "
+        f"largest difference of a logit from PEFT's over {imported.rows} rows "
         f"{imported.max_abs_diff:.1e}",
         markup=False,
         highlight=False,

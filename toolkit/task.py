@@ -11,7 +11,7 @@ from ptexport.runtime.manifest import Read
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.classifier import PromptClassifier
-from ptexport.toolkit.encoder import PrefixEncoder, PromptEncoder, SoftPrompt
+from ptexport.toolkit.encoder import OwnRows, PrefixEncoder, PromptEncoder, SoftPrompt
 from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.methods import EncoderKind, Head, Method
 from ptexport.toolkit.scoring import Scorer
@@ -70,6 +70,22 @@ class TableRows:
         """Label rows and biases, float [c, h] and [c]."""
         rows, bias = self.backbone.label_rows(self.word_ids)
         return rows.to(self.table.weight.device), bias.to(self.table.weight.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedRows:
+    """The same of a backbone that is frozen, read once: labels may be as many as its vocabulary has words."""
+
+    mask_row: Tensor
+    label_rows: tuple[Tensor, Tensor]
+
+    def mask(self) -> Tensor:
+        """The mask slot's row, float [1 or 0, e]."""
+        return self.mask_row
+
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Label rows and biases, float [c, h] and [c]."""
+        return self.label_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +160,14 @@ class Task:
         """Make what is trained, on the classifier's device; of a hand-written template it is what is fixed."""
         linear = self.choice.head == "linear"
         width = self.backbone.model.config.hidden_size
-        own = TableRows(
+        own: OwnRows = TableRows(
             backbone=self.backbone,
             table=self.classifier.table,
             mask_id=self._mask_id() if self.classifier.read == "mask" else None,
             word_ids=[] if linear else self._word_ids(template),
         )
+        if self.choice.method.tuned == "nothing":
+            own = FixedRows(mask_row=own.mask(), label_rows=own.labels())
         prefixed = self.choice.method.virtual_token == "states"
         prompt = SoftPrompt(
             encoder=None if prefixed or template.n_prompt == 0 else self._encoder(template),

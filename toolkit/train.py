@@ -183,8 +183,11 @@ def _measure(
     found_words: list[str] | None,
 ) -> Metrics:
     config, scorer, prompt = plan.config, plan.scorer, training.prompt
-    logits, targets = scorer.logits(prompt, plan.dev.encodings).cpu(), torch.tensor(plan.dev.targets)
-    temperature = fit_temperature(logits, targets) if config.calibrate else 1.0
+    temperature, abstain_below = 1.0, None
+    if config.calibrate or config.abstain is not None:
+        logits, targets = scorer.logits(prompt, plan.dev.encodings).cpu(), torch.tensor(plan.dev.targets)
+        temperature = fit_temperature(logits, targets) if config.calibrate else 1.0
+        abstain_below = None if config.abstain is None else fit_threshold(logits / temperature, targets, config.abstain)
     return Metrics(
         method=config.method,
         model=config.model,
@@ -197,7 +200,7 @@ def _measure(
         dev_accuracy=training.at.best_accuracy,
         test_accuracy=scorer.accuracy(prompt, plan.test)[0],
         temperature=temperature,
-        abstain_below=None if config.abstain is None else fit_threshold(logits / temperature, targets, config.abstain),
+        abstain_below=abstain_below,
         log_prior=None if prompt.log_prior is None else prompt.log_prior.tolist(),
         found_words=found_words,
         manual_accuracy=manual_accuracy,

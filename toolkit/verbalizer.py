@@ -6,11 +6,14 @@ the score of a word. Several words per label are averaged as rows of the head, s
 
 import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptexport.runtime.errors import VerbalizerError
 from ptexport.toolkit.words import WordTokenizer
+
+OPEN = "vocab"
+"""What stands for labels where every word of the vocabulary is one, as in LAMA (Petroni et al. 2019)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,12 +21,14 @@ class Verbalizer:
     """Labels in the order of the logits.
 
     Attributes:
-        labels: names, at least two, all different.
+        labels: names, at least two, all different; none yet where they are open and no vocabulary is known.
         words: words per label, each a single token; None: a linear head, which has no words.
+        open: whether every word of the vocabulary is a label, of its own name.
     """
 
     labels: tuple[str, ...]
     words: tuple[tuple[str, ...], ...] | None
+    open: bool = False
 
     @classmethod
     def parse(cls, spec: str, *, linear: bool) -> "Verbalizer":
@@ -31,12 +36,16 @@ class Verbalizer:
 
         Args:
             spec: `name=word|word,name=word`, or the path of a file with one `name=word|word` a line. For a linear
-                head names alone.
+                head names alone. `vocab`: every word that is one token; see `filled`.
             linear: whether the head is linear.
 
         Raises:
             VerbalizerError: fewer than two labels, one named twice, one without words (or, on a linear head, with).
         """
+        if spec == OPEN:
+            if linear:
+                raise VerbalizerError(f"labels {OPEN}: are words, and a linear head reads none; use --head words")
+            return cls(labels=(), words=(), open=True)
         try:
             # os.path.isfile, since Path's refuses a long line of labels as a name
             file = Path(spec).read_text(encoding="utf-8-sig") if os.path.isfile(spec) else None  # noqa: PTH113
@@ -57,6 +66,18 @@ class Verbalizer:
             if not linear and not has:
                 raise VerbalizerError(f"{where}: {label!r} has no word; write {label}=WORD, or use --head linear")
         return cls(labels=labels, words=None if linear else words)
+
+    def filled(self, tokenizer: WordTokenizer, *, spaced: bool) -> "Verbalizer":
+        """Put in the vocabulary's words where labels are open: every word that is one token and no other name's.
+
+        Args:
+            tokenizer: the backbone's.
+            spaced: as for `word_ids`.
+        """
+        if not self.open:
+            return self
+        labels = tuple(tokenizer.single_words(spaced=spaced))
+        return replace(self, labels=labels, words=tuple((label,) for label in labels))
 
     def word_ids(self, tokenizer: WordTokenizer, *, spaced: bool, unknown: str | None) -> list[list[int]]:
         """Look up each label's words in the vocabulary.

@@ -26,6 +26,14 @@ class WordTokenizer:
         """Tokenise words by themselves, with the space before them where it belongs to their first token."""
         return self._ids(f" {words}" if spaced and self.space_matters else words)
 
+    def single_words(self, *, spaced: bool) -> list[str]:
+        """Find the words that are one token each, in the order of their ids; special tokens are no words."""
+        ids = sorted(self.tokenizer.get_vocab().values())
+        words = [word.strip() for word in self.tokenizer.decode_batch([[id_] for id_ in ids])]
+        space = " " if spaced and self.space_matters else ""
+        again = self.tokenizer.encode_batch([space + word for word in words], add_special_tokens=False)
+        return [word for id_, word, got in zip(ids, words, again, strict=True) if word and got.ids == [id_]]
+
     def name(self, id_: int) -> str:
         """A token's name in the vocabulary."""
         name = self.tokenizer.id_to_token(id_)

@@ -52,7 +52,7 @@ def test_texts_come_out_as_they_went_in(texts: list[str]) -> None:
     assert texts_of_predict(predict, ONE) == texts
     n = len(texts)
     flat = [tensor(texts, [n]), tensor(texts, [n, 1]), tensor([[text] for text in texts], [n, 1])]
-    assert [texts_of_infer(infer(column), ONE) for column in flat] == [texts] * 3
+    assert [texts_of_infer(infer(column), manifest(*ONE)) for column in flat] == [texts] * 3
 
 
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=20))
@@ -61,7 +61,7 @@ def test_pairs_come_out_as_they_went_in(pairs: list[tuple[str, str]]) -> None:
     assert texts_of_predict(predict, TWO) == pairs
     n = len(pairs)
     second, first = tensor([b for _, b in pairs], [n], "text_b"), tensor([a for a, _ in pairs], [n])
-    assert texts_of_infer(infer(second, first), TWO) == pairs
+    assert texts_of_infer(infer(second, first), manifest(*TWO)) == pairs
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_texts_that_do_not_fit_the_template(texts: list[Any], fields: list[str],
 )
 def test_tensors_that_do_not_fit_the_model(inputs: list[Any], fields: list[str], message: str) -> None:
     with pytest.raises(RequestError, match="^" + re.escape(message)):
-        texts_of_infer(infer(*inputs), fields)
+        texts_of_infer(infer(*inputs), manifest(*fields))
 
 
 @pytest.mark.parametrize("outputs", [["logits"], ["label", "label"]])
 def test_outputs_are_known_and_asked_for_once(outputs: list[str]) -> None:
     request = infer(tensor(["a"], [1]), outputs=[{"name": name} for name in outputs])
     with pytest.raises(RequestError, match=r"^outputs: got an unknown or repeated name, need some of \['label', 'prob"):
-        texts_of_infer(request, ONE)
+        texts_of_infer(request, manifest(*ONE))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_messages_never_repeat_what_the_caller_wrote(body: bytes) -> None:
 )
 def test_messages_about_tensors_never_repeat_them(request_: InferRequest) -> None:
     with pytest.raises(RequestError) as caught:
-        texts_of_infer(request_, ONE)
+        texts_of_infer(request_, manifest(*ONE))
     assert "private" not in str(caught.value)
 
 
