@@ -133,7 +133,7 @@ class Oracle:
         compiled = run.config.compile(run.tokenizer_json)
         self._encoder = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields)
         self._words = WordTokenizer(run.tokenizer_json)
-        self._word_ids = self._find_words()
+        self._word_ids = [] if run.config.label_words is None else self._find_words()
 
     @torch.no_grad()
     def logits(self, text: Text) -> NDArray[np.float32]:

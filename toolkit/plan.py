@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
-from ptexport.runtime.rows import Row, check_label
+from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.audit import count_truncated, oddities
 from ptexport.toolkit.backbone import Backbone, load_backbone
@@ -148,9 +148,7 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     verbalizer = verbalizer.filled(WordTokenizer(backbone.tokenizer_json), spaced=template.answer_spaced)
     labels = verbalizer.labels
     if verbalizer.open:
-        known = dict.fromkeys(labels)
-        for row in (*data.train, *data.dev, *data.test):
-            check_label(row, known, "leave out rows whose answer is not one token")
+        _check_single(data, labels)
     task = Task.prepare(config, choice, verbalizer, backbone, device)
     examples = _choose_examples(data.train, verbalizer, config.shots, seed)
     n_prefix = template.n_prompt if choice.method.virtual_token == "states" else 0
@@ -184,6 +182,21 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
         test=test,
         manual=manual,
     )
+
+
+def _check_single(data: Data, labels: Sequence[str]) -> None:
+    """Check that every label is a word of the vocabulary.
+
+    Raises:
+        DataError: some are not (says how many, and where the first is).
+    """
+    known, rows = set(labels), (*data.train, *data.dev, *data.test)
+    several = [row for row in rows if row.label not in known]
+    if several:
+        raise DataError(
+            f"{several[0].where}: label {several[0].label!r} is not one token here, nor are those of "
+            f"{len(several) - 1} more of {len(rows)} rows; leave them out"
+        )
 
 
 def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:

