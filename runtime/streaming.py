@@ -40,7 +40,10 @@ def predict_rows(
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
         for row in chunk:
             check_texts(row, engine.manifest.fields)
-        answers = engine.predict([row.texts for row in chunk], top_k=top_k)
+        if "choice" in engine.manifest.fields:
+            answers = engine.choose([(row.text, row.choices or ()) for row in chunk], top_k=top_k)
+        else:
+            answers = engine.predict([row.texts for row in chunk], top_k=top_k)
         for row, prediction in zip(chunk, answers, strict=True):
             if strict and prediction.truncated:
                 raise _too_long(row, engine)
@@ -67,8 +70,8 @@ def json_line(row: Row, prediction: Prediction) -> bytes:
 
 def _texts(row: Row) -> bytes:
     """How a row's line begins."""
-    texts = {"text": row.text} if row.text_b is None else {"text": row.text, "text_b": row.text_b}
-    return msgspec.json.encode(texts)[:-1] + b","
+    columns = {"text": row.text, "text_b": row.text_b, "choices": row.choices}
+    return msgspec.json.encode({name: value for name, value in columns.items() if value is not None})[:-1] + b","
 
 
 def label_file(
