@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,11 +211,11 @@ class _Lines:
             self.done, _ = self.skip(file, itertools.chain(first, rows), path)
         if next(rows, None) is not None or self.done < len(first):
             raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
-        all_labels = predict_rows(self._engine, first, top_k=len(self._engine.labels))
+        all_labels = predict_rows(self._engine, first, top_k=sys.maxsize)
         for line, (_, prediction) in zip(lines, all_labels, strict=True):
             got, mine = _probabilities(line), prediction.probabilities
             wanted = self._top_k or (OPEN_TOP_K if self._engine.manifest.labels is None else len(mine))
-            if len(got) != wanted or any(abs(got[label] - mine.get(label, -1)) > _SAME for label in got):
+            if len(got) != min(wanted, len(mine)) or any(abs(got[label] - mine.get(label, -1)) > _SAME for label in got):
                 raise OutputError(
                     f"{path}: holds answers of another bundle or --top-k; choose another name, or use --force"
                 )

@@ -173,10 +173,8 @@ def test_every_method_counts_whole_rows(method: str, llama: Path, choices_file: 
 
 def test_accuracy_is_that_of_rows_not_of_pairs() -> None:
     examples = Examples(encodings=[], targets=[0, 1, 1, 1, 0], n_labels=2, n_choices=[2, 3])
-    logits = torch.tensor([[1.0, 3.0], [0.0, 3.0], [2.0, 1.0], [0.0, 9.0], [1.5, 1.0]])
-    assert examples.right(logits).tolist() == [True, False]
-    pairs = dataclasses.replace(examples, n_choices=[])
-    assert pairs.right(logits).tolist() == [False, True, False, True, True]
+    scores = torch.tensor([-2.0, -3.0, 1.0, -9.0, 0.5])  # as pairs: wrong, right, wrong, right, right
+    assert examples.right_choices(scores).tolist() == [True, False]
 
 
 def test_candidates_stay_in_one_part(tmp_path: Path) -> None:
