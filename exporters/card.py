@@ -24,7 +24,7 @@ and `tokenizers`, no PyTorch.
 ```python
 from ptexport.runtime import Engine
 
-print(Engine.open("{name}").predict([{example}]))
+print(Engine.open("{name}").{example})
 ```
 """
 
@@ -41,6 +41,14 @@ _METHODS = {
     "manual": "a hand-written template, nothing trained",
     "search": "{n} words that were searched for",
 }
+
+
+_EXAMPLES = {
+    "text": 'predict(["…"])',
+    "text_b": 'predict([("…", "…")])',
+    "choice": 'choose([("…", ["…", "…"])])',
+}
+"""How to ask, by a row's last text."""
 
 
 def model_card(manifest: Manifest, metrics: Metrics | None) -> str:
@@ -67,7 +75,7 @@ def model_card(manifest: Manifest, metrics: Metrics | None) -> str:
         precision=graph.precision,
         opset=graph.opset,
         ir_version=graph.ir_version,
-        example='"…"' if len(manifest.fields) == 1 else '("…", "…")',
+        example=_EXAMPLES[manifest.fields[-1]],
     )
 
 

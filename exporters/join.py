@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ptexport.exporters.traced import TraceKind
 from ptexport.runtime.errors import ExportError
 from ptexport.toolkit.run import Run
+from ptexport.toolkit.template import Template
 from ptexport.toolkit.tokenizer import CompiledTemplate, TemplateToken, TextSlot
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -53,6 +54,8 @@ class Joined:
                 raise ExportError(
                     f"task {name}: its labels are a vocabulary, too many to stand beside others; export it alone"
                 )
+            if "choice" in Template.parse(run.config.template).fields:
+                raise ExportError(f"task {name}: is a multiple choice, need labels of its own; export it alone")
             if run.config.tuned is not None:
                 raise ExportError(f"task {name}: its backbone was trained with it, need a frozen one; export it alone")
         for name, run in others:

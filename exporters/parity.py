@@ -21,6 +21,7 @@ from ptexport.runtime.manifest import Comparison, Parity
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import Text, TextEncoder
 from ptexport.toolkit.backbone import Backbone
+from ptexport.toolkit.data import pairs
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.verbalizer import Verbalizer
@@ -75,7 +76,8 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
 def texts_to_check(run: Run, rows: Sequence[Row]) -> list[Text]:
     """Add to rows what is always checked."""
     always = _ALWAYS if run.config.compile(run.tokenizer_json).n_fixed else _ALWAYS[1:]  # nothing cannot be read
-    return [row.texts for row in rows] + [text if len(_fields(run)) == 1 else (text, text) for text in always]
+    read = [row.texts for row in pairs(rows, run.config.labels)]
+    return read + [text if len(_fields(run)) == 1 else (text, text) for text in always]
 
 
 def expected_logits(run: Run, backbone: Backbone, texts: Sequence[Text], report: Report) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.rows import check_choices
 from ptexport.runtime.tokens import Text, TextEncoder
 
 MAX_BATCH_ROWS = 32
@@ -93,8 +94,7 @@ class Engine:
         Raises:
             DataError: a text is not a string, or not one or two as the template needs.
         """
-        if top_k is not None and top_k < 1:
-            raise DataError(f"top_k: got {top_k}, need at least 1; leave it out for all labels")
+        _check_top_k(top_k)
         if top_k is None and self.manifest.labels is None:
             top_k = OPEN_TOP_K
         encodings = self._encode(texts)
@@ -104,6 +104,42 @@ class Engine:
             made = predictions(logits, self.labels, self.manifest.abstain_below, truncated, top_k=top_k)
             answers.update(zip(rows, made, strict=True))
         return [answers[row] for row in range(len(encodings))]
+
+    def choose(self, rows: Sequence[tuple[str, Sequence[str]]], *, top_k: int | None = None) -> list[Prediction]:
+        """Choose one of each text's candidates, where the template has {choice}; `predict` answers pairs one by one.
+
+        A candidate's score is the logit of the first label, that of the right one, less that of the second.
+
+        Args:
+            rows: texts, each with its candidates: two or more different strings.
+            top_k: as `predict` takes it, of the candidates.
+
+        Returns:
+            One prediction per text, in order: the candidate with the highest score as its label, and the softmax of
+            the scores over its candidates as probabilities.
+
+        Raises:
+            DataError: a row is not as described, or the template has no {choice}.
+        """
+        _check_top_k(top_k)
+        if "choice" not in self.manifest.fields:
+            raise DataError("choose: the bundle's template has no {choice}; use predict")
+        for number, row in enumerate(rows):
+            if not isinstance(row, list | tuple) or len(row) != 2 or not isinstance(row[0], str):
+                raise DataError(f"text {number}: need a text and its choices; write choose([(text, [choice, choice])])")
+        given = [check_choices(choices, f"text {number}") for number, (_, choices) in enumerate(rows)]
+        pairs = [(text, choice) for (text, _), choices in zip(rows, given, strict=True) for choice in choices]
+        encodings = self._encode(pairs)
+        scores = np.empty(len(encodings), dtype=np.float32)
+        for numbers, logits in self._scored(encodings):
+            scores[numbers] = logits[:, 0] - logits[:, 1]
+        answers: list[Prediction] = []
+        end = 0
+        for choices in given:
+            start, end = end, end + len(choices)
+            truncated = any(encoding.overflowing for encoding in encodings[start:end])
+            answers += predictions(scores[None, start:end], choices, None, [truncated], top_k=top_k)
+        return answers
 
     def logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Score texts, as `predict` does; float32 [texts, labels] before the softmax."""
@@ -121,6 +157,11 @@ class Engine:
     def _scored(self, encodings: Sequence[Encoding]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         for rows in batches([len(encoding) for encoding in encodings]):
             yield rows, self._graph.run(self._encoder.pad([encodings[row] for row in rows]))
+
+
+def _check_top_k(top_k: int | None) -> None:
+    if top_k is not None and top_k < 1:
+        raise DataError(f"top_k: got {top_k}, need at least 1; leave it out for all labels")
 
 
 def predictions(

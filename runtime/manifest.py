@@ -19,6 +19,9 @@ Read = Literal["last", "mask", "first", "mean", "pooled"]
 """The state that becomes logits: the last real token's, the mask slot's, the first token's, the mean of all, or the
 first token's after the backbone's own pooler."""
 
+Field = Literal["text", "text_b", "choice"]
+"""A text that a row brings; "choice" is each of its candidates in turn."""
+
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One file of the bundle."""
@@ -161,7 +164,7 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
     backbone: BackboneEntry
     template: str
-    fields: list[Literal["text", "text_b"]]
+    fields: list[Field]
     labels: list[str] | None
     label_words: dict[str, list[str]] | None
     max_length: int
@@ -193,7 +196,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: str
     method: str
     template: str
-    fields: list[Literal["text", "text_b"]]
+    fields: list[Field]
     labels: list[str]
     label_words: dict[str, list[str]] | None
     max_length: int

@@ -16,23 +16,25 @@ _MOST_NAMED = 30  # labels in a message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One text, or pair of texts, and its label where it has one.
+    """One text, or pair of texts, or text with candidates for its second; and its label where it has one.
 
     Attributes:
         where: the file and line it came from, for messages.
         text: the text; may be empty.
         text_b: the second text of a pair.
-        label: the label's name.
+        choices: the candidates of a multiple choice.
+        label: the label's name; of a multiple choice, the right candidate.
     """
 
     where: str
     text: str
     text_b: str | None = None
+    choices: tuple[str, ...] | None = None
     label: str | None = None
 
     @property
     def texts(self) -> str | tuple[str, str]:
-        """The text, or both of a pair."""
+        """The text, or both of a pair; of a multiple choice the text alone."""
         return self.text if self.text_b is None else (self.text, self.text_b)
 
 
@@ -41,14 +43,33 @@ def check_texts(row: Row, fields: Sequence[str]) -> None:
 
     Args:
         row: any.
-        fields: `["text"]` or `["text", "text_b"]`.
+        fields: `["text"]`, `["text", "text_b"]` or `["text", "choice"]`.
 
     Raises:
         DataError: it has one too many or one too few (says which line).
     """
-    if ("text_b" in fields) != (row.text_b is not None):
-        got, need = ("a", "takes none") if row.text_b is not None else ("no", "takes one")
-        raise DataError(f"{row.where}: has {got} 'text_b', the template {need}; change the template or the row")
+    for field, value, name in (("text_b", row.text_b, "'text_b'"), ("choice", row.choices, "list 'choices'")):
+        if (field in fields) != (value is not None):
+            got, need = ("a", "takes none") if value is not None else ("no", "takes one")
+            raise DataError(f"{row.where}: has {got} {name}, the template {need}; change the template or the row")
+
+
+def check_choices(choices: object, where: str) -> tuple[str, ...]:
+    """Check the candidates of a multiple choice, and return them.
+
+    Raises:
+        DataError: they are no list of two or more strings, one is empty, or two are the same.
+    """
+    if not isinstance(choices, list | tuple) or not all(isinstance(choice, str) for choice in choices):
+        got = repr(choices)[:40]
+        raise DataError(f"{where}: 'choices' is {got}, need a list of strings; CSV has no lists, so write JSON lines")
+    if len(choices) < 2:
+        raise DataError(f"{where}: has {len(choices)} of 'choices', needs at least 2; add some, or leave the row out")
+    bare = [choice.strip() for choice in choices]
+    if "" in bare or len(set(bare)) < len(bare):
+        fault = "is empty" if "" in bare else "stands there twice"
+        raise DataError(f"{where}: one of 'choices' {fault}, need different texts; mend the row")
+    return tuple(choices)
 
 
 def check_label(row: Row, labels: Collection[str], advice: str) -> str:
@@ -82,8 +103,8 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Args:
         path: a `.csv` with a header and commas, or a file of JSON objects, one a line (`.jsonl`, `.ndjson`, `.json` or
-            no such ending). Columns: `text`, optional `text_b` and `label`; others are ignored. UTF-8, with or
-            without a byte order mark.
+            no such ending). Columns: `text`, optional `text_b` or `choices`, and `label`; others are ignored. UTF-8,
+            with or without a byte order mark.
 
     Raises:
         DataError: the file cannot be read, holds no row, or a row is not as described (says which line).
@@ -165,7 +186,8 @@ def row_of(record: dict[str, Any], where: str) -> Row:
     """Make a row from one record's columns.
 
     Raises:
-        DataError: `text` is missing, or a column is not a string (a label may also be a number or true or false).
+        DataError: `text` is missing, or a column is not a string (a label may also be a number or true or false); or
+            `choices` are not as `check_choices` wants them, or the label is neither one of them nor its number.
     """
     if "text" not in record:
         raise DataError(f"{where}: no column 'text', got {sorted(record)}; rename the column that holds the text")
@@ -173,13 +195,31 @@ def row_of(record: dict[str, Any], where: str) -> Row:
         value = record.get(column)
         if not isinstance(value, str | None) or record["text"] is None:
             raise DataError(f"{where}: '{column}' is {json.dumps(value)[:40]}, need a string")
-        try:
-            (value or "").encode()
-        except UnicodeEncodeError as e:
-            raise DataError(f"{where}: '{column}' holds half of a surrogate pair, need Unicode; mend the text") from e
-    label = record.get("label")
-    if not isinstance(label, str | int | float | None):
+        _check_unicode(value or "", column, where)
+    label, choices = record.get("label"), record.get("choices")
+    if choices is not None:
+        choices = check_choices(choices, where)
+        _check_unicode("".join(choices), "choices", where)
+        label = _chosen(label, choices, where)
+    elif not isinstance(label, str | int | float | None):
         raise DataError(f"{where}: 'label' is {json.dumps(label)[:40]}, need a name")
-    if label is not None and not isinstance(label, str):
+    elif label is not None and not isinstance(label, str):
         label = json.dumps(label)
-    return Row(where=where, text=record["text"], text_b=record.get("text_b"), label=label)
+    return Row(where=where, text=record["text"], text_b=record.get("text_b"), choices=choices, label=label)
+
+
+def _check_unicode(text: str, column: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: '{column}' holds half of a surrogate pair, need Unicode; mend the text") from e
+
+
+def _chosen(label: object, choices: Sequence[str], where: str) -> str | None:
+    """Find the right candidate by its text, or by its number from 0."""
+    if label is None or label in choices:
+        return None if label is None else str(label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(choices):
+        return choices[label]
+    got = json.dumps(label)[:40]
+    raise DataError(f"{where}: label {got} is none of its {len(choices)} choices; give its text, or its number from 0")

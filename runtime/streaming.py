@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,10 @@ def predict_rows(
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
         for row in chunk:
             check_texts(row, engine.manifest.fields)
-        answers = engine.predict([row.texts for row in chunk], top_k=top_k)
+        if "choice" in engine.manifest.fields:
+            answers = engine.choose([(row.text, row.choices or ()) for row in chunk], top_k=top_k)
+        else:
+            answers = engine.predict([row.texts for row in chunk], top_k=top_k)
         for row, prediction in zip(chunk, answers, strict=True):
             if strict and prediction.truncated:
                 raise _too_long(row, engine)
@@ -67,8 +71,8 @@ def json_line(row: Row, prediction: Prediction) -> bytes:
 
 def _texts(row: Row) -> bytes:
     """How a row's line begins."""
-    texts = {"text": row.text} if row.text_b is None else {"text": row.text, "text_b": row.text_b}
-    return msgspec.json.encode(texts)[:-1] + b","
+    columns = {"text": row.text, "text_b": row.text_b, "choices": row.choices}
+    return msgspec.json.encode({name: value for name, value in columns.items() if value is not None})[:-1] + b","
 
 
 def label_file(
@@ -207,10 +211,10 @@ class _Lines:
             self.done, _ = self.skip(file, itertools.chain(first, rows), path)
         if next(rows, None) is not None or self.done < len(first):
             raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
-        all_labels = predict_rows(self._engine, first, top_k=len(self._engine.labels))
+        all_labels = predict_rows(self._engine, first, top_k=sys.maxsize)
         for line, (_, prediction) in zip(lines, all_labels, strict=True):
             got, mine = _probabilities(line), prediction.probabilities
-            wanted = self._top_k or (OPEN_TOP_K if self._engine.manifest.labels is None else len(mine))
+            wanted = min(len(mine), self._top_k or (OPEN_TOP_K if self._engine.manifest.labels is None else len(mine)))
             if len(got) != wanted or any(abs(got[label] - mine.get(label, -1)) > _SAME for label in got):
                 raise OutputError(
                     f"{path}: holds answers of another bundle or --top-k; choose another name, or use --force"

@@ -60,7 +60,7 @@ def count_truncated(encodings: Sequence[Encoding]) -> int:
 
 def choose_check_rows(rows: Sequence[Row]) -> list[Row]:
     """Choose at most `MAX_CHECK_ROWS` rows for parity: the longest, then empty, then non-Latin, then others."""
-    longest = max(rows, key=lambda row: len(row.text) + len(row.text_b or ""))
+    longest = max(rows, key=lambda row: len(row.text) + max(map(len, row.choices or [row.text_b or ""])))
 
     def rank(row: Row) -> int:
         if row is longest:

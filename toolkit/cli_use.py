@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,10 +49,13 @@ def predict(
     log_file: Path | None,
     force: bool,
 ) -> None:
-    """Label TEXTS, or the rows of a file; for a pair template, two TEXTS make one row."""
+    """Label TEXTS, or the rows of a file.
+
+    For a pair template two TEXTS make one row; for a multiple choice the first is the text, all others its choices.
+    """
     from ptexport.runtime import Engine
     from ptexport.runtime.bundle import holds_tasks
-    from ptexport.runtime.rows import Row, count_lines, read_rows
+    from ptexport.runtime.rows import count_lines, read_rows
     from ptexport.runtime.streaming import label_file
     from ptexport.toolkit.progress import reporting
 
@@ -70,18 +73,12 @@ def predict(
     if task is not None:
         raise click.UsageError("--task: the bundle has one task only; leave it out.")
     engine = Engine.open(bundle, threads=threads)
-    width = len(engine.manifest.fields)
-    if len(texts) % width:
-        raise click.UsageError(f"The template takes {width} texts a row; got {len(texts)}.")
-    typed = (
-        Row(where="TEXTS", text=t[0], text_b=t[1] if width == 2 else None)
-        for t in zip(*[iter(texts)] * width, strict=True)
-    )
-    given = typed if rows is None else read_rows(rows)
+    typed = _typed(texts, engine.manifest.fields) if texts else []
+    given = iter(typed) if rows is None else read_rows(rows)
     if output is None:
         _print_answers(engine, given, as_json=as_json or rows is not None, strict=strict, top_k=top_k)
         return
-    total = len(texts) // width if rows is None else count_lines(rows)
+    total = len(typed) if rows is None else count_lines(rows)
     with reporting(as_json=as_json, log_file=log_file) as report:
         try:
             counts = label_file(
@@ -104,6 +101,20 @@ def predict(
     else:
         unsure = f", {counts.unlabelled} of them too unsure for a label" if counts.unlabelled else ""
         click.echo(f"{output}: {counts.rows} rows labelled now{unsure}")
+
+
+def _typed(texts: tuple[str, ...], fields: Sequence[str]) -> list["Row"]:
+    from ptexport.runtime.rows import Row, check_choices
+
+    if "choice" in fields:
+        return [Row(where="TEXTS", text=texts[0], choices=check_choices(texts[1:], "TEXTS"))]
+    width = len(fields)
+    if len(texts) % width:
+        raise click.UsageError(f"The template takes {width} texts a row; got {len(texts)}.")
+    return [
+        Row(where="TEXTS", text=t[0], text_b=t[1] if width == 2 else None)
+        for t in zip(*[iter(texts)] * width, strict=True)
+    ]
 
 
 def _print_tasks(bundle: Path, texts: tuple[str, ...], task: str, *, threads: int | None, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,27 @@ class Data:
     train: list[Row]
     dev: list[Row]
     test: list[Row]
+
+    def pairs(self, labels: Sequence[str]) -> "Data":
+        """Make pairs of every part's multiple choices; see `pairs`."""
+        train, dev, test = (pairs(part, labels) for part in (self.train, self.dev, self.test))
+        return Data(train=train, dev=dev, test=test)
+
+
+def pairs(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
+    """Make of a multiple choice a pair per candidate, the first label for the right one and the second for others.
+
+    Rows without choices stay as they are.
+    """
+    made: list[Row] = []
+    for row in rows:
+        if row.choices is None:
+            made.append(row)
+        else:
+            made += [
+                replace(row, text_b=choice, choices=None, label=labels[choice != row.label]) for choice in row.choices
+            ]
+    return made
 
 
 def load_data(
@@ -48,12 +69,13 @@ def load_data(
             splits[name] = list(read_rows(Path(path)))
     for rows in splits.values():
         for row in rows:
-            if labels is not None:
-                check_label(row, labels, "add it to --labels, or mend the row")
             check_texts(row, fields)
+            if labels is not None:
+                check_label(row, row.choices or labels, "add it to --labels, or mend the row")
     dev_share, test_share = _CITIES if source == "cities" else _OWN_DATA
     shares = (0.0 if "dev" in splits else dev_share, 0.0 if "test" in splits else test_share)
-    train_rows, dev_rows, test_rows = _split(splits["train"], shares, seed, by_label=labels is not None)
+    by_label = labels is not None and "choice" not in fields  # choices have no label in common
+    train_rows, dev_rows, test_rows = _split(splits["train"], shares, seed, by_label=by_label)
     data = Data(train=train_rows, dev=splits.get("dev", dev_rows), test=splits.get("test", test_rows))
     for name, rows in (("train", data.train), ("dev", data.dev), ("test", data.test)):
         if not rows:
@@ -102,11 +124,14 @@ def _named(record: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
 
 
 def _split(rows: list[Row], shares: Fractions, seed: int, *, by_label: bool) -> list[list[Row]]:
-    """Split rows, if asked for so that every part has the labels in the same proportion; one text, one part."""
+    """Split rows, if asked for so that every part has the labels in the same proportion; one text, one part.
+
+    Multiple choices of one text and the same candidates, in any order, are one.
+    """
     random_ = random.Random(seed)
-    copies: dict[str | tuple[str, str], list[Row]] = {}
+    copies: dict[tuple[str | tuple[str, str], frozenset[str]], list[Row]] = {}
     for row in rows:
-        copies.setdefault(row.texts, []).append(row)
+        copies.setdefault((row.texts, frozenset(row.choices or ())), []).append(row)
     parts: list[list[Row]] = [[] for _ in range(len(shares) + 1)]
     for label in sorted({row.label or "" for row in rows}) if by_label else [None]:
         group = [same for same in copies.values() if label in (None, same[0].label)]

@@ -74,7 +74,7 @@ def _template_tokens(post_processor: dict[str, Any], fields: Sequence[str]) -> l
     return [
         [item["SpecialToken"]["id"], ids[item["SpecialToken"]["id"]]]
         if "SpecialToken" in item
-        else {"A": "text", "B": "text_b"}[item["Sequence"]["id"]]
+        else fields["AB".index(item["Sequence"]["id"])]
         for item in layout
     ]
 
@@ -94,6 +94,7 @@ def _nearest_in_bundle(path: Path, n_prompt: int, tokenizer_json: str) -> list[l
 
 def _run(path: Path) -> dict[str, Any]:
     from ptexport.toolkit.run import Run
+    from ptexport.toolkit.template import Template
     from ptexport.toolkit.tokenizer import TemplateToken
     from ptexport.toolkit.tuning import load_backbone_of
 
@@ -106,8 +107,9 @@ def _run(path: Path) -> dict[str, Any]:
         file.name: {"size_bytes": file.stat().st_size} for file in sorted(path.iterdir()) if file.is_file()
     }
     record["metrics"] = msgspec.to_builtins(run.metrics)
+    fields = Template.parse(run.config.template).fields
     record["template_tokens"] = [
-        [item.name, item.id] if isinstance(item, TemplateToken) else {"A": "text", "B": "text_b"}[item.sequence]
+        [item.name, item.id] if isinstance(item, TemplateToken) else fields["AB".index(item.sequence)]
         for item in run.config.compile(run.tokenizer_json).items
     ]
     try:

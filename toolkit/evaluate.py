@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.engine import OPEN_TOP_K, Engine
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.rows import Row, check_label
+from ptexport.runtime.rows import Row, check_label, check_texts
 from ptexport.runtime.streaming import CHUNK_ROWS, predict_rows
 
 N_BINS = 15
@@ -77,7 +77,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         bundle: its name.
         digest: of its manifest.
         n_rows: rows measured on.
-        labels: in the order of the logits; where answers are open, the `N_CONFUSED` that most rows have.
+        labels: in the order of the logits; where answers are open, the `N_CONFUSED` that most rows have; of multiple
+            choices, the numbers of the candidates in their rows, from 0.
         accuracy: share whose most probable label is right.
         top_k_accuracy: share whose label is among the `OPEN_TOP_K` most probable; None where answers are not open.
         coverage: share that is given a label at all.
@@ -187,45 +188,56 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
         report: told how many rows are done.
 
     Raises:
-        DataError: a label the bundle does not have (says which line).
+        DataError: a label the bundle does not have, or texts its template does not take (says which line).
     """
-    number_of = {label: number for number, label in enumerate(engine.labels)}
+    number_of = _numbered(engine.labels)
     labels, answers, probabilities, given, among_first = [], [], [], [], []
     timed: list[Row] = []
     stride = 1
+    most_choices = 0
     seconds = 0.0
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
-        labels += [number_of[check_label(row, number_of, _ADVICE)] for row in chunk]
+        for row in chunk:
+            check_texts(row, engine.manifest.fields)
+            numbers = number_of if row.choices is None else _numbered(row.choices)
+            labels.append(numbers[check_label(row, numbers, _ADVICE)])
+            most_choices = max(most_choices, len(row.choices or ()))
         # Every `stride`-th row; twice as far apart whenever there are too many.
         timed += [row for number, row in enumerate(chunk, len(labels) - len(chunk)) if number % stride == 0]
         while len(timed) > N_TIMED:
             timed, stride = timed[::2], 2 * stride
         started = time.perf_counter()
         for row, prediction in predict_rows(engine, chunk):
-            answers.append(number_of[prediction.surest])
+            numbers = number_of if row.choices is None else _numbered(row.choices)
+            answers.append(numbers[prediction.surest])
             among_first.append(row.label in prediction.probabilities)
             probabilities.append(prediction.probabilities[prediction.surest])
             given.append(prediction.label is not None)
         seconds += time.perf_counter() - started
         report(len(labels))
+    names = [str(number) for number in range(most_choices)] or engine.labels
     wanted, got, answered = np.array(labels), np.array(answers), np.array(given)
     is_open = engine.manifest.labels is None
-    most = np.argsort(-np.bincount(wanted, minlength=len(number_of)), kind="stable")
-    shown = most[:N_CONFUSED] if is_open else np.arange(len(number_of))
+    most = np.argsort(-np.bincount(wanted, minlength=len(names)), kind="stable")
+    shown = most[:N_CONFUSED] if is_open else np.arange(len(names))
     evaluation = Evaluation(
         bundle=engine.manifest.name,
         digest=engine.manifest.digest,
         n_rows=len(labels),
-        labels=[engine.labels[number] for number in shown],
+        labels=[names[number] for number in shown],
         top_k_accuracy=float(np.mean(among_first)) if is_open else None,
         coverage=float(answered.mean()),
         answered_accuracy=float((wanted == got)[answered].mean()) if answered.any() else 0.0,
         latency=_latency(engine, timed, len(labels) / seconds),
-        worst=_worst(wanted, got, np.array(probabilities), engine.labels),
-        **_figures(wanted, got, np.array(probabilities), len(number_of), shown),
+        worst=_worst(wanted, got, np.array(probabilities), names),
+        **_figures(wanted, got, np.array(probabilities), len(names), shown),
     )
     return Result(evaluation=evaluation, wanted=wanted, got=got)
+
+
+def _numbered(names: Sequence[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}
 
 
 def contrast(first: Result, second: Result) -> Contrast:

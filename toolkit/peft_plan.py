@@ -65,6 +65,8 @@ def parse_template(config: ImportConfig, adapter: Adapter) -> Template:
     template = Template.parse(config.template or "{text}")
     if template.n_prompt or template.has("mask"):
         raise AdapterError(f"template {config.template!r}: PEFT puts virtual tokens in front; leave out [P] and [MASK]")
+    if "choice" in template.fields:
+        raise AdapterError(f"template {config.template!r}: takes choices, which PEFT's models do not; use {{text_b}}")
     return template
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from ptexport.runtime.errors import DataError, TemplateError, TrainError
+from ptexport.runtime.errors import DataError, TemplateError, TrainError, VerbalizerError
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.audit import count_truncated, oddities
@@ -134,6 +134,8 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     config, choice = settle(config)
     template, manual = check_templates(config, choice)
     verbalizer = Verbalizer.parse(config.labels, linear=choice.head == "linear")
+    if "choice" in template.fields:
+        _check_multiple_choice(config, verbalizer)
     device = find_device(config.device)
     if config.settings.autocast == "bf16" and not has_bf16(device):
         progress.warning(f"autocast bf16: {device.type} here may not compute in bf16, and then fp32 is quicker")
@@ -150,14 +152,15 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     if verbalizer.open:
         _check_single(data, labels)
     task = Task.prepare(config, choice, verbalizer, backbone, device)
-    examples = _choose_examples(data.train, verbalizer, config.shots, seed)
+    pairs = data.pairs(labels)
+    examples = _choose_examples(pairs.train, verbalizer, config.shots, seed)
     n_prefix = template.n_prompt if choice.method.virtual_token == "states" else 0
     compiled = task.compile(template.with_examples(examples), n_prefix=n_prefix)
     scorer = task.scorer(compiled)
     whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
     learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, labels)
     dev, test = (Examples.encode(part, scorer.encoder, labels) for part in (data.dev, data.test))
-    rows = [*data.train, *data.dev, *data.test]
+    rows = [*pairs.train, *pairs.dev, *pairs.test]
     encodings = [*learn.encodings, *dev.encodings, *test.encodings]
     if config.strict and count_truncated(encodings):
         first = next(row for row, encoding in zip(rows, encodings, strict=True) if encoding.overflowing)
@@ -167,7 +170,7 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
         )
     if (config.calibrate or config.abstain is not None) and len(data.dev) < FEW_DEV_ROWS:
         progress.warning(f"{len(data.dev)} dev rows say little of how sure answers may be; give more with --dev")
-    for sentence in oddities(data, declared or (), template, task.backbone.tokenizer_json, encodings):
+    for sentence in oddities(pairs, declared or (), template, task.backbone.tokenizer_json, encodings):
         progress.warning(sentence)
     return Plan(
         config=config,
@@ -236,6 +239,27 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
     lr, backbone_lr = choose_rates(name, method, encoder, head, lr=settings.lr, backbone_lr=settings.backbone_lr)
     settings = msgspec.structs.replace(settings, lr=lr, backbone_lr=backbone_lr)
     return dataclasses.replace(config, settings=settings), Choice(method=method, encoder=encoder, head=head)
+
+
+def _check_multiple_choice(config: TrainConfig, verbalizer: Verbalizer) -> None:
+    """Refuse what a multiple choice has no use for.
+
+    Raises:
+        VerbalizerError: there are other than two labels.
+        TrainError: an option is about the probabilities of labels.
+    """
+    if len(verbalizer.labels) != 2:
+        raise VerbalizerError(
+            f"labels {config.labels!r}: got {len(verbalizer.labels)}, need 2 for {{choice}}; "
+            "give one for the right choice and then one for the others"
+        )
+    for option, given in (
+        ("calibrate", config.calibrate),
+        ("abstain", config.abstain is not None),
+        ("prior-correction", config.prior_correction),
+    ):
+        if given:
+            raise TrainError(f"{option}: is about labels, and {{choice}} answers with one of the choices; leave it out")
 
 
 def _choose_examples(rows: Sequence[Row], verbalizer: Verbalizer, count: int, seed: int) -> list[Example]:

@@ -33,7 +33,8 @@ def hash_data(data: Data) -> str:
     """Hash texts and labels in order, part by part, wherever they came from."""
     digest = hashlib.sha256()
     for part in (data.train, data.dev, data.test):
-        digest.update(msgspec.json.encode([[row.text, row.text_b, row.label] for row in part]))
+        rows = [[row.text, row.choices if row.text_b is None else row.text_b, row.label] for row in part]
+        digest.update(msgspec.json.encode(rows))
     return digest.hexdigest()
 
 

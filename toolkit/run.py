@@ -342,6 +342,6 @@ def _pretty(value: msgspec.Struct | None) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def _record(row: Row) -> dict[str, str]:
-    columns = {"text": row.text, "text_b": row.text_b, "label": row.label}
+def _record(row: Row) -> dict[str, object]:
+    columns = {"text": row.text, "text_b": row.text_b, "choices": row.choices, "label": row.label}
     return {name: value for name, value in columns.items() if value is not None}

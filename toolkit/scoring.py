@@ -11,6 +11,7 @@ from torch.nn import functional
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.classifier import PromptClassifier
+from ptexport.toolkit.data import pairs
 from ptexport.toolkit.encoder import SoftPrompt
 
 
@@ -22,22 +23,40 @@ class Examples:
         encodings: ids and masks, template included.
         targets: index of each row's label.
         n_labels: how many labels there are.
+        n_choices: of multiple choices, how many of the encodings are each row's candidates; otherwise empty.
     """
 
     encodings: list[Encoding]
     targets: list[int]
     n_labels: int
+    n_choices: list[int]
 
     @classmethod
     def encode(cls, rows: Sequence[Row], encoder: TextEncoder, labels: Sequence[str]) -> "Examples":
-        """Encode rows.
+        """Encode rows, each candidate of a multiple choice as a pair.
 
         Raises:
             DataError: a text that cannot be encoded.
         """
         index = {label: i for i, label in enumerate(labels)}
-        targets = [index[row.label or ""] for row in rows]
-        return cls(encodings=encoder.encode([row.texts for row in rows]), targets=targets, n_labels=len(labels))
+        one_by_one = pairs(rows, labels)
+        return cls(
+            encodings=encoder.encode([row.texts for row in one_by_one]),
+            targets=[index[row.label or ""] for row in one_by_one],
+            n_labels=len(labels),
+            n_choices=[len(row.choices) for row in rows if row.choices is not None],
+        )
+
+    def right_choices(self, scores: Tensor) -> Tensor:
+        """Say of multiple choices whether the highest of a row's scores is the right one's, bool [rows].
+
+        Args:
+            scores: of each candidate, float [encodings].
+        """
+        parts = zip(
+            torch.split(scores, self.n_choices), torch.split(torch.tensor(self.targets), self.n_choices), strict=True
+        )
+        return torch.stack([targets[row.argmax()] == 0 for row, targets in parts])
 
     def class_weights(self, balance: bool) -> Tensor:
         """Weigh labels, float [c]: all alike, or so that each has the same share whatever its rows."""
@@ -110,14 +129,21 @@ class Scorer:
     def accuracy(
         self, prompt: SoftPrompt, examples: Examples, score_batch: "ScoreBatch | None" = None
     ) -> tuple[float, float]:
-        """Return the share of rows answered right, and the mean cross-entropy in nats; arguments as of `logits`."""
-        right, loss = 0, 0.0
+        """Return the share of rows answered right, and the mean cross-entropy in nats; arguments as of `logits`.
+
+        Of multiple choices the cross-entropy is that of their pairs.
+        """
+        right, loss = torch.empty(len(examples.targets), dtype=torch.bool), 0.0
+        scores = torch.empty(len(examples.targets))
         # Batch by batch, since labels may be as many as the vocabulary has words.
         for batch, logits in self._batches(prompt, examples.encodings, score_batch):
             targets = torch.tensor([examples.targets[i] for i in batch], device=logits.device)
-            right += int((logits.argmax(1) == targets).sum())
+            right[batch] = (logits.argmax(1) == targets).cpu()
+            scores[batch] = (logits[:, 0] - logits[:, 1]).cpu()
             loss += functional.cross_entropy(logits, targets, reduction="sum").item()
-        return right / len(examples.targets), loss / len(examples.targets)
+        if examples.n_choices:
+            right = examples.right_choices(scores)
+        return right.double().mean().item(), loss / len(examples.targets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

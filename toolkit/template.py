@@ -2,6 +2,7 @@
 
     [P] [P*n]        one or n virtual tokens, at most 1000 in all
     {text} {text_b}  the row's texts
+    {choice}         in place of {text_b}: one of the row's candidates at a time
     [MASK]           the position a masked model reads; on a causal model, optional and last
     [CLS] [SEP] [BOS]  the backbone's own tokens; with any of them written, none is added around the template
     anything else    anchor words
@@ -18,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from ptexport.runtime.errors import TemplateError
+from ptexport.runtime.manifest import Field
 
 Kind = Literal["prompt", "text", "text_b", "mask", "cls", "sep", "bos", "words"]
 
@@ -25,6 +27,7 @@ _PLACEHOLDERS: dict[str, Kind] = {
     "[P]": "prompt",
     "{text}": "text",
     "{text_b}": "text_b",
+    "{choice}": "text_b",
     "[MASK]": "mask",
     "[CLS]": "cls",
     "[SEP]": "sep",
@@ -60,7 +63,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """A parsed template: exactly one {text}, at most one {text_b} and one [MASK].
+    """A parsed template: exactly one {text}, at most one {text_b} or {choice}, and one [MASK].
 
     Attributes:
         source: as the user wrote it.
@@ -95,9 +98,11 @@ class Template:
         return sum(piece.kind == "prompt" for piece in self.pieces)
 
     @property
-    def fields(self) -> list[Literal["text", "text_b"]]:
+    def fields(self) -> list[Field]:
         """The texts a row must bring."""
-        return ["text", "text_b"] if self.has("text_b") else ["text"]
+        if not self.has("text_b"):
+            return ["text"]
+        return ["text", "choice" if "{choice}" in self.source else "text_b"]
 
     @property
     def answer_spaced(self) -> bool:
@@ -156,13 +161,13 @@ def _check(template: Template) -> None:
     kinds = [piece.kind for piece in template.pieces]
     if kinds.count("text") != 1:
         raise TemplateError(f"{where}: has {kinds.count('text')} {{text}}, needs exactly 1; put {{text}} where it goes")
-    for count, name in ((kinds.count("text_b"), "{text_b}"), (kinds.count("mask"), "[MASK]")):
+    for count, name in ((kinds.count("text_b"), "{text_b} or {choice}"), (kinds.count("mask"), "[MASK]")):
         if count > 1:
             raise TemplateError(f"{where}: has {count} {name}, needs at most 1; leave one")
     if template.has("text_b") and kinds.index("text_b") < kinds.index("text"):
-        raise TemplateError(f"{where}: {{text_b}} stands before {{text}}; name the first text {{text}}")
+        raise TemplateError(f"{where}: {{{template.fields[1]}}} stands before {{text}}; name the first text {{text}}")
     if template.n_prompt > MAX_PROMPT_TOKENS:
         raise TemplateError(f"{where}: has {template.n_prompt} virtual tokens, at most {MAX_PROMPT_TOKENS} are allowed")
-    touching = re.search(r"\w\{text(?:_b)?\}|\{text(?:_b)?\}\w", template.source)
+    touching = re.search(r"\w\{(text|text_b|choice)\}|\{(text|text_b|choice)\}\w", template.source)
     if touching:
         raise TemplateError(f"{where}: a letter touches a text in {touching[0]!r}; put a space between them")

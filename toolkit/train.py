@@ -52,7 +52,7 @@ def train(
     settings, task = plan.config.settings, plan.task
     torch.manual_seed(settings.seed)
     prompt = task.prompt(plan.template)
-    training = Training(prompt, task.tunable.parameters, settings, len(plan.data.train))
+    training = Training(prompt, task.tunable.parameters, settings, len(plan.learn.targets))
     found = None
     with saying_what_would_fit(settings.batch_size, plan.learn):
         # Before training, so that a hand-written template or its words that do not fit cost no training.

@@ -42,6 +42,22 @@ CASES = (
     ("a letter that touches a text", {}, f"{TRAIN} --template '[P] {{text}}s'"),
     ("nothing to train", {}, f"{TRAIN} --template '{{text}} was'"),
     ("a pair template for single texts", {}, f"{TRAIN} --template '[P] {{text}} and {{text_b}}'"),
+    (
+        "choices in a CSV file",
+        {"odd.csv": b"text,choices,label\nwhy,a|b,a\n"},
+        f"{TRAIN} --data odd.csv --template '[P] {{text}} {{choice}}'",
+    ),
+    (
+        "a choice of one",
+        {"odd.jsonl": b'{"text": "why", "choices": ["a"], "label": 0}\n'},
+        f"{TRAIN} --data odd.jsonl --template '[P] {{text}} {{choice}}'",
+    ),
+    (
+        "a label that is none of the choices",
+        {"odd.jsonl": b'{"text": "why", "choices": ["a", "b"], "label": 2}\n'},
+        f"{TRAIN} --data odd.jsonl --template '[P] {{text}} {{choice}}'",
+    ),
+    ("a multiple choice of rows without choices", {}, f"{TRAIN} --template '[P] {{text}} {{choice}}'"),
     ("a label word of two tokens", {}, f"{TRAIN} --labels positive=greats,negative=bad"),
     ("one word for two labels", {}, f"{TRAIN} --labels positive=bad,negative=bad"),
     ("a label without a word", {}, f"{TRAIN} --labels positive=great,negative"),

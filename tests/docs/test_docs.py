@@ -68,6 +68,15 @@ def test_the_tutorial(tmp_path: Path) -> None:
     assert len(said.stdout.splitlines()) == 2
 
 
+def test_a_multiple_choice(tmp_path: Path) -> None:
+    said = run_commands(ROOT / "docs" / "templates.md", tmp_path)
+    assert "he dropped a hammer on his foot" in said or "he got a hole in his sock" in said
+    lines = [(ROOT / "examples" / "causes.jsonl"), tmp_path / "build" / "choices" / "answers.jsonl"]
+    rows, answers = ([json.loads(line) for line in path.read_text().splitlines()] for path in lines)
+    right = [row["choices"][row["label"]] == answer["label"] for row, answer in zip(rows, answers, strict=True)]
+    assert sum(right) > 40, "of 50, two candidates each"
+
+
 def test_importing_what_peft_trained(tmp_path: Path) -> None:
     run_commands(ROOT / "docs" / "import.md", tmp_path)
     assert (tmp_path / "build" / "import" / "bundle" / "manifest.json").is_file()
@@ -78,4 +87,4 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page}" in readme for page in pages)
     run = [page for page in pages if blocks(ROOT / "docs" / page, "sh")]
-    assert run == ["import.md", "methods.md", "tutorial.md"]
+    assert run == ["import.md", "methods.md", "templates.md", "tutorial.md"]

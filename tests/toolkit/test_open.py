@@ -138,9 +138,7 @@ def test_what_is_no_open_answer(llama: Path, rows: Path, tmp_path: Path) -> None
         train_tiny(llama, rows, "{text} [P]", tmp_path / "linear", labels="vocab", head="linear")
     bad = tmp_path / "bad.jsonl"
     bad.write_text(rows.read_text(encoding="utf-8") + '{"text": "a", "label": "two words"}\n', encoding="utf-8")
-    with pytest.raises(
-        DataError, match=r"line 51: label 'two words' is not one token here, nor .* 0 more of 51"
-    ):
+    with pytest.raises(DataError, match=r"line 51: label 'two words' is not one token here, nor .* 0 more of 51"):
         train_tiny(llama, bad, "{text} [P]", tmp_path / "bad", labels="vocab")
     run = Run.read(train_tiny(llama, rows, "{text} [P]", tmp_path / "run", labels="vocab"))
     with pytest.raises(ExportError, match="task a: its labels are a vocabulary"):
