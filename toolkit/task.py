@@ -166,7 +166,7 @@ class Task:
             mask_id=self._mask_id() if self.classifier.read == "mask" else None,
             word_ids=[] if linear else self._word_ids(template),
         )
-        if self.choice.method.tuned == "nothing":
+        if self.choice.method.tuned == "nothing" and not linear:
             own = FixedRows(mask_row=own.mask(), label_rows=own.labels())
         prefixed = self.choice.method.virtual_token == "states"
         prompt = SoftPrompt(
