@@ -1,12 +1,13 @@
 """The command line: `ptexport`. Each command imports what it needs when it runs, so that serving needs no torch."""
 
+import os
 import sys
 from importlib.metadata import version
 
 import click
 
 from ptexport.runtime.errors import PtexportError
-from ptexport.toolkit import cli_look, cli_make, cli_use
+from ptexport.toolkit import cli_look, cli_make, cli_use, processes
 
 
 def main() -> None:
@@ -14,7 +15,9 @@ def main() -> None:
     try:
         cli(prog_name="ptexport")
     except PtexportError as e:
-        click.echo(f"ptexport: {e}", err=True)
+        click.echo(
+            f"ptexport: {e}" if processes.is_first() else f"ptexport, process {os.environ['RANK']}: {e}", err=True
+        )
         sys.exit(1)
 
 

@@ -138,7 +138,7 @@ def train(
     Ctrl-C stops it with the best epoch so far; --resume goes on from there, or from where it was killed.
     """
     with shared.extra("train"):
-        from ptexport.toolkit import cities, progress, sweep, tables
+        from ptexport.toolkit import cities, processes, progress, sweep, tables
         from ptexport.toolkit.plan import TrainConfig
         from ptexport.toolkit.run import METRICS, TrainSettings
         from ptexport.toolkit.train import train_into
@@ -151,12 +151,16 @@ def train(
     config = TrainConfig(labels=labels, settings=settings, **options)
     if force and (resume or axes):
         raise click.UsageError("--force goes neither with --resume nor with --sweep; remove the folder instead.")
+    if axes and processes.several():
+        raise click.UsageError("--sweep is for one process; leave 'accelerate launch' out.")
     progress.silence_libraries()
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
         if axes:
             outcomes = sweep.sweep(config, sweep.parse_axes(axes), out, report, resume=resume)
         else:
             run = train_into(out, config, report, resume=resume, force=force)
+    if not processes.is_first():
+        return
     if axes:
         if as_json:
             click.echo((out / sweep.SWEEP).read_text(encoding="utf-8"), nl=False)

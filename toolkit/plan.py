@@ -12,6 +12,7 @@ import msgspec
 from ptexport.runtime.errors import DataError, TemplateError, TrainError, VerbalizerError
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
+from ptexport.toolkit import processes
 from ptexport.toolkit.audit import count_truncated, oddities
 from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
@@ -211,7 +212,8 @@ def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
     """
     progress.stage("loading the model")
     _, choice = settle(config)
-    return load_backbone(find_checkpoint(config.model, revision=config.revision, stage=progress.stage), choice.head)
+    with processes.first_then_others():
+        return load_backbone(find_checkpoint(config.model, revision=config.revision, stage=progress.stage), choice.head)
 
 
 def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
@@ -237,6 +239,10 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
     if settings.balance and method.virtual_token is None and method.tuned == "nothing":
         raise TrainError(f"balance: {name} learns from no rows; leave it out")
     lr, backbone_lr = choose_rates(name, method, encoder, head, lr=settings.lr, backbone_lr=settings.backbone_lr)
+    if processes.several() and lr is None and backbone_lr is None:
+        raise TrainError(
+            f"{name}: learns nothing step by step, so it is for one process; leave 'accelerate launch' out"
+        )
     settings = msgspec.structs.replace(settings, lr=lr, backbone_lr=backbone_lr)
     return dataclasses.replace(config, settings=settings), Choice(method=method, encoder=encoder, head=head)
 

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from ptexport.runtime.errors import OutputError, PtexportError
+from ptexport.toolkit import processes
 
 LINE_EVERY_S = 1.0
 """Steps and rows are written as lines this often at most; the last ones always are."""
@@ -121,6 +122,9 @@ def reporting(*, as_json: bool, log_file: Path | None) -> Iterator[Report]:
         OutputError: the log file cannot be written.
     """
     with ExitStack() as stack:
+        if not processes.is_first():
+            yield Report(Progress(console=Console(quiet=True), disable=True), [])
+            return
         streams: list[TextIO] = [sys.stderr] if as_json else []
         if log_file is not None:
             try:

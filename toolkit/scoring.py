@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import TextEncoder
+from ptexport.toolkit import processes
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.data import pairs
 from ptexport.toolkit.encoder import SoftPrompt
@@ -110,20 +111,26 @@ class Scorer:
             score_batch: a quicker way to the same logits; None: there is none.
         """
         rows: dict[int, Tensor] = {}
-        for batch, logits in self._batches(prompt, encodings, score_batch):
+        for batch, logits in self._score(prompt, encodings, score_batch, self._batches(encodings)):
             rows.update(zip(batch, logits, strict=True))
         return torch.stack([rows[i] for i in range(len(encodings))])
 
+    def _batches(self, encodings: Sequence[Encoding]) -> list[list[int]]:
+        """Group row numbers, the longest first."""
+        order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
+        return [order[start : start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
+
     @torch.no_grad()
-    def _batches(
-        self, prompt: SoftPrompt, encodings: Sequence[Encoding], score_batch: "ScoreBatch | None"
+    def _score(
+        self,
+        prompt: SoftPrompt,
+        encodings: Sequence[Encoding],
+        score_batch: "ScoreBatch | None",
+        batches: Sequence[list[int]],
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Score rows, the longest first."""
         score_batch = score_batch or self.score_batch(encodings)
         brings = Brings.of(prompt, self.leading_states(prompt))
-        order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
-        for start in range(0, len(order), self.batch_rows):
-            batch = order[start : start + self.batch_rows]
+        for batch in batches:
             yield batch, score_batch(batch, brings)
 
     def accuracy(
@@ -133,17 +140,21 @@ class Scorer:
 
         Of multiple choices the cross-entropy is that of their pairs.
         """
-        right, loss = torch.empty(len(examples.targets), dtype=torch.bool), 0.0
-        scores = torch.empty(len(examples.targets))
+        device = self.classifier.table.weight.device
+        right, scores = torch.zeros(2, len(examples.targets), device=device)
+        loss = 0.0
         # Batch by batch, since labels may be as many as the vocabulary has words.
-        for batch, logits in self._batches(prompt, examples.encodings, score_batch):
-            targets = torch.tensor([examples.targets[i] for i in batch], device=logits.device)
-            right[batch] = (logits.argmax(1) == targets).cpu()
-            scores[batch] = (logits[:, 0] - logits[:, 1]).cpu()
+        batches = processes.share(self._batches(examples.encodings))
+        for batch, logits in self._score(prompt, examples.encodings, score_batch, batches):
+            targets = torch.tensor([examples.targets[i] for i in batch], device=device)
+            right[batch] = (logits.argmax(1) == targets).float()
+            scores[batch] = logits[:, 0] - logits[:, 1]
             loss += functional.cross_entropy(logits, targets, reduction="sum").item()
+        processes.add([right, scores])
+        loss = processes.add_number(loss)
         if examples.n_choices:
-            right = examples.right_choices(scores)
-        return right.double().mean().item(), loss / len(examples.targets)
+            right = examples.right_choices(scores.cpu())
+        return right.double().cpu().mean().item(), loss / len(examples.targets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ptexport.toolkit import processes
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import TrainSettings
 from ptexport.toolkit.scoring import Brings, Examples, ScoreBatch, Scorer
@@ -70,17 +71,18 @@ class Loss:
         self._autocast = settings.autocast == "bf16"
 
     def with_gradients(self, batches: Sequence[list[int]]) -> float:
-        """Return the loss, and add its gradients to those there are.
+        """Return the loss, and add the gradients of this process's share to those there are.
 
         Raises:
             NotFiniteError: it is no number.
         """
         total = self._weights[self._targets[list(itertools.chain(*batches))]].sum()
         loss = 0.0
-        for batch in batches:
+        for batch in filter(None, map(processes.share, batches)):
             part = self._of(batch) / total
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.item()
+        loss = processes.add_number(loss)
         if not math.isfinite(loss):
             raise NotFiniteError(f"the loss is {loss}")
         return loss

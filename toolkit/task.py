@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ptexport.runtime.errors import TrainError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.runtime.tokens import TextEncoder
+from ptexport.toolkit import processes
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.encoder import OwnRows, PrefixEncoder, PromptEncoder, SoftPrompt
@@ -244,11 +245,15 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def find_device(name: str) -> torch.device:
-    """Find a device: `auto` is the first accelerator there is, or the CPU.
+    """Find a device: `auto` is the first accelerator there is, or the CPU; of several processes, each has its own.
 
     Raises:
-        TrainError: torch has no such device here.
+        TrainError: torch has no such device here, or several processes are to share one.
     """
+    if processes.several():
+        if name != "auto":
+            raise TrainError(f"device {name}: each of several processes has its own; leave it out")
+        return processes.device()
     if name == "auto":
         return torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,6 +1,7 @@
 """A plan -> a Run, in memory or in a folder; knows the order of things, none of them itself."""
 
 import functools
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import msgspec
 import torch
 
 from ptexport.runtime.errors import OutputError, TrainError
+from ptexport.toolkit import processes
 from ptexport.toolkit.audit import choose_check_rows
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.calibration import fit_temperature, fit_threshold, measure_log_prior
@@ -40,7 +42,8 @@ def train(
         backbone: the config's, if it is loaded already.
 
     Returns:
-        The run; if Ctrl-C or a loss that is no number stopped it (`run.metrics.stopped`), of the best epoch so far.
+        The run, whole in the first of several processes alone; if Ctrl-C or a loss that is no number stopped it
+        (`run.metrics.stopped`), of the best epoch so far.
 
     Raises:
         PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
@@ -73,7 +76,7 @@ def _fit(plan: Plan, training: Training, ticket: Ticket, folder: Path | None, pr
     if state is not None and state.exists():
         load_state(state, training, ticket)
         progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
-    keep = (lambda: None) if state is None else functools.partial(save_state, state, training, ticket)
+    keep = functools.partial(save_state, state, training, ticket) if state and processes.is_first() else lambda: None
     return fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
 
 
@@ -101,7 +104,7 @@ def _run(plan: Plan, config: RunConfig, metrics: Metrics, training: Training, fo
     task, prompt = plan.task, training.prompt
     trained = {name: value.detach().cpu().numpy() for name, value in prompt.named_parameters()}
     backbone = task.backbone
-    if task.choice.method.tuned != "nothing":
+    if task.choice.method.tuned != "nothing" and processes.is_first():
         assert folder is not None
         backbone = task.tunable.write(folder / BACKBONE, task.choice.head)
         config = msgspec.structs.replace(config, tuned=backbone.facts)
@@ -141,11 +144,17 @@ def train_into(
     under_way = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
     if resume and (out / METRICS).is_file() and not any(path.exists() for path in under_way):
         return _read_finished(out, config, progress, backbone)
-    with kept_folder(out, resume=resume, force=force, files=(*FILES, BACKBONE, RESUME), state=RESUME) as folder:
+    with ExitStack() as stack:
+        own: Path | None = None
+        if processes.is_first():
+            files = (*FILES, BACKBONE, RESUME)
+            own = stack.enter_context(kept_folder(out, resume=resume, force=force, files=files, state=RESUME))
+        folder = processes.told_by_first(own)
         run = train(config, progress, folder=folder, backbone=backbone)
-        run.write(folder)
+        if processes.is_first():
+            run.write(folder)
     assert run.metrics is not None
-    if run.metrics.stopped is None:
+    if run.metrics.stopped is None and processes.is_first():
         # When the run is where it belongs, so that a kill at any moment leaves one or the other.
         (out / RESUME).unlink(missing_ok=True)  # where nothing is learned step by step, there is none
     return run

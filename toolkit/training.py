@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ptexport.runtime.errors import TrainError
+from ptexport.toolkit import processes
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import Stopped, TrainSettings
 from ptexport.toolkit.scoring import Examples, Scorer
@@ -80,13 +81,15 @@ class Training:
         of_prompt = {f"prompt.{name}": parameter for name, parameter in prompt.named_parameters()}
         of_backbone = {f"backbone.{name}": parameter for name, parameter in backbone.items()}
         self.parameters = of_prompt | of_backbone
-        # The rate is set at each step, to a share of the peak.
+        # The rate is set at each step, to a share of the peak. Biases and norms do not decay, as is usual.
         groups = [
-            {"params": list(part.values()), "lr": peak, "peak": peak}
+            {"params": chosen, "lr": peak, "peak": peak, "weight_decay": settings.weight_decay * decays}
             for part, peak in ((of_prompt, settings.lr), (of_backbone, settings.backbone_lr))
-            if part and peak is not None  # words that are searched for have none
+            for decays in (True, False)
+            if (chosen := [parameter for parameter in part.values() if (parameter.ndim > 1) == decays])
+            and peak is not None  # words that are searched for have none
         ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay) if groups else None
+        self.optimizer = torch.optim.AdamW(groups) if groups else None
         self.best_state = self._state()
         self.at = Counters()
         self.restart_clock()
@@ -123,8 +126,9 @@ class Training:
         self._ticked = now
 
     def step(self) -> None:
-        """Take an optimizer step along the gradients there are, and leave none."""
+        """Take an optimizer step along the gradients that all processes have, and leave none."""
         assert self.optimizer is not None
+        processes.add_gradients(list(self.parameters.values()))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * _rate(self.at.done, self.total_steps, self.settings.warmup)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
@@ -216,7 +220,7 @@ def fit(
 
     Raises:
         TrainError: the loss is not a number, in the first epoch.
-        KeyboardInterrupt: in the first epoch.
+        KeyboardInterrupt: in the first epoch, or one of several processes.
     """
     if training.optimizer is None:
         training.at.best_accuracy, training.at.best_loss = scorer.accuracy(training.prompt, dev)
@@ -225,7 +229,8 @@ def fit(
         _fit(training, scorer, train, dev, progress, save)
         stopped: Stopped | None = None
     except KeyboardInterrupt:
-        if training.at.epochs == 0:
+        # Several processes are not interrupted at one place, where they could end what they do together.
+        if training.at.epochs == 0 or processes.several():
             raise
         stopped = "interrupted"
     except NotFiniteError as e:

@@ -77,6 +77,11 @@ def test_a_multiple_choice(tmp_path: Path) -> None:
     assert sum(right) > 40, "of 50, two candidates each"
 
 
+def test_several_processes(tmp_path: Path) -> None:
+    run_commands(ROOT / "docs" / "training.md", tmp_path)
+    assert (tmp_path / "build" / "several" / "run" / "metrics.json").is_file()
+
+
 def test_importing_what_peft_trained(tmp_path: Path) -> None:
     run_commands(ROOT / "docs" / "import.md", tmp_path)
     assert (tmp_path / "build" / "import" / "bundle" / "manifest.json").is_file()
@@ -87,4 +92,4 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page}" in readme for page in pages)
     run = [page for page in pages if blocks(ROOT / "docs" / page, "sh")]
-    assert run == ["import.md", "methods.md", "templates.md", "tutorial.md"]
+    assert run == ["import.md", "methods.md", "templates.md", "training.md", "tutorial.md"]

@@ -295,7 +295,11 @@ def test_pairs(llama_bundle: Path) -> None:
     tokenizer = Tokenizer.from_file(str(llama_bundle / TOKENIZER))
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     encoder = TextEncoder(tokenizer, fields=manifest.fields)
-    engine = Engine(Bundle(path=llama_bundle, manifest=manifest), encoder, Graph.open(llama_bundle / MODEL))
+    engine = Engine(
+        Bundle(path=llama_bundle, manifest=manifest, labels=manifest.labels or []),
+        encoder,
+        Graph.open(llama_bundle / MODEL),
+    )
     client = TestClient(make_app(engine))
     expected = engine.predict([("the film", "was bright")])[0].probabilities
     (answer,) = client.post("/predict", json={"texts": [["the film", "was bright"]]}).json()["predictions"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,9 @@ def test_what_another_bundle_answered_is_not_taken_for_one_s_own(
     out, other = tmp_path / "out.jsonl", Engine.open(bert_bundle)
     label(other, rows(20), out)
     finished = out.read_bytes()
-    with pytest.raises(OutputError, match="holds answers of another bundle; choose another name, or use --force"):
+    with pytest.raises(
+        OutputError, match="holds answers of another bundle or --top-k; choose another name, or use --force"
+    ):
         label(engine, rows(20), out, resume=True)
     partial_of(engine, out).write_bytes(b"")
     with pytest.raises(OutputError, match=r"exists already, and .* was begun for it; remove one of them"):
@@ -104,7 +107,7 @@ def test_what_was_truncated_before_is_refused_too(engine: Engine, tmp_path: Path
         label(engine, long(), out, force=True)
         out.replace(name)
         with pytest.raises(DataError, match="rows line 2: the text is longer than the"):
-            label_file(engine, long(), out, resume=True, force=False, strict=True, report=lambda done: None)
+            label_file(engine, long(), out, resume=True, force=False, strict=True, top_k=None, report=lambda done: None)
         name.unlink()
 
 
@@ -172,9 +175,10 @@ def test_the_umask_holds_and_only_force_replaces(engine: Engine, tmp_path: Path)
 def test_a_pipe_is_written_to_as_it_is(engine: Engine, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=label, args=(engine, rows(2), pipe))
+    writer = threading.Thread(target=label, args=(engine, rows(2), pipe), daemon=True)
     writer.start()
-    assert pipe.read_bytes().count(b"\n") == 2
+    read = subprocess.run(["cat", pipe], check=True, capture_output=True, timeout=60)
+    assert read.stdout.count(b"\n") == 2
     writer.join()
     assert names(tmp_path) == ["pipe"]
 
@@ -199,7 +203,7 @@ def test_a_whole_file_or_none(tmp_path: Path) -> None:
 def test_long_texts_are_counted_or_refused(engine: Engine, tmp_path: Path) -> None:
     given = [Row(where=f"rows line {i}", text="slow " * n) for i, n in enumerate((1, 200, 3, 300), 1)]
     out = tmp_path / "out.jsonl"
-    options: dict[str, Any] = {"resume": False, "force": False, "report": lambda done: None}
+    options: dict[str, Any] = {"resume": False, "force": False, "top_k": None, "report": lambda done: None}
     assert label_file(engine, iter(given), out, strict=False, **options) == Counts(rows=4, truncated=2)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line.get("truncated", False) for line in lines] == [False, True, False, True]

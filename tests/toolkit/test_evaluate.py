@@ -26,9 +26,10 @@ class Fixed:
     """An engine whose answers are given: the text is the answer and its probability."""
 
     labels = LABELS
-    manifest = SimpleNamespace(name="fixed", digest="0", fields=["text"])
+    manifest = SimpleNamespace(name="fixed", digest="0", fields=["text"], labels=LABELS)
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Sequence[str], *, top_k: int | None) -> list[Prediction]:
+        assert top_k is None
         answers = []
         for text in texts:
             label, probability = text.split()
