@@ -2,13 +2,15 @@
 
 Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
 
-    trace.py   backbone -> an ONNX graph that takes everything a task brings as inputs
-    traced.py  that graph on disk
-    passes.py  the edits made to that graph
-    bake.py    run + traced graph -> bundle files; without torch
-    parity.py  bundle against untouched Transformers
-    card.py    the bundle's model card
-    export.py  the steps above, whole or not at all
-    join.py    runs on one backbone -> what one graph of all their tasks is made of
-    tasks.py   the steps above for several runs and one bundle
+    trace.py      backbone -> an ONNX graph that takes everything a task brings as inputs
+    traced.py     that graph on disk
+    passes.py     the edits made to that graph
+    read_pass.py  the edit that computes the last layer for one position
+    operators.py  which operators TensorRT's parser takes
+    bake.py       run + traced graph -> bundle files; without torch
+    parity.py     bundle against untouched Transformers
+    card.py       the bundle's model card
+    export.py     the steps above, whole or not at all
+    join.py       runs on one backbone -> what one graph of all their tasks is made of
+    tasks.py      the steps above for several runs and one bundle
 """

@@ -3,30 +3,50 @@
 import fcntl
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from ptexport.exporters.passes import BindInputsPass
+from ptexport.exporters.passes import BindInputsPass, DeadCodePass, Edit, ForgetIntermediateShapesPass, edit
+from ptexport.exporters.read_pass import ReadPositionPass
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.manifest import FileEntry
+from ptexport.runtime.manifest import FileEntry, PassEntry
 from ptexport.toolkit.run import Run, RunConfig
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file until one of the two is written to
 
 
-def bake(run: Run, trace: Trace, folder: Path) -> dict[str, FileEntry]:
+def pipeline(run: Run) -> list[Edit]:
+    """List the edits that make a traced graph a task's, in order."""
+    one_position: list[Edit] = [] if run.config.read == "mean" else [ReadPositionPass()]
+    return [*one_position, BindInputsPass(run.baked.arrays()), DeadCodePass(), ForgetIntermediateShapesPass()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakedGraph:
+    """What was written.
+
+    Attributes:
+        files: for the manifest.
+        passes: what was done to the graph.
+    """
+
+    files: dict[str, FileEntry]
+    passes: list[PassEntry]
+
+
+def bake(run: Run, trace: Trace, folder: Path, passes: Sequence[Edit] | None = None) -> BakedGraph:
     """Write what the runtime and Transformers read: graph, weights, tokenizer and configuration.
 
     Args:
         run: the task.
         trace: of the run's backbone.
         folder: an empty folder.
-
-    Returns:
-        The files, for the manifest.
+        passes: other edits than `pipeline`'s, for a target that leaves one out.
 
     Raises:
         ExportError: the trace is of another backbone or reads another position.
@@ -37,7 +57,7 @@ def bake(run: Run, trace: Trace, folder: Path) -> dict[str, FileEntry]:
     if got != (facts.fingerprint, facts.config_sha256, config.read, run.baked.leading):
         raise ExportError(f"{trace.path}: traces another backbone or position than the run's; export again")
     model = ir.load(trace.path / MODEL)
-    BindInputsPass(run.baked.arrays())(model)
+    done = edit(model, *(pipeline(run) if passes is None else passes))
     ir.save(model, folder / MODEL)  # external tensors keep pointing to the weights file's name and offsets
     clone(trace.path / WEIGHTS, folder / WEIGHTS)
     compiled = config.compile(run.tokenizer_json)
@@ -45,7 +65,7 @@ def bake(run: Run, trace: Trace, folder: Path) -> dict[str, FileEntry]:
     _write_json(folder / TOKENIZER_CONFIG, _tokenizer_config(config, info.inputs))
     _write_json(folder / CONFIG, _model_config(config))
     written = {name: file_entry(folder / name) for name in (MODEL, TOKENIZER, TOKENIZER_CONFIG, CONFIG)}
-    return {**written, WEIGHTS: info.weights}
+    return BakedGraph(files={**written, WEIGHTS: info.weights}, passes=done)
 
 
 def _tokenizer_config(config: RunConfig, inputs: list[str]) -> dict[str, object]:

@@ -6,14 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
-from ptexport.exporters.bake import bake
+from ptexport.exporters.bake import BakedGraph, bake
 from ptexport.exporters.card import model_card
 from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED, MANIFEST
 from ptexport.runtime.graph import load_onnxruntime
-from ptexport.runtime.manifest import FORMAT, BackboneEntry, FileEntry, GraphEntry, Manifest, Parity
+from ptexport.runtime.manifest import FORMAT, BackboneEntry, GraphEntry, Manifest, Parity
 from ptexport.runtime.rows import Row, check_texts, read_rows
 from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.folders import check_free, new_folder
@@ -82,12 +82,12 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
             traced = trace_into(Path(place), backbone, read, leading=leading, opset=config.opset)
         folder = stack.enter_context(new_folder(config.out, force=config.force, files=FILES))
         progress.stage("baking the task in")
-        files = bake(run, traced, folder)
+        baked = bake(run, traced, folder)
         progress.stage("comparing with Transformers")
         parity = check_parity(run, backbone, folder, rows, progress.rows)
         fail_on_difference(parity)
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
-        manifest = _manifest(config.out.resolve().name, run, traced, files, parity, versions)
+        manifest = _manifest(config.out.resolve().name, run, traced, baked, parity, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
         (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
     return manifest
@@ -117,7 +117,7 @@ def _manifest(
     name: str,
     run: Run,
     traced: Trace,
-    files: dict[str, FileEntry],
+    baked: BakedGraph,
     parity: Parity,
     versions: dict[str, str],
 ) -> Manifest:
@@ -128,7 +128,7 @@ def _manifest(
         format=FORMAT,
         name=name,
         method=config.method + " --tune-backbone" * config.tune_backbone,
-        files=files,
+        files=baked.files,
         backbone=backbone_entry(facts),
         template=config.template,
         fields=template.fields,
@@ -143,6 +143,7 @@ def _manifest(
             read=config.read,
             prompt_tokens=template.n_prompt,
             folded_tokens=config.n_prefix + config.n_folded,
+            passes=baked.passes,
         ),
         parity=parity,
         versions=versions,

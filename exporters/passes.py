@@ -1,10 +1,32 @@
 """The edits made to a traced graph, one onnx_ir pass each; they know the graph, nothing of files or tasks."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ptexport.runtime.manifest import PassEntry
+
+
+class Edit(Protocol):
+    """A pass that can say what it did."""
+
+    @property
+    def did(self) -> str:
+        """One sentence, for the manifest."""
+
+    def __call__(self, model: ir.Model, /) -> ir.passes.PassResult:
+        """Edit a model in place."""
+
+
+def edit(model: ir.Model, *passes: Edit) -> list[PassEntry]:
+    """Apply passes in order; returns what each did."""
+    for pass_ in passes:
+        pass_(model)
+    return [PassEntry(name=type(pass_).__name__.removesuffix("Pass"), did=pass_.did) for pass_ in passes]
 
 
 class BindInputsPass(ir.passes.InPlacePass):
@@ -17,6 +39,11 @@ class BindInputsPass(ir.passes.InPlacePass):
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         super().__init__()
         self.arrays = arrays
+
+    @property
+    def did(self) -> str:
+        """What the manifest says."""
+        return ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items()) + " made constant"
 
     def requires(self, model: ir.Model) -> None:
         """Check that the arrays fit the inputs."""
@@ -53,15 +80,50 @@ class ForgetIntermediateShapesPass(ir.passes.InPlacePass):
     """Drop the shapes that the trace wrote on intermediate values.
 
     They name the sizes of inputs that baking makes constants; ONNX Runtime infers them again when it loads the graph.
+
+    Requires: nothing.
+    Ensures: no value but the graph's own inputs, outputs and constants has a shape.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped = 0
+
+    @property
+    def did(self) -> str:
+        """What the manifest says."""
+        return f"shapes of {self.dropped} values dropped"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Drop them."""
-        modified = False
         outputs = set(model.graph.outputs)
         for node in model.graph.all_nodes():
             for value in node.outputs:
                 if value not in outputs and value.shape is not None:
                     value.shape = None
-                    modified = True
+                    self.dropped += 1
+        return ir.passes.PassResult(model, modified=self.dropped > 0)
+
+
+class DeadCodePass(ir.passes.InPlacePass):
+    """Remove nodes and constants that no output needs.
+
+    Requires: nothing.
+    Ensures: what is left reaches an output; the weights file keeps its bytes, which bundles of a backbone share.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed = 0
+
+    @property
+    def did(self) -> str:
+        """What the manifest says."""
+        return f"{self.removed} nodes removed"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Remove them."""
+        before = len(model.graph)
+        modified = RemoveUnusedNodesPass()(model).modified
+        self.removed = before - len(model.graph)
         return ir.passes.PassResult(model, modified=modified)

@@ -21,7 +21,7 @@ from ptexport.exporters.parity import (
     mixed_batches,
     texts_to_check,
 )
-from ptexport.exporters.passes import BindInputsPass
+from ptexport.exporters.passes import BindInputsPass, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED_TASKS, MANIFEST, MODEL, TEMPLATES, TOKENIZER, WEIGHTS, file_entry
@@ -102,7 +102,7 @@ def export_tasks(
 def bake_tasks(joined: Joined, traced: Trace, folder: Path) -> dict[str, FileEntry]:
     """Write graph, weights and tokenizers into an empty folder."""
     model = ir.load(traced.path / MODEL)
-    BindInputsPass(joined.arrays())(model)
+    edit(model, BindInputsPass(joined.arrays()), ForgetIntermediateShapesPass())
     ir.save(model, folder / MODEL)
     clone(traced.path / WEIGHTS, folder / WEIGHTS)
     tokenizers = joined.tokenizers()

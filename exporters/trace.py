@@ -16,7 +16,6 @@ from onnxscript.optimizer import fold_constants
 from torch import nn
 from torch.export import Dim
 
-from ptexport.exporters.passes import ForgetIntermediateShapesPass
 from ptexport.exporters.traced import TRACE_INFO, Trace, TraceInfo, TraceKind, trace_key
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError, reason
@@ -96,7 +95,6 @@ def _trace(
         common_passes.IdentityEliminationPass(),
         common_passes.CommonSubexpressionEliminationPass(),  # SmolLM2: 7,549 nodes become 2,915
         common_passes.RemoveUnusedNodesPass(),
-        ForgetIntermediateShapesPass(),
     )(program.model).model
     if model.ir_version != IR_VERSION or model.opset_imports[""] != opset:
         got = f"IR {model.ir_version}, opset {model.opset_imports['']}"

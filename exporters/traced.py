@@ -18,6 +18,7 @@ from ptexport.runtime.manifest import FileEntry, Read
 from ptexport.toolkit.facts import BackboneFacts
 
 TRACE_INFO = "trace.json"
+_FORMAT = 2  # of what a trace keeps: since 2, the shapes of all values
 
 TraceKind = Literal["task", "mixed", "blocks"]
 """A graph of one task; of many, one to a row; of many, several of which may be in one row. See toolkit/many.py."""
@@ -79,4 +80,4 @@ def trace_key(facts: BackboneFacts, read: Read, *, leading: bool, opset: int, ki
     """Name the cache's folder for a trace; another torch or Transformers may write another graph."""
     toolchain = "-".join(version(name) for name in ("ptexport", "torch", "transformers"))
     graph = read + "-leading" * leading + ("" if kind == "task" else f"-{kind}")
-    return f"{facts.fingerprint[:16]}-{facts.config_sha256[:8]}-{graph}-opset{opset}-{toolchain}"
+    return f"{facts.fingerprint[:16]}-{facts.config_sha256[:8]}-{graph}-opset{opset}-{_FORMAT}-{toolchain}"

@@ -48,6 +48,18 @@ class BackboneEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     model_type: str
 
 
+class PassEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One edit of the traced graph.
+
+    Attributes:
+        name: of the pass.
+        did: what it changed, one sentence.
+    """
+
+    name: str
+    did: str
+
+
 class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the graph was made.
 
@@ -58,6 +70,7 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         read: which state becomes logits.
         prompt_tokens: virtual tokens the template holds, folded ones and trained keys and values included.
         folded_tokens: leading tokens that are constant keys and values and not in `input_ids`.
+        passes: the edits of the traced graph, in order.
     """
 
     opset: int
@@ -66,6 +79,7 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     read: Read
     prompt_tokens: int
     folded_tokens: int
+    passes: list[PassEntry]
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,6 +22,7 @@ Data flow: template, labels, rows -> train -> Run
     states.py      rows -> what a frozen model makes of their texts, computed once
     steps.py       rows -> batches -> losses and gradients
     training.py    the loop
+    processes.py   several processes that train one thing together
     search.py      virtual tokens -> words
     audit.py       what is odd about rows, and which prove parity
     calibration.py logits of dev rows -> a temperature and a threshold

@@ -1,0 +1,79 @@
+"""Measure what reading one position saves: the same graph with and without ReadPositionPass, run in turn.
+
+usage: python examples/read_position.py [ROUNDS]
+
+MiniLM (6 layers, first token) and SmolLM2 (30 layers, last token), fp32, opset 18. The cost does not depend on what
+rows hold, so prompt and label rows are random. Medians of rounds, of one run of each graph a round.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from ptexport.exporters.bake import clone
+from ptexport.exporters.passes import BindInputsPass, DeadCodePass, Edit, ForgetIntermediateShapesPass, edit
+from ptexport.exporters.read_pass import ReadPositionPass
+from ptexport.exporters.trace import trace
+from ptexport.runtime.bundle import MODEL, WEIGHTS
+from ptexport.runtime.graph import Graph
+from ptexport.runtime.manifest import Read
+from ptexport.toolkit.backbone import load_backbone
+from ptexport.toolkit.checkpoint import find_checkpoint
+
+SIZES = ((1, 28), (8, 28), (1, 100))
+
+
+def main() -> None:
+    """Measure both models."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 31
+    print(f"{'':<10} {'batch':>5} {'tokens':>6} {'without':>10} {'with':>10} {'ratio':>6}")
+    measure("minilm", "linear", "first", rounds)
+    measure("smollm2", "words", "last", rounds)
+
+
+def measure(name: str, head: str, read: Read, rounds: int) -> None:
+    """Measure one model and print a line per size."""
+    backbone = load_backbone(find_checkpoint(name), head)
+    traced = trace(backbone, read, leading=False, opset=18)
+    width, vocab = backbone.model.config.hidden_size, backbone.facts.vocab
+    random = np.random.default_rng(0)
+    arrays = {
+        "prompt_rows": random.normal(size=(4, backbone.facts.embedding_width)).astype(np.float32),
+        "label_rows": random.normal(size=(2, width)).astype(np.float32),
+        "label_bias": np.zeros(2, dtype=np.float32),
+    }
+    with tempfile.TemporaryDirectory() as parent:
+        graphs = []
+        for number, edits in enumerate(([], [ReadPositionPass()])):
+            folder = Path(parent) / str(number)
+            folder.mkdir()
+            model = ir.load(traced.path / MODEL)
+            rest: list[Edit] = [BindInputsPass(arrays), DeadCodePass(), ForgetIntermediateShapesPass()]
+            edit(model, *edits, *rest)
+            ir.save(model, folder / MODEL)
+            clone(traced.path / WEIGHTS, folder / WEIGHTS)
+            graphs.append(Graph.open(folder / MODEL, threads=1))
+        for batch, tokens in SIZES:
+            ids = {key: np.ones((batch, tokens), dtype=np.int64) for key in graphs[0].inputs}
+            ids["input_ids"] = random.integers(0, vocab, size=(batch, tokens))
+            if "token_type_ids" in ids:
+                ids["token_type_ids"][:] = 0
+            one, other = (graph.run(ids) for graph in graphs)
+            np.testing.assert_allclose(one, other, atol=1e-2, rtol=1e-3)
+            seconds: list[list[float]] = [[], []]
+            for _ in range(rounds):
+                for graph, times in zip(graphs, seconds, strict=True):
+                    started = time.perf_counter()
+                    graph.run(ids)
+                    times.append(time.perf_counter() - started)
+            without, with_ = (1000 * statistics.median(times) for times in seconds)
+            print(f"{name:<10} {batch:>5} {tokens:>6} {without:>7.1f} ms {with_:>7.1f} ms {without / with_:>6.3f}")
+
+
+if __name__ == "__main__":
+    main()

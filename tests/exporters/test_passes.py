@@ -1,0 +1,128 @@
+"""The edits of a traced graph: the read position against the oracle, controls, and what the manifest says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from tiny import train_tiny
+
+from ptexport.exporters.bake import bake, pipeline
+from ptexport.exporters.operators import not_for_tensorrt
+from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.read_pass import ReadPositionPass
+from ptexport.exporters.trace import trace
+from ptexport.runtime.errors import ExportError
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.tuning import load_backbone_of
+
+# Which nodes still take all positions: keys and values need the norm before them; GPT-2 and ModernBERT make queries in
+# one product with keys and values, so that what of it is not needed is dropped behind it.
+STOPS = {
+    "llama": {"Add", "Mul", "Where", "Unsqueeze"},
+    "qwen3": {"Add", "Mul", "Where", "Unsqueeze"},
+    "gpt2": {"Add", "Split", "Where"},
+    "bert": {"LayerNormalization", "Where"},
+    "albert": {"LayerNormalization", "Where"},
+    "distilbert": {"LayerNormalization", "Where"},
+    "electra": {"LayerNormalization", "Where"},
+    "roberta": {"LayerNormalization", "Where"},
+}
+TEMPLATES = {"last": "[P*2] Review: {text} It was [P*2]", "mask": "[P*2] {text} [P] it was [MASK]"}
+
+
+def run_of(name: str, model_of: Callable[[str], Path], rows_file: Path, folder: Path) -> Run:
+    read = "last" if name in ("llama", "qwen3", "gpt2") else "mask"
+    return Run.read(train_tiny(model_of(name), rows_file, TEMPLATES[read], folder))
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("name", STOPS)
+def test_only_keys_and_values_take_every_position(
+    name: str, opset: int, model_of: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    run = run_of(name, model_of, rows_file, tmp_path / "run")
+    backbone = load_backbone_of(run.config, Path())
+    traced = trace(backbone, run.config.read, leading=run.baked.leading, opset=opset)
+    read = ReadPositionPass()
+    (tmp_path / "graph").mkdir()
+    bake(run, traced, tmp_path / "graph", [read, *pipeline(run)[1:]])
+    assert read.moved >= (14 if opset == 23 else 20)
+    assert set(read.stopped) - {"Or", "And", "Expand"} <= STOPS[name]
+    parity = check_parity(run, backbone, tmp_path / "graph", run.check_rows, lambda done, total: None)
+    fail_on_difference(parity)
+    if opset == 18:
+        assert not_for_tensorrt(ir.load(tmp_path / "graph" / "model.onnx")) == []
+
+
+@pytest.mark.parametrize("fixture", ["llama_run", "bert_run"])
+def test_the_last_layer_takes_one_position(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Asked of ONNX Runtime: the last product as wide as the MLP has one row a text."""
+    run = Run.read(request.getfixturevalue(fixture))
+    traced = trace(load_backbone_of(run.config, Path()), run.config.read, leading=run.baked.leading, opset=18)
+    shapes = {}
+    for name, passes in (("all", pipeline(run)[1:]), ("one", pipeline(run))):
+        folder = tmp_path / name
+        folder.mkdir()
+        bake(run, traced, folder, passes)
+        model = ir.load(folder / "model.onnx")
+        wide = [node for node in model.graph if node.op_type == "MatMul" and _columns(node) == 48][-1]
+        model.graph.outputs.append(wide.outputs[0])
+        wide.outputs[0].dtype, wide.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([None, None, None])
+        ir.save(model, folder / "model.onnx")
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+        ids = {value.name: np.ones((3, 9), dtype=np.int64) for value in session.get_inputs()}
+        if fixture == "bert_run":
+            ids["token_type_ids"][:] = 0
+        shapes[name] = session.run(None, ids)[-1].shape
+    assert shapes == {"all": (3, 9, 48), "one": (3, 1, 48)}
+
+
+def _columns(node: ir.Node) -> int | None:
+    weight = node.inputs[1]
+    return None if weight is None or weight.const_value is None else int(weight.const_value.shape[1])
+
+
+class OnePositionEarlier(ReadPositionPass):
+    """Wrong on purpose: what it takes of all but the states is one position too early."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        done = super().call(model)
+        (first, *_) = [node for node in model.graph if node.op_type == "GatherND"]
+        index = first.inputs[1]
+        one = ir.Value(name="one", const_value=ir.tensor(np.array(1, dtype=np.int64), name="one"))
+        model.graph.register_initializer(one)
+        earlier = ir.node("Sub", [index, one])
+        earlier.outputs[0].name = "one_earlier"
+        model.graph.insert_before(first, earlier)
+        first.replace_input_with(1, earlier.outputs[0])
+        return done
+
+
+@pytest.mark.parametrize("fixture", ["llama_run", "bert_run"])
+def test_control_one_position_earlier_is_seen(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    run = Run.read(request.getfixturevalue(fixture))
+    backbone = load_backbone_of(run.config, Path())
+    traced = trace(backbone, run.config.read, leading=run.baked.leading, opset=18)
+    bake(run, traced, tmp_path, [OnePositionEarlier(), *pipeline(run)[1:]])
+    parity = check_parity(run, backbone, tmp_path, run.check_rows, lambda done, total: None)
+    with pytest.raises(ExportError, match="no bundle was written"):
+        fail_on_difference(parity)
+
+
+def test_the_manifest_says_what_each_pass_did(llama_run: Path, tmp_path: Path) -> None:
+    run = Run.read(llama_run)
+    traced = trace(load_backbone_of(run.config, Path()), "last", leading=True, opset=18)
+    done = bake(run, traced, tmp_path).passes
+    assert [entry.name for entry in done] == ["ReadPosition", "BindInputs", "DeadCode", "ForgetIntermediateShapes"]
+    assert "nodes compute the read position alone" in done[0].did
+    assert "leading_states" in done[1].did
+
+
+def test_a_graph_that_reads_no_position_is_refused(bert_run: Path) -> None:
+    run = Run.read(bert_run)
+    traced = trace(load_backbone_of(run.config, Path()), "mean", leading=False, opset=18)
+    with pytest.raises(ir.passes.PreconditionError, match="gathers no position"):
+        ReadPositionPass()(ir.load(traced.path / "model.onnx"))
