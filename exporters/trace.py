@@ -89,6 +89,7 @@ def _trace(
         except torch.onnx.OnnxExporterError as e:
             raise ExportError(f"{backbone.facts.name}: torch cannot export it ({reason(e)}); not supported") from e
     assert program is not None  # dynamo=True always gives one
+    _name_transposed(program.model)
     fold_constants(program.model, onnx_shape_inference=False)  # else sizes that never change are computed each time
     model = ir.passes.Sequential(
         common_passes.ClearMetadataAndDocStringPass(),  # it holds the paths of the machine that traced
@@ -114,6 +115,23 @@ def _trace(
         versions=versions,
     )
     (folder / TRACE_INFO).write_bytes(msgspec.json.encode(info))
+
+
+def _name_transposed(model: ir.Model) -> None:
+    """Name each transposed weight after its parameter and transpose it once, before folding makes it a constant.
+
+    Layers that share a parameter (ALBERT) would get a constant each.
+    """
+    seen: dict[ir.Value, ir.Value] = {}
+    for node in model.graph:
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or not weight.is_initializer():
+            continue
+        if weight in seen:
+            ir.convenience.replace_all_uses_with(node.outputs[0], seen[weight])
+        else:
+            seen[weight] = node.outputs[0]
+            node.outputs[0].name = f"{weight.name}.T"
 
 
 @torch.no_grad()

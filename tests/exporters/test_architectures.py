@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from tiny import Quiet, train_tiny, worst
@@ -110,6 +111,16 @@ def test_a_row_has_as_many_tokens_as_there_are_positions(case: Case) -> None:
     if case.name in LEARNED_POSITIONS:
         with pytest.raises((IndexError, RuntimeError)):  # by architecture
             case.backbone.model(inputs_embeds=torch.zeros(1, n + 1, width))
+
+
+def test_each_weight_is_there_once_and_under_its_name(case: Case) -> None:
+    """ALBERT's layers share theirs; what is transposed for a product is not there untransposed too."""
+    parameters = dict(case.backbone.classifier(case.run.config.read).named_parameters())
+    products = [node for node in ir.load(case.folder / "model.onnx").graph if node.op_type in ("MatMul", "Gemm")]
+    names = {str(node.inputs[1].name) for node in products if node.inputs[1] and node.inputs[1].const_value is not None}
+    assert {name.removesuffix(".T") for name in names} <= {*parameters, "label_rows"}
+    size_bytes = 4 * sum(parameter.numel() for parameter in parameters.values())
+    assert (case.folder / "model.onnx.data").stat().st_size < size_bytes + 20_000
 
 
 def test_control_a_zeroed_row(case: Case, tmp_path: Path) -> None:
