@@ -14,7 +14,7 @@ from ptexport.exporters.read_pass import ReadPositionPass
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.manifest import FileEntry, PassEntry
+from ptexport.runtime.manifest import FileEntry, PassEntry, PrecisionEntry
 from ptexport.toolkit.run import Run, RunConfig
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file until one of the two is written to
@@ -33,10 +33,12 @@ class BakedGraph:
     Attributes:
         files: for the manifest.
         passes: what was done to the graph.
+        lowered: what its precision came to; None: it is fp32.
     """
 
     files: dict[str, FileEntry]
     passes: list[PassEntry]
+    lowered: PrecisionEntry | None = None
 
 
 def bake(run: Run, trace: Trace, folder: Path, passes: Sequence[Edit] | None = None) -> BakedGraph:

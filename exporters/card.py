@@ -1,6 +1,6 @@
 """A manifest and a run's metrics -> the bundle's model card, for people."""
 
-from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.manifest import Manifest, Parity, PrecisionEntry
 from ptexport.toolkit.run import Metrics
 
 _CARD = """\
@@ -17,9 +17,9 @@ and `tokenizers`, no PyTorch.
 - Template: `{template}`
 - Labels: {labels}
 - {origin}
-- Parity with Transformers over {rows} rows: largest difference of a logit {max_abs_diff:.1e}, no label differs
+- {parity}
 - Longest input: {max_length} tokens with the template ({folded_tokens} more are folded); longer texts are truncated
-{calibration}- Precision {precision}, opset {opset}, IR {ir_version}
+{calibration}- Precision {precision}, opset {opset}, IR {ir_version}{lowered}
 
 ```python
 from ptexport.runtime import Engine
@@ -58,7 +58,7 @@ def model_card(manifest: Manifest, metrics: Metrics | None) -> str:
         manifest: of the bundle.
         metrics: of the training; None: it was trained elsewhere.
     """
-    graph, parity = manifest.graph, manifest.parity
+    graph = manifest.graph
     return _CARD.format(
         licence=manifest.backbone.licence or "unknown",
         name=manifest.name,
@@ -67,16 +67,36 @@ def model_card(manifest: Manifest, metrics: Metrics | None) -> str:
         template=manifest.template,
         labels="every word that is one token" if manifest.labels is None else ", ".join(manifest.labels),
         origin=_origin(metrics),
-        rows=parity.rows,
-        max_abs_diff=max(c.max_abs_diff for c in (parity.alone, parity.padded_right, parity.padded_left)),
+        parity=_parity(manifest.parity),
         max_length=manifest.max_length,
         folded_tokens=graph.folded_tokens,
         calibration="" if metrics is None else _calibration(manifest, metrics),
         precision=graph.precision,
+        lowered="" if graph.lowered is None else _lowered(graph.lowered),
         opset=graph.opset,
         ir_version=graph.ir_version,
         example=_EXAMPLES[manifest.fields[-1]],
     )
+
+
+def _parity(parity: Parity | None) -> str:
+    if parity is None:
+        return "Not run: ONNX Runtime's CPU provider has no products in this precision"
+    kinds = (parity.alone, parity.padded_right, parity.padded_left)
+    flips = {row for kind in kinds for row in kind.flips}
+    most, differ = (
+        max(kind.max_abs_diff for kind in kinds),
+        f"{len(flips)} labels differ" if flips else "no label differs",
+    )
+    return f"Parity with Transformers over {parity.rows} rows: largest difference of a logit {most:.1e}, {differ}"
+
+
+def _lowered(entry: PrecisionEntry) -> str:
+    """Say what a lower precision costs, and how many products are computed how."""
+    said = "" if entry.accuracy is None else f"; right on {entry.accuracy:.1%} of {entry.rows} rows, "
+    said += "" if entry.accuracy is None else f"{entry.accuracy_fp32:.1%} in fp32"
+    counts = ", ".join(f"{count} in {recipe}" for recipe, count in sorted(entry.products.items()))
+    return said + (f"; products: {counts}" if counts else "")
 
 
 def _origin(metrics: Metrics | None) -> str:

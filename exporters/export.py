@@ -1,20 +1,26 @@
 """A run folder -> a bundle folder: load, trace, bake, prove, write; whole or not at all."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Literal, Protocol
+
+import numpy as np
 
 from ptexport.exporters.bake import BakedGraph, bake
 from ptexport.exporters.card import model_card
 from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.precision import LabelledRows, lower
 from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
-from ptexport.runtime.bundle import HASHED, MANIFEST
+from ptexport.runtime.bundle import HASHED, MANIFEST, TOKENIZER
 from ptexport.runtime.graph import load_onnxruntime
-from ptexport.runtime.manifest import FORMAT, BackboneEntry, GraphEntry, Manifest, Parity
+from ptexport.runtime.manifest import FORMAT, BackboneEntry, Field, GraphEntry, Manifest, Parity, Precision
 from ptexport.runtime.rows import Row, check_texts, read_rows
+from ptexport.runtime.tokens import TextEncoder
+from ptexport.toolkit.data import pairs
 from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.folders import check_free, new_folder
 from ptexport.toolkit.run import Run
@@ -35,6 +41,10 @@ class ExportConfig:
         opset: 18, portable, or 23, with one Attention node a layer.
         rows: a file of further rows to check instead of the run's own.
         force: replace a bundle that exists.
+        precision: what the graph computes in.
+        keep_fp32: of int8, int8-dynamic and int4, beginnings of the names of weights whose products stay in fp32;
+            "auto": as few as `max_accuracy_drop` takes, of those that cost most.
+        max_accuracy_drop: points of accuracy on the rows that a lower precision may lose.
     """
 
     run: Path
@@ -42,6 +52,9 @@ class ExportConfig:
     opset: int = 18
     rows: Path | None = None
     force: bool = False
+    precision: Precision = "fp32"
+    keep_fp32: Sequence[str] | Literal["auto"] = ()
+    max_accuracy_drop: float = 0.5
 
 
 class ExportProgress(Protocol):
@@ -83,11 +96,15 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         folder = stack.enter_context(new_folder(config.out, force=config.force, files=FILES))
         progress.stage("baking the task in")
         baked = bake(run, traced, folder)
+        if config.precision != "fp32":
+            progress.stage(f"lowering to {config.precision}")
+            baked = _lowered(config, run, baked, folder, rows)
         progress.stage("comparing with Transformers")
-        parity = check_parity(run, backbone, folder, rows, progress.rows)
-        fail_on_difference(parity)
+        parity = None if config.precision == "bf16" else check_parity(run, backbone, folder, rows, progress.rows)
+        if parity is not None and config.precision == "fp32":
+            fail_on_difference(parity)
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
-        manifest = _manifest(config.out.resolve().name, run, traced, baked, parity, versions)
+        manifest = _manifest(config, run, traced, baked, parity, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
         (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
     return manifest
@@ -96,10 +113,13 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
 def _rows(run: Run, path: Path | None) -> list[Row]:
     """Find rows to compare on, and refuse those the template does not take before any work is done for them."""
     rows = run.check_rows if path is None else list(read_rows(path))
-    fields = Template.parse(run.config.template).fields
     for row in rows:
-        check_texts(row, fields)
+        check_texts(row, _fields(run))
     return rows
+
+
+def _fields(run: Run) -> Sequence[Field]:
+    return Template.parse(run.config.template).fields
 
 
 def backbone_entry(facts: BackboneFacts) -> BackboneEntry:
@@ -113,12 +133,33 @@ def backbone_entry(facts: BackboneFacts) -> BackboneEntry:
     )
 
 
+def _lowered(config: ExportConfig, run: Run, baked: BakedGraph, folder: Path, rows: Sequence[Row]) -> BakedGraph:
+    """Replace a baked graph by one of the precision that was asked for."""
+    labels = run.config.labels
+    read = pairs(rows, labels)
+    encoder = TextEncoder.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), fields=_fields(run))
+    labelled = LabelledRows(
+        encodings=encoder.encode([row.texts for row in read]),
+        labels=np.array([labels.index(row.label) if row.label in labels else -1 for row in read]),
+    )
+    lowered = lower(
+        folder,
+        config.precision,
+        labelled,
+        keep_fp32=config.keep_fp32,
+        max_drop=config.max_accuracy_drop,
+        standard=False,
+    )
+    files, passes = {**baked.files, **lowered.files}, [*baked.passes, *lowered.passes]
+    return BakedGraph(files=files, passes=passes, lowered=lowered.entry)
+
+
 def _manifest(
-    name: str,
+    wanted: ExportConfig,
     run: Run,
     traced: Trace,
     baked: BakedGraph,
-    parity: Parity,
+    parity: Parity | None,
     versions: dict[str, str],
 ) -> Manifest:
     config, info = run.config, traced.info
@@ -126,7 +167,7 @@ def _manifest(
     words = None if config.open_answers else config.label_words
     return Manifest(
         format=FORMAT,
-        name=name,
+        name=wanted.out.resolve().name,
         method=config.method + " --tune-backbone" * config.tune_backbone,
         files=baked.files,
         backbone=backbone_entry(facts),
@@ -139,7 +180,8 @@ def _manifest(
         graph=GraphEntry(
             opset=info.opset,
             ir_version=info.ir_version,
-            precision="fp32",
+            precision=wanted.precision,
+            lowered=baked.lowered,
             read=config.read,
             prompt_tokens=template.n_prompt,
             folded_tokens=config.n_prefix + config.n_folded,

@@ -23,6 +23,10 @@ Field = Literal["text", "text_b", "choice"]
 """A text that a row brings; "choice" is each of its candidates in turn."""
 
 
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4"]
+"""What a graph computes in. int8 and int4 say it of products with weights, and int4 of the weights alone."""
+
+
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One file of the bundle."""
 
@@ -60,13 +64,34 @@ class PassEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     did: str
 
 
+class PrecisionEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a lower precision than fp32 came to, on real rows.
+
+    Attributes:
+        products: products with weights, counted by how they are computed; empty where all nodes are in half.
+        kept_fp32: names of weights whose products are in fp32.
+        costliest: errors of the products that cost most, over their results, by the weight's name.
+        rows: measured on; rows without a label are right if answered as in fp32.
+        accuracy_fp32: share of them that the fp32 graph answers right.
+        accuracy: that this one does; None: it was not run.
+    """
+
+    products: dict[str, int]
+    kept_fp32: list[str]
+    costliest: dict[str, float]
+    rows: int
+    accuracy_fp32: float
+    accuracy: float | None
+
+
 class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the graph was made.
 
     Attributes:
         opset: ONNX operator set.
         ir_version: ONNX file version.
-        precision: of the weights.
+        precision: what it computes in.
+        lowered: what that came to; None: it is fp32.
         read: which state becomes logits.
         prompt_tokens: virtual tokens the template holds, folded ones and trained keys and values included.
         folded_tokens: leading tokens that are constant keys and values and not in `input_ids`.
@@ -75,7 +100,8 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     opset: int
     ir_version: int
-    precision: Literal["fp32"]
+    precision: Precision
+    lowered: PrecisionEntry | None
     read: Read
     prompt_tokens: int
     folded_tokens: int
@@ -167,7 +193,7 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
         max_length: most ids a row has in `input_ids`; longer texts are truncated.
         abstain_below: probability below which the engine gives no label; None: it always gives one.
         graph: how the graph was made.
-        parity: how it compares with the model.
+        parity: how it compares with the model; None: it was not run, since ONNX Runtime's CPU cannot.
         versions: of everything that made it.
         digest: sha256 of the canonical JSON of all other keys.
     """
@@ -184,7 +210,7 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_length: int
     abstain_below: float | None
     graph: GraphEntry
-    parity: Parity
+    parity: Parity | None
     versions: dict[str, str]
     digest: str = ""
 

@@ -1,11 +1,12 @@
 """The commands that make things: train, import and export. They need the extra `train`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from ptexport.runtime.errors import TrainError
+from ptexport.runtime.manifest import Precision
 from ptexport.toolkit import cli_options as shared
 from ptexport.toolkit.methods import METHODS
 
@@ -228,6 +229,26 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="23: native attention.")
 @click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="fp32",
+    show_default=True,
+    help="What the graph computes in; see docs/precision.md.",
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=shared.FiniteRange(0, 100),
+    metavar="POINTS",
+    help="Most that a lower precision may lose on the rows [default: 0.5].",
+)
+@click.option(
+    "--keep-fp32",
+    multiple=True,
+    metavar="auto|NAME",
+    help="With int8, int8-dynamic, int4: keep in fp32 the products whose weights' names begin so, or as few as needed; "
+    "NAME may be repeated.",
+)
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -236,6 +257,9 @@ def export(
     out: Path,
     opset: str,
     rows: Path | None,
+    precision: Precision,
+    max_accuracy_drop: float | None,
+    keep_fp32: tuple[str, ...],
     as_json: bool,
     log_file: Path | None,
     force: bool,
@@ -251,6 +275,14 @@ def export(
         from ptexport.toolkit import progress, tables
     if len(runs) > 1 and rows is not None:
         raise click.UsageError("--rows goes with one run; several are checked on their own rows.")
+    if len(runs) > 1 and precision != "fp32":
+        raise click.UsageError("--precision goes with one run; several are exported in fp32.")
+    if precision in ("fp32", "bf16") and max_accuracy_drop is not None:
+        raise click.UsageError(f"--max-accuracy-drop does not go with --precision {precision}, which is not measured.")
+    if precision in ("fp32", "fp16", "bf16") and keep_fp32:
+        raise click.UsageError(f"--keep-fp32 does not go with --precision {precision}.")
+    if "auto" in keep_fp32 and len(keep_fp32) > 1:
+        raise click.UsageError("--keep-fp32: give auto, or names, not both.")
     progress.silence_libraries()
     if len(runs) > 1:
         with progress.reporting(as_json=as_json, log_file=log_file) as report:
@@ -260,7 +292,16 @@ def export(
         else:
             tables.print_tasks(tasks, out)
         return
-    config = ExportConfig(run=runs[0], out=out, opset=int(opset), rows=rows, force=force)
+    config = ExportConfig(
+        run=runs[0],
+        out=out,
+        opset=int(opset),
+        rows=rows,
+        force=force,
+        precision=precision,
+        keep_fp32="auto" if "auto" in keep_fp32 else keep_fp32,
+        **({} if max_accuracy_drop is None else {"max_accuracy_drop": max_accuracy_drop}),
+    )
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
         manifest = run_export(config, report)
     if as_json:

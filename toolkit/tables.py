@@ -85,18 +85,25 @@ def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
 
 def print_parity(manifest: Manifest, out: Path) -> None:
     """Print how a bundle compares with the model it came from."""
-    parity = manifest.parity
-    headers = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
-    table = _table(*headers, title=f"{parity.rows} rows against untouched Transformers")
-    for name, result in (
-        ("each row alone", parity.alone),
-        ("mixed, padded right", parity.padded_right),
-        ("mixed, padded left", parity.padded_left),
-    ):
-        table.add_row(name, *_figures(result))
-    size = sum(entry.size_bytes for entry in manifest.files.values())
+    parity, lowered = manifest.parity, manifest.graph.lowered
     console = Console()
-    console.print(table)
+    if parity is None:
+        console.print("not run: ONNX Runtime's CPU provider has no products in bf16", markup=False, highlight=False)
+    else:
+        headers = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
+        table = _table(*headers, title=f"{parity.rows} rows against untouched Transformers")
+        for name, result in (
+            ("each row alone", parity.alone),
+            ("mixed, padded right", parity.padded_right),
+            ("mixed, padded left", parity.padded_left),
+        ):
+            table.add_row(name, *_figures(result))
+        console.print(table)
+    if lowered is not None and lowered.accuracy is not None:
+        accuracy = f"{lowered.accuracy:.1%} of {lowered.rows} rows right, {lowered.accuracy_fp32:.1%} in fp32"
+        kept = f"; in fp32: {', '.join(lowered.kept_fp32)}" if lowered.kept_fp32 else ""
+        console.print(f"{manifest.graph.precision}: {accuracy}{kept}", markup=False, highlight=False, soft_wrap=True)
+    size = sum(entry.size_bytes for entry in manifest.files.values())
     console.print(
         f"{out}: {size / 1e6:.0f} MB, opset {manifest.graph.opset}, "
         f"{manifest.graph.folded_tokens} leading tokens folded into constants",

@@ -1,0 +1,209 @@
+"""A baked graph -> the same with products in integers; knows onnxruntime.quantization, nothing of rows or accuracy.
+
+A product is a MatMul with a weight. How one is computed is its recipe:
+
+    int8         weights int8 by column; activations uint8, by the range seen on real rows (standard operators, Q/DQ)
+    int8-weight  weights int8 in blocks of 32; activations scaled row by row as they come (MatMulNBits)
+    int4-weight  the same with 4 bits
+    dynamic      weights int8 by column; activations scaled by the batch, so that answers depend on the rows beside
+    fp32         as it was
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import QuantizationMode
+
+Recipe = Literal["int8", "int8-weight", "int4-weight", "dynamic", "fp32"]
+BLOCK = 32
+BITS: dict[Recipe, int] = {"int8-weight": 8, "int4-weight": 4}
+
+_OP_TYPES = ["MatMul"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A MatMul with a weight.
+
+    Attributes:
+        node: its name.
+        taken: name of the value it multiplies.
+        weight: the parameter's name.
+        matrix: the weight, float32 [in, out], read when it is asked for.
+    """
+
+    node: str
+    taken: str
+    weight: str
+    matrix: ir.TensorProtocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """The least and the largest element that a value had."""
+
+    lowest: float
+    highest: float
+
+    def joined(self, array: NDArray[np.float32]) -> "Range":
+        """Take more elements in."""
+        return Range(lowest=min(self.lowest, float(array.min())), highest=max(self.highest, float(array.max())))
+
+
+def find_products(model: ir.Model) -> list[Product]:
+    """List a graph's products, in order. The label rows' is none: they are transposed first, and stay float32."""
+    found = []
+    for node in model.graph:
+        taken, weight = (*node.inputs, None, None)[:2]
+        if node.op_type == "MatMul" and taken is not None and weight is not None and weight.const_value is not None:
+            names = {"node": str(node.name), "taken": str(taken.name), "weight": str(weight.name).removesuffix(".T")}
+            found.append(Product(matrix=weight.const_value, **names))
+    return found
+
+
+def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Range]) -> ir.Model:
+    """Compute products in integers.
+
+    Args:
+        path: the graph, its weights beside it.
+        recipes: by the product's node.
+        ranges: of what `int8` products multiply, by the value's name.
+
+    Returns:
+        The graph, its weights in memory.
+    """
+    proto = onnx.load(path)
+    nodes = {recipe: [node for node, own in recipes.items() if own == recipe] for recipe in set(recipes.values())}
+    if "int8" in nodes:
+        data = {
+            name: TensorData(lowest=np.float32(seen.lowest), highest=np.float32(seen.highest))
+            for name, seen in ranges.items()
+        }
+        static = QDQQuantizer(
+            proto, True, False, QuantType.QInt8, QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, data),
+            nodes["int8"], [], _OP_TYPES, {"OpTypesToExcludeOutputQuantization": _OP_TYPES},
+        )  # fmt: skip
+        static.quantize_model()
+        proto = static.model.model
+    if "dynamic" in nodes:
+        dynamic = ONNXQuantizer(
+            proto, True, False, QuantizationMode.IntegerOps, False, QuantType.QInt8, QuantType.QUInt8, None,
+            nodes["dynamic"], [], _OP_TYPES, {"MatMulConstBOnly": True},
+        )  # fmt: skip
+        dynamic.quantize_model()
+        proto = dynamic.model.model
+    for recipe, bits in BITS.items():
+        if recipe in nodes:
+            # accuracy_level 4: activations in int8 too, row by row, so that no row depends on another
+            blocks = MatMulNBitsQuantizer(
+                proto, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_include=nodes[recipe]
+            )
+            blocks.process()
+            proto = blocks.model.model
+    model = ir.serde.deserialize_model(proto)
+    model.graph.sort()  # what was inserted stands at the end
+    return model
+
+
+class SplitGemmPass(ir.passes.InPlacePass):
+    """Make a MatMul and an Add of each Gemm, which GPT-2's layers are: recipes are for MatMul.
+
+    Requires: nothing.
+    Ensures: no Gemm is left but those that transpose or scale.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = 0
+
+    @property
+    def did(self) -> str:
+        """What the manifest says."""
+        return f"{self.split} Gemm made MatMul and Add"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Split them."""
+        for node in list(model.graph):
+            scaled = any(node.attributes.get_float(name, 1.0) != 1 for name in ("alpha", "beta"))
+            turned = any(node.attributes.get_int(name, 0) for name in ("transA", "transB"))
+            if node.op_type != "Gemm" or scaled or turned:
+                continue
+            (out,) = node.outputs
+            product = ir.node("MatMul", node.inputs[:2], name=node.name)
+            product.outputs[0].name = f"{out.name}.product"
+            new = [product]
+            if len(node.inputs) > 2 and node.inputs[2] is not None:
+                new.append(ir.node("Add", [product.outputs[0], node.inputs[2]], name=f"{node.name}.bias"))
+            ir.convenience.replace_nodes_and_values(model.graph, node, [node], new, [out], new[-1].outputs)
+            self.split += 1
+        return ir.passes.PassResult(model, modified=self.split > 0)
+
+
+class ByteTablePass(ir.passes.InPlacePass):
+    """Store the embedding table in int8, with a scale for each 32 elements of a row.
+
+    Requires: one Gather looks tokens up in `table.weight`.
+    Ensures: what is looked up is float32, each element at most 1/254 of its block's largest away; prompt rows, which
+        are looked up elsewhere, are not touched.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    @property
+    def did(self) -> str:
+        """What the manifest says."""
+        return f"embedding table of {self.rows} rows in int8"
+
+    def requires(self, model: ir.Model) -> None:
+        """Check that there is a table."""
+        table = model.graph.initializers.get("table.weight")
+        if table is None or [node.op_type for node, _ in table.uses()] != ["Gather"]:
+            raise ir.passes.PreconditionError("need one Gather that looks up in table.weight")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Store it."""
+        graph = model.graph
+        table = graph.initializers.pop("table.weight")
+        assert table.const_value is not None
+        self.rows, width = table.const_value.shape.numpy()
+        blocks = table.const_value.numpy().reshape(self.rows, -1, BLOCK if width % BLOCK == 0 else width)
+        scales = np.abs(blocks).max(axis=2, keepdims=True) / 127
+        scales[scales == 0] = 1
+        constants = {
+            "table.weight.int8": np.round(blocks / scales).astype(np.int8),
+            "table.weight.scale": scales,
+            "table.weight.shape": np.array([0, 0, width], dtype=np.int64),  # 0: as it is
+        }
+        whole, scale, shape = (_constant(graph, name, array) for name, array in constants.items())
+        ((node, _),) = table.uses()
+        numbers, factors = (ir.node("Gather", [part, node.inputs[1]]) for part in (whole, scale))
+        floats = ir.node("Cast", numbers.outputs, attributes={"to": ir.DataType.FLOAT.value})
+        scaled = ir.node("Mul", [*floats.outputs, *factors.outputs])
+        row = ir.node("Reshape", [*scaled.outputs, shape])
+        new = [numbers, factors, floats, scaled, row]
+        for part in new[:-1]:
+            part.outputs[
+                0
+            ].name = f"{node.outputs[0].name}.{part.op_type}.{part.inputs[0].name if part.inputs[0] else ''}"
+        ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, row.outputs)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    graph.register_initializer(value)
+    return value

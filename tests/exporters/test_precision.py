@@ -1,0 +1,244 @@
+"""Lower precisions on tiny models: against the untouched model, batch by batch, with controls; what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+from tiny import Quiet, save_model, train_tiny, worst
+
+from ptexport.exporters.bake import bake
+from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.half_pass import HalfPass
+from ptexport.exporters.operators import not_for_tensorrt
+from ptexport.exporters.parity import expected_logits, texts_to_check
+from ptexport.exporters.precision import LabelledRows, lower
+from ptexport.exporters.quantize import ByteTablePass
+from ptexport.exporters.trace import trace
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.graph import Graph
+from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.tokens import Ids, TextEncoder
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.tuning import load_backbone_of
+
+ANY_DROP = 100.0
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2", "bert"])
+def run_folder(
+    request: pytest.FixtureRequest,
+    model_of: Callable[[str], Path],
+    rows_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    if request.param in ("llama", "bert"):
+        folder: Path = request.getfixturevalue(f"{request.param}_run")
+        return folder
+    template = "[P*2] Review: {text} It was [P*2]"
+    return train_tiny(model_of("gpt2"), rows_file, template, tmp_path_factory.mktemp("runs") / "gpt2-run")
+
+
+def exported(run: Path, out: Path, **options: object) -> Manifest:
+    return export(ExportConfig(run=run, out=out, **options), Quiet())  # type: ignore[arg-type]
+
+
+def operators(bundle: Path) -> set[tuple[str, str]]:
+    return {(node.domain, node.op_type) for node in ir.load(bundle / "model.onnx").graph}
+
+
+def baked(run_folder: Path, folder: Path, *, opset: int = 18) -> Run:
+    run = Run.read(run_folder)
+    folder.mkdir()
+    backbone = load_backbone_of(run.config, Path())
+    bake(run, trace(backbone, run.config.read, leading=run.baked.leading, opset=opset), folder)
+    return run
+
+
+def rows_of(run: Run, folder: Path) -> LabelledRows:
+    encoder = TextEncoder.from_json((folder / "tokenizer.json").read_text(), fields=["text"])
+    labels = [run.config.labels.index(str(row.label)) for row in run.check_rows]
+    return LabelledRows(encodings=encoder.encode([row.text for row in run.check_rows]), labels=np.array(labels))
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_half_answers_nearly_alike_in_half_the_bytes(run_folder: Path, opset: int, tmp_path: Path) -> None:
+    manifest = exported(run_folder, tmp_path / "fp16", precision="fp16", opset=opset)
+    fp32 = exported(run_folder, tmp_path / "fp32", opset=opset)
+    assert manifest.parity is not None
+    assert 1e-5 < worst(manifest.parity) < 0.1, "not the same, and not another"
+    sizes = [m.files["model.onnx.data"].size_bytes for m in (manifest, fp32)]
+    assert sizes[0] < 0.62 * sizes[1]
+    assert manifest.graph.precision == "fp16"
+    assert manifest.graph.lowered is not None
+    assert manifest.graph.lowered.accuracy is not None
+    kept = {node.op_type for node in ir.load(tmp_path / "fp16" / "model.onnx").graph if node.outputs[0].dtype == 1}
+    if opset == 18:
+        assert "Softmax" in kept
+        assert not_for_tensorrt(ir.load(tmp_path / "fp16" / "model.onnx")) == []
+    assert kept & {"ReduceMean", "LayerNormalization"}
+
+
+def test_what_is_too_large_for_half_stays_in_float32(rows_file: Path, tmp_path: Path) -> None:
+    """A model whose MLPs give a million, as some checkpoints' massive activations do."""
+    folder = save_model(tmp_path / "large", "llama")
+    state = {name: tensor.clone() for name, tensor in _weights(folder).items()}
+    for name, tensor in state.items():
+        if "up_proj" in name or "gate_proj" in name:
+            tensor *= 1e3
+    _write_weights(folder, state)
+    run_folder = train_tiny(folder, rows_file, "[P*2] Review: {text} It was [P*2]", tmp_path / "run")
+    manifest = exported(run_folder, tmp_path / "fp16", precision="fp16", max_accuracy_drop=ANY_DROP)
+    assert manifest.parity is not None
+    assert worst(manifest.parity) < 0.1
+    assert "stay float32 for their size" in next(p.did for p in manifest.graph.passes if p.name == "Half")
+    run = baked(run_folder, tmp_path / "control")
+    model = ir.load(tmp_path / "control" / "model.onnx")
+    HalfPass(ir.DataType.FLOAT16)(model)
+    ir.save(model, tmp_path / "control" / "model.onnx")
+    ids = TextEncoder.pad(rows_of(run, tmp_path / "control").encodings[:1])
+    with np.errstate(all="ignore"):  # ONNX Runtime's CPU computes in float32 between casts, where nothing overflows
+        without, looked = (evaluated(onnx.load(tmp_path / name / "model.onnx"), ids) for name in ("control", "fp16"))
+    assert np.isfinite(looked).all()
+    assert not np.isfinite(without).all(), "the control: nobody looked"
+
+
+def evaluated(model: onnx.ModelProto, ids: Ids) -> NDArray[np.float32]:
+    """Ask onnx's own evaluator."""
+    given = {value.name: ids[value.name] for value in model.graph.input}
+    logits: NDArray[np.float32] = ReferenceEvaluator(model).run(None, given)[0]
+    return logits
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def _write_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_bfloat16_is_written_and_said_not_to_be_run(run_folder: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's CPU has no products in it; onnx's own evaluator has."""
+    manifest = exported(run_folder, tmp_path / "bf16", precision="bf16")
+    assert manifest.parity is None
+    assert manifest.graph.lowered is not None
+    assert manifest.graph.lowered.accuracy is None
+    assert "Not run" in (tmp_path / "bf16" / "README.md").read_text()
+    run = Run.read(run_folder)
+    texts = texts_to_check(run, run.check_rows[:3])
+    expected = expected_logits(run, load_backbone_of(run.config, Path()), texts, lambda done, total: None)
+    encoder = TextEncoder.from_json((tmp_path / "bf16" / "tokenizer.json").read_text(), fields=["text"])
+    model = onnx.load(tmp_path / "bf16" / "model.onnx")
+    ids = [encoder.pad(encoder.encode([text])) for text in texts]
+    got = np.concatenate([evaluated(model, row) for row in ids])
+    zeroed = next(tensor for tensor in model.graph.initializer if tensor.name == "prompt_rows")
+    zeroed.raw_data = bytes(len(zeroed.raw_data))
+    control = np.concatenate([evaluated(model, row) for row in ids])
+    differs, controls = (float(np.abs(logits - expected).mean()) for logits in (got, control))
+    assert 1e-5 < differs < controls / 4
+
+
+def test_int8_does_not_depend_on_neighbours(run_folder: Path, tmp_path: Path) -> None:
+    differences = {}
+    for precision in ("int8", "int8-dynamic", "int4"):
+        out = tmp_path / precision
+        manifest = exported(run_folder, out, precision=precision, max_accuracy_drop=ANY_DROP)
+        lowered = manifest.graph.lowered
+        assert lowered is not None
+        assert sum(lowered.products.values()) == len(lowered.costliest) or len(lowered.costliest) == 8
+        assert list(lowered.costliest.values()) == sorted(lowered.costliest.values(), reverse=True)
+        assert manifest.parity is not None
+        assert 1e-4 < worst(manifest.parity) < {"int8": 3, "int8-dynamic": 6, "int4": 30}[precision]
+        run = Run.read(run_folder)
+        encoder = TextEncoder.from_json((out / "tokenizer.json").read_text(), fields=["text"])
+        encodings = encoder.encode([row.text for row in run.check_rows] * 10)[:60]
+        graph = Graph.open(out / "model.onnx")
+        among = graph.run(encoder.pad(encodings))
+        alone = np.concatenate([graph.run(encoder.pad([encoding])) for encoding in encodings])
+        differences[precision] = float(np.abs(among - alone).max())
+    assert differences["int8"] < 1e-3
+    assert differences["int4"] < 1e-3
+    assert differences["int8-dynamic"] > 1e-2, "the control"
+
+
+def test_int8_of_standard_operators(run_folder: Path, tmp_path: Path) -> None:
+    run = baked(run_folder, tmp_path / "graph")
+    rows = rows_of(run, tmp_path / "graph")
+    lower(tmp_path / "graph", "int8", rows, keep_fp32=(), max_drop=ANY_DROP, standard=True)
+    assert {domain for domain, _ in operators(tmp_path / "graph")} == {""}
+    assert ("", "QuantizeLinear") in operators(tmp_path / "graph")
+    assert sorted(path.name for path in (tmp_path / "graph").iterdir() if path.name.startswith((".", "model"))) == [
+        "model.onnx",
+        "model.onnx.data",
+    ]
+
+
+def test_too_much_lost_names_what_costs_most(llama_run: Path, tmp_path: Path) -> None:
+    run = baked(llama_run, tmp_path / "graph")
+    rows = rows_of(run, tmp_path / "graph")
+    fp32 = rows.logits(tmp_path / "graph" / "model.onnx").argmax(1)
+    right = LabelledRows(encodings=rows.encodings, labels=fp32)
+    with pytest.raises(
+        ExportError, match=r"int4: accuracy on \d+ rows falls from 100\.0% to .*cost most: base\.layers"
+    ):
+        lower(tmp_path / "graph", "int4", right, keep_fp32=(), max_drop=-0.5, standard=False)
+
+
+def test_products_are_kept_by_name_or_until_it_is_right(llama_run: Path, tmp_path: Path) -> None:
+    named = exported(
+        llama_run, tmp_path / "named", precision="int4", keep_fp32=["base.layers.1.mlp"], max_accuracy_drop=ANY_DROP
+    )
+    assert named.graph.lowered is not None
+    assert {name.rsplit(".", 2)[1] for name in named.graph.lowered.kept_fp32} == {"up_proj", "gate_proj", "down_proj"}
+    assert named.graph.lowered.products == {"int4-weight": 11, "fp32": 3}
+    with pytest.raises(ExportError, match="no weight's name begins with 'layers'; need one such as base"):
+        exported(llama_run, tmp_path / "unknown", precision="int4", keep_fp32=["layers"])
+    assert not (tmp_path / "unknown").exists()
+    auto = exported(llama_run, tmp_path / "auto", precision="int8", keep_fp32="auto", max_accuracy_drop=ANY_DROP)
+    assert auto.graph.lowered is not None
+    assert auto.graph.lowered.kept_fp32 == [], "none is needed"
+
+
+def test_tasks_share_their_weights_in_lower_precision(
+    llama_run: Path, llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    other = train_tiny(llama, rows_file, "{text} [P*3]", tmp_path / "other")
+    for precision in ("fp16", "int4"):
+        files = [
+            exported(run, tmp_path / f"{precision}-{n}", precision=precision, max_accuracy_drop=ANY_DROP).files
+            for n, run in enumerate((llama_run, other))
+        ]
+        assert files[0]["model.onnx.data"] == files[1]["model.onnx.data"]
+        assert files[0]["model.onnx"] != files[1]["model.onnx"]
+
+
+@pytest.mark.parametrize("width", [32, 40])
+def test_the_table_in_int8(width: int) -> None:
+    table = np.random.default_rng(0).normal(size=(50, width)).astype(np.float32)
+    table[3] = 0
+    weight = ir.Value(name="table.weight", const_value=ir.tensor(table, name="table.weight"))
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([2, 3]))
+    node = ir.node("Gather", [weight, ids])
+    node.outputs[0].name, node.outputs[0].dtype = "rows", ir.DataType.FLOAT
+    graph = ir.Graph([ids], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 18}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    edit = ByteTablePass()
+    edit(model)
+    wanted = np.array([[0, 3, 49], [7, 7, 1]])
+    (got,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"ids": wanted})
+    block = width if width == 40 else 32
+    bound = np.abs(table.reshape(50, -1, block)).max(2).repeat(block, 1)[wanted] / 254 + 1e-6
+    assert (np.abs(got - table[wanted]) <= bound).all()
+    assert edit.did == "embedding table of 50 rows in int8"
+    with pytest.raises(ir.passes.PreconditionError, match=r"looks up in table\.weight"):
+        edit(model)
