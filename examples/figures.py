@@ -87,6 +87,9 @@ def accuracy(out: Path) -> dict[str, object]:
 
 def export(out: Path) -> dict[str, object]:
     """A cold export into a cache with the converted model but no trace, then parity on every test row."""
+    import onnx_ir as ir
+
+    from ptexport.exporters.operators import not_for_tensorrt
     from ptexport.toolkit.cities import labels
     from ptexport.toolkit.data import load_data
     from ptexport.toolkit.home import cache_home
@@ -101,6 +104,7 @@ def export(out: Path) -> dict[str, object]:
         cold_s = ptexport("export", str(out / "run0"), "--out", str(out / "bundle"), "--force", XDG_CACHE_HOME=cold)
     warm_s = ptexport("export", str(out / "run0"), "--out", str(out / "bundle"), "--force", "--rows", str(rows))
     bake_s = float(python(BAKE, str(out / "run1")))
+    objections = not_for_tensorrt(ir.load(out / "bundle" / "model.onnx"))
     parity = json.loads((out / "bundle" / "manifest.json").read_text())["parity"]
     results = [parity[name] for name in ("alone", "padded_right", "padded_left")]
     report("trace and export, cold, parity of 256 rows included", f"{cold_s:.0f} s", "at most 150")
@@ -110,7 +114,14 @@ def export(out: Path) -> dict[str, object]:
         f"parity on {len(test)} test cities: largest |Δlogit|", f"{max(r['max_abs_diff'] for r in results):.1e}", "1e-3"
     )
     report("  labels that differ", str(sum(len(r["flips"]) for r in results)), "0")
-    return {"cold_export_s": cold_s, "warm_export_s": warm_s, "bake_s": bake_s, "parity": parity}
+    report("kinds of node that TensorRT's parser would not take", str(len(objections)), "0")
+    return {
+        "cold_export_s": cold_s,
+        "warm_export_s": warm_s,
+        "bake_s": bake_s,
+        "parity": parity,
+        "tensorrt": objections,
+    }
 
 
 def serve_cold(bundle: Path) -> dict[str, object]:

@@ -1,11 +1,12 @@
 """The commands that make things: train, import and export. They need the extra `train`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from ptexport.runtime.errors import TrainError
+from ptexport.runtime.manifest import TargetName
 from ptexport.toolkit import cli_options as shared
 from ptexport.toolkit.methods import METHODS
 
@@ -226,7 +227,15 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
-@click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="23: native attention.")
+@click.option(
+    "--target",
+    type=click.Choice(get_args(TargetName)),
+    default="cpu",
+    show_default=True,
+    help="What the graph is made for; see docs/export.md.",
+)
+@click.option("--opset", type=click.Choice(["18", "23"]), help="23: native attention [default: by target].")
+@click.option("--tune", is_flag=True, help="Time the graphs that the target takes on this machine; take the fastest.")
 @click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
 @shared.force
 @shared.as_json
@@ -234,11 +243,12 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
 def export(
     runs: tuple[Path, ...],
     out: Path,
-    opset: str,
+    opset: str | None,
     rows: Path | None,
+    tune: bool,
     as_json: bool,
     log_file: Path | None,
-    force: bool,
+    **options: Any,
 ) -> None:
     """Bake a run into an ONNX bundle, and prove that it answers as the model does.
 
@@ -251,16 +261,19 @@ def export(
         from ptexport.toolkit import progress, tables
     if len(runs) > 1 and rows is not None:
         raise click.UsageError("--rows goes with one run; several are checked on their own rows.")
+    if len(runs) > 1 and tune:
+        raise click.UsageError("--tune goes with one run.")
+    options["opset"] = None if opset is None else int(opset)
     progress.silence_libraries()
     if len(runs) > 1:
         with progress.reporting(as_json=as_json, log_file=log_file) as report:
-            tasks = export_tasks(runs, out, report, opset=int(opset), force=force)
+            tasks = export_tasks(runs, out, report, **options)
         if as_json:
             click.echo(tasks.to_json(), nl=False)
         else:
             tables.print_tasks(tasks, out)
         return
-    config = ExportConfig(run=runs[0], out=out, opset=int(opset), rows=rows, force=force)
+    config = ExportConfig(run=runs[0], out=out, rows=rows, tune=tune, **options)
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
         manifest = run_export(config, report)
     if as_json:
