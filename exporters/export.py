@@ -1,5 +1,6 @@
 """A run folder -> a bundle folder: load, trace, bake, prove, write; whole or not at all."""
 
+import gc
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Protocol
 
 from ptexport.exporters.bake import BakedGraph, bake
 from ptexport.exporters.card import model_card
-from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.parity import compare_graph, expected_logits, fail_on_difference, texts_to_check
 from ptexport.exporters.targets import check_target, choose_opsets
 from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
@@ -18,6 +19,7 @@ from ptexport.runtime.bundle import HASHED, MANIFEST
 from ptexport.runtime.graph import load_onnxruntime
 from ptexport.runtime.manifest import FORMAT, BackboneEntry, Candidate, GraphEntry, Manifest, Parity, TargetName
 from ptexport.runtime.rows import Row, check_texts, read_rows
+from ptexport.runtime.tokens import Text
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.folders import check_free, new_folder
@@ -83,14 +85,19 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
     backbone = load_backbone_of(run.config, config.run, stage=progress.stage)
     with ExitStack() as stack:
         traces = [_traced(run, backbone, opset, stack, progress) for opset in opsets]
+        progress.stage("asking Transformers")
+        texts = texts_to_check(run, rows)
+        expected = expected_logits(run, backbone, texts, progress.rows)
+        del backbone
+        gc.collect()  # a session has its own copy of the weights: two at once would be the peak of an export
         folder = stack.enter_context(new_folder(config.out, force=config.force, files=FILES))
-        tuned = _tune(run, traces, rows, folder, progress) if config.tune else []
+        tuned = _tune(run, traces, texts, folder, progress) if config.tune else []
         (traced,) = [t for t in traces if t.info.opset == (winner(tuned) if tuned else opsets[0])]
         progress.stage("baking the task in")
         baked = bake(run, traced, folder)
         check_target(config.target, folder)
         progress.stage("comparing with Transformers")
-        parity = check_parity(run, backbone, folder, rows, progress.rows)
+        parity = compare_graph(run, expected, folder, texts)
         fail_on_difference(parity)
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
         name = config.out.resolve().name
@@ -111,7 +118,7 @@ def _traced(run: Run, backbone: Backbone, opset: int, stack: ExitStack, progress
 
 
 def _tune(
-    run: Run, traces: Sequence[Trace], rows: Sequence[Row], folder: Path, progress: ExportProgress
+    run: Run, traces: Sequence[Trace], texts: Sequence[Text], folder: Path, progress: ExportProgress
 ) -> list[Candidate]:
     """Bake every trace beside what is to be, where files of one backbone can share their blocks, and time them."""
     with TemporaryDirectory(dir=folder) as parent:
@@ -119,7 +126,7 @@ def _tune(
         for traced, place in zip(traces, places.values(), strict=True):
             place.mkdir()
             bake(run, traced, place)
-        return time_candidates(run, places, rows, progress.stage)
+        return time_candidates(run, places, texts, progress.stage)
 
 
 def _rows(run: Run, path: Path | None) -> list[Row]:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ptexport.exporters.parity import mixed_batches, texts_to_check
+from ptexport.exporters.parity import mixed_batches
 from ptexport.runtime.bundle import MODEL, TOKENIZER
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Candidate, Timing
-from ptexport.runtime.rows import Row
-from ptexport.runtime.tokens import Ids, TextEncoder
+from ptexport.runtime.tokens import Ids, Text, TextEncoder
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
 
@@ -27,14 +26,14 @@ MARGIN = 0.03
 
 
 def time_candidates(
-    run: Run, folders: dict[int, Path], rows: Sequence[Row], stage: Callable[[str], None]
+    run: Run, folders: dict[int, Path], texts: Sequence[Text], stage: Callable[[str], None]
 ) -> list[Candidate]:
     """Time graphs in turn, so that what else this machine does slows all alike.
 
     Args:
         run: the task.
         folders: of each opset, the target's default first: holds the graph and its tokenizer.
-        rows: texts whose labels are compared.
+        texts: those whose labels are compared.
         stage: told what begins.
 
     Returns:
@@ -45,7 +44,7 @@ def time_candidates(
     encoder = TextEncoder.from_json(
         (first / TOKENIZER).read_text(encoding="utf-8"), fields=Template.parse(run.config.template).fields
     )
-    encodings = encoder.encode(texts_to_check(run, rows))
+    encodings = encoder.encode(texts)
     batches = [encoder.pad([encodings[i] for i in batch]) for batch in mixed_batches(len(encodings))]
     stage("comparing the labels of " + _named(graphs))
     labels = {opset: np.concatenate([graph.run(ids).argmax(1) for ids in batches]) for opset, graph in graphs.items()}

@@ -5,21 +5,25 @@ architectures) and test_tasks.py export for it.
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tiny import Quiet, worst
+from tiny import Quiet, save_model, train_tiny, worst
 
 from ptexport.exporters import targets
 from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.operators import not_for_tensorrt, tensorrt_operators
+from ptexport.exporters.parity import texts_to_check
 from ptexport.exporters.targets import TARGETS, check_target
 from ptexport.exporters.trace import IR_VERSION, OPSETS, trace
 from ptexport.exporters.tune import SIZES, time_candidates, winner
 from ptexport.runtime.bundle import Bundle
+from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.manifest import Candidate, TargetName, Timing
 from ptexport.toolkit.run import Run
@@ -139,6 +143,36 @@ def test_control_a_graph_with_other_labels_is_seen(llama_run: Path, tmp_path: Pa
     assert rows.const_value is not None
     rows.const_value = ir.tensor(np.ascontiguousarray(rows.const_value.numpy()[::-1]), name="label_rows")
     ir.save(model, folders[23] / "model.onnx")
-    first, second = time_candidates(run, folders, run.check_rows, lambda name: None)
+    first, second = time_candidates(run, folders, texts_to_check(run, run.check_rows), lambda name: None)
     assert (first.same_labels, second.same_labels) == (True, False)
     assert winner([first, second]) == 18
+
+
+EXPORT = """
+import re, sys
+from ptexport.toolkit.cli import main
+try:
+    main()
+finally:
+    print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
+"""
+
+
+@pytest.mark.soak
+def test_weights_past_two_gigabytes(rows_file: Path, tmp_path: Path) -> None:
+    """Past what one protobuf message and a signed 32-bit offset hold; two layers, so that only the size is real."""
+    model = save_model(tmp_path / "wide", "llama", hidden_size=2048, intermediate_size=43_000)
+    run = train_tiny(model, rows_file, "[P*2] Review: {text} It was [P*2]", tmp_path / "run", encoder="none")
+    bundle = tmp_path / "bundle"
+    command = [sys.executable, "-c", EXPORT, "export", str(run), "--out", str(bundle)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    manifest = Bundle.open(bundle).manifest
+    weights_bytes = manifest.files["model.onnx.data"].size_bytes
+    assert weights_bytes > 2**31
+    assert int(said.splitlines()[-1]) <= 2.5 * weights_bytes, "peak memory of the export"
+    assert manifest.parity.rows == len(Run.read(run).check_rows) + 3
+    assert worst(manifest.parity) <= manifest.parity.tolerance
+    (answer,) = Engine.open(bundle).predict(["the film was bright"])
+    assert answer.label in ("positive", "negative")
+    with pytest.raises(ExportError, match=r"target web: model.onnx.data has .* use a smaller backbone"):
+        check_target("web", bundle)
