@@ -7,6 +7,8 @@ Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
     passes.py     the edits made to that graph
     read_pass.py  the edit that computes the last layer for one position
     operators.py  which operators TensorRT's parser takes
+    targets.py    what each target takes: opset, operators, size
+    tune.py       which of several graphs is the fastest on this machine
     bake.py       run + traced graph -> bundle files; without torch
     parity.py     bundle against untouched Transformers
     card.py       the bundle's model card

@@ -1,5 +1,6 @@
 """A run folder -> a bundle folder: load, trace, bake, prove, write; whole or not at all."""
 
+import gc
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,15 +12,28 @@ import numpy as np
 
 from ptexport.exporters.bake import BakedGraph, bake
 from ptexport.exporters.card import model_card
-from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.parity import compare_graph, expected_logits, fail_on_difference, texts_to_check
 from ptexport.exporters.precision import LabelledRows, lower
+from ptexport.exporters.targets import TARGETS, check_precision, check_target, choose_opsets
 from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
+from ptexport.exporters.tune import time_candidates, winner
 from ptexport.runtime.bundle import HASHED, MANIFEST, TOKENIZER
 from ptexport.runtime.graph import load_onnxruntime
-from ptexport.runtime.manifest import FORMAT, BackboneEntry, Field, GraphEntry, Manifest, Parity, Precision
+from ptexport.runtime.manifest import (
+    FORMAT,
+    BackboneEntry,
+    Candidate,
+    Field,
+    GraphEntry,
+    Manifest,
+    Parity,
+    Precision,
+    TargetName,
+)
 from ptexport.runtime.rows import Row, check_texts, read_rows
-from ptexport.runtime.tokens import TextEncoder
+from ptexport.runtime.tokens import Text, TextEncoder
+from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.data import pairs
 from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.folders import check_free, new_folder
@@ -38,7 +52,9 @@ class ExportConfig:
     Attributes:
         run: the run's folder.
         out: the bundle's folder; its name is what the server calls the model.
-        opset: 18, portable, or 23, with one Attention node a layer.
+        target: what it is for; see exporters/targets.py.
+        opset: 18, portable, or 23, with one Attention node a layer; None: the target's default.
+        tune: time the graphs that the target takes on this machine, and take the fastest.
         rows: a file of further rows to check instead of the run's own.
         force: replace a bundle that exists.
         precision: what the graph computes in.
@@ -49,7 +65,9 @@ class ExportConfig:
 
     run: Path
     out: Path
-    opset: int = 18
+    target: TargetName = "cpu"
+    opset: int | None = None
+    tune: bool = False
     rows: Path | None = None
     force: bool = False
     precision: Precision = "fp32"
@@ -76,38 +94,66 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         DataError: `rows` holds none, or others than the template takes.
         RunError: the run cannot be read, or its backbone is not the one trained on.
         ModelError: its backbone cannot be loaded.
-        ExportError: the graph does not answer as the model does; no bundle is left then.
+        ExportError: the graph does not answer as the model does, or its target would not take it; no bundle is left
+            then.
     """
+    opsets = choose_opsets(config.target, config.opset, tune=config.tune)
+    check_precision(config.target, config.precision)
     check_free(config.out, force=config.force, files=FILES)
     onnxruntime = load_onnxruntime()
     run = Run.read(config.run)
     rows = _rows(run, config.rows)
     progress.stage("loading the backbone")
     backbone = load_backbone_of(run.config, config.run, stage=progress.stage)
-    read, leading = run.config.read, run.baked.leading
     with ExitStack() as stack:
-        if run.config.tuned is None:
-            progress.stage("tracing it (once per backbone)")
-            traced = trace(backbone, read, leading=leading, opset=config.opset)
-        else:
-            progress.stage("tracing it")
-            place = stack.enter_context(TemporaryDirectory(prefix="ptexport-"))
-            traced = trace_into(Path(place), backbone, read, leading=leading, opset=config.opset)
+        traces = [_traced(run, backbone, opset, stack, progress) for opset in opsets]
+        progress.stage("asking Transformers")
+        texts = texts_to_check(run, rows)
+        expected = expected_logits(run, backbone, texts, progress.rows)
+        del backbone
+        gc.collect()  # a session has its own copy of the weights: two at once would be the peak of an export
         folder = stack.enter_context(new_folder(config.out, force=config.force, files=FILES))
+        tuned = _tune(run, traces, texts, folder, progress) if config.tune else []
+        (traced,) = [t for t in traces if t.info.opset == (winner(tuned) if tuned else opsets[0])]
         progress.stage("baking the task in")
         baked = bake(run, traced, folder)
         if config.precision != "fp32":
             progress.stage(f"lowering to {config.precision}")
             baked = _lowered(config, run, baked, folder, rows)
-        progress.stage("comparing with Transformers")
-        parity = None if config.precision == "bf16" else check_parity(run, backbone, folder, rows, progress.rows)
+        check_target(config.target, folder)
+        parity = None
+        if config.precision != "bf16":  # which nothing here runs
+            progress.stage("comparing with Transformers")
+            parity = compare_graph(run, expected, folder, texts)
         if parity is not None and config.precision == "fp32":
             fail_on_difference(parity)
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
-        manifest = _manifest(config, run, traced, baked, parity, versions)
+        manifest = _manifest(config, run, traced, baked, parity, tuned, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
         (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
     return manifest
+
+
+def _traced(run: Run, backbone: Backbone, opset: int, stack: ExitStack, progress: ExportProgress) -> Trace:
+    read, leading = run.config.read, run.baked.leading
+    if run.config.tuned is None:
+        progress.stage("tracing it (once per backbone)")
+        return trace(backbone, read, leading=leading, opset=opset)
+    progress.stage("tracing it")
+    place = stack.enter_context(TemporaryDirectory(prefix="ptexport-"))
+    return trace_into(Path(place), backbone, read, leading=leading, opset=opset)
+
+
+def _tune(
+    run: Run, traces: Sequence[Trace], texts: Sequence[Text], folder: Path, progress: ExportProgress
+) -> list[Candidate]:
+    """Bake every trace beside what is to be, where files of one backbone can share their blocks, and time them."""
+    with TemporaryDirectory(dir=folder) as parent:
+        places = {traced.info.opset: Path(parent) / str(traced.info.opset) for traced in traces}
+        for traced, place in zip(traces, places.values(), strict=True):
+            place.mkdir()
+            bake(run, traced, place)
+        return time_candidates(run, places, texts, progress.stage)
 
 
 def _rows(run: Run, path: Path | None) -> list[Row]:
@@ -148,7 +194,7 @@ def _lowered(config: ExportConfig, run: Run, baked: BakedGraph, folder: Path, ro
         labelled,
         keep_fp32=config.keep_fp32,
         max_drop=config.max_accuracy_drop,
-        standard=False,
+        standard=TARGETS[config.target].objections is not None,
     )
     files, passes = {**baked.files, **lowered.files}, [*baked.passes, *lowered.passes]
     return BakedGraph(files=files, passes=passes, lowered=lowered.entry)
@@ -160,6 +206,7 @@ def _manifest(
     traced: Trace,
     baked: BakedGraph,
     parity: Parity | None,
+    tuned: list[Candidate],
     versions: dict[str, str],
 ) -> Manifest:
     config, info = run.config, traced.info
@@ -178,10 +225,12 @@ def _manifest(
         max_length=config.max_length - config.n_prefix - config.n_folded,
         abstain_below=None if run.metrics is None else run.metrics.abstain_below,
         graph=GraphEntry(
+            target=wanted.target,
             opset=info.opset,
             ir_version=info.ir_version,
             precision=wanted.precision,
             lowered=baked.lowered,
+            tuned=tuned,
             read=config.read,
             prompt_tokens=template.n_prompt,
             folded_tokens=config.n_prefix + config.n_folded,

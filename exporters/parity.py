@@ -52,7 +52,18 @@ def check_parity(run: Run, backbone: Backbone, folder: Path, rows: Sequence[Row]
         The differences, which may be too large: see `fail_on_difference`.
     """
     texts = texts_to_check(run, rows)
-    expected = expected_logits(run, backbone, texts, report)
+    return compare_graph(run, expected_logits(run, backbone, texts, report), folder, texts)
+
+
+def compare_graph(run: Run, expected: NDArray[np.float32], folder: Path, texts: Sequence[Text]) -> Parity:
+    """Compare a baked graph with what the oracle said; no model is needed any more.
+
+    Args:
+        run: the task.
+        expected: the oracle's logits, float32 [texts, labels].
+        folder: holds the graph and its tokenizer.
+        texts: those that the oracle was asked.
+    """
     graph = Graph.open(folder / MODEL)
     encoder = TextEncoder.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), fields=_fields(run))
     encodings = encoder.encode(texts)

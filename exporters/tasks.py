@@ -22,12 +22,13 @@ from ptexport.exporters.parity import (
     texts_to_check,
 )
 from ptexport.exporters.passes import BindInputsPass, ForgetIntermediateShapesPass, edit
+from ptexport.exporters.targets import check_target, choose_opsets
 from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED_TASKS, MANIFEST, MODEL, TEMPLATES, TOKENIZER, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph, load_onnxruntime
-from ptexport.runtime.manifest import FORMAT, Comparison, FileEntry, Parity, TaskEntry, TasksManifest
+from ptexport.runtime.manifest import FORMAT, Comparison, FileEntry, Parity, TargetName, TaskEntry, TasksManifest
 from ptexport.runtime.tasks import TaskEncoders
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone
@@ -40,7 +41,13 @@ FILES = (*HASHED_TASKS, MANIFEST)
 
 
 def export_tasks(
-    runs: Sequence[Path], out: Path, progress: ExportProgress, *, opset: int = 18, force: bool = False
+    runs: Sequence[Path],
+    out: Path,
+    progress: ExportProgress,
+    *,
+    target: TargetName = "cpu",
+    opset: int | None = None,
+    force: bool = False,
 ) -> TasksManifest:
     """Export runs as one bundle; each task has the name of its run's folder.
 
@@ -48,7 +55,8 @@ def export_tasks(
         runs: two folders or more, trained on one frozen backbone.
         out: the bundle's folder.
         progress: told what begins.
-        opset: 18, portable, or 23, with one Attention node a layer.
+        target: what it is for; see targets.py.
+        opset: 18, portable, or 23, with one Attention node a layer; None: the target's default.
         force: replace a bundle that exists.
 
     Raises:
@@ -56,8 +64,10 @@ def export_tasks(
         MissingExtraError: ONNX Runtime is not installed.
         RunError: a run cannot be read.
         ModelError: the backbone cannot be loaded.
-        ExportError: the runs do not go together, or the graph does not answer as the model does.
+        ExportError: the runs do not go together, the graph does not answer as the model does, or its target would not
+            take it.
     """
+    (chosen,) = choose_opsets(target, opset, tune=False)
     check_free(out, force=force, files=FILES)
     onnxruntime = load_onnxruntime()
     names = [path.resolve().name for path in runs]
@@ -70,10 +80,11 @@ def export_tasks(
     fan_out = joined.of_all is not None
     progress.stage("tracing it (once per backbone)")
     read = joined.first.config.read
-    traced = trace(backbone, read, leading=joined.leading, opset=opset, kind=joined.kind)
+    traced = trace(backbone, read, leading=joined.leading, opset=chosen, kind=joined.kind)
     with new_folder(out, force=force, files=FILES) as folder:
         progress.stage(f"baking {len(runs)} tasks in")
         files = bake_tasks(joined, traced, folder)
+        check_target(target, folder)
         progress.stage("comparing with Transformers")
         tasks = check_tasks(joined, backbone, folder, progress.rows)
         for task in tasks:
@@ -87,6 +98,7 @@ def export_tasks(
             name=out.resolve().name,
             files=files,
             backbone=backbone_entry(joined.first.config.facts),
+            target=target,
             opset=info.opset,
             ir_version=info.ir_version,
             precision="fp32",

@@ -19,6 +19,9 @@ Read = Literal["last", "mask", "first", "mean", "pooled"]
 """The state that becomes logits: the last real token's, the mask slot's, the first token's, the mean of all, or the
 first token's after the backbone's own pooler."""
 
+TargetName = Literal["cpu", "cuda", "tensorrt", "web"]
+"""What a graph was made for; see docs/export.md."""
+
 Field = Literal["text", "text_b", "choice"]
 """A text that a row brings; "choice" is each of its candidates in turn."""
 
@@ -84,24 +87,56 @@ class PrecisionEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     accuracy: float | None
 
 
+class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a graph takes for one batch.
+
+    Attributes:
+        batch: rows.
+        tokens: of each row, those folded not counted.
+        median_ms: of several runs, in turn with the other candidates'.
+    """
+
+    batch: int
+    tokens: int
+    median_ms: float
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A graph that `--tune` timed.
+
+    Attributes:
+        opset: ONNX operator set.
+        same_labels: whether it labels the checked rows as the first candidate does; one that does not is not taken.
+        timings: one per size of batch.
+    """
+
+    opset: int
+    same_labels: bool
+    timings: list[Timing]
+
+
 class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the graph was made.
 
     Attributes:
+        target: what it was made for.
         opset: ONNX operator set.
         ir_version: ONNX file version.
         precision: what it computes in.
         lowered: what that came to; None: it is fp32.
+        tuned: graphs that were timed on the machine that made it, the target's default first; empty: none were.
         read: which state becomes logits.
         prompt_tokens: virtual tokens the template holds, folded ones and trained keys and values included.
         folded_tokens: leading tokens that are constant keys and values and not in `input_ids`.
         passes: the edits of the traced graph, in order.
     """
 
+    target: TargetName
     opset: int
     ir_version: int
     precision: Precision
     lowered: PrecisionEntry | None
+    tuned: list[Candidate]
     read: Read
     prompt_tokens: int
     folded_tokens: int
@@ -255,6 +290,7 @@ class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         name: of the bundle.
         files: every file the runtime reads, by plain file name.
         backbone: the frozen language model of all.
+        target: what it was made for.
         opset: ONNX operator set.
         ir_version: ONNX file version.
         precision: of the weights.
@@ -269,6 +305,7 @@ class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str
     files: dict[str, FileEntry]
     backbone: BackboneEntry
+    target: TargetName
     opset: int
     ir_version: int
     precision: Literal["fp32"]

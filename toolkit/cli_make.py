@@ -6,7 +6,7 @@ from typing import Any, get_args
 import click
 
 from ptexport.runtime.errors import TrainError
-from ptexport.runtime.manifest import Precision
+from ptexport.runtime.manifest import Precision, TargetName
 from ptexport.toolkit import cli_options as shared
 from ptexport.toolkit.methods import METHODS
 
@@ -227,7 +227,15 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
-@click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="23: native attention.")
+@click.option(
+    "--target",
+    type=click.Choice(get_args(TargetName)),
+    default="cpu",
+    show_default=True,
+    help="What the graph is made for; see docs/export.md.",
+)
+@click.option("--opset", type=click.Choice(["18", "23"]), help="23: native attention [default: by target].")
+@click.option("--tune", is_flag=True, help="Time the graphs that the target takes on this machine; take the fastest.")
 @click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
 @click.option(
     "--precision",
@@ -255,14 +263,15 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
 def export(
     runs: tuple[Path, ...],
     out: Path,
-    opset: str,
+    opset: str | None,
     rows: Path | None,
+    tune: bool,
+    as_json: bool,
+    log_file: Path | None,
     precision: Precision,
     max_accuracy_drop: float | None,
     keep_fp32: tuple[str, ...],
-    as_json: bool,
-    log_file: Path | None,
-    force: bool,
+    **options: Any,
 ) -> None:
     """Bake a run into an ONNX bundle, and prove that it answers as the model does.
 
@@ -273,38 +282,37 @@ def export(
         from ptexport.exporters.export import export as run_export
         from ptexport.exporters.tasks import export_tasks
         from ptexport.toolkit import progress, tables
-    if len(runs) > 1 and rows is not None:
-        raise click.UsageError("--rows goes with one run; several are checked on their own rows.")
-    if len(runs) > 1 and precision != "fp32":
-        raise click.UsageError("--precision goes with one run; several are exported in fp32.")
-    if precision in ("fp32", "bf16") and max_accuracy_drop is not None:
-        raise click.UsageError(f"--max-accuracy-drop does not go with --precision {precision}, which is not measured.")
-    if precision in ("fp32", "fp16", "bf16") and keep_fp32:
-        raise click.UsageError(f"--keep-fp32 does not go with --precision {precision}.")
-    if "auto" in keep_fp32 and len(keep_fp32) > 1:
-        raise click.UsageError("--keep-fp32: give auto, or names, not both.")
+    for option, given in (("--rows", rows is not None), ("--tune", tune), ("--precision", precision != "fp32")):
+        if given and len(runs) > 1:
+            raise click.UsageError(f"{option} goes with one run; several are checked on their own rows, in fp32.")
+    _check_precision_options(precision, max_accuracy_drop, keep_fp32)
+    options["opset"] = None if opset is None else int(opset)
     progress.silence_libraries()
     if len(runs) > 1:
         with progress.reporting(as_json=as_json, log_file=log_file) as report:
-            tasks = export_tasks(runs, out, report, opset=int(opset), force=force)
+            tasks = export_tasks(runs, out, report, **options)
         if as_json:
             click.echo(tasks.to_json(), nl=False)
         else:
             tables.print_tasks(tasks, out)
         return
-    config = ExportConfig(
-        run=runs[0],
-        out=out,
-        opset=int(opset),
-        rows=rows,
-        force=force,
-        precision=precision,
-        keep_fp32="auto" if "auto" in keep_fp32 else keep_fp32,
-        **({} if max_accuracy_drop is None else {"max_accuracy_drop": max_accuracy_drop}),
-    )
+    if max_accuracy_drop is not None:
+        options["max_accuracy_drop"] = max_accuracy_drop
+    kept = "auto" if keep_fp32 == ("auto",) else keep_fp32
+    config = ExportConfig(run=runs[0], out=out, rows=rows, tune=tune, precision=precision, keep_fp32=kept, **options)
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
         manifest = run_export(config, report)
     if as_json:
         click.echo(manifest.to_json(), nl=False)
     else:
         tables.print_parity(manifest, out)
+
+
+def _check_precision_options(precision: Precision, max_drop: float | None, keep_fp32: tuple[str, ...]) -> None:
+    """Refuse options that would be ignored."""
+    if precision in ("fp32", "bf16") and max_drop is not None:
+        raise click.UsageError(f"--max-accuracy-drop: of {precision} none is measured; leave it out.")
+    if precision in ("fp32", "fp16", "bf16") and keep_fp32:
+        raise click.UsageError(f"--keep-fp32 goes with int8, int8-dynamic and int4; got {precision}.")
+    if "auto" in keep_fp32 and len(keep_fp32) > 1:
+        raise click.UsageError("--keep-fp32: give auto, or names, not both.")

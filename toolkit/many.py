@@ -88,7 +88,8 @@ class TaskClassifier(nn.Module):
         visible = (order[:, None] >= order[None, :]) & (attention_mask[:, None, :] == 1)
         visible = visible & ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None]))  # [b, s, s]
         n_leading = leading_mask.sum(1, keepdim=True)
-        positions = (visible.sum(2) - 1).clamp(min=0) + self.one.first_position + n_leading
+        before = visible.sum(2) - 1  # -1 for padding that sees nothing; relu, since TensorRT clips no integers
+        positions = before.relu() + self.one.first_position + n_leading
         leading = (leading_mask == 1)[:, None, :].expand(-1, length, -1)
         hidden = torch.where(torch.cat([leading, visible], dim=2)[:, None], 0.0, torch.finfo(prompt_rows.dtype).min)
         states: Tensor = self.one.base(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ptexport.runtime.manifest import Comparison, Manifest, TasksManifest
+from ptexport.runtime.manifest import Candidate, Comparison, Manifest, TasksManifest
 from ptexport.toolkit.evaluate import UNSURE, Contrast, Evaluation, headings, summary
 
 if TYPE_CHECKING:
@@ -103,13 +103,24 @@ def print_parity(manifest: Manifest, out: Path) -> None:
         accuracy = f"{lowered.accuracy:.1%} of {lowered.rows} rows right, {lowered.accuracy_fp32:.1%} in fp32"
         kept = f"; in fp32: {', '.join(lowered.kept_fp32)}" if lowered.kept_fp32 else ""
         console.print(f"{manifest.graph.precision}: {accuracy}{kept}", markup=False, highlight=False, soft_wrap=True)
+    if manifest.graph.tuned:
+        console.print(_timings(manifest.graph.tuned))
     size = sum(entry.size_bytes for entry in manifest.files.values())
     console.print(
-        f"{out}: {size / 1e6:.0f} MB, opset {manifest.graph.opset}, "
+        f"{out}: {size / 1e6:.0f} MB, for {manifest.graph.target}, opset {manifest.graph.opset}, "
         f"{manifest.graph.folded_tokens} leading tokens folded into constants",
         markup=False,
         highlight=False,
     )
+
+
+def _timings(candidates: list[Candidate]) -> Table:
+    sizes = [f"{timing.batch} x {timing.tokens}" for timing in candidates[0].timings]
+    table = _table("graph", *sizes, "labels", title="median ms of rows x tokens on this machine, in turn")
+    for candidate in candidates:
+        figures = [f"{timing.median_ms:.1f}" for timing in candidate.timings]
+        table.add_row(f"opset {candidate.opset}", *figures, "the same" if candidate.same_labels else "differ")
+    return table
 
 
 def print_tasks(manifest: TasksManifest, out: Path) -> None:
@@ -125,8 +136,8 @@ def print_tasks(manifest: TasksManifest, out: Path) -> None:
     reading = "one reading of a text answers all" if manifest.fan_out else "a text is read once per task"
     console = Console()
     console.print(table)
-    said = f"{out}: {size / 1e6:.0f} MB, opset {manifest.opset}, {len(manifest.tasks)} tasks; {reading}"
-    console.print(said, markup=False, highlight=False)
+    made = f"for {manifest.target}, opset {manifest.opset}, {len(manifest.tasks)} tasks; {reading}"
+    console.print(f"{out}: {size / 1e6:.0f} MB, {made}", markup=False, highlight=False)
 
 
 def _figures(result: Comparison) -> tuple[str, str, str]:

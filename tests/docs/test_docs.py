@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import onnx_ir as ir
 import pytest
+
+from ptexport.exporters.operators import not_for_tensorrt
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +62,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
     """Word for word, with the real model, from a folder laid out as the repository."""
     page = ROOT / "docs" / "tutorial.md"
     run_commands(page, tmp_path)
+    assert not_for_tensorrt(ir.load(tmp_path / "build" / "tutorial" / "bundle" / "model.onnx")) == [], "a real BERT"
     answers = (tmp_path / "build" / "tutorial" / "answers.jsonl").read_text().splitlines()
     rows = (ROOT / "examples" / "requests.csv").read_text().splitlines()[1:]
     right = [json.loads(answer)["label"] == row.rsplit(",", 1)[1] for answer, row in zip(answers, rows, strict=True)]

@@ -67,7 +67,7 @@ def test_every_kind_of_graph_answers_as_the_model_does(
     request: pytest.FixtureRequest,
 ) -> None:
     run_folder = train_tiny(request.getfixturevalue(model), rows_file, template, tmp_path / "run", **options)
-    manifest = export(ExportConfig(run=run_folder, out=tmp_path / "bundle"), Quiet())
+    manifest = export(ExportConfig(run=run_folder, out=tmp_path / "bundle", target="tensorrt"), Quiet())
     assert manifest.graph.read == read
     assert worst(manifest.parity) < 1e-4
     assert manifest.parity.rows == len(Run.read(run_folder).check_rows) + 3

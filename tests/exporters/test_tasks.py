@@ -70,8 +70,8 @@ def test_every_task_answers_as_its_own_bundle_does(
     model: str, runs_of: Callable[[str], list[Path]], tmp_path: Path
 ) -> None:
     runs = runs_of(model)
-    manifest = export_tasks(runs, tmp_path / "all", Quiet())
-    assert manifest.fan_out == (model == "llama")
+    manifest = export_tasks(runs, tmp_path / "all", Quiet(), target="tensorrt")
+    assert (manifest.target, manifest.fan_out) == ("tensorrt", model == "llama")
     assert TasksManifest.from_json((tmp_path / "all" / "manifest.json").read_bytes(), "").tasks == manifest.tasks
     assert max(map(worst_of, manifest.tasks)) < 1e-4
     many = TaskEngine.open(tmp_path / "all")
