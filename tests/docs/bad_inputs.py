@@ -72,6 +72,8 @@ CASES = (
     ("an option that is unknown", {}, f"{TRAIN} --speed 3"),
     ("a run that is not there", {}, "export nothing --out new"),
     ("a run with a file missing", {"run/weights.safetensors": None}, "export run --out new"),
+    ("an opset that the target does not take", {}, "export run --target tensorrt --opset 23 --out new"),
+    ("tuning for another machine", {}, "export run --target web --tune --out new"),
     ("a folder that is no PEFT adapter", {}, "import peft run --out new"),
     (
         "a PEFT adapter of a kind that is not supported",
