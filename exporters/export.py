@@ -58,8 +58,8 @@ class ExportConfig:
         rows: a file of further rows to check instead of the run's own.
         force: replace a bundle that exists.
         precision: what the graph computes in.
-        keep_fp32: of int8, int8-dynamic and int4, beginnings of the names of weights whose products stay in fp32;
-            "auto": as few as `max_accuracy_drop` takes, of those that cost most.
+        keep_fp32: of int8, int8-dynamic and int4, weights whose products stay in fp32, by name or pattern; "auto": as
+            few as `max_accuracy_drop` takes, of those that cost most.
         max_accuracy_drop: points of accuracy on the rows that a lower precision may lose.
     """
 

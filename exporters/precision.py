@@ -1,8 +1,10 @@
 """A baked float32 graph -> the same in lower precision, and what that costs on real rows; knows no training."""
 
+import fnmatch
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -15,9 +17,9 @@ from tokenizers import Encoding
 
 from ptexport.exporters.half_pass import LARGEST_FLOAT16, HalfPass, choose_half
 from ptexport.exporters.observe import largest
-from ptexport.exporters.passes import DeadCodePass, Edit, ForgetIntermediateShapesPass, edit
+from ptexport.exporters.passes import DeadCodePass, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.quantize import ByteTablePass, Product, SplitGemmPass, find_products, quantize
-from ptexport.exporters.recipes import Measured, measure
+from ptexport.exporters.recipes import FIRST, find_ranges, measure_costs, not_tame, roles
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.engine import batches
 from ptexport.runtime.errors import ExportError
@@ -26,8 +28,8 @@ from ptexport.runtime.manifest import FileEntry, PassEntry, Precision, Precision
 from ptexport.runtime.tokens import Ids, TextEncoder
 
 CALIBRATION_ROWS = 64
-_NAMED = 8  # of the costliest products
-_FIRST_KEPT = 4  # products tried in float32 first by "auto"; then twice as many each time
+_PROBED_ROWS = 16
+_NAMED = 5  # of the roles that cost most
 _SMALL_BYTES = 1024  # what stays in the graph itself
 _TASK = ("prompt_rows", "label_rows", "label_bias", "leading_states")
 
@@ -49,6 +51,11 @@ class LabelledRows:
         step = max(1, len(self.encodings) // CALIBRATION_ROWS)
         return (TextEncoder.pad([encoding]) for encoding in self.encodings[::step])
 
+    def some(self) -> Ids:
+        """Give some rows at once, spread over all."""
+        step = max(1, len(self.encodings) // _PROBED_ROWS)
+        return TextEncoder.pad(self.encodings[::step][:_PROBED_ROWS])
+
     def logits(self, model: Path) -> NDArray[np.float32]:
         """Ask a graph, float32 [rows, c]."""
         graph = Graph.open(model)
@@ -66,13 +73,13 @@ class Attempt:
         passes: what was done to the graph.
         products: how many are computed by which recipe; none where the precision is that of all nodes.
         kept_fp32: weights whose products stayed float32.
-        costliest: errors of the products that cost most, by weight, most first.
+        costs: mean difference of a logit with one role of products lowered alone, by role, the largest first.
     """
 
     passes: list[PassEntry]
     products: dict[str, int] = field(default_factory=dict)
     kept_fp32: list[str] = field(default_factory=list)
-    costliest: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +112,8 @@ def lower(
         folder: holds a float32 graph and its weights.
         precision: any but fp32. bf16 is not run: ONNX Runtime's CPU provider has no products in it.
         rows: real ones.
-        keep_fp32: beginnings of the names of weights whose products stay float32; "auto": as few as `max_drop` takes.
+        keep_fp32: names of weights whose products stay float32, or patterns such as `*.down_proj.weight`; "auto": the
+            roles that cost most, as few as `max_drop` takes.
         max_drop: points of accuracy on the rows that may be lost.
         standard: whether only ONNX's own operators may be used.
 
@@ -125,7 +133,7 @@ def lower(
             entry = PrecisionEntry(
                 products=attempt.products,
                 kept_fp32=attempt.kept_fp32,
-                costliest=attempt.costliest,
+                costs=attempt.costs,
                 rows=len(labels),
                 accuracy_fp32=accuracy_fp32,
                 accuracy=accuracy,
@@ -151,15 +159,26 @@ def _attempts(
     model = ir.load(source / MODEL)
     first = edit(model, SplitGemmPass())
     ir.save(model, source / MODEL)
-    products = find_products(model)
-    measured = measure(source, products, precision, rows.calibration(), standard=standard)
-    costly = sorted(products, key=lambda product: -measured.errors[product.node])
-    tables: list[Edit] = [] if standard else [ByteTablePass()]
-    for kept in _all_kept(costly, keep_fp32):
-        model, attempt = _compute(source, costly, measured, kept)
-        after = edit(model, *tables)
+    by_role = roles(find_products(model))
+    ranges = find_ranges(source, itertools.chain(*by_role.values()), rows.calibration()) if precision == "int8" else {}
+    recipe = FIRST[precision]
+    costs = measure_costs(source, by_role, recipe, ranges, rows.some())
+    recipes = dict.fromkeys(by_role, recipe)
+    if precision == "int8":
+        recipes |= dict.fromkeys(not_tame(costs), "fp32" if standard else "int8-weight")
+    for kept in _all_kept(by_role, costs, keep_fp32):
+        of_nodes = {
+            product.node: "fp32" if product.weight in kept else recipes[role]
+            for role, products in by_role.items()
+            for product in products
+        }
+        model = quantize(source / MODEL, of_nodes, ranges)
+        counts = Counter[str](of_nodes.values())
+        did = ", ".join(f"{n} products in {name}" for name, n in sorted(counts.items()))
+        after = edit(model, *([] if standard else [ByteTablePass()]))
         _save(model, folder)
-        yield replace(attempt, passes=[*first, *attempt.passes, *after])
+        passes = [*first, PassEntry(name="Quantize", did=did), *after]
+        yield Attempt(passes=passes, products=dict(counts), kept_fp32=sorted(kept), costs=costs)
 
 
 def _halve(source: Path, folder: Path, dtype: ir.DataType, rows: LabelledRows) -> Attempt:
@@ -180,42 +199,23 @@ def _halve(source: Path, folder: Path, dtype: ir.DataType, rows: LabelledRows) -
     return Attempt(passes=passes)
 
 
-def _compute(
-    source: Path, costly: Sequence[Product], measured: Measured, kept: Sequence[Product]
-) -> tuple[ir.Model, Attempt]:
-    """Compute products by their recipes, but for some."""
-    recipes = dict(measured.recipes)
-    for product in kept:
-        recipes[product.node] = "fp32"
-    counts = Counter(recipes.values())
-    did = ", ".join(f"{n} products in {recipe}" for recipe, n in sorted(counts.items()))
-    left = [product for product in costly if recipes[product.node] != "fp32"]
-    attempt = Attempt(
-        passes=[PassEntry(name="Quantize", did=did)],
-        products={str(recipe): n for recipe, n in counts.items()},
-        kept_fp32=[product.weight for product in kept],
-        costliest={product.weight: measured.errors[product.node] for product in left[:_NAMED]},
-    )
-    return quantize(source / MODEL, recipes, measured.ranges), attempt
-
-
-def _all_kept(costly: Sequence[Product], keep_fp32: Sequence[str] | Literal["auto"]) -> Iterator[Sequence[Product]]:
-    """List what to keep in fp32: what was asked for, or ever more of the costliest."""
-    if keep_fp32 != "auto":
-        yield _named(costly, keep_fp32)
+def _all_kept(
+    by_role: Mapping[str, Sequence[Product]], costs: Mapping[str, float], keep_fp32: Sequence[str] | Literal["auto"]
+) -> Iterator[set[str]]:
+    """List weights to keep in fp32: what was asked for, or ever more roles, those that cost most first."""
+    if keep_fp32 == "auto":
+        kept: set[str] = set()
+        for role in (None, *costs):
+            kept |= {product.weight for product in by_role[role]} if role else set()
+            yield set(kept)
         return
-    n_kept = 0
-    while n_kept < len(costly):
-        yield costly[:n_kept]
-        n_kept = max(_FIRST_KEPT, 2 * n_kept)
-
-
-def _named(products: Sequence[Product], beginnings: Sequence[str]) -> list[Product]:
-    for beginning in beginnings:
-        if not any(product.weight.startswith(beginning) for product in products):
-            weights = ", ".join(sorted(product.weight for product in products)[:3])
-            raise ExportError(f"keep-fp32: no weight's name begins with {beginning!r}; need one such as {weights}")
-    return [product for product in products if product.weight.startswith(tuple(beginnings))] if beginnings else []
+    weights = [product.weight for products in by_role.values() for product in products]
+    for pattern in keep_fp32:
+        if not fnmatch.filter(weights, pattern):
+            raise ExportError(
+                f"keep-fp32 {pattern!r}: matches no weight; need a name, or a pattern such as {next(iter(costs))}"
+            )
+    yield {weight for pattern in keep_fp32 for weight in fnmatch.filter(weights, pattern)}
 
 
 def _save(model: ir.Model, folder: Path) -> None:
@@ -223,7 +223,9 @@ def _save(model: ir.Model, folder: Path) -> None:
     values = [
         value
         for name, value in model.graph.initializers.items()
-        if name not in _TASK and value.const_value is not None and value.const_value.nbytes >= _SMALL_BYTES
+        if name not in _TASK
+        and value.const_value is not None
+        and (value.const_value.nbytes >= _SMALL_BYTES or isinstance(value.const_value, ir.ExternalTensor))
     ]
     tensors = [value.const_value for value in values if value.const_value is not None]
     stored = ir.external_data.convert_tensors_to_external(tensors, folder, WEIGHTS)
@@ -236,10 +238,10 @@ def _save(model: ir.Model, folder: Path) -> None:
 def _too_much_lost(precision: Precision, entry: PrecisionEntry, max_drop: float, *, auto: bool) -> ExportError:
     assert entry.accuracy is not None
     lost = 100 * (entry.accuracy_fp32 - entry.accuracy)
-    costly = ", ".join(f"{name} ({error:.1%})" for name, error in entry.costliest.items())
-    tried = "even with the costliest products in fp32" if auto else "keep some in fp32 with --keep-fp32 auto"
+    costly = ", ".join(f"{role} ({cost:.2g})" for role, cost in list(entry.costs.items())[:_NAMED])
+    tried = "whatever is kept in fp32" if auto else "keep some in fp32 with --keep-fp32 auto"
     return ExportError(
         f"precision {precision}: accuracy on {entry.rows} rows falls from {entry.accuracy_fp32:.1%} to "
         f"{entry.accuracy:.1%}, by {lost:.1f} points, need at most {max_drop:g}; {tried}, or allow more with "
-        f"--max-accuracy-drop; products that cost most: {costly or 'not measured'}"
+        f"--max-accuracy-drop; what costs most (mean |Δlogit| alone): {costly or 'not known'}"
     )

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -40,13 +41,11 @@ class Product:
         node: its name.
         taken: name of the value it multiplies.
         weight: the parameter's name.
-        matrix: the weight, float32 [in, out], read when it is asked for.
     """
 
     node: str
     taken: str
     weight: str
-    matrix: ir.TensorProtocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +66,8 @@ def find_products(model: ir.Model) -> list[Product]:
     for node in model.graph:
         taken, weight = (*node.inputs, None, None)[:2]
         if node.op_type == "MatMul" and taken is not None and weight is not None and weight.const_value is not None:
-            names = {"node": str(node.name), "taken": str(taken.name), "weight": str(weight.name).removesuffix(".T")}
-            found.append(Product(matrix=weight.const_value, **names))
+            name = str(weight.name).removesuffix(".T")
+            found.append(Product(node=str(node.name), taken=str(taken.name), weight=name))
     return found
 
 
@@ -81,18 +80,21 @@ def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Ran
         ranges: of what `int8` products multiply, by the value's name.
 
     Returns:
-        The graph, its weights in memory.
+        The graph; the weights of other products stay in the file beside `path`.
     """
-    proto = onnx.load(path)
+    proto = onnx.load(path, load_external_data=False)
+    apart = _take_apart(proto, {node for node, recipe in recipes.items() if recipe != "fp32"}, path.parent)
     nodes = {recipe: [node for node, own in recipes.items() if own == recipe] for recipe in set(recipes.values())}
     if "int8" in nodes:
+        # A pair of Q/DQ for each product, or others that take the same value would get it rounded too. ONNX Runtime
+        # makes one of those that are the same when it opens the graph.
         data = {
             name: TensorData(lowest=np.float32(seen.lowest), highest=np.float32(seen.highest))
             for name, seen in ranges.items()
         }
         static = QDQQuantizer(
             proto, True, False, QuantType.QInt8, QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, data),
-            nodes["int8"], [], _OP_TYPES, {"OpTypesToExcludeOutputQuantization": _OP_TYPES},
+            nodes["int8"], [], _OP_TYPES, {"OpTypesToExcludeOutputQuantization": _OP_TYPES, "DedicatedQDQPair": True},
         )  # fmt: skip
         static.quantize_model()
         proto = static.model.model
@@ -111,9 +113,30 @@ def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Ran
             )
             blocks.process()
             proto = blocks.model.model
+    names = {tensor.name for tensor in apart}
+    for given in [given for given in proto.graph.input if given.name in names]:
+        proto.graph.input.remove(given)
+    proto.graph.initializer.extend(apart)
     model = ir.serde.deserialize_model(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
     model.graph.sort()  # what was inserted stands at the end
     return model
+
+
+def _take_apart(proto: onnx.ModelProto, nodes: set[str], folder: Path) -> list[onnx.TensorProto]:
+    """Read the weights of some products, and make inputs of the others: the quantizers copy all that is there."""
+    wanted = {node.input[1] for node in proto.graph.node if node.name in nodes}
+    apart = []
+    for tensor in [tensor for tensor in proto.graph.initializer if uses_external_data(tensor)]:
+        if tensor.name in wanted:
+            load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+        else:
+            apart.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+            proto.graph.initializer.remove(tensor)
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return apart
 
 
 class SplitGemmPass(ir.passes.InPlacePass):

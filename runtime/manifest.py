@@ -73,7 +73,8 @@ class PrecisionEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     Attributes:
         products: products with weights, counted by how they are computed; empty where all nodes are in half.
         kept_fp32: names of weights whose products are in fp32.
-        costliest: errors of the products that cost most, over their results, by the weight's name.
+        costs: mean difference of a logit with one role of products lowered alone, such as
+            `base.layers.*.mlp.down_proj.weight`, the largest first.
         rows: measured on; rows without a label are right if answered as in fp32.
         accuracy_fp32: share of them that the fp32 graph answers right.
         accuracy: that this one does; None: it was not run.
@@ -81,7 +82,7 @@ class PrecisionEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     products: dict[str, int]
     kept_fp32: list[str]
-    costliest: dict[str, float]
+    costs: dict[str, float]
     rows: int
     accuracy_fp32: float
     accuracy: float | None

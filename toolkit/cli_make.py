@@ -254,8 +254,8 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
     "--keep-fp32",
     multiple=True,
     metavar="auto|NAME",
-    help="With int8, int8-dynamic, int4: keep in fp32 the products whose weights' names begin so, or as few as needed; "
-    "NAME may be repeated.",
+    help="With int8, int8-dynamic, int4: keep in fp32 the products of weights so named, such as '*.down_proj.weight', "
+    "or as few as needed; NAME may be repeated.",
 )
 @shared.force
 @shared.as_json

@@ -68,7 +68,7 @@ def test_an_operator_that_the_target_does_not_take(llama_run: Path, tmp_path: Pa
 
 
 def test_a_refused_export_leaves_nothing(llama_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = targets.Target(name="web", opsets=(18,), max_file_bytes=10_000)
+    small = targets.Target(name="web", opsets=(18,), precisions=("fp32",), max_file_bytes=10_000)
     monkeypatch.setitem(targets.TARGETS, "web", small)
     with pytest.raises(ExportError, match=r"target web: model.onnx has \d+ bytes, need at most 10000; use a smaller"):
         export(ExportConfig(run=llama_run, out=tmp_path / "out" / "bundle", target="web"), Quiet())
