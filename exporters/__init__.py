@@ -10,6 +10,11 @@ Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
     targets.py    what each target takes: opset, operators, size
     tune.py       which of several graphs is the fastest on this machine
     bake.py       run + traced graph -> bundle files; without torch
+    precision.py  a baked graph -> the same in lower precision, if it stays right
+    half_pass.py  the edit that computes in fp16 or bf16
+    quantize.py   the edits that compute products in integers
+    recipes.py    which products in which integers, by what that costs
+    observe.py    inner values of a graph on real rows
     parity.py     bundle against untouched Transformers
     card.py       the bundle's model card
     export.py     the steps above, whole or not at all

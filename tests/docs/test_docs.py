@@ -58,6 +58,13 @@ def test_the_methods(tmp_path: Path) -> None:
     assert said.splitlines()[-1].split("\t")[0] in ("billing", "delivery", "technical")
 
 
+def test_a_lower_precision(tmp_path: Path) -> None:
+    said = run_commands(ROOT / "docs" / "precision.md", tmp_path)
+    assert said.splitlines()[-1].split("\t")[0] in ("billing", "delivery", "technical")
+    bundle = tmp_path / "build" / "precision" / "bundle"
+    assert (bundle / "model.onnx.data").stat().st_size < 0.36 * 90_000_000, "MiniLM's in fp32"
+
+
 def test_the_tutorial(tmp_path: Path) -> None:
     """Word for word, with the real model, from a folder laid out as the repository."""
     page = ROOT / "docs" / "tutorial.md"
@@ -96,4 +103,4 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page}" in readme for page in pages)
     run = [page for page in pages if blocks(ROOT / "docs" / page, "sh")]
-    assert run == ["import.md", "methods.md", "templates.md", "training.md", "tutorial.md"]
+    assert run == ["import.md", "methods.md", "precision.md", "templates.md", "training.md", "tutorial.md"]
