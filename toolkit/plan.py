@@ -11,7 +11,6 @@ import msgspec
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError, VerbalizerError
 from ptexport.runtime.rows import Row
-from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit import processes
 from ptexport.toolkit.audit import count_truncated, oddities
 from ptexport.toolkit.backbone import Backbone, load_backbone
@@ -100,8 +99,8 @@ class Plan:
         compiled: the template on the backbone.
         scorer: scores as the bundle will.
         data: all rows.
-        learn: training rows, encoded for `fit`.
-        dev: dev rows, encoded for the scorer.
+        learn: training rows, encoded for the scorer.
+        dev: dev rows, likewise.
         test: test rows, likewise.
         manual: hand-written templates, by their text.
     """
@@ -158,9 +157,7 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     n_prefix = template.n_prompt if choice.method.virtual_token == "states" else 0
     compiled = task.compile(template.with_examples(examples), n_prefix=n_prefix)
     scorer = task.scorer(compiled)
-    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
-    learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, labels)
-    dev, test = (Examples.encode(part, scorer.encoder, labels) for part in (data.dev, data.test))
+    learn, dev, test = (Examples.encode(part, scorer.encoder, labels) for part in (data.train, data.dev, data.test))
     rows = [*pairs.train, *pairs.dev, *pairs.test]
     encodings = [*learn.encodings, *dev.encodings, *test.encodings]
     if config.strict and count_truncated(encodings):
