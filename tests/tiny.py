@@ -172,8 +172,9 @@ def save_model(path: Path, architecture: str, *, like: str | None = None, **chan
 
 def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: object) -> Path:
     """Train for one epoch, enough for weights that mean nothing in particular."""
-    rates = {name: changes.pop(name) for name in ("lr", "backbone_lr", "lora_rank", "balance") if name in changes}
-    settings = TrainSettings(epochs=1, batch_size=8, **rates)  # type: ignore[arg-type]
+    names = ("lr", "backbone_lr", "lora_rank", "balance", "accumulate", "autocast")
+    given = {name: changes.pop(name) for name in names if name in changes}
+    settings = TrainSettings(epochs=1, batch_size=8, **given)  # type: ignore[arg-type]
     options = {"labels": LABELS, "max_length": 48, "settings": settings, **changes}
     config = TrainConfig(model=str(model), data=str(rows), template=template, **options)  # type: ignore[arg-type]
     run = train_into(folder, config, Quiet())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ptexport.runtime.errors import DataError, TrainError
 from ptexport.runtime.tokens import Text
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.scoring import Scorer
@@ -86,7 +87,17 @@ def measure_log_prior(scorer: Scorer, prompt: SoftPrompt, fields: Sequence[str])
         scorer: of the template.
         prompt: of the same, nothing taken from its logits yet.
         fields: the texts it takes.
+
+    Raises:
+        TrainError: the template adds nothing to an empty text.
     """
     texts: list[Text] = [text if len(fields) == 1 else (text, text) for text in _NO_CONTENT]
-    logits = scorer.logits(prompt, scorer.encoder.encode(texts))
+    try:
+        encodings = scorer.encoder.encode(texts)
+    except DataError as e:
+        raise TrainError(
+            "prior-correction: asks for the answer to an empty text, to which the template adds no token to read; "
+            "add words to the template, or leave it out"
+        ) from e
+    logits = scorer.logits(prompt, encodings)
     return logits.log_softmax(1).logsumexp(0) - math.log(len(texts))

@@ -77,8 +77,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         bundle: its name.
         digest: of its manifest.
         n_rows: rows measured on.
-        labels: in the order of the logits; where answers are open, the `N_CONFUSED` that most rows have; of multiple
-            choices, the numbers of the candidates in their rows, from 0.
+        labels: in the order of the logits; where answers are open, those of most rows, at most `N_CONFUSED`; of
+            multiple choices, the numbers of the candidates in their rows, from 0.
         accuracy: share whose most probable label is right.
         top_k_accuracy: share whose label is among the `OPEN_TOP_K` most probable; None where answers are not open.
         coverage: share that is given a label at all.
@@ -219,8 +219,9 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
     names = [str(number) for number in range(most_choices)] or engine.labels
     wanted, got, answered = np.array(labels), np.array(answers), np.array(given)
     is_open = engine.manifest.labels is None
-    most = np.argsort(-np.bincount(wanted, minlength=len(names)), kind="stable")
-    shown = most[:N_CONFUSED] if is_open else np.arange(len(names))
+    n_rows = np.bincount(wanted, minlength=len(names))
+    most = np.argsort(-n_rows, kind="stable")[: min(N_CONFUSED, np.count_nonzero(n_rows))]
+    shown = most if is_open else np.arange(len(names))
     evaluation = Evaluation(
         bundle=engine.manifest.name,
         digest=engine.manifest.digest,

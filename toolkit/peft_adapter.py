@@ -33,8 +33,8 @@ WEIGHTS = "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
 """The tensor that holds virtual tokens: rows [n, e], or keys and values [n, 2 * l * k * d]."""
 
-# The first is on for some rows only, the second imports any module by its name.
-_REFUSED_SETTINGS = ("alora_invocation_tokens", "megatron_config")
+# The first is on for some rows only, the second imports any module by its name, the third has layers share weights.
+_REFUSED_SETTINGS = ("alora_invocation_tokens", "megatron_config", "layer_replication")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ def read_adapter(folder: Path) -> Adapter:
         raise AdapterError(f"{folder}: its task_type is {task}, need {' or '.join(TASKS)}; others make no classifier")
     for name in _REFUSED_SETTINGS:
         if record.get(name):
-            raise AdapterError(f"{folder / CONFIG}: sets {name}, whose updates cannot be merged; not supported")
+            raise AdapterError(f"{folder / CONFIG}: sets {name}, and cannot be merged; not supported")
     tensors = _read_weights(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))

@@ -11,7 +11,6 @@ import msgspec
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError, VerbalizerError
 from ptexport.runtime.rows import Row
-from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit import processes
 from ptexport.toolkit.audit import count_truncated, oddities
 from ptexport.toolkit.backbone import Backbone, load_backbone
@@ -100,8 +99,8 @@ class Plan:
         compiled: the template on the backbone.
         scorer: scores as the bundle will.
         data: all rows.
-        learn: training rows, encoded for `fit`.
-        dev: dev rows, encoded for the scorer.
+        learn: training rows, encoded for the scorer.
+        dev: dev rows, likewise.
         test: test rows, likewise.
         manual: hand-written templates, by their text.
     """
@@ -158,9 +157,7 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     n_prefix = template.n_prompt if choice.method.virtual_token == "states" else 0
     compiled = task.compile(template.with_examples(examples), n_prefix=n_prefix)
     scorer = task.scorer(compiled)
-    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=template.fields)
-    learn = Examples.encode(data.train, whole if scorer.trains_leading else scorer.encoder, labels)
-    dev, test = (Examples.encode(part, scorer.encoder, labels) for part in (data.dev, data.test))
+    learn, dev, test = (Examples.encode(part, scorer.encoder, labels) for part in (data.train, data.dev, data.test))
     rows = [*pairs.train, *pairs.dev, *pairs.test]
     encodings = [*learn.encodings, *dev.encodings, *test.encodings]
     if config.strict and count_truncated(encodings):
@@ -230,7 +227,8 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
         raise TrainError(f"head {head}: {name} has {' or '.join(method.heads)}; leave --head out")
     if config.init == "words" and (encoder != "none" or method.virtual_token not in ("row", "states")):
         made = f"the {encoder} encoder makes its rows itself" if encoder != "none" else f"{name} trains no rows"
-        raise TrainError(f"init words: {made}; use --encoder none, or leave --init out")
+        advice = "use --encoder none, or " * (encoder != "none" and "none" in method.encoders)
+        raise TrainError(f"init words: {made}; {advice}leave --init out")
     if name != "manual" and (config.shots or config.prior_correction):
         option = "shots" if config.shots else "prior-correction"
         raise TrainError(f"{option}: is for hand-written templates, got {name}; use --method manual, or leave it out")
@@ -239,10 +237,14 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
     if settings.balance and method.virtual_token is None and method.tuned == "nothing":
         raise TrainError(f"balance: {name} learns from no rows; leave it out")
     lr, backbone_lr = choose_rates(name, method, encoder, head, lr=settings.lr, backbone_lr=settings.backbone_lr)
-    if processes.several() and lr is None and backbone_lr is None:
-        raise TrainError(
-            f"{name}: learns nothing step by step, so it is for one process; leave 'accelerate launch' out"
-        )
+    if lr is None and backbone_lr is None:
+        if processes.several():
+            raise TrainError(
+                f"{name}: learns nothing step by step, so it is for one process; leave 'accelerate launch' out"
+            )
+        for option, given in (("accumulate", settings.accumulate > 1), ("autocast", settings.autocast is not None)):
+            if given:
+                raise TrainError(f"{option}: is about training steps, and {name} takes none; leave it out")
     settings = msgspec.structs.replace(settings, lr=lr, backbone_lr=backbone_lr)
     return dataclasses.replace(config, settings=settings), Choice(method=method, encoder=encoder, head=head)
 
@@ -255,8 +257,9 @@ def _check_multiple_choice(config: TrainConfig, verbalizer: Verbalizer) -> None:
         TrainError: an option is about the probabilities of labels.
     """
     if len(verbalizer.labels) != 2:
+        got = "every word of the vocabulary" if verbalizer.open else len(verbalizer.labels)
         raise VerbalizerError(
-            f"labels {config.labels!r}: got {len(verbalizer.labels)}, need 2 for {{choice}}; "
+            f"labels {config.labels!r}: got {got}, need 2 for {{choice}}; "
             "give one for the right choice and then one for the others"
         )
     for option, given in (

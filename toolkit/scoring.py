@@ -75,7 +75,7 @@ class Scorer:
         classifier: frozen.
         encoder: the tokenizer without the folded tokens.
         leading_ids: of the folded tokens.
-        trains_leading: whether training changes their states, so that these cannot be computed once.
+        trains_leading: whether training changes what stands before the rows, so that it cannot be computed once.
         reads_once: whether it changes none before a row's first virtual token, and there is a text before that.
         batch_rows: rows scored at once.
     """
@@ -87,13 +87,23 @@ class Scorer:
     reads_once: bool
     batch_rows: int
 
-    @torch.no_grad()
-    def leading_states(self, prompt: SoftPrompt) -> Tensor | None:
-        """Compute the keys and values of what stands before the rows; None if nothing does."""
+    def brings(self, prompt: SoftPrompt, leading_states: Tensor | None = None) -> "Brings":
+        """Make what a prompt brings at this moment, with gradients where they are on.
+
+        What stands before all rows is run through the model once, not in each row.
+
+        Args:
+            prompt: as it is now.
+            leading_states: keys and values of what stands before the rows, if they are known; None: they are not, or
+                nothing stands there.
+        """
+        rows = prompt.prompt_rows()
+        label_rows, label_bias = prompt.labels()
         if prompt.prefix is not None:
-            states: Tensor = prompt.prefix()
-            return states
-        return self.classifier.leading_states(self.leading_ids, prompt.prompt_rows()) if self.leading_ids else None
+            leading_states = prompt.prefix()
+        elif leading_states is None and self.leading_ids:
+            leading_states = self.classifier.leading_states(self.leading_ids, rows)
+        return Brings(prompt_rows=rows, label_rows=label_rows, label_bias=label_bias, leading_states=leading_states)
 
     def score_batch(self, encodings: Sequence[Encoding]) -> "ScoreBatch":
         """Make what scores these rows, a batch at a time, each from its first token on."""
@@ -129,7 +139,7 @@ class Scorer:
         batches: Sequence[list[int]],
     ) -> Iterator[tuple[list[int], Tensor]]:
         score_batch = score_batch or self.score_batch(encodings)
-        brings = Brings.of(prompt, self.leading_states(prompt))
+        brings = self.brings(prompt)
         for batch in batches:
             yield batch, score_batch(batch, brings)
 
@@ -165,17 +175,6 @@ class Brings:
     label_rows: Tensor
     label_bias: Tensor
     leading_states: Tensor | None
-
-    @classmethod
-    def of(cls, prompt: SoftPrompt, leading_states: Tensor | None) -> "Brings":
-        """Make it, with gradients where they are on."""
-        label_rows, label_bias = prompt.labels()
-        return cls(
-            prompt_rows=prompt.prompt_rows(),
-            label_rows=label_rows,
-            label_bias=label_bias,
-            leading_states=leading_states,
-        )
 
 
 ScoreBatch = Callable[[Sequence[int], Brings], Tensor]

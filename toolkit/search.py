@@ -16,7 +16,7 @@ from torch.nn import functional
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.encoder import PromptEncoder, SoftPrompt
 from ptexport.toolkit.run import TrainSettings
-from ptexport.toolkit.scoring import Brings, Examples, Scorer, forward
+from ptexport.toolkit.scoring import Examples, Scorer, forward
 from ptexport.toolkit.training import Progress
 from ptexport.toolkit.words import WordTokenizer
 
@@ -61,7 +61,7 @@ def search(
     Args:
         prompt: its encoder's rows are set; it starts with words chosen at random.
         scorer: scores dev rows.
-        train: rows the loss is of, encoded as `fit` takes them.
+        train: rows the loss is of, encoded by the scorer's encoder.
         dev: rows that choose among passes.
         candidates: tokens to choose from.
         settings: `epochs` passes over all positions at most, `patience` without a better dev accuracy, `batch_size`
@@ -128,6 +128,8 @@ class _Loss:
             self._batches.append(([train.encodings[i] for i in batch], targets))
         self._n_rows = len(ordered)
         self._weights = train.class_weights(settings.balance)
+        with torch.no_grad():
+            self._fixed = None if scorer.trains_leading else scorer.brings(prompt).leading_states
 
     def with_gradient(self, rows: nn.Parameter) -> tuple[float, Tensor]:
         """Return the loss and its gradient, float [p, e]."""
@@ -149,7 +151,6 @@ class _Loss:
         return sum(self._of(*batch).item() for batch in self._batches)
 
     def _of(self, encodings: list[Encoding], targets: Tensor) -> Tensor:
-        fixed = None if self._scorer.trains_leading else self._scorer.leading_states(self._prompt)
-        logits = forward(self._scorer.classifier, encodings, Brings.of(self._prompt, fixed))
+        logits = forward(self._scorer.classifier, encodings, self._scorer.brings(self._prompt, self._fixed))
         losses = functional.cross_entropy(logits, targets, weight=self._weights.to(logits.device), reduction="sum")
         return losses / self._n_rows

@@ -12,7 +12,7 @@ from torch.nn import functional
 from ptexport.toolkit import processes
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.run import TrainSettings
-from ptexport.toolkit.scoring import Brings, Examples, ScoreBatch, Scorer
+from ptexport.toolkit.scoring import Examples, ScoreBatch, Scorer
 from ptexport.toolkit.states import CutRows
 
 _SORTED_BATCHES = 16  # batches are sorted by length within this many, so that they stay random and are padded little
@@ -64,7 +64,9 @@ class Loss:
     ) -> None:
         self._prompt = prompt
         self._score_batch = score_batch
-        self._fixed = None if scorer.trains_leading else scorer.leading_states(prompt)
+        self._scorer = scorer
+        with torch.no_grad():
+            self._fixed = None if scorer.trains_leading else scorer.brings(prompt).leading_states
         self._device = self._prompt.prompt_rows().device
         self._targets = torch.tensor(train.targets, device=self._device)
         self._weights = train.class_weights(settings.balance).to(self._device)
@@ -88,7 +90,7 @@ class Loss:
         return loss
 
     def _of(self, batch: Sequence[int]) -> Tensor:
-        brings = Brings.of(self._prompt, self._fixed if self._prompt.prefix is None else self._prompt.prefix())
+        brings = self._scorer.brings(self._prompt, self._fixed)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             logits = self._score_batch(batch, brings)
         targets = self._targets[batch]

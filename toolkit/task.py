@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from ptexport.runtime.errors import TrainError, reason
+from ptexport.runtime.errors import ModelError, TrainError, reason
 from ptexport.runtime.manifest import Read
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit import processes
@@ -194,8 +194,11 @@ class Task:
         if self.choice.encoder == "lstm":
             raise AssertionError("no method has keys and values of an LSTM")
         ids = self._start_ids(template) if self.config.init == "words" else self._any_ids(template.n_prompt)
-        with torch.no_grad():
-            start = self.classifier.leading_states(ids, self.classifier.table.weight[:1])
+        try:
+            with torch.no_grad():
+                start = self.classifier.leading_states(ids, self.classifier.table.weight[:1])
+        except ModelError as e:
+            raise ModelError(f"{e}; use --method p-tuning") from e
         return PrefixEncoder(self.choice.encoder, start, width=self.backbone.facts.embedding_width)
 
     def _any_ids(self, count: int) -> list[int]:

@@ -178,7 +178,7 @@ def compile_template(
     n_taken = n_prefix + compiled.n_fixed
     if n_taken + len(template.fields) > max_length:
         raise TemplateError(
-            f"{where}: takes {n_taken} of {max_length} tokens, leaving none for text; raise the max length"
+            f"{where}: takes {n_taken} of {max_length} tokens, leaving none for text; use fewer, or raise --max-length"
         )
     return compiled
 

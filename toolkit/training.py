@@ -209,9 +209,8 @@ def fit(
     Args:
         training: new, or restored.
         scorer: scores dev rows; its classifier is the frozen backbone, on the prompt's device.
-        train: rows to learn from, encoded by the scorer's encoder, or with the whole template if it trains the leading
-            part.
-        dev: rows that choose the epoch, encoded by the scorer's encoder.
+        train: rows to learn from, encoded by the scorer's encoder.
+        dev: rows that choose the epoch, likewise.
         progress: told of steps and epochs.
         save: keeps the training's state; called after each epoch and every `SAVE_EVERY_S`.
 

@@ -44,7 +44,9 @@ class Verbalizer:
         """
         if spec == OPEN:
             if linear:
-                raise VerbalizerError(f"labels {OPEN}: are words, and a linear head reads none; use --head words")
+                raise VerbalizerError(
+                    f"labels {OPEN}: are words, and a linear head reads none; name the labels, or use label words"
+                )
             return cls(labels=(), words=(), open=True)
         try:
             # os.path.isfile, since Path's refuses a long line of labels as a name
@@ -64,7 +66,9 @@ class Verbalizer:
             if linear and has:
                 raise VerbalizerError(f"{where}: {label!r} has words, but a linear head reads none; give names alone")
             if not linear and not has:
-                raise VerbalizerError(f"{where}: {label!r} has no word; write {label}=WORD, or use --head linear")
+                raise VerbalizerError(
+                    f"{where}: {label!r} has no word; write {label}=WORD; names alone are for a linear head"
+                )
         return cls(labels=labels, words=None if linear else words)
 
     def filled(self, tokenizer: WordTokenizer, *, spaced: bool) -> "Verbalizer":

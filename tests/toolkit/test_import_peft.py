@@ -206,6 +206,7 @@ def with_post_processor(model: Path, folder: Path, layout: str) -> Path:
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, peft_type="IA3"), {}, "holds IA3, need P_TUNING, PROMPT_TUN"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, task_type=None), {}, "its task_type is None, need SEQ_CLS or"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, alora_invocation_tokens=[1]), {}, "sets alora_invocation_tok"),
+        ("LORA", "CAUSAL_LM", lambda f: change_config(f, layer_replication=[[0, 2], [1, 2]]), {}, "sets layer_repl"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, r="much"), {}, "adapter"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, base_model_name_or_path=None), {}, "does not say which model"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, base_model_name_or_path="gone"), {}, "model .gone.: not"),

@@ -23,8 +23,10 @@ from ptexport.toolkit.methods import Tuned
 from ptexport.toolkit.plan import TrainConfig, make_plan
 from ptexport.toolkit.run import Run, TrainSettings
 from ptexport.toolkit.search import word_ids
+from ptexport.toolkit.steps import Loss
 from ptexport.toolkit.template import Example, Template
 from ptexport.toolkit.train import train
+from ptexport.toolkit.training import Training
 from ptexport.toolkit.tuning import Tunable, load_backbone_of
 from ptexport.toolkit.words import WordTokenizer
 
@@ -199,7 +201,16 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
         ({"method": "prefix", "encoder": "lstm"}, "[P] {text} was", "encoder lstm: prefix has mlp"),
         ({"method": "lora", "encoder": "none"}, "{text} was", "encoder none: lora has none at all"),
         ({"method": "fine-tune", "head": "words"}, "{text} was", "head words: fine-tune has linear"),
-        ({"method": "lora", "init": "words"}, "{text} was", "init words: lora trains no rows"),
+        ({"method": "lora", "init": "words"}, "{text} was", "init words: lora trains no rows; leave --init out"),
+        (
+            {"method": "prefix", "init": "words"},
+            "[P] {text}",
+            "the mlp encoder makes its rows itself; leave --init out",
+        ),
+        ({"init": "words"}, "[P] {text}", "lstm encoder makes its rows itself; use --encoder none, or leave --init"),
+        ({"method": "manual", "accumulate": 2}, "{text} was", "accumulate: is about training steps, and manual takes"),
+        ({"method": "search", "autocast": "bf16"}, "{text} [P]", "autocast: is about training steps, and search takes"),
+        ({"method": "manual", "prior_correction": True}, "{text}", "prior-correction: asks for .* add words to the te"),
         ({"method": "lora", "shots": 2}, "{text} was", "shots: is for hand-written templates, got lora"),
         ({"method": "pet", "lora_rank": 4}, "{text} was", "lora-rank 4: pet has no LoRA; leave it out"),
         ({"method": "manual", "balance": True}, "{text} was", "balance: manual learns from no rows; leave it out"),
@@ -232,10 +243,32 @@ def test_prefixes_on_other_architectures(
 def test_prefixes_where_there_are_no_keys_and_values_to_join(
     architecture: str, model_of: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match=f"{architecture}: keeps no keys and values"):
+    with pytest.raises(ModelError, match=f"{architecture}: keeps no keys and values.*use --method p-tuning"):
         train_tiny(model_of(architecture), rows_file, "[P*3] {text} [MASK]", tmp_path / "run", method="p-tuning-v2")
 
 
 def test_what_only_some_models_can(bert: Path, rows_file: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="shots 2: tiny-bert is a masked model; use a causal one"):
         train_tiny(bert, rows_file, "{text} [MASK]", tmp_path / "run", method="manual", shots=2)
+
+
+def test_what_decays_and_what_counts_as_trained(bert: Path, rows_file: Path) -> None:
+    """Biases and norms do not decay; a pooler that is not read is not trained."""
+    config = TrainConfig(
+        model=str(bert), data=str(rows_file), template="{text}", labels="positive,negative", method="fine-tune",
+        settings=TrainSettings(),
+    )  # fmt: skip
+    plan = make_plan(config, Quiet(), None)
+    prompt = plan.task.prompt(plan.template)
+    training = Training(prompt, plan.task.tunable.parameters, plan.config.settings, 2)
+    assert training.optimizer is not None
+    decay = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
+    for name, parameter in training.parameters.items():
+        assert (decay[id(parameter)] == 0) == (name.endswith("bias") or "LayerNorm" in name), name
+    score = plan.scorer.score_batch(plan.learn.encodings)
+    Loss(prompt, plan.config.settings, plan.scorer, plan.learn, score).with_gradients([[0, 1]])
+    training.step()
+    sizes = {name: parameter.numel() for name, parameter in training.parameters.items()}
+    of_pooler = sum(size for name, size in sizes.items() if "pooler" in name)
+    assert of_pooler > 0
+    assert training.n_trained == sum(sizes.values()) - of_pooler

@@ -63,7 +63,8 @@ def test_two_processes_train_what_one_would(case: str, llama: Path, rows_file: P
     said = train(together, llama, rows_file, case, "--json", launch=[*LAUNCH, BIN / "ptexport"])
     assert said.startswith("0\n"), said
     assert said.count('"event": "done"') == 1  # one of the two is watched
-    assert furthest(weights(alone), weights(together)) < 1e-5
+    # Adam's steps are as large as the rate even where a gradient is hardly more than rounding.
+    assert furthest(weights(alone), weights(together)) < 1e-4
     first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, together))
     for name in ("train_seconds", "versions"):
         assert first.pop(name)

@@ -1,4 +1,4 @@
-"""Training on states read once: the same losses and gradients as reading whole rows, whatever is kept."""
+"""Training on states read once, or once a step: the same losses and gradients as reading whole rows."""
 
 import dataclasses
 from pathlib import Path
@@ -11,10 +11,12 @@ from tiny import LABELS, ROWS, Quiet, save_model
 from torch import Tensor
 from torch.nn import functional
 
+from ptexport.runtime.tokens import TextEncoder
+from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.cli_make import train as cli_train
 from ptexport.toolkit.plan import Plan, TrainConfig, make_plan
 from ptexport.toolkit.run import Run, TrainSettings
-from ptexport.toolkit.scoring import Brings
+from ptexport.toolkit.scoring import Examples
 from ptexport.toolkit.states import CutRows
 from ptexport.toolkit.steps import Loss, score_batches
 from ptexport.toolkit.train import train
@@ -101,6 +103,41 @@ def test_the_comparison_finds_faults(fault: str, causal: Path, rows: Path, monke
     assert difference(plan_of(causal, rows, TEMPLATES[1])) > 1e-3
 
 
+def read_whole(plan: Plan) -> Plan:
+    """The same, with what stands before the texts in every row."""
+    encoder = TextEncoder.from_json(plan.compiled.tokenizer_json(), fields=plan.template.fields)
+    labels = plan.task.verbalizer.labels
+    learn, dev = (Examples.encode(rows, encoder, labels) for rows in (plan.data.train, plan.data.dev))
+    scorer = dataclasses.replace(plan.scorer, encoder=encoder, leading_ids=[])
+    return dataclasses.replace(plan, learn=learn, dev=dev, scorer=scorer)
+
+
+def leading_difference(plan: Plan) -> float:
+    whole, once = (losses_and_gradients(made, reads_once=False) for made in (read_whole(plan), plan))
+    return max(float((a - b).abs().max()) for a, b in zip(whole, once, strict=True))
+
+
+@pytest.mark.parametrize("template", ["[P*3] Review: {text} is", "It was [P*2] {text_b} [P]"])
+def test_a_leading_prompt_is_read_once_a_step(template: str, causal: Path, rows: Path) -> None:
+    plan = plan_of(causal, rows, template.replace("{text_b}", "{text} Answer: {text_b}"))
+    n_tokens: list[tuple[int, int]] = []
+    table = plan.task.classifier.table
+    hook = table.register_forward_hook(lambda module, given, output: n_tokens.append(tuple(given[0].shape)))
+    assert leading_difference(plan) < 1e-5
+    hook.remove()
+    n_leading = len(plan.scorer.leading_ids)
+    assert n_leading > 0
+    assert n_tokens[-2] == (1, n_leading)
+    longest = max(len(encoding) for encoding in plan.learn.encodings[9:12])
+    assert n_tokens[-1] == (3, longest), "and the rows hold the rest alone"
+
+
+def test_the_comparison_finds_a_gradient_that_is_lost(llama: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(llama, rows, "[P*3] {text} It was")
+    monkeypatch.setattr(PromptClassifier, "leading_states", torch.no_grad()(PromptClassifier.leading_states))
+    assert leading_difference(plan) > 1e-3
+
+
 @pytest.mark.parametrize("template", ["[P] {text} [P]", "the [P] film {text} [P]"])
 def test_texts_after_a_virtual_token_are_read_each_time(template: str, llama: Path, rows: Path) -> None:
     assert not plan_of(llama, rows, template).scorer.reads_once
@@ -125,7 +162,7 @@ def test_each_text_is_read_once_as_far_as_there_is_room(
     cut = CutRows(plan.task.classifier, plan.learn.encodings, leading, cache_bytes=room + 255, batch_rows=3)
     assert n_read == [3, 1]
     assert cut.free_bytes == 255
-    brings = Brings.of(plan.task.prompt(plan.template), None)
+    brings = plan.scorer.brings(plan.task.prompt(plan.template))
     kept, mixed = cut.logits([0, 1, 2], brings), cut.logits([0, 1, 2, 5], brings)
     assert n_read == [3, 1, 1]
     torch.testing.assert_close(kept, mixed[:3], rtol=0, atol=1e-5)
@@ -166,8 +203,8 @@ def test_what_is_kept_does_not_change_what_is_learned(llama: Path, rows_file: Pa
 
 def test_accumulated_batches_are_one_batch(llama: Path, rows: Path) -> None:
     """Same loss and gradients as all rows at once, classes weighed or not; fewer steps."""
-    for balance in (False, True):
-        plan = plan_of(llama, rows, "{text} [P*3]", balance=balance, accumulate=3, batch_size=4)
+    for balance, template in ((False, "{text} [P*3]"), (True, "{text} [P*3]"), (False, "[P*3] {text} it was")):
+        plan = plan_of(llama, rows, template, balance=balance, accumulate=3, batch_size=4)
         prompt = plan.task.prompt(plan.template)
         training = Training(prompt, {}, plan.config.settings, 25)
         assert training.steps_per_epoch == 3  # of seven batches
