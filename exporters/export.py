@@ -8,21 +8,18 @@ from typing import Protocol
 
 from ptexport.exporters.bake import BakedGraph, bake
 from ptexport.exporters.card import model_card
-from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.parity import check_parity, fail_on_difference, golden_rows
 from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
-from ptexport.runtime.bundle import HASHED, MANIFEST
+from ptexport.runtime.bundle import FILES, MANIFEST, README
 from ptexport.runtime.graph import load_onnxruntime
-from ptexport.runtime.manifest import FORMAT, BackboneEntry, GraphEntry, Manifest, Parity
+from ptexport.runtime.manifest import FORMAT, BackboneEntry, GoldenRow, GraphEntry, Manifest, Parity
 from ptexport.runtime.rows import Row, check_texts, read_rows
 from ptexport.toolkit.facts import BackboneFacts
 from ptexport.toolkit.folders import check_free, new_folder
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.tuning import load_backbone_of
-
-README = "README.md"
-FILES = (*HASHED, MANIFEST, README)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +84,9 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         parity = check_parity(run, backbone, folder, rows, progress.rows)
         fail_on_difference(parity)
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
-        manifest = _manifest(config.out.resolve().name, run, traced, baked, parity, versions)
+        manifest = _manifest(
+            config.out.resolve().name, run, traced, baked, parity, golden_rows(run, backbone), versions
+        )
         (folder / MANIFEST).write_bytes(manifest.to_json())
         (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
     return manifest
@@ -119,6 +118,7 @@ def _manifest(
     traced: Trace,
     baked: BakedGraph,
     parity: Parity,
+    golden: list[GoldenRow],
     versions: dict[str, str],
 ) -> Manifest:
     config, info = run.config, traced.info
@@ -146,5 +146,7 @@ def _manifest(
             passes=baked.passes,
         ),
         parity=parity,
+        golden=golden,
+        installed=None,
         versions=versions,
     )

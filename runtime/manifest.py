@@ -114,6 +114,34 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     padded_left: Comparison
 
 
+class GoldenRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Built-in texts, never a user's, and what the untouched model answers.
+
+    Attributes:
+        texts: as many as the template takes.
+        logits: by label; where answers are open, the largest few.
+    """
+
+    texts: list[str]
+    logits: dict[str, float]
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a bundle was made of a pack and a bundle of the same backbone.
+
+    Attributes:
+        pack: digest of the pack.
+        backbone: digest of the other bundle's manifest.
+        golden_max_abs_diff: largest difference from the golden rows there; None: the graph was not run.
+        ptexport: version that installed it.
+    """
+
+    pack: str
+    backbone: str
+    golden_max_abs_diff: float | None
+    ptexport: str
+
+
 class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A manifest.json, whose last field is `digest`."""
 
@@ -167,7 +195,9 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
         max_length: most ids a row has in `input_ids`; longer texts are truncated.
         abstain_below: probability below which the engine gives no label; None: it always gives one.
         graph: how the graph was made.
-        parity: how it compares with the model.
+        parity: how it compares with the model; measured where it was exported or packed.
+        golden: a few rows to run wherever it is opened.
+        installed: how it was made of a pack; None: it was exported.
         versions: of everything that made it.
         digest: sha256 of the canonical JSON of all other keys.
     """
@@ -185,6 +215,8 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     abstain_below: float | None
     graph: GraphEntry
     parity: Parity
+    golden: list[GoldenRow]
+    installed: Installation | None
     versions: dict[str, str]
     digest: str = ""
 
@@ -205,6 +237,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         folded_tokens: leading tokens of its that are constant keys and values.
         parity: how its rows, among rows of the other tasks, compare with the model.
         fan_out: the same where all tasks were asked of one row; None: this bundle does not.
+        golden: a few rows to run wherever it is opened.
     """
 
     name: str
@@ -219,6 +252,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     folded_tokens: int
     parity: Parity
     fan_out: Comparison | None
+    golden: list[GoldenRow]
 
 
 class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
