@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ptexport.exporters.bake import clone
 from ptexport.exporters.passes import BindInputsPass, DeadCodePass, Edit, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.read_pass import ReadPositionPass
 from ptexport.exporters.trace import trace
@@ -24,6 +23,7 @@ from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Read
 from ptexport.toolkit.backbone import load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
+from ptexport.toolkit.folders import clone
 
 SIZES = ((1, 28), (8, 28), (1, 100))
 

@@ -18,6 +18,9 @@ Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
     parity.py     bundle against untouched Transformers
     card.py       the bundle's model card
     export.py     the steps above, whole or not at all
+    ptpack.py     what is new for a task <-> one file
+    pack.py       the steps above, and such a file of what they made; needs torch too
+    install.py    such a file + a bundle of the same backbone -> a bundle; needs the extra `install` alone
     join.py       runs on one backbone -> what one graph of all their tasks is made of
     tasks.py      the steps above for several runs and one bundle
 """

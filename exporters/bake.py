@@ -1,8 +1,6 @@
 """A run + a traced graph -> the files of a bundle; without torch, in about a second."""
 
-import fcntl
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +13,15 @@ from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.manifest import FileEntry, PassEntry, PrecisionEntry
+from ptexport.toolkit.folders import clone
 from ptexport.toolkit.run import Run, RunConfig
-
-_FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file until one of the two is written to
 
 
 def pipeline(run: Run) -> list[Edit]:
     """List the edits that make a traced graph a task's, in order."""
     one_position: list[Edit] = [] if run.config.read == "mean" else [ReadPositionPass()]
-    return [*one_position, BindInputsPass(run.baked.arrays()), DeadCodePass(), ForgetIntermediateShapesPass()]
+    rest: list[Edit] = [DeadCodePass(), ForgetIntermediateShapesPass()]
+    return [*one_position, BindInputsPass(run.baked.arrays(), overridable=True), *rest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +89,3 @@ def _model_config(config: RunConfig) -> dict[str, object]:
 
 def _write_json(path: Path, value: dict[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def clone(source: Path, target: Path) -> None:
-    """Copy a file, sharing its blocks where the file system can (never a link: onnx refuses linked weights)."""
-    with source.open("rb") as old, target.open("wb") as new:
-        try:
-            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
-            return
-        except OSError:
-            pass  # another file system, or one that cannot share
-    shutil.copyfile(source, target)

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ptexport.runtime.bundle import MODEL, TOKENIZER
+from ptexport.runtime.engine import OPEN_TOP_K
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import Comparison, Parity
+from ptexport.runtime.manifest import Comparison, GoldenRow, Parity
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import Text, TextEncoder
 from ptexport.toolkit.backbone import Backbone
@@ -33,6 +34,9 @@ TOLERANCE = 1e-3
 _BATCH_ROWS = 16
 _ALWAYS = ("", "Владивосток, 東京, القاهرة", "[MASK] <mask> <|im_end|> [P 0]")
 """Rows that are always checked too: nothing, other scripts, and what a text may try to spell."""
+
+_GOLDEN = ("Nairobi", "Buenos Aires", "Reykjavík", "東京")
+"""Texts of the rows that every bundle carries."""
 
 Report = Callable[[int, int], None]
 """Told how many of how many rows are done."""
@@ -99,6 +103,18 @@ def expected_logits(run: Run, backbone: Backbone, texts: Sequence[Text], report:
         expected[i] = oracle.logits(text)
         report(i + 1, len(texts))
     return expected
+
+
+def golden_rows(run: Run, backbone: Backbone) -> list[GoldenRow]:
+    """Ask the oracle for the rows that a bundle carries, to be run wherever it is opened."""
+    oracle = Oracle(run, backbone)
+    rows = []
+    for city, other in zip(_GOLDEN, _GOLDEN[1:] + _GOLDEN[:1], strict=True):
+        texts = [city] if len(_fields(run)) == 1 else [city, other]
+        logits = oracle.logits(city if len(texts) == 1 else (city, other))
+        best = np.argsort(-logits)[: OPEN_TOP_K if run.config.open_answers else None]
+        rows.append(GoldenRow(texts=texts, logits={run.config.labels[i]: float(logits[i]) for i in sorted(best)}))
+    return rows
 
 
 def _fields(run: Run) -> Sequence[str]:

@@ -30,20 +30,29 @@ def edit(model: ir.Model, *passes: Edit) -> list[PassEntry]:
 
 
 class BindInputsPass(ir.passes.InPlacePass):
-    """Turn inputs into constants: what a task brings becomes part of the graph.
+    """Give inputs values: what a task brings becomes part of the graph.
+
+    An initializer that stays an input is a default value. ONNX Runtime does not list it among the inputs, and takes
+    another in its place at run time: tasks that differ in nothing else can share a session. TensorRT needs constants.
 
     Requires: every name is an input, of the array's dtype, rank and fixed sizes.
-    Ensures: none is an input any more, each is an initializer.
+    Ensures: each is an initializer, and an input only if it is to be overridable.
+
+    Args:
+        arrays: by the input's name.
+        overridable: whether callers may give others at run time.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[np.float32]], *, overridable: bool = False) -> None:
         super().__init__()
         self.arrays = arrays
+        self.overridable = overridable
 
     @property
     def did(self) -> str:
         """What the manifest says."""
-        return ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items()) + " made constant"
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
+        return f"{shapes} made {'default values' if self.overridable else 'constant'}"
 
     def requires(self, model: ir.Model) -> None:
         """Check that the arrays fit the inputs."""
@@ -63,17 +72,20 @@ class BindInputsPass(ir.passes.InPlacePass):
         """Bind the arrays."""
         for value in [value for value in model.graph.inputs if value.name in self.arrays]:
             array = np.ascontiguousarray(self.arrays[str(value.name)])
-            model.graph.inputs.remove(value)
             value.const_value = ir.tensor(array, name=value.name)
-            value.shape = ir.Shape(array.shape)
+            if not self.overridable:  # else the symbolic sizes stay, which another task's may differ from
+                model.graph.inputs.remove(value)
+                value.shape = ir.Shape(array.shape)
             model.graph.register_initializer(value)
         return ir.passes.PassResult(model, modified=bool(self.arrays))
 
     def ensures(self, model: ir.Model) -> None:
-        """Check that each array became an initializer and stopped being an input."""
+        """Check that each array became an initializer, and that what must be constant is."""
         left = {value.name for value in model.graph.inputs} & set(self.arrays)
-        if left or not set(self.arrays) <= set(model.graph.initializers):
-            raise ir.passes.PostconditionError(f"still inputs: {sorted(map(str, left))}")
+        if left != (set(self.arrays) if self.overridable else set()) or not set(self.arrays) <= set(
+            model.graph.initializers
+        ):
+            raise ir.passes.PostconditionError(f"inputs with a value: {sorted(map(str, left))}")
 
 
 class ForgetIntermediateShapesPass(ir.passes.InPlacePass):

@@ -9,7 +9,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from ptexport.exporters.bake import clone
 from ptexport.exporters.export import ExportProgress, backbone_entry
 from ptexport.exporters.join import Joined
 from ptexport.exporters.parity import (
@@ -18,6 +17,7 @@ from ptexport.exporters.parity import (
     compare,
     expected_logits,
     fail_on_difference,
+    golden_rows,
     mixed_batches,
     texts_to_check,
 )
@@ -32,7 +32,7 @@ from ptexport.runtime.manifest import FORMAT, Comparison, FileEntry, Parity, Tar
 from ptexport.runtime.tasks import TaskEncoders
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone
-from ptexport.toolkit.folders import check_free, new_folder
+from ptexport.toolkit.folders import check_free, clone, new_folder
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.tuning import load_backbone_of
@@ -166,6 +166,7 @@ def check_tasks(joined: Joined, backbone: Backbone, folder: Path, report: Report
         msgspec.structs.replace(
             task,
             fan_out=together[t],
+            golden=golden_rows(run, backbone),
             parity=Parity(
                 rows=len(texts[t]),
                 tolerance=TOLERANCE / run.temperature,
@@ -179,7 +180,7 @@ def check_tasks(joined: Joined, backbone: Backbone, folder: Path, report: Report
 
 
 def _entry(name: str, run: Run) -> TaskEntry:
-    """Say what a task is; its parity is not known yet."""
+    """Say what a task is; its parity and golden rows are not known yet."""
     config, template, words = run.config, Template.parse(run.config.template), run.config.label_words
     unknown = Comparison(max_abs_diff=float("inf"), mean_abs_diff=float("inf"), flips=[])
     return TaskEntry(
@@ -195,4 +196,5 @@ def _entry(name: str, run: Run) -> TaskEntry:
         folded_tokens=config.n_prefix + config.n_folded,
         parity=Parity(rows=0, tolerance=0.0, alone=unknown, padded_right=unknown, padded_left=unknown),
         fan_out=None,
+        golden=[],
     )

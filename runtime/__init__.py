@@ -8,6 +8,7 @@ Data flow: rows -> texts -> ids -> logits -> Prediction
     cpus.py      how many threads this process may use
     rows.py      JSONL or CSV -> rows
     tokens.py    texts -> padded ids
+    onnx_file.py model.onnx <-> what tasks have alike, and the arrays of one
     graph.py     ids -> logits
     engine.py    texts -> predictions
     tasks.py     the same for a bundle of many tasks, in one session

@@ -17,9 +17,12 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
 TEMPLATES = "templates.json"
+README = "README.md"
 
 HASHED = (MODEL, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG)
 """What the runtime, Transformers and Optimum read. The README beside them is for people."""
+FILES = (*HASHED, MANIFEST, README)
+"""All files of a bundle."""
 HASHED_TASKS = (MODEL, WEIGHTS, TOKENIZER, TEMPLATES)
 """What the runtime reads of a bundle of many tasks."""
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
-from ptexport.runtime.errors import DataError
+from ptexport.runtime.errors import BundleError, DataError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Manifest
 from ptexport.runtime.rows import check_choices
@@ -148,6 +148,35 @@ class Engine:
         for rows, part in self._scored(encodings):
             logits[rows] = part
         return logits
+
+    def check_golden(self) -> float:
+        """Run the golden rows of the manifest.
+
+        Returns:
+            The largest difference of a logit from the untouched model's.
+
+        Raises:
+            BundleError: it is larger than the tolerance of the bundle's parity, or nothing ran the graph before.
+        """
+        golden, parity = self.manifest.golden, self.manifest.parity
+        if parity is None:
+            raise BundleError(
+                f"{self._bundle.path}: was not run where it was exported, so nothing is known to compare with"
+            )
+        columns = {label: number for number, label in enumerate(self.labels)}
+        logits = self.logits([row.texts[0] if len(row.texts) == 1 else (row.texts[0], row.texts[1]) for row in golden])
+        differences = [
+            np.abs(got[[columns[label] for label in row.logits]] - np.array(list(row.logits.values())))
+            for row, got in zip(golden, logits, strict=True)
+        ]
+        worst = float(np.max(differences))
+        if not worst <= parity.tolerance:
+            raise BundleError(
+                f"{self._bundle.path}: a logit of its golden rows differs by {worst:.2g}, need at most "
+                f"{parity.tolerance:.2g}; "
+                "this machine computes otherwise, please report it"
+            )
+        return worst
 
     def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
         if isinstance(texts, str):

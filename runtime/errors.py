@@ -10,6 +10,7 @@
       AdapterError     a PEFT folder that cannot be imported
       ExportError      a graph that cannot be made, or does not agree with the model
       BundleError      a bundle folder that is not what it says
+      PackError        a pack that is not what it says, or is for another backbone
       OutputError      a place that cannot be written to
       ServeError       an address that cannot be listened on
       RequestError     an HTTP request that is not what the protocol says
@@ -66,6 +67,10 @@ class ExportError(PtexportError, RuntimeError):
 
 class BundleError(PtexportError, ValueError):
     """A bundle folder that is not what it says: for example one flipped byte."""
+
+
+class PackError(PtexportError, ValueError):
+    """A pack that is not what it says, or does not go with a bundle: for example one for another backbone."""
 
 
 class OutputError(PtexportError, OSError):

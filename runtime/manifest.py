@@ -163,7 +163,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         rows: rows compared; their text is not kept.
-        tolerance: largest `max_abs_diff` that passes.
+        tolerance: largest `max_abs_diff` that passes; in lower precisions twice the largest seen, for other machines.
         alone: each row by itself.
         padded_right: rows of mixed lengths together, padding after the text.
         padded_left: the same, padding before the text.
@@ -174,6 +174,34 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     alone: Comparison
     padded_right: Comparison
     padded_left: Comparison
+
+
+class GoldenRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Built-in texts, never a user's, and what the untouched model answers.
+
+    Attributes:
+        texts: as many as the template takes.
+        logits: by label; where answers are open, the largest few.
+    """
+
+    texts: list[str]
+    logits: dict[str, float]
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a bundle was made of a pack and a bundle of the same backbone.
+
+    Attributes:
+        pack: digest of the pack.
+        backbone: digest of the other bundle's manifest.
+        golden_max_abs_diff: largest difference from the golden rows there; None: the graph was not run.
+        ptexport: version that installed it.
+    """
+
+    pack: str
+    backbone: str
+    golden_max_abs_diff: float | None
+    ptexport: str
 
 
 class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,7 +257,10 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
         max_length: most ids a row has in `input_ids`; longer texts are truncated.
         abstain_below: probability below which the engine gives no label; None: it always gives one.
         graph: how the graph was made.
-        parity: how it compares with the model; None: it was not run, since ONNX Runtime's CPU cannot.
+        parity: how it compares with the model, measured where it was exported or packed; None: it was not run, since
+            ONNX Runtime's CPU cannot.
+        golden: a few rows to run wherever it is opened.
+        installed: how it was made of a pack; None: it was exported.
         versions: of everything that made it.
         digest: sha256 of the canonical JSON of all other keys.
     """
@@ -247,6 +278,8 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     abstain_below: float | None
     graph: GraphEntry
     parity: Parity | None
+    golden: list[GoldenRow]
+    installed: Installation | None
     versions: dict[str, str]
     digest: str = ""
 
@@ -267,6 +300,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         folded_tokens: leading tokens of its that are constant keys and values.
         parity: how its rows, among rows of the other tasks, compare with the model.
         fan_out: the same where all tasks were asked of one row; None: this bundle does not.
+        golden: a few rows to run wherever it is opened.
     """
 
     name: str
@@ -281,6 +315,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     folded_tokens: int
     parity: Parity
     fan_out: Comparison | None
+    golden: list[GoldenRow]
 
 
 class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -43,6 +43,6 @@ Data flow: template, labels, rows -> train -> Run
     page.py        figures -> an HTML page with plots
     describe.py    a bundle or run -> what is in it
     doctor.py      what this machine can run
-    cli.py         the command line; its commands are in cli_make.py, cli_use.py and cli_look.py, what they share in
-                   cli_options.py
+    cli.py         the command line; its commands are in cli_make.py, cli_pack.py, cli_use.py and cli_look.py, what they
+                   share in cli_options.py
 """

@@ -104,7 +104,7 @@ class CompiledTemplate:
         # Tokens added outside the model's vocabulary are numbered from its size on, which the prompt's entries change:
         # so those go into the vocabulary too, under the ids they had.
         prompt = {name: id_ for name, id_ in tokens.items() if id_ >= self.vocab}
-        _add_to_vocab(spec["model"], self.added_ids | prompt)
+        add_to_vocab(spec["model"], self.added_ids | prompt)
         spec["normalizer"] = _text_normalizer(spec.get("normalizer"), spaced=self.text_spaced)
         spec["padding"] = None
         spec["truncation"] = {
@@ -261,7 +261,8 @@ def _literal_ids(piece: Piece, facts: BackboneFacts, words: WordTokenizer) -> li
     return [words.id(token)]
 
 
-def _add_to_vocab(model: dict[str, Any], tokens: dict[str, int]) -> None:
+def add_to_vocab(model: dict[str, Any], tokens: dict[str, int]) -> None:
+    """Enter tokens under ids past the last, in a tokenizer's `model`."""
     vocab = model["vocab"]
     if isinstance(vocab, dict):
         vocab.update(tokens)

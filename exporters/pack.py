@@ -1,0 +1,42 @@
+"""A run folder -> a .ptpack file: export, prove, and keep what is new for the task."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ptexport.exporters.export import ExportConfig, ExportProgress, export
+from ptexport.exporters.ptpack import Pack
+from ptexport.runtime.errors import ExportError, OutputError, saying_what_the_disk_refused
+from ptexport.runtime.streaming import write_whole
+from ptexport.toolkit.run import Run
+
+
+def pack(config: ExportConfig, progress: ExportProgress) -> Pack:
+    """Export a run beside `config.out`, and write what is new for its task there.
+
+    Raises:
+        OutputError: the file exists, or cannot be written.
+        ExportError: the run's backbone was trained with it, or its labels are a vocabulary; or as `export` raises it.
+        RunError: the run cannot be read, or its backbone is not the one trained on.
+        ModelError: its backbone cannot be loaded.
+        DataError: `config.rows` holds none, or others than the template takes.
+    """
+    if config.out.exists() and not config.force:
+        raise OutputError(f"{config.out}: exists already; choose another name, or replace it with --force")
+    run = Run.read(config.run)
+    if run.config.tuned is not None:
+        raise ExportError(f"{config.run}: its backbone was trained with it, need a frozen one; export it instead")
+    if run.config.open_answers:
+        raise ExportError(
+            f"{config.run}: its labels are a vocabulary, {run.baked.label_rows.nbytes / 1e6:.0f} MB of rows; export it "
+            "instead"
+        )
+    with saying_what_the_disk_refused(config.out):
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        place = TemporaryDirectory(prefix=f".{config.out.name}.", dir=config.out.parent)
+    with place as name:
+        folder = Path(name) / config.out.stem
+        beside = ExportConfig(run=config.run, out=folder, opset=config.opset, rows=config.rows)
+        export(beside, progress)
+        made = Pack.of(folder, run.metrics)
+        write_whole(config.out, made.to_bytes(), force=config.force)
+    return made
