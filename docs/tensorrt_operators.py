@@ -14,7 +14,7 @@ TARGET = Path(__file__).parents[1] / "exporters" / "tensorrt_operators.json"
 
 
 def read(table: str) -> dict[str, dict[str, list[str]]]:
-    """Read the rows of supported operators: the types each takes, and the inputs that must be constants."""
+    """Read the rows of supported operators: the types each takes, and the inputs that must be constants or 0."""
     operators = {}
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -24,6 +24,7 @@ def read(table: str) -> dict[str, dict[str, list[str]]]:
         operators[cells[0]] = {
             "types": re.findall(r"\w+", cells[2].replace("INF64", "INT64")),  # their slip, at ConstantOfShape
             "constants": re.findall(r"`(\w+)` (?:input )?must be (?:an initializer|a constant tensor)", restriction),
+            "zeros": re.findall(r"`(\w+)` must be (?:zero|0)", restriction),
         }
     return operators
 

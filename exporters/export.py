@@ -1,6 +1,7 @@
 """A run folder -> a bundle folder: load, trace, bake, prove, write; whole or not at all."""
 
 import gc
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
 from ptexport.exporters.tune import time_candidates, winner
 from ptexport.runtime.bundle import FILES, MANIFEST, README, TOKENIZER
+from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import load_onnxruntime
 from ptexport.runtime.manifest import (
     FORMAT,
@@ -33,7 +35,7 @@ from ptexport.runtime.manifest import (
     Precision,
     TargetName,
 )
-from ptexport.runtime.rows import Row, check_texts, read_rows
+from ptexport.runtime.rows import Row, check_label, check_texts, read_rows
 from ptexport.runtime.tokens import Text, TextEncoder
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.data import pairs
@@ -72,6 +74,17 @@ class ExportConfig:
     precision: Precision = "fp32"
     keep_fp32: Sequence[str] | Literal["auto"] = ()
     max_accuracy_drop: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what would be ignored.
+
+        Raises:
+            ExportError: an option does not go with the precision.
+        """
+        if self.keep_fp32 and self.precision in ("fp32", "fp16", "bf16"):
+            raise ExportError(f"keep-fp32: goes with int8, int8-dynamic or int4, got {self.precision}; leave it out")
+        if self.tune and self.precision != "fp32":
+            raise ExportError(f"tune: times graphs in fp32, got {self.precision}; tune first, then give its --opset")
 
 
 class ExportProgress(Protocol):
@@ -129,6 +142,8 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
                 fail_on_difference(parity)
             else:
                 most = max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
+                if not math.isfinite(most):
+                    raise ExportError(f"precision {config.precision}: a logit is no number; choose another")
                 parity = msgspec.structs.replace(parity, tolerance=2 * most)
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
         manifest = _manifest(config, run, traced, baked, parity, golden, tuned, versions)
@@ -184,23 +199,30 @@ def backbone_entry(facts: BackboneFacts) -> BackboneEntry:
 
 def _lowered(config: ExportConfig, run: Run, baked: BakedGraph, folder: Path, rows: Sequence[Row]) -> BakedGraph:
     """Replace a baked graph by one of the precision that was asked for."""
-    labels = run.config.labels
-    read = pairs(rows, labels)
     encoder = TextEncoder.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), fields=_fields(run))
-    labelled = LabelledRows(
-        encodings=encoder.encode([row.texts for row in read]),
-        labels=np.array([labels.index(row.label) if row.label in labels else -1 for row in read]),
-    )
+    labels = [label for row in rows for label in _label_numbers(run, row)]
+    texts = [row.texts for row in pairs(rows, run.config.labels)]
+    labelled = LabelledRows(encodings=encoder.encode(texts), labels=np.array(labels))
     lowered = lower(
         folder,
         config.precision,
         labelled,
         keep_fp32=config.keep_fp32,
         max_drop=config.max_accuracy_drop,
-        standard=TARGETS[config.target].objections is not None,
+        standard=TARGETS[config.target].standard,
     )
     files, passes = {**baked.files, **lowered.files}, [*baked.passes, *lowered.passes]
     return BakedGraph(files=files, passes=passes, lowered=lowered.entry)
+
+
+def _label_numbers(run: Run, row: Row) -> list[int]:
+    """Number a row's label, or those of each of its choices; -1: it has none."""
+    labels = run.config.labels
+    if row.label is None or (run.config.open_answers and row.label not in labels):
+        return [-1] * (len(row.choices) if row.choices else 1)
+    if row.choices is None:
+        check_label(row, labels, "mend the row, or leave its label out")
+    return [labels.index(str(pair.label)) for pair in pairs([row], labels)]
 
 
 def _manifest(

@@ -58,8 +58,6 @@ class HalfPass(ir.passes.InPlacePass):
             for number, value in enumerate(node.inputs):
                 if value is None or value.dtype not in (ir.DataType.FLOAT, self.dtype) or value.dtype == dtype:
                     continue
-                if node.op_type == "Attention" and number == 3:  # a mask may be of another type than what it hides
-                    continue
                 if (value, dtype) not in casts:
                     casts[value, dtype] = _cast(model.graph, node, value, dtype)
                 node.replace_input_with(number, casts[value, dtype])
@@ -89,10 +87,11 @@ def choose_half(model: ir.Model, too_large: Collection[str] = ()) -> set[ir.Node
         moved = [value for value in given if value in activations]
         counted = [value for value in given if value not in activations and not _is_constant(value)]
         product = node.op_type in _PRODUCTS and bool(moved)
-        follows = not counted and bool(in_half.intersection(moved))
+        follows = bool(in_half.intersection(moved))
         large = any(value is not None and value.name in too_large for value in (*node.inputs, *node.outputs))
         floats = [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]
-        if floats and (product or looks_up or follows) and node.op_type not in (*_SENSITIVE, "Cast") and not large:
+        apart = large or bool(counted) or node.op_type in (*_SENSITIVE, "Cast")
+        if floats and (product or looks_up or follows) and not apart:
             half.add(node)
             in_half.update(floats)
     return half

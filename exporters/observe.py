@@ -33,7 +33,7 @@ def observe(folder: Path, names: Collection[str], batches: Iterable[Ids]) -> Ite
 
 
 def largest(folder: Path, names: Collection[str], batches: Iterable[Ids]) -> dict[str, float]:
-    """Find the largest magnitude of many inner values over all batches; arguments as `observe`'s."""
+    """Find the largest magnitude of many inner values over all batches, NaN if one is; arguments as `observe`'s."""
     model = ir.load(folder / MODEL)
     for name, value in _values(model, names).items():
         magnitude = ir.node("Abs", [value])
@@ -43,7 +43,7 @@ def largest(folder: Path, names: Collection[str], batches: Iterable[Ids]) -> dic
         _add_output(model, most.outputs[0], f"{name}.largest")
     found = dict.fromkeys(names, 0.0)
     for batch in _run(model, folder, [f"{name}.largest" for name in names], batches):
-        found = {name: max(most, float(batch[f"{name}.largest"])) for name, most in found.items()}
+        found = {name: float(np.maximum(most, batch[f"{name}.largest"])) for name, most in found.items()}
     return found
 
 

@@ -10,6 +10,7 @@ from importlib.resources import files
 import msgspec
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 _TYPES = {
     ir.DataType.FLOAT: "FP32",
@@ -29,10 +30,12 @@ class Operator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         types: of its data, as TensorRT names them.
         constants: inputs, by the specification's names, that must be known when the engine is built.
+        zeros: inputs that must be 0.
     """
 
     types: frozenset[str]
     constants: list[str]
+    zeros: list[str]
 
 
 class OperatorTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +62,8 @@ def tensorrt_operators() -> OperatorTable:
 
 
 def not_for_tensorrt(model: ir.Model) -> list[str]:
-    """Say of each kind of node why the parser would not take it; empty: it takes all."""
+    """Say of each kind of node why the parser would not take it; empty: it takes all. Types are inferred and kept."""
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
     table = tensorrt_operators()
     opset = model.opset_imports[""]
     first, last = table.opsets
@@ -82,9 +86,15 @@ def _objections(node: ir.Node, operators: dict[str, Operator], opset: int) -> li
         value = given.get(name)
         if value is not None and ir.convenience.get_const_tensor(value) is None:
             why.append(f"{node.op_type}: its {name} are not constant")
+    for name in operator.zeros:
+        value = given.get(name)
+        tensor = None if value is None else ir.convenience.get_const_tensor(value)
+        if value is not None and (tensor is None or tensor.numpy().any()):
+            why.append(f"{node.op_type}: its {name} is not 0")
     # The type of a node is its data's: of Where, what it chooses between; of those without inputs, what they give.
     data = node.inputs[1 if node.op_type == "Where" else 0] if node.inputs else node.outputs[0]
     dtype = None if data is None else data.dtype
-    if dtype is not None and _TYPES.get(dtype, dtype.name) not in operator.types:
-        why.append(f"{node.op_type}: of {_TYPES.get(dtype, dtype.name)}, need {', '.join(sorted(operator.types))}")
+    got = "unknown type" if dtype is None else _TYPES.get(dtype, dtype.name)
+    if got not in operator.types:
+        why.append(f"{node.op_type}: of {got}, need {', '.join(sorted(operator.types))}")
     return why

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ptexport.runtime.errors import ExportError, reason
 from ptexport.runtime.manifest import PassEntry
 
 
@@ -23,9 +24,16 @@ class Edit(Protocol):
 
 
 def edit(model: ir.Model, *passes: Edit) -> list[PassEntry]:
-    """Apply passes in order; returns what each did."""
+    """Apply passes in order; returns what each did.
+
+    Raises:
+        ExportError: the graph is not as a pass needs it.
+    """
     for pass_ in passes:
-        pass_(model)
+        try:
+            pass_(model)
+        except ir.passes.PreconditionError as e:
+            raise ExportError(f"{type(pass_).__name__}: {reason(e)}; not supported, please report the model") from e
     return [PassEntry(name=type(pass_).__name__.removesuffix("Pass"), did=pass_.did) for pass_ in passes]
 
 

@@ -3,7 +3,7 @@
 import fnmatch
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from tokenizers import Encoding
 from ptexport.exporters.half_pass import LARGEST_FLOAT16, HalfPass, choose_half
 from ptexport.exporters.observe import largest
 from ptexport.exporters.passes import DeadCodePass, ForgetIntermediateShapesPass, edit
-from ptexport.exporters.quantize import ByteTablePass, Product, SplitGemmPass, find_products, quantize
+from ptexport.exporters.quantize import ByteTablePass, Product, Recipe, SplitGemmPass, find_products, quantize
 from ptexport.exporters.recipes import FIRST, find_ranges, measure_costs, not_tame, roles
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.engine import batches
@@ -48,21 +48,31 @@ class LabelledRows:
 
     def calibration(self) -> Iterator[Ids]:
         """Give some rows, spread over all, one at a time: padding has no place in a range."""
-        step = max(1, len(self.encodings) // CALIBRATION_ROWS)
-        return (TextEncoder.pad([encoding]) for encoding in self.encodings[::step])
+        return (TextEncoder.pad([encoding]) for encoding in self._spread(CALIBRATION_ROWS))
 
     def some(self) -> Ids:
         """Give some rows at once, spread over all."""
-        step = max(1, len(self.encodings) // _PROBED_ROWS)
-        return TextEncoder.pad(self.encodings[::step][:_PROBED_ROWS])
+        return TextEncoder.pad(self._spread(_PROBED_ROWS))
 
-    def logits(self, model: Path) -> NDArray[np.float32]:
-        """Ask a graph, float32 [rows, c]."""
+    def _spread(self, most: int) -> list[Encoding]:
+        n = len(self.encodings)
+        return [self.encodings[i] for i in np.linspace(0, n - 1, min(n, most)).astype(int)]
+
+    def answers(self, model: Path) -> NDArray[np.int64]:
+        """Ask a graph for each row's label, int64 [rows].
+
+        Raises:
+            ExportError: a logit is no finite number.
+        """
         graph = Graph.open(model)
-        answers: dict[int, NDArray[np.float32]] = {}
+        answers = np.empty(len(self.encodings), dtype=np.int64)
         for batch in batches([len(encoding) for encoding in self.encodings]):
-            answers.update(zip(batch, graph.run(TextEncoder.pad([self.encodings[i] for i in batch])), strict=True))
-        return np.stack([answers[i] for i in range(len(self.encodings))])
+            logits = graph.run(TextEncoder.pad([self.encodings[i] for i in batch]))
+            if not np.isfinite(logits).all():
+                row = batch[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
+                raise ExportError(f"row {row}: its logits are no numbers in this precision; choose another")
+            answers[batch] = logits.argmax(1)
+        return answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +125,7 @@ def lower(
         keep_fp32: names of weights whose products stay float32, or patterns such as `*.down_proj.weight`; "auto": the
             roles that cost most, as few as `max_drop` takes.
         max_drop: points of accuracy on the rows that may be lost.
-        standard: whether only ONNX's own operators may be used.
+        standard: whether only ONNX's own operators may be used, as TensorRT's parser takes them.
 
     Raises:
         ExportError: more accuracy is lost (says which products cost most), or `keep_fp32` names nothing.
@@ -124,27 +134,62 @@ def lower(
         source = Path(name)
         for file in (MODEL, WEIGHTS):
             (folder / file).rename(source / file)
-        expected = rows.logits(source / MODEL).argmax(1)
+        expected = rows.answers(source / MODEL)
         labels = np.where(rows.labels >= 0, rows.labels, expected)
-        accuracy_fp32 = float((expected == labels).mean())
-        for attempt in _attempts(source, folder, precision, rows, keep_fp32, standard=standard):
-            ran = precision != "bf16"
-            accuracy = float((rows.logits(folder / MODEL).argmax(1) == labels).mean()) if ran else None
-            entry = PrecisionEntry(
-                products=attempt.products,
-                kept_fp32=attempt.kept_fp32,
-                costs=attempt.costs,
-                rows=len(labels),
-                accuracy_fp32=accuracy_fp32,
-                accuracy=accuracy,
-            )
-            if accuracy is None or 100 * (accuracy_fp32 - accuracy) <= max_drop + 1e-9:
+        before = float((expected == labels).mean())
+        if precision in ("fp16", "bf16"):
+            attempts: Iterable[Attempt] = [_halve(source, folder, precision, rows)]
+        else:
+            attempts = _in_integers(source, folder, precision, rows, keep_fp32, standard=standard)
+        for attempt in attempts:
+            after = None if precision == "bf16" else float((rows.answers(folder / MODEL) == labels).mean())
+            if after is None or 100 * (before - after) <= max_drop + 1e-9:
+                entry = PrecisionEntry(
+                    products=attempt.products,
+                    kept_fp32=attempt.kept_fp32,
+                    costs=attempt.costs,
+                    rows=len(labels),
+                    accuracy_fp32=before,
+                    accuracy=after,
+                )
                 files = {name: file_entry(folder / name) for name in (MODEL, WEIGHTS)}
                 return Lowered(files=files, passes=attempt.passes, entry=entry)
-    raise _too_much_lost(precision, entry, max_drop, auto=keep_fp32 == "auto")
+    assert after is not None
+    fell = (
+        f"accuracy on {len(labels)} rows falls from {before:.1%} to {after:.1%}, by {100 * (before - after):.1f} points"
+    )
+    raise ExportError(f"precision {precision}: {fell}, need at most {max_drop:g}; {_advice(attempt, keep_fp32)}")
 
 
-def _attempts(
+def _advice(attempt: Attempt, keep_fp32: Sequence[str] | Literal["auto"]) -> str:
+    advice = "allow more with --max-accuracy-drop, or choose another precision"
+    if not attempt.costs:
+        return advice
+    costly = ", ".join(f"{role} ({cost:.2g})" for role, cost in list(attempt.costs.items())[:_NAMED])
+    kept = "" if keep_fp32 == "auto" else "keep some in fp32 with --keep-fp32 auto, "
+    return f"{kept}{advice}; what costs most (mean |Δlogit| alone): {costly}"
+
+
+def _halve(source: Path, folder: Path, precision: Precision, rows: LabelledRows) -> Attempt:
+    model = ir.load(source / MODEL)
+    dtype = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
+    large = _too_large(model, source, rows) if precision == "fp16" else []
+    passes = edit(model, HalfPass(dtype, large), DeadCodePass(), ForgetIntermediateShapesPass())
+    _save(model, folder)
+    return Attempt(passes=passes)
+
+
+def _too_large(model: ir.Model, source: Path, rows: LabelledRows) -> list[str]:
+    """Find what half nodes would take or give and float16 may not hold: constants, and values on real rows."""
+    values = {value for node in choose_half(model) for value in (*node.inputs, *node.outputs) if value is not None}
+    floats = {str(value.name): value for value in values if value.dtype == ir.DataType.FLOAT}
+    constants = {name: ir.convenience.get_const_tensor(value) for name, value in floats.items()}
+    seen = largest(source, sorted(name for name, tensor in constants.items() if tensor is None), rows.calibration())
+    seen |= {name: float(np.abs(t.numpy()).max(initial=0)) for name, t in constants.items() if t is not None}
+    return sorted(name for name, most in seen.items() if not most <= LARGEST_FLOAT16)
+
+
+def _in_integers(
     source: Path,
     folder: Path,
     precision: Precision,
@@ -153,69 +198,55 @@ def _attempts(
     *,
     standard: bool,
 ) -> Iterator[Attempt]:
-    if precision in ("fp16", "bf16"):
-        yield _halve(source, folder, ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16, rows)
-        return
     model = ir.load(source / MODEL)
     first = edit(model, SplitGemmPass())
     ir.save(model, source / MODEL)
     by_role = roles(find_products(model))
+    named = set() if keep_fp32 == "auto" else _named(by_role, keep_fp32)
     ranges = find_ranges(source, itertools.chain(*by_role.values()), rows.calibration()) if precision == "int8" else {}
-    recipe = FIRST[precision]
-    costs = measure_costs(source, by_role, recipe, ranges, rows.some())
-    recipes = dict.fromkeys(by_role, recipe)
+    costs = measure_costs(source, by_role, FIRST[precision], ranges, rows.some())
+    recipes: dict[str, Recipe] = dict.fromkeys(by_role, FIRST[precision])
     if precision == "int8":
         recipes |= dict.fromkeys(not_tame(costs), "fp32" if standard else "int8-weight")
-    for kept in _all_kept(by_role, costs, keep_fp32):
-        of_nodes = {
+    for kept in _ever_more(by_role, costs, recipes) if keep_fp32 == "auto" else [named]:
+        of_nodes: dict[str, Recipe] = {
             product.node: "fp32" if product.weight in kept else recipes[role]
             for role, products in by_role.items()
             for product in products
         }
-        model = quantize(source / MODEL, of_nodes, ranges)
+        model = quantize(source / MODEL, of_nodes, ranges, symmetric=standard)
         counts = Counter[str](of_nodes.values())
         did = ", ".join(f"{n} products in {name}" for name, n in sorted(counts.items()))
         after = edit(model, *([] if standard else [ByteTablePass()]))
         _save(model, folder)
-        passes = [*first, PassEntry(name="Quantize", did=did), *after]
-        yield Attempt(passes=passes, products=dict(counts), kept_fp32=sorted(kept), costs=costs)
+        yield Attempt(
+            passes=[*first, PassEntry(name="Quantize", did=did), *after],
+            products=dict(counts),
+            kept_fp32=sorted({p.weight for p in itertools.chain(*by_role.values()) if of_nodes[p.node] == "fp32"}),
+            costs=costs,
+        )
 
 
-def _halve(source: Path, folder: Path, dtype: ir.DataType, rows: LabelledRows) -> Attempt:
-    model = ir.load(source / MODEL)
-    large: list[str] = []
-    if dtype == ir.DataType.FLOAT16:
-        names = [str(v.name) for node in choose_half(model) for v in node.outputs if v.dtype == ir.DataType.FLOAT]
-        seen = largest(source, names, rows.calibration())
-        weights = {
-            str(v.name): v.const_value for v in model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT
-        }
-        seen |= {
-            name: float(np.abs(weight.numpy()).max(initial=0)) for name, weight in weights.items() if weight is not None
-        }
-        large = [name for name, most in seen.items() if not most <= LARGEST_FLOAT16]
-    passes = edit(model, HalfPass(dtype, large), DeadCodePass(), ForgetIntermediateShapesPass())
-    _save(model, folder)
-    return Attempt(passes=passes)
-
-
-def _all_kept(
-    by_role: Mapping[str, Sequence[Product]], costs: Mapping[str, float], keep_fp32: Sequence[str] | Literal["auto"]
+def _ever_more(
+    by_role: Mapping[str, Sequence[Product]], costs: Mapping[str, float], recipes: Mapping[str, Recipe]
 ) -> Iterator[set[str]]:
-    """List weights to keep in fp32: what was asked for, or ever more roles, those that cost most first."""
-    if keep_fp32 == "auto":
-        kept: set[str] = set()
-        for role in (None, *costs):
-            kept |= {product.weight for product in by_role[role]} if role else set()
+    """List weights to keep in fp32: none, then those of ever more roles, of which those that cost most come first."""
+    kept: set[str] = set()
+    yield set()
+    for role in costs:
+        if recipes[role] != "fp32":
+            kept |= {product.weight for product in by_role[role]}
             yield set(kept)
-        return
+
+
+def _named(by_role: Mapping[str, Sequence[Product]], patterns: Sequence[str]) -> set[str]:
+    """Find the weights that are named, or match a pattern."""
     weights = [product.weight for products in by_role.values() for product in products]
-    for pattern in keep_fp32:
+    for pattern in patterns:
         if not fnmatch.filter(weights, pattern):
-            raise ExportError(
-                f"keep-fp32 {pattern!r}: matches no weight; need a name, or a pattern such as {next(iter(costs))}"
-            )
-    yield {weight for pattern in keep_fp32 for weight in fnmatch.filter(weights, pattern)}
+            need = f"need a name, or a pattern such as {next(iter(by_role))}"
+            raise ExportError(f"keep-fp32 {pattern!r}: matches no weight, {need}; name one of these")
+    return {weight for pattern in patterns for weight in fnmatch.filter(weights, pattern)}
 
 
 def _save(model: ir.Model, folder: Path) -> None:
@@ -233,15 +264,3 @@ def _save(model: ir.Model, folder: Path) -> None:
         value.const_value = tensor
     ir.save(model, folder / MODEL)
     onnx.checker.check_model(folder / MODEL)
-
-
-def _too_much_lost(precision: Precision, entry: PrecisionEntry, max_drop: float, *, auto: bool) -> ExportError:
-    assert entry.accuracy is not None
-    lost = 100 * (entry.accuracy_fp32 - entry.accuracy)
-    costly = ", ".join(f"{role} ({cost:.2g})" for role, cost in list(entry.costs.items())[:_NAMED])
-    tried = "whatever is kept in fp32" if auto else "keep some in fp32 with --keep-fp32 auto"
-    return ExportError(
-        f"precision {precision}: accuracy on {entry.rows} rows falls from {entry.accuracy_fp32:.1%} to "
-        f"{entry.accuracy:.1%}, by {lost:.1f} points, need at most {max_drop:g}; {tried}, or allow more with "
-        f"--max-accuracy-drop; what costs most (mean |Δlogit| alone): {costly or 'not known'}"
-    )

@@ -71,13 +71,17 @@ def find_products(model: ir.Model) -> list[Product]:
     return found
 
 
-def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Range]) -> ir.Model:
+def quantize(
+    path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Range], *, symmetric: bool = False
+) -> ir.Model:
     """Compute products in integers.
 
     Args:
         path: the graph, its weights beside it.
         recipes: by the product's node.
         ranges: of what `int8` products multiply, by the value's name.
+        symmetric: whether their activations are int8 around 0, as TensorRT takes them, instead of uint8, which x86
+            multiplies faster.
 
     Returns:
         The graph; the weights of other products stay in the file beside `path`.
@@ -86,33 +90,12 @@ def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Ran
     apart = _take_apart(proto, {node for node, recipe in recipes.items() if recipe != "fp32"}, path.parent)
     nodes = {recipe: [node for node, own in recipes.items() if own == recipe] for recipe in set(recipes.values())}
     if "int8" in nodes:
-        # A pair of Q/DQ for each product, or others that take the same value would get it rounded too. ONNX Runtime
-        # makes one of those that are the same when it opens the graph.
-        data = {
-            name: TensorData(lowest=np.float32(seen.lowest), highest=np.float32(seen.highest))
-            for name, seen in ranges.items()
-        }
-        static = QDQQuantizer(
-            proto, True, False, QuantType.QInt8, QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, data),
-            nodes["int8"], [], _OP_TYPES, {"OpTypesToExcludeOutputQuantization": _OP_TYPES, "DedicatedQDQPair": True},
-        )  # fmt: skip
-        static.quantize_model()
-        proto = static.model.model
+        proto = _by_ranges(proto, nodes["int8"], ranges, symmetric=symmetric)
     if "dynamic" in nodes:
-        dynamic = ONNXQuantizer(
-            proto, True, False, QuantizationMode.IntegerOps, False, QuantType.QInt8, QuantType.QUInt8, None,
-            nodes["dynamic"], [], _OP_TYPES, {"MatMulConstBOnly": True},
-        )  # fmt: skip
-        dynamic.quantize_model()
-        proto = dynamic.model.model
+        proto = _by_batches(proto, nodes["dynamic"])
     for recipe, bits in BITS.items():
         if recipe in nodes:
-            # accuracy_level 4: activations in int8 too, row by row, so that no row depends on another
-            blocks = MatMulNBitsQuantizer(
-                proto, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_include=nodes[recipe]
-            )
-            blocks.process()
-            proto = blocks.model.model
+            proto = _in_blocks(proto, nodes[recipe], bits)
     names = {tensor.name for tensor in apart}
     for given in [given for given in proto.graph.input if given.name in names]:
         proto.graph.input.remove(given)
@@ -121,6 +104,63 @@ def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Ran
     ir.external_data.set_base_dir(model.graph, path.parent)
     model.graph.sort()  # what was inserted stands at the end
     return model
+
+
+def _by_ranges(
+    proto: onnx.ModelProto, nodes: list[str], ranges: Mapping[str, Range], *, symmetric: bool
+) -> onnx.ModelProto:
+    data = {
+        name: TensorData(lowest=np.float32(seen.lowest), highest=np.float32(seen.highest))
+        for name, seen in ranges.items()
+    }
+    # A pair of Q/DQ for each product, or others that take the same value would get it rounded too. ONNX Runtime makes
+    # one of those that are the same when it opens the graph.
+    options = {"DedicatedQDQPair": True, "OpTypesToExcludeOutputQuantization": _OP_TYPES}
+    quantizer = QDQQuantizer(
+        proto,
+        True,  # a scale for each column of weights
+        False,
+        QuantType.QInt8,
+        QuantType.QInt8 if symmetric else QuantType.QUInt8,
+        TensorsData(CalibrationMethod.MinMax, data),
+        nodes,
+        [],
+        _OP_TYPES,
+        {**options, "ActivationSymmetric": symmetric},
+    )
+    quantizer.quantize_model()
+    done: onnx.ModelProto = quantizer.model.model
+    return done
+
+
+def _by_batches(proto: onnx.ModelProto, nodes: list[str]) -> onnx.ModelProto:
+    quantizer = ONNXQuantizer(
+        proto,
+        True,
+        False,
+        QuantizationMode.IntegerOps,
+        False,
+        QuantType.QInt8,
+        QuantType.QUInt8,
+        None,
+        nodes,
+        [],
+        _OP_TYPES,
+        {"MatMulConstBOnly": True},
+    )
+    quantizer.quantize_model()
+    done: onnx.ModelProto = quantizer.model.model
+    return done
+
+
+def _in_blocks(proto: onnx.ModelProto, nodes: list[str], bits: int) -> onnx.ModelProto:
+    # accuracy_level 4: activations in int8 too, row by row, so that no row depends on another
+    quantizer = MatMulNBitsQuantizer(
+        proto, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_include=nodes
+    )
+    quantizer.process()
+    done: onnx.ModelProto = quantizer.model.model
+    return done
 
 
 def _take_apart(proto: onnx.ModelProto, nodes: set[str], folder: Path) -> list[onnx.TensorProto]:

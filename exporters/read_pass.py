@@ -184,7 +184,8 @@ def _other_axes(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
     given = ir.convenience.get_const_tensor(_inputs(node)[1 if node.op_type == "ReduceMean" else 3])
     if given is None or node.attributes.get_int("keepdims", 1) != 1:
         return None
-    return None if axis in [int(i) % rank for i in given.numpy()] else {0: axis}
+    axes = [int(i) % rank for i in given.numpy()]
+    return None if axis in axes or not axes else {0: axis}  # none: along all
 
 
 def _transpose(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
@@ -211,7 +212,11 @@ def _reshape(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
     """Heads split or joined behind batch and sequence, or both laid together around a Gemm and apart again."""
     source, out = shapes(_inputs(_around_gemm(node))[0]), shapes(node.outputs[0])
     others = all(isinstance(size, int) for size in out[2:])
-    return {0: 1} if axis == 1 and len(source) > 2 and source[:2] == out[:2] and others else None
+    return {0: 1} if axis == 1 and _splits(node, source) and source[:2] == out[:2] and others else None
+
+
+def _splits(node: ir.Node, source: list[Dim]) -> bool:
+    return len(source) == 3 if _around_gemm(node) is not node else len(source) > 2
 
 
 def _around_gemm(node: ir.Node) -> ir.Node:

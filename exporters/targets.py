@@ -1,7 +1,7 @@
 """What bundles are made for: the opset, operators and size that each target takes; knows nothing of tasks or tracing.
 
-A target adds no operator to a graph: every target gets the traced graph with the same edits, of operators that ONNX
-defines. What ONNX Runtime fuses for the machine it runs on it fuses when it opens the graph.
+In fp32 every target gets the traced graph with the same edits, of operators that ONNX defines; int8 and int4 use ONNX
+Runtime's own where the target takes them. What fits the machine it runs on ONNX Runtime fuses when it opens the graph.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,7 @@ class Target:
         precisions: those it takes, its default first.
         tunable: whether times on this machine's CPU say which graph is fastest there.
         objections: finds what it would not take of a graph; None: it takes what ONNX Runtime does.
+        standard: whether it takes ONNX's own operators alone.
         max_file_bytes: largest file it takes; None: any.
     """
 
@@ -34,6 +35,7 @@ class Target:
     precisions: tuple[Precision, ...]
     tunable: bool = False
     objections: Callable[[ir.Model], list[str]] | None = None
+    standard: bool = False
     max_file_bytes: int | None = None
 
 

@@ -285,7 +285,10 @@ def export(
     for option, given in (("--rows", rows is not None), ("--tune", tune), ("--precision", precision != "fp32")):
         if given and len(runs) > 1:
             raise click.UsageError(f"{option} goes with one run; several are checked on their own rows, in fp32.")
-    _check_precision_options(precision, max_accuracy_drop, keep_fp32)
+    if precision in ("fp32", "bf16") and max_accuracy_drop is not None:
+        raise click.UsageError(f"--max-accuracy-drop: of {precision} none is measured; leave it out.")
+    if "auto" in keep_fp32 and len(keep_fp32) > 1:
+        raise click.UsageError("--keep-fp32: give auto, or names, not both.")
     options["opset"] = None if opset is None else int(opset)
     progress.silence_libraries()
     if len(runs) > 1:
@@ -306,13 +309,3 @@ def export(
         click.echo(manifest.to_json(), nl=False)
     else:
         tables.print_parity(manifest, out)
-
-
-def _check_precision_options(precision: Precision, max_drop: float | None, keep_fp32: tuple[str, ...]) -> None:
-    """Refuse options that would be ignored."""
-    if precision in ("fp32", "bf16") and max_drop is not None:
-        raise click.UsageError(f"--max-accuracy-drop: of {precision} none is measured; leave it out.")
-    if precision in ("fp32", "fp16", "bf16") and keep_fp32:
-        raise click.UsageError(f"--keep-fp32 goes with int8, int8-dynamic and int4; got {precision}.")
-    if "auto" in keep_fp32 and len(keep_fp32) > 1:
-        raise click.UsageError("--keep-fp32: give auto, or names, not both.")

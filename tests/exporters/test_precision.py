@@ -1,5 +1,6 @@
 """Lower precisions on tiny models: against the untouched model, batch by batch, with controls; what is refused."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ptexport.exporters.precision import LabelledRows, lower
 from ptexport.exporters.quantize import ByteTablePass
 from ptexport.exporters.recipes import not_tame
 from ptexport.exporters.trace import trace
-from ptexport.runtime.errors import ExportError
+from ptexport.runtime.errors import DataError, ExportError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Manifest
 from ptexport.runtime.tokens import Ids, TextEncoder
@@ -111,7 +112,7 @@ def test_what_is_too_large_for_half_stays_in_float32(rows_file: Path, tmp_path: 
 
 def evaluated(model: onnx.ModelProto, ids: Ids) -> NDArray[np.float32]:
     """Ask onnx's own evaluator."""
-    given = {value.name: ids[value.name] for value in model.graph.input}
+    given = {value.name: ids[value.name] for value in model.graph.input if value.name in ids}
     logits: NDArray[np.float32] = ReferenceEvaluator(model).run(None, given)[0]
     return logits
 
@@ -178,6 +179,7 @@ def test_int8_of_standard_operators(run_folder: Path, tmp_path: Path) -> None:
     rows = rows_of(run, tmp_path / "graph")
     lower(tmp_path / "graph", "int8", rows, keep_fp32=(), max_drop=ANY_DROP, standard=True)
     assert {domain for domain, _ in operators(tmp_path / "graph")} == {""}
+    assert not_for_tensorrt(ir.load(tmp_path / "graph" / "model.onnx")) == []
     assert ("", "QuantizeLinear") in operators(tmp_path / "graph")
     assert sorted(path.name for path in (tmp_path / "graph").iterdir() if path.name.startswith((".", "model"))) == [
         "model.onnx",
@@ -188,8 +190,7 @@ def test_int8_of_standard_operators(run_folder: Path, tmp_path: Path) -> None:
 def test_too_much_lost_names_what_costs_most(llama_run: Path, tmp_path: Path) -> None:
     run = baked(llama_run, tmp_path / "graph")
     rows = rows_of(run, tmp_path / "graph")
-    fp32 = rows.logits(tmp_path / "graph" / "model.onnx").argmax(1)
-    right = LabelledRows(encodings=rows.encodings, labels=fp32)
+    right = LabelledRows(encodings=rows.encodings, labels=np.full(len(rows.labels), -1))
     with pytest.raises(
         ExportError, match=r"int4: accuracy on \d+ rows falls from 100\.0% to .*costs most .*: base\.layers"
     ):
@@ -204,13 +205,53 @@ def test_products_are_kept_by_name_or_until_it_is_right(llama_run: Path, tmp_pat
     assert {name.rsplit(".", 2)[1] for name in named.graph.lowered.kept_fp32} == {"up_proj", "gate_proj", "down_proj"}
     assert named.graph.lowered.products == {"int4-weight": 11, "fp32": 3}
     with pytest.raises(
-        ExportError, match="keep-fp32 'layers': matches no weight; need a name, or a pattern such as base"
+        ExportError, match="keep-fp32 'layers': matches no weight, need a name, or a pattern such as base"
     ):
         exported(llama_run, tmp_path / "unknown", precision="int4", keep_fp32=["layers"])
     assert not (tmp_path / "unknown").exists()
-    auto = exported(llama_run, tmp_path / "auto", precision="int8", keep_fp32="auto", max_accuracy_drop=ANY_DROP)
-    assert auto.graph.lowered is not None
-    assert auto.graph.lowered.kept_fp32 == [], "none is needed"
+
+
+def test_auto_keeps_the_costliest_roles_until_it_is_right(llama_run: Path, tmp_path: Path) -> None:
+    run = baked(llama_run, tmp_path / "graph")
+    words = [token for token in run.config.compile(run.tokenizer_json).tokenizer_json().split('"') if token.isalpha()]
+    encoder = TextEncoder.from_json((tmp_path / "graph" / "tokenizer.json").read_text(), fields=["text"])
+    rows = LabelledRows(encodings=encoder.encode(words[:300]), labels=np.full(300, -1))
+    lowered = lower(tmp_path / "graph", "int4", rows, keep_fp32="auto", max_drop=2.0, standard=False).entry
+    assert lowered.accuracy is not None
+    assert lowered.accuracy >= 0.98
+    roles = {re.sub(r"\d+", "*", weight) for weight in lowered.kept_fp32}
+    assert roles == set(list(lowered.costs)[: len(roles)]) != set(lowered.costs)
+    assert roles, "the control: int4 alone answers otherwise"
+
+
+def test_no_numbers_are_refused(llama_run: Path, tmp_path: Path) -> None:
+    run = baked(llama_run, tmp_path / "graph")
+    model = ir.load(tmp_path / "graph" / "model.onnx")
+    bias = np.array([np.nan, 0], dtype=np.float32)
+    model.graph.initializers["label_bias"].const_value = ir.tensor(bias, name="label_bias")
+    ir.save(model, tmp_path / "graph" / "model.onnx")
+    with pytest.raises(ExportError, match=r"row \d+: its logits are no numbers"):
+        rows_of(run, tmp_path / "graph").answers(tmp_path / "graph" / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16", "keep_fp32": "auto"}, "keep-fp32: goes with int8, int8-dynamic or int4, got fp16"),
+        ({"precision": "int8", "tune": True}, "tune: times graphs in fp32, got int8"),
+        ({"precision": "bf16"}, "target cpu: got precision bf16, need one of fp32, int8"),
+        ({"precision": "int4", "target": "tensorrt"}, "target tensorrt: got precision int4, need one of fp32, fp16"),
+    ],
+)
+def test_what_does_not_go_together(options: dict[str, object], message: str, llama_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=message):
+        exported(llama_run, tmp_path / "out", **options)
+
+
+def test_a_label_that_the_run_does_not_have_is_refused(llama_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\nthe film was bright,pos\n")
+    with pytest.raises(DataError, match="label 'pos' is none of"):
+        exported(llama_run, tmp_path / "out", precision="int8", rows=tmp_path / "rows.csv")
 
 
 def test_a_role_that_costs_more_than_the_rest_is_not_tame() -> None:
