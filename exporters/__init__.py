@@ -8,7 +8,10 @@ Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
     read_pass.py  the edit that computes the last layer for one position
     operators.py  which operators TensorRT's parser takes
     bake.py       run + traced graph -> bundle files; without torch
-    parity.py     bundle against untouched Transformers
+    oracle.py     untouched Transformers, as every graph is measured by
+    parity.py     bundle against the oracle, and rows among others against the same rows alone
+    report.py     what came out, and parity.json
+    page.py       the same for people, parity.html
     card.py       the bundle's model card
     export.py     the steps above, whole or not at all
     join.py       runs on one backbone -> what one graph of all their tasks is made of

@@ -17,7 +17,8 @@ and `tokenizers`, no PyTorch.
 - Template: `{template}`
 - Labels: {labels}
 - {origin}
-- Parity with Transformers over {rows} rows: largest difference of a logit {max_abs_diff:.1e}, no label differs
+- [Parity](parity.html) with Transformers over {rows} rows: largest difference of a logit {max_abs_diff:.1e}, no
+  label differs
 - Longest input: {max_length} tokens with the template ({folded_tokens} more are folded); longer texts are truncated
 {calibration}- Precision {precision}, opset {opset}, IR {ir_version}
 

@@ -8,7 +8,17 @@ from typing import Protocol
 
 from ptexport.exporters.bake import BakedGraph, bake
 from ptexport.exporters.card import model_card
-from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.oracle import expected_logits
+from ptexport.exporters.page import page
+from ptexport.exporters.parity import (
+    always_checked,
+    compare_graph,
+    fail_on_difference,
+    texts_of_lengths,
+    texts_to_check,
+    tolerance_of,
+)
+from ptexport.exporters.report import PARITY_HTML, PARITY_JSON, ParityReport, summarize
 from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED, MANIFEST
@@ -22,7 +32,7 @@ from ptexport.toolkit.template import Template
 from ptexport.toolkit.tuning import load_backbone_of
 
 README = "README.md"
-FILES = (*HASHED, MANIFEST, README)
+FILES = (*HASHED, MANIFEST, README, PARITY_JSON, PARITY_HTML)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +94,27 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         progress.stage("baking the task in")
         baked = bake(run, traced, folder)
         progress.stage("comparing with Transformers")
-        parity = check_parity(run, backbone, folder, rows, progress.rows)
+        texts, lengths = texts_to_check(run, rows), texts_of_lengths(run)
+        expected = expected_logits(run, backbone, [*texts, *lengths], progress.rows)
+        compared = compare_graph(run, expected, folder, texts, lengths)
+        parity = summarize(compared, rows=len(texts), tolerance=tolerance_of(run))
         fail_on_difference(parity)
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
         manifest = _manifest(config.out.resolve().name, run, traced, baked, parity, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
         (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
+        report = ParityReport(
+            bundle=manifest.name,
+            backbone=run.config.facts.name,
+            rows=len(texts),
+            always=len(always_checked(run)),
+            tolerance=parity.tolerance,
+            max_abs_logit=float(abs(expected[: len(texts)]).max()),
+            variants=[compared],
+            versions=versions,
+        )
+        (folder / PARITY_JSON).write_bytes(report.to_json())
+        (folder / PARITY_HTML).write_bytes(page(report))
     return manifest
 
 

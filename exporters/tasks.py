@@ -12,15 +12,8 @@ from tokenizers import Encoding
 from ptexport.exporters.bake import clone
 from ptexport.exporters.export import ExportProgress, backbone_entry
 from ptexport.exporters.join import Joined
-from ptexport.exporters.parity import (
-    TOLERANCE,
-    Report,
-    compare,
-    expected_logits,
-    fail_on_difference,
-    mixed_batches,
-    texts_to_check,
-)
+from ptexport.exporters.oracle import Report, expected_logits
+from ptexport.exporters.parity import compare, fail_on_difference, mixed_batches, texts_to_check, tolerance_of
 from ptexport.exporters.passes import BindInputsPass, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace
@@ -156,7 +149,7 @@ def check_tasks(joined: Joined, backbone: Backbone, folder: Path, report: Report
             fan_out=together[t],
             parity=Parity(
                 rows=len(texts[t]),
-                tolerance=TOLERANCE / run.temperature,
+                tolerance=tolerance_of(run),
                 alone=alone[t],
                 padded_right=right[t],
                 padded_left=left[t],

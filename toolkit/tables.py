@@ -94,6 +94,12 @@ def print_parity(manifest: Manifest, out: Path) -> None:
         ("mixed, padded left", parity.padded_left),
     ):
         table.add_row(name, *_figures(result))
+    for name, largest in (
+        ("texts of any length", parity.all_lengths),
+        ("the graph with itself, among 64 others", parity.among_neighbours),
+    ):
+        if largest is not None:
+            table.add_row(name, f"{largest:.1e}", "", "")
     size = sum(entry.size_bytes for entry in manifest.files.values())
     console = Console()
     console.print(table)
