@@ -12,6 +12,9 @@ Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
     parity.py     bundle against the oracle, and rows among others against the same rows alone
     report.py     what came out, and parity.json
     page.py       the same for people, parity.html
+    parts.py      a graph -> which part of the model each node and constant is
+    summary.py    those parts' bytes and FLOPs
+    plot.py       the same as a picture
     card.py       the bundle's model card
     export.py     the steps above, whole or not at all
     join.py       runs on one backbone -> what one graph of all their tasks is made of
