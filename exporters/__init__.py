@@ -15,7 +15,13 @@ Data flow: backbone -> trace (cached) -> bake(run) -> bundle -> parity
     quantize.py   the edits that compute products in integers
     recipes.py    which products in which integers, by what that costs
     observe.py    inner values of a graph on real rows
-    parity.py     bundle against untouched Transformers
+    oracle.py     untouched Transformers, as every graph is measured by
+    parity.py     bundle against the oracle, and rows among others against the same rows alone
+    report.py     what came out, and parity.json
+    page.py       the same for people, parity.html
+    parts.py      a graph -> which part of the model each node and constant is
+    summary.py    those parts' bytes and FLOPs
+    plot.py       the same as a picture
     card.py       the bundle's model card
     export.py     the steps above, whole or not at all
     ptpack.py     what is new for a task <-> one file

@@ -84,11 +84,10 @@ def _parity(parity: Parity | None) -> str:
         return "Not run: ONNX Runtime's CPU provider has no products in this precision"
     kinds = (parity.alone, parity.padded_right, parity.padded_left)
     flips = {row for kind in kinds for row in kind.flips}
-    most, differ = (
-        max(kind.max_abs_diff for kind in kinds),
-        f"{len(flips)} labels differ" if flips else "no label differs",
-    )
-    return f"Parity with Transformers over {parity.rows} rows: largest difference of a logit {most:.1e}, {differ}"
+    most = max(kind.max_abs_diff for kind in kinds)
+    differ = f"{len(flips)} labels differ" if flips else "no label differs"
+    said = f"[Parity](parity.html) with Transformers over {parity.rows} rows"
+    return f"{said}: largest difference of a logit {most:.1e}, {differ}"
 
 
 def _lowered(entry: PrecisionEntry) -> str:

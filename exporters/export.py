@@ -11,16 +11,28 @@ from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ptexport.exporters.bake import BakedGraph, bake
 from ptexport.exporters.card import model_card
-from ptexport.exporters.parity import compare_graph, expected_logits, fail_on_difference, golden_rows, texts_to_check
+from ptexport.exporters.oracle import expected_logits
+from ptexport.exporters.page import page
+from ptexport.exporters.parity import (
+    always_checked,
+    compare_graph,
+    fail_on_difference,
+    golden_rows,
+    texts_of_lengths,
+    texts_to_check,
+    tolerance_of,
+)
 from ptexport.exporters.precision import LabelledRows, lower
+from ptexport.exporters.report import ParityReport, VariantReport, summarize
 from ptexport.exporters.targets import TARGETS, check_precision, check_target, choose_opsets
 from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
 from ptexport.exporters.tune import time_candidates, winner
-from ptexport.runtime.bundle import FILES, MANIFEST, README, TOKENIZER
+from ptexport.runtime.bundle import FILES, MANIFEST, PARITY_HTML, PARITY_JSON, README, TOKENIZER
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import load_onnxruntime
 from ptexport.runtime.manifest import (
@@ -120,8 +132,8 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
     with ExitStack() as stack:
         traces = [_traced(run, backbone, opset, stack, progress) for opset in opsets]
         progress.stage("asking Transformers")
-        texts = texts_to_check(run, rows)
-        expected = expected_logits(run, backbone, texts, progress.rows)
+        texts, lengths = texts_to_check(run, rows), texts_of_lengths(run)
+        expected = expected_logits(run, backbone, [*texts, *lengths], progress.rows)
         golden = golden_rows(run, backbone)
         del backbone
         gc.collect()  # a session has its own copy of the weights: two at once would be the peak of an export
@@ -134,22 +146,47 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
             progress.stage(f"lowering to {config.precision}")
             baked = _lowered(config, run, baked, folder, rows)
         check_target(config.target, folder)
-        parity = None
+        compared = parity = None
         if config.precision != "bf16":  # which nothing here runs
             progress.stage("comparing with Transformers")
-            parity = compare_graph(run, expected, folder, texts)
-            if config.precision == "fp32":
-                fail_on_difference(parity)
-            else:
-                most = max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
-                if not math.isfinite(most):
-                    raise ExportError(f"precision {config.precision}: a logit is no number; choose another")
-                parity = msgspec.structs.replace(parity, tolerance=2 * most)
+            compared = compare_graph(run, expected, folder, texts, lengths, precision=config.precision)
+            parity = _passed(config.precision, summarize(compared, rows=len(texts), tolerance=tolerance_of(run)))
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
         manifest = _manifest(config, run, traced, baked, parity, golden, tuned, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
         (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
+        if compared is not None:
+            _write_report(folder, manifest, compared, expected[: len(texts)], always=len(always_checked(run)))
     return manifest
+
+
+def _passed(precision: Precision, parity: Parity) -> Parity:
+    """Refuse a graph that does not answer as the model does; of a lower precision, one whose answers are no numbers."""
+    if precision == "fp32":
+        fail_on_difference(parity)
+        return parity
+    most = max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
+    if not math.isfinite(most + (parity.all_lengths or 0)):
+        raise ExportError(f"precision {precision}: a logit is no number; choose another")
+    return msgspec.structs.replace(parity, tolerance=2 * most)
+
+
+def _write_report(
+    folder: Path, manifest: Manifest, compared: VariantReport, expected: NDArray[np.float32], *, always: int
+) -> None:
+    assert manifest.parity is not None, "it was compared"
+    report = ParityReport(
+        bundle=manifest.name,
+        backbone=manifest.backbone.name,
+        rows=len(expected),
+        always=always,
+        tolerance=manifest.parity.tolerance,
+        max_abs_logit=float(np.abs(expected).max()),
+        variants=[compared],
+        versions=manifest.versions,
+    )
+    (folder / PARITY_JSON).write_bytes(report.to_json())
+    (folder / PARITY_HTML).write_bytes(page(report))
 
 
 def _traced(run: Run, backbone: Backbone, opset: int, stack: ExitStack, progress: ExportProgress) -> Trace:

@@ -11,15 +11,14 @@ from tokenizers import Encoding
 
 from ptexport.exporters.export import ExportProgress, backbone_entry
 from ptexport.exporters.join import Joined
+from ptexport.exporters.oracle import Report, expected_logits
 from ptexport.exporters.parity import (
-    TOLERANCE,
-    Report,
     compare,
-    expected_logits,
     fail_on_difference,
     golden_rows,
     mixed_batches,
     texts_to_check,
+    tolerance_of,
 )
 from ptexport.exporters.passes import BindInputsPass, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.targets import check_target, choose_opsets
@@ -169,7 +168,7 @@ def check_tasks(joined: Joined, backbone: Backbone, folder: Path, report: Report
             golden=golden_rows(run, backbone),
             parity=Parity(
                 rows=len(texts[t]),
-                tolerance=TOLERANCE / run.temperature,
+                tolerance=tolerance_of(run),
                 alone=alone[t],
                 padded_right=right[t],
                 padded_left=left[t],

@@ -21,7 +21,9 @@ README = "README.md"
 
 HASHED = (MODEL, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG)
 """What the runtime, Transformers and Optimum read. The README beside them is for people."""
-FILES = (*HASHED, MANIFEST, README)
+PARITY_JSON = "parity.json"
+PARITY_HTML = "parity.html"
+FILES = (*HASHED, MANIFEST, README, PARITY_JSON, PARITY_HTML)
 """All files of a bundle."""
 HASHED_TASKS = (MODEL, WEIGHTS, TOKENIZER, TEMPLATES)
 """What the runtime reads of a bundle of many tasks."""

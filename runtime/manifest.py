@@ -167,6 +167,9 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         alone: each row by itself.
         padded_right: rows of mixed lengths together, padding after the text.
         padded_left: the same, padding before the text.
+        among_neighbours: largest difference of a logit between rows among 64 others and the same rows alone, both the
+            graph's; None: not measured, as in a bundle of many tasks.
+        all_lengths: largest difference of a logit of texts from one token to more than the bundle takes; None likewise.
     """
 
     rows: int
@@ -174,6 +177,8 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     alone: Comparison
     padded_right: Comparison
     padded_left: Comparison
+    among_neighbours: float | None = None
+    all_lengths: float | None = None
 
 
 class GoldenRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

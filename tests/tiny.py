@@ -183,4 +183,5 @@ def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: 
 
 
 def worst(parity: Parity) -> float:
-    return max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
+    measured = [result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left)]
+    return max(*measured, parity.among_neighbours or 0.0, parity.all_lengths or 0.0)

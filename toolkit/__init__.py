@@ -41,6 +41,7 @@ Data flow: template, labels, rows -> train -> Run
     tables.py      what is printed when a command is done
     evaluate.py    a bundle + labelled rows -> figures
     page.py        figures -> an HTML page with plots
+    html.py        the look of such pages
     describe.py    a bundle or run -> what is in it
     doctor.py      what this machine can run
     cli.py         the command line; its commands are in cli_make.py, cli_pack.py, cli_use.py and cli_look.py, what they

@@ -1,32 +1,26 @@
 """Evaluations -> one HTML page with plots that needs nothing else, not even a network."""
 
-import io
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptexport.runtime.streaming import write_whole
 from ptexport.toolkit.evaluate import UNSURE, Contrast, Evaluation, headings, summary
+from ptexport.toolkit.html import render, svg
 
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>{{ headings | join(" and ") }}: evaluation</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .2rem .8rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-svg { max-width: 100%; height: auto; }
-</style>
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BODY = """\
 <h1>{{ evaluations[0].n_rows }} rows of {{ data }}</h1>
 <p>{{ date }}. {% for e in evaluations %}{{ e.bundle }}: manifest {{ e.digest }}. {% endfor %}</p>
-<table>
+<div class="wide"><table>
 <tr><th></th>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr>
 {% for name in figures[0] %}
 <tr><td>{{ name }}</td>{% for summary in figures %}<td>{{ summary[name] }}</td>{% endfor %}</tr>
 {% endfor %}
-</table>
+</table></div>
 {% if contrast %}<p>The two agree on {{ "%.1f %%" % (100 * contrast.agreement) }} of the rows. Where they do not, the
 first is right on {{ contrast.only_first_right }}, the second on {{ contrast.only_second_right }}. Rows with different
 answers: {{ contrast.differing[:50] | join(", ") or "none" }}{{ " …" if contrast.differing | length > 50 }}.</p>
@@ -34,7 +28,7 @@ answers: {{ contrast.differing[:50] | join(", ") or "none" }}{{ " …" if contra
 {% if unsure %}<p>{{ unsure }}</p>{% endif %}
 {% for e in evaluations %}
 <h2>{{ headings[loop.index0] }}</h2>
-{{ plots[loop.index0] }}
+<div class="plots">{{ plots[loop.index0][0] }}{{ plots[loop.index0][1] }}</div>
 <table><caption>F1</caption>
 {% for label in e.labels %}<tr><td>{{ label }}</td><td>{{ "%.3f" % e.f1[loop.index0] }}</td></tr>
 {% endfor %}</table>
@@ -44,7 +38,6 @@ answers: {{ contrast.differing[:50] | join(", ") or "none" }}{{ " …" if contra
 <tr><td>{{ m.row }}</td><td>{{ m.label }}</td><td>{{ m.answer }}</td><td>{{ "%.3f" % m.probability }}</td></tr>
 {% endfor %}</table>{% endif %}
 {% endfor %}
-</html>
 """
 
 
@@ -61,13 +54,14 @@ def write_page(path: Path, evaluations: list[Evaluation], contrast: Contrast | N
     Raises:
         OutputError: the file exists and `force` is not given, or cannot be written.
     """
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    plots = [Markup(_plots(evaluation)) for evaluation in evaluations]  # our own SVG, its text escaped
-    template = Environment(autoescape=True).from_string(_PAGE)
+    both = [
+        (svg(partial(_draw_confusion, evaluation), height=4.5), svg(partial(_draw_reliability, evaluation), height=4.5))
+        for evaluation in evaluations
+    ]
     figures = [summary(evaluation) for evaluation in evaluations]
-    html = template.render(
+    html = render(
+        f"{' and '.join(headings(evaluations))}: evaluation",
+        _BODY,
         data=data,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         evaluations=evaluations,
@@ -75,20 +69,13 @@ def write_page(path: Path, evaluations: list[Evaluation], contrast: Contrast | N
         figures=figures,
         contrast=contrast,
         unsure=UNSURE if any(evaluation.coverage < 1 for evaluation in evaluations) else "",
-        plots=plots,
+        plots=both,
     )
-    write_whole(path, html.encode(), force=force)
+    write_whole(path, html, force=force)
 
 
-def _plots(evaluation: Evaluation) -> str:
-    """Draw the confusion matrix and the reliability diagram, as SVG."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
-    mpl.rcParams["text.parse_math"] = False  # a label may hold a dollar sign
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    confusion, reliability = figure.subplots(1, 2)
+def _draw_confusion(evaluation: Evaluation, figure: "Figure") -> None:
+    confusion = figure.subplots()
     ticks = range(len(evaluation.labels))
     confusion.imshow(evaluation.confusion, cmap="Blues")
     confusion.set(xlabel="answer", ylabel="label", title="confusion", xticks=ticks, yticks=ticks)
@@ -97,13 +84,14 @@ def _plots(evaluation: Evaluation) -> str:
     most = max(map(max, evaluation.confusion))
     for i, counts in enumerate(evaluation.confusion):
         for j, count in enumerate(counts):
-            confusion.text(j, i, count, ha="center", va="center", color="white" if count > most / 2 else "black")
+            confusion.text(j, i, str(count), ha="center", va="center", color="white" if count > most / 2 else "black")
+
+
+def _draw_reliability(evaluation: Evaluation, figure: "Figure") -> None:
+    reliability = figure.subplots()
     bins = [b for b in evaluation.reliability if b.rows]
     reliability.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
     reliability.plot([b.confidence for b in bins], [b.accuracy for b in bins], marker="o")
     reliability.set(
         xlabel="probability of the answer", ylabel="share right", title="reliability", xlim=(0, 1), ylim=(0, 1)
     )
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    return "<svg" + stream.getvalue().partition("<svg")[2]  # without the XML declaration

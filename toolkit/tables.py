@@ -12,6 +12,7 @@ from ptexport.runtime.manifest import Candidate, Comparison, Manifest, TasksMani
 from ptexport.toolkit.evaluate import UNSURE, Contrast, Evaluation, headings, summary
 
 if TYPE_CHECKING:
+    from ptexport.exporters.summary import GraphSummary
     from ptexport.toolkit.cache import Entry
     from ptexport.toolkit.doctor import Check
     from ptexport.toolkit.run import Run  # it needs the extra `train`
@@ -98,6 +99,12 @@ def print_parity(manifest: Manifest, out: Path) -> None:
             ("mixed, padded left", parity.padded_left),
         ):
             table.add_row(name, *_figures(result))
+        for name, largest in (
+            ("texts of any length", parity.all_lengths),
+            ("the graph with itself, among 64 others", parity.among_neighbours),
+        ):
+            if largest is not None:
+                table.add_row(name, f"{largest:.1e}", "", "")
         console.print(table)
     if lowered is not None and lowered.accuracy is not None:
         accuracy = f"{lowered.accuracy:.1%} of {lowered.rows} rows right, {lowered.accuracy_fp32:.1%} in fp32"
@@ -173,7 +180,7 @@ def print_description(record: dict[str, Any]) -> None:
     """Print what is in a bundle or run."""
     table = Table(show_header=False)
     for name, value in record.items():
-        if name not in ("nearest_words", "template_tokens", "kind", "name"):
+        if name not in ("nearest_words", "template_tokens", "structure", "kind", "name"):
             table.add_row(name, escape(_brief(value)))
     console = Console()
     console.print(f"{record['kind']} {record['name']}", markup=False, highlight=False)
@@ -187,6 +194,48 @@ def print_description(record: dict[str, Any]) -> None:
         console.print(f"[P {row}] is nearest to {near}", markup=False, highlight=False, soft_wrap=True)
     if record["nearest_words"] is None and "warning" not in record:
         console.print("nearest words: pip install 'ptexport[train]' to see them", markup=False)
+
+
+def print_summary(summary: "GraphSummary | None") -> None:
+    """Print what a graph is made of; None: it could not be read here."""
+    console = Console()
+    if summary is None:
+        console.print("parts of the graph: pip install 'ptexport[train]' to see them", markup=False)
+        return
+    table = _table("part", "parameters", "MB", "MFLOP a token")
+    totals: dict[str, list[int]] = {}
+    for part in summary.parts:
+        for name in (part.name, "all"):
+            total = totals.setdefault(name, [0, 0, 0])
+            totals[name] = [a + b for a, b in zip(total, (part.parameters, part.size_bytes, part.flops), strict=True)]
+    totals["all"] = totals.pop("all")
+    for name, (parameters, size, flops) in totals.items():
+        layers = f", {summary.layers} layers" if name in ("attention", "mlp") else ""
+        cost = "?" if summary.flops is None else f"{flops / summary.length / 1e6:,.3f}"
+        table.add_row(name + layers, f"{parameters:,}", f"{size / 1e6:,.3f}", cost)
+    console.print(table)
+    for said in (
+        f"inputs: {_sizes(summary.inputs)}; outputs: {_sizes(summary.outputs)}",
+        f"operators: {', '.join(f'{count} {kind}' for kind, count in summary.operators.items())}",
+        _cost(summary),
+    ):
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def _sizes(values: dict[str, list[int | str]]) -> str:
+    return ", ".join(f"{name} [{', '.join(map(str, size))}]" for name, size in values.items())
+
+
+def _cost(summary: "GraphSummary") -> str:
+    if summary.flops is None or summary.score_flops is None or summary.saved_flops is None:
+        return f"FLOPs: not known, for onnx cannot tell the sizes that {', '.join(summary.unknown)} give"
+    scores = summary.score_flops / summary.flops
+    saved = summary.saved_flops / (summary.flops + summary.saved_flops)
+    said = (
+        f"a row of {summary.length} tokens takes {summary.flops / 1e9:.3g} GFLOP in products, {scores:.1%} of them in"
+    )
+    said += " attention between tokens"
+    return said + (f"; one position of the last layer alone saves {saved:.1%}" if saved else "")
 
 
 def _brief(value: object) -> str:

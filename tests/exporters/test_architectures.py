@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity import Oracle, check_parity, compare, fail_on_difference
+from ptexport.exporters.oracle import Oracle
+from ptexport.exporters.parity import check_parity, compare, fail_on_difference
 from ptexport.exporters.trace import trace
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph

@@ -1,5 +1,7 @@
 """The edits of a traced graph: the read position against the oracle, controls, and what the manifest says."""
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,12 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from tiny import train_tiny
 
 from ptexport.exporters.bake import bake, pipeline
 from ptexport.exporters.operators import not_for_tensorrt
 from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.read_pass import ReadPositionPass
+from ptexport.exporters.summary import summarize_graph
 from ptexport.exporters.trace import trace
 from ptexport.runtime.errors import ExportError
 from ptexport.toolkit.run import Run
@@ -55,6 +59,31 @@ def test_only_keys_and_values_take_every_position(
     fail_on_difference(parity)
     if opset == 18:
         assert not_for_tensorrt(ir.load(tmp_path / "graph" / "model.onnx")) == []
+    check_counts(name, ir.load(tmp_path / "graph" / "model.onnx"), run, backbone.model)
+
+
+def check_counts(name: str, graph: ir.Model, run: Run, model: torch.nn.Module) -> None:
+    """What is counted in a graph of no telling names, against what torch calls the same parameters."""
+    matrices, all_of = Counter[str](), Counter[str]()
+    for parameter, values in model.named_parameters():
+        if re.search(r"\.\d+\.", parameter) and not re.search(r"norm|ln_", parameter, re.IGNORECASE):
+            part = "attention" if re.search(r"attn|attention", parameter) else "mlp"
+            # ALBERT's two layers are one, of which the trace makes two copies of what it transposes.
+            n = values.numel() * (2 if name == "albert" and values.ndim == 2 else 1)
+            all_of[part] += n
+            matrices[part] += n * (values.ndim == 2)
+    length, folded = 9, run.config.n_folded
+    summary = summarize_graph(graph, length)
+    found, flops = Counter[str](), Counter[str]()
+    for entry in summary.parts:
+        found[entry.name] += entry.parameters
+        flops[entry.name] += entry.flops
+    assert (summary.layers, {part: found[part] for part in all_of}) == (2, dict(all_of))
+    width = 64 if name == "qwen3" else 32
+    scores = 2 * 2 * length * (length + folded) * 2 * width
+    assert summary.saved_flops is not None
+    assert flops["attention"] + flops["mlp"] + summary.saved_flops == 2 * length * matrices.total() + scores
+    assert flops["label rows"] == 2 * run.baked.label_rows.size
 
 
 @pytest.mark.parametrize("fixture", ["llama_run", "bert_run"])

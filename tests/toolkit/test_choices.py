@@ -18,7 +18,8 @@ from click.testing import CliRunner
 from tiny import Quiet, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity import TOLERANCE, expected_logits
+from ptexport.exporters.oracle import expected_logits
+from ptexport.exporters.parity import TOLERANCE
 from ptexport.exporters.tasks import export_tasks
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, ExportError, PtexportError

@@ -64,6 +64,43 @@ def test_inspect(llama_bundle: Path, bert_run: Path, tmp_path: Path) -> None:
     assert (done.returncode, "need the folder of a bundle or a finished run" in done.stderr) == (1, True)
 
 
+def test_a_graph_is_counted_and_drawn(llama_bundle: Path, bert_run: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "graph.svg"
+    done = ptexport("inspect", llama_bundle, "--plot", picture)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "attention, 2 layers" in done.stdout
+    assert "one position of the last layer alone saves" in done.stdout
+    drawn = picture.read_text(encoding="utf-8")
+    for said in ("reviews", "input_ids, attention_mask", "layer 1", "prompt rows", "label rows", "FLOP a token"):
+        assert said in drawn
+    done = ptexport("inspect", llama_bundle, "--plot", picture)
+    assert (done.returncode, "exists already" in done.stderr) == (1, True)
+    structure = json.loads(ptexport("inspect", llama_bundle, "--json", "--plot", picture, "--force").stdout)[
+        "structure"
+    ]
+    assert {part["name"] for part in structure["parts"]} > {"embeddings", "attention", "mlp", "norms", "label rows"}
+    assert structure["flops_per_token"] == structure["flops"] / structure["length"] > 0
+    for wrong, message in (
+        (tmp_path / "graph.gif", "ends in .svg, .png or .pdf"),
+        (tmp_path / "a.svg", "FOLDER holds"),
+    ):
+        done = ptexport("inspect", bert_run if wrong.suffix == ".svg" else llama_bundle, "--plot", wrong)
+        assert (done.returncode, message in done.stderr) == (2, True)
+
+
+def test_without_what_reads_graphs_the_rest_is_told(llama_bundle: Path) -> None:
+    code = "import sys; sys.modules['onnx_ir'] = None\nfrom ptexport.toolkit.cli import main; main()"
+    for arguments, said in (
+        ((), "pip install 'ptexport[train]'"),
+        (("--plot", "graph.svg"), "needs the package 'onnx_ir'"),
+    ):
+        command = [sys.executable, "-c", code, "inspect", str(llama_bundle), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == bool(arguments)
+        assert said in done.stdout + done.stderr
+        assert arguments or "{text}" in done.stdout
+
+
 def test_doctor_with_everything_and_with_nothing() -> None:
     checks = {check["name"]: check for check in json.loads(ptexport("doctor", "--json").stdout)}
     assert all(check["missing"] is None for check in checks.values())
