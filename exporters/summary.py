@@ -70,6 +70,10 @@ def summarize_graph(model: ir.Model, length: int) -> GraphSummary:
         model: without shapes on intermediate values; changed on the way, so load it for this alone.
         length: tokens of the row to count.
     """
+    for value in list(model.graph.inputs):
+        if value.const_value is not None:  # a default value is what counts
+            model.graph.inputs.remove(value)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
     inputs, outputs = _sizes(model.graph.inputs), _sizes(model.graph.outputs)
     operators = dict(Counter(_kind(node) for node in model.graph.all_nodes()).most_common())
     flow = Flow(list(model.graph))

@@ -52,7 +52,7 @@ class TaskClassifier(nn.Module):
         Returns:
             Logits, float [b, t, c]: -inf where a row has no token of a task, or a task no such label.
         """
-        segments = token_type_ids // 2
+        segments = torch.div(token_type_ids, 2, rounding_mode="trunc")  # // compares signs, as TensorRT cannot
         numbers = torch.arange(1, label_rows.shape[0] + 1, device=input_ids.device)
         of_task = (segments[:, None, :] == numbers[None, :, None]) & (attention_mask[:, None, :] == 1)  # [b, t, s]
         row_states = row_mask = None

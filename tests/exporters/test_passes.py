@@ -68,10 +68,9 @@ def check_counts(name: str, graph: ir.Model, run: Run, model: torch.nn.Module) -
     for parameter, values in model.named_parameters():
         if re.search(r"\.\d+\.", parameter) and not re.search(r"norm|ln_", parameter, re.IGNORECASE):
             part = "attention" if re.search(r"attn|attention", parameter) else "mlp"
-            # ALBERT's two layers are one, of which the trace makes two copies of what it transposes.
-            n = values.numel() * (2 if name == "albert" and values.ndim == 2 else 1)
-            all_of[part] += n
-            matrices[part] += n * (values.ndim == 2)
+            all_of[part] += values.numel()
+            # ALBERT's two layers are one, used twice.
+            matrices[part] += values.numel() * (values.ndim == 2) * (2 if name == "albert" else 1)
     length, folded = 9, run.config.n_folded
     summary = summarize_graph(graph, length)
     found, flops = Counter[str](), Counter[str]()

@@ -115,7 +115,7 @@ def test_control_answers_that_depend_on_neighbours_are_seen(
     _, right = compared(run, expected, llama_bundle)
     fail_on_difference(right)
     report, parity = compared(run, expected, changed(llama_bundle, tmp_path / "changed", lean_on_neighbours))
-    assert parity.alone == right.alone
+    assert parity.alone.max_abs_diff == pytest.approx(right.alone.max_abs_diff, abs=1e-6)
     assert parity.among_neighbours is not None
     assert parity.among_neighbours == report.neighbours.max_abs_diff > 2 * parity.tolerance
     unpadded = msgspec.structs.replace(parity, padded_right=parity.alone, padded_left=parity.alone, all_lengths=0.0)
