@@ -17,11 +17,11 @@ from ptexport.toolkit.folders import clone
 from ptexport.toolkit.run import Run, RunConfig
 
 
-def pipeline(run: Run) -> list[Edit]:
-    """List the edits that make a traced graph a task's, in order."""
+def pipeline(run: Run, *, overridable: bool = True) -> list[Edit]:
+    """List the edits that make a traced graph a task's, in order; see `BindInputsPass` for `overridable`."""
     one_position: list[Edit] = [] if run.config.read == "mean" else [ReadPositionPass()]
     rest: list[Edit] = [DeadCodePass(), ForgetIntermediateShapesPass()]
-    return [*one_position, BindInputsPass(run.baked.arrays(), overridable=True), *rest]
+    return [*one_position, BindInputsPass(run.baked.arrays(), overridable=overridable), *rest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def bake(run: Run, trace: Trace, folder: Path, passes: Sequence[Edit] | None = N
         run: the task.
         trace: of the run's backbone.
         folder: an empty folder.
-        passes: other edits than `pipeline`'s, for a target that leaves one out.
+        passes: other edits than `pipeline`'s.
 
     Raises:
         ExportError: the trace is of another backbone or reads another position.

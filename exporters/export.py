@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.exporters.bake import BakedGraph, bake
+from ptexport.exporters.bake import BakedGraph, bake, pipeline
 from ptexport.exporters.card import model_card
 from ptexport.exporters.oracle import expected_logits
 from ptexport.exporters.page import page
@@ -141,7 +141,7 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         tuned = _tune(run, traces, texts, folder, progress) if config.tune else []
         (traced,) = [t for t in traces if t.info.opset == (winner(tuned) if tuned else opsets[0])]
         progress.stage("baking the task in")
-        baked = bake(run, traced, folder)
+        baked = bake(run, traced, folder, pipeline(run, overridable=TARGETS[config.target].shares))
         if config.precision != "fp32":
             progress.stage(f"lowering to {config.precision}")
             baked = _lowered(config, run, baked, folder, rows)

@@ -1,5 +1,6 @@
 """A run folder -> a .ptpack file: export, prove, and keep what is new for the task."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,8 +36,7 @@ def pack(config: ExportConfig, progress: ExportProgress) -> Pack:
         place = TemporaryDirectory(prefix=f".{config.out.name}.", dir=config.out.parent)
     with place as name:
         folder = Path(name) / config.out.stem
-        beside = ExportConfig(run=config.run, out=folder, opset=config.opset, rows=config.rows)
-        export(beside, progress)
+        export(replace(config, out=folder, force=False), progress)
         made = Pack.of(folder, run.metrics)
         write_whole(config.out, made.to_bytes(), force=config.force)
     return made

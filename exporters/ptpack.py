@@ -119,13 +119,14 @@ class Pack:
         Raises:
             PackError: it is no pack, cut short, altered, or of another format.
         """
+        if not path.is_file():
+            raise PackError(f"{path}: missing, or no file; need one made by 'ptexport pack'")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError) as e:
-            why = e.strerror if isinstance(e, OSError) and e.strerror else reason(e)
-            raise PackError(f"{path}: no whole pack ({why}); copy it again, or make it by 'ptexport pack'") from e
+            raise PackError(f"{path}: no whole pack ({reason(e)}); copy it again, or make it by 'ptexport pack'") from e
         if set(metadata) != _KEYS:
             raise PackError(f"{path}: a safetensors file, but no pack; make one by 'ptexport pack'")
         if metadata["format"] != FORMAT:

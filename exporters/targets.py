@@ -27,6 +27,8 @@ class Target:
         tunable: whether times on this machine's CPU say which graph is fastest there.
         objections: finds what it would not take of a graph; None: it takes what ONNX Runtime does.
         standard: whether it takes ONNX's own operators alone.
+        shares: whether bundles of one backbone may share a session: a task's arrays are default values then, else
+            constants.
         max_file_bytes: largest file it takes; None: any.
     """
 
@@ -36,6 +38,7 @@ class Target:
     tunable: bool = False
     objections: Callable[[ir.Model], list[str]] | None = None
     standard: bool = False
+    shares: bool = False
     max_file_bytes: int | None = None
 
 
@@ -44,9 +47,15 @@ TARGETS: dict[TargetName, Target] = {
     for target in (
         # Opset 23 is 0 to 4 % faster here (docs/export.md) and needs ONNX Runtime 1.23: no reason to leave 18.
         # bf16: ONNX Runtime's CPU provider has no products in it.
-        Target(name="cpu", opsets=(18, 23), precisions=("fp32", "int8", "int8-dynamic", "int4", "fp16"), tunable=True),
+        Target(
+            name="cpu",
+            opsets=(18, 23),
+            precisions=("fp32", "int8", "int8-dynamic", "int4", "fp16"),
+            tunable=True,
+            shares=True,
+        ),
         # ONNX Runtime 1.24 and older run opset 23's Attention on the CPU silently (microsoft/onnxruntime#28025).
-        Target(name="cuda", opsets=(18, 23), precisions=("fp32", "fp16", "bf16", "int4")),
+        Target(name="cuda", opsets=(18, 23), precisions=("fp32", "fp16", "bf16", "int4"), shares=True),
         # JetPack 6 has TensorRT 10.3; Attention came with 10.14.
         Target(name="tensorrt", opsets=(18,), precisions=("fp32", "fp16", "bf16", "int8"), objections=not_for_tensorrt),
         # Chrome's longest ArrayBuffer; see onnxruntime.ai/docs/tutorials/web/large-models.html.

@@ -9,6 +9,7 @@ Data flow: rows -> texts -> ids -> logits -> Prediction
     rows.py      JSONL or CSV -> rows
     tokens.py    texts -> padded ids
     onnx_file.py model.onnx <-> what tasks have alike, and the arrays of one
+    sessions.py  one session for all engines of a backbone
     graph.py     ids -> logits
     engine.py    texts -> predictions
     tasks.py     the same for a bundle of many tasks, in one session

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
+from ptexport.runtime.bundle import MODEL, TOKENIZER, WEIGHTS, Bundle
 from ptexport.runtime.errors import BundleError, DataError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Manifest
@@ -54,6 +54,8 @@ class Engine:
     def open(cls, path: str | Path, *, threads: int | None = None) -> "Engine":
         """Verify a bundle and load it on the CPU.
 
+        Engines of bundles of one backbone share a session, which is freed with the last of them.
+
         Args:
             path: the bundle's folder.
             threads: CPUs to use; None: those this process may use.
@@ -65,7 +67,8 @@ class Engine:
         bundle = Bundle.open(Path(path))
         # The graph first: the tokenizer then fits into what loading it has freed (SmolLM2: 1.12 times the weights file
         # at the peak, 1.30 the other way round).
-        graph = Graph.open(bundle.path / MODEL, threads=threads)
+        weights = bundle.manifest.files[WEIGHTS]
+        graph = Graph.open(bundle.path / MODEL, threads=threads, weights_sha256=weights.sha256)
         tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
         return cls(bundle, TextEncoder.from_json(tokenizer_json, fields=bundle.manifest.fields), graph)
 

@@ -180,7 +180,7 @@ def print_description(record: dict[str, Any]) -> None:
     """Print what is in a bundle or run."""
     table = Table(show_header=False)
     for name, value in record.items():
-        if name not in ("nearest_words", "template_tokens", "structure", "kind", "name"):
+        if name not in ("nearest_words", "template_tokens", "structure", "kind", "name", "golden"):
             table.add_row(name, escape(_brief(value)))
     console = Console()
     console.print(f"{record['kind']} {record['name']}", markup=False, highlight=False)

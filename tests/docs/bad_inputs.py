@@ -88,6 +88,8 @@ CASES = (
         },
         "import peft adapter --out new",
     ),
+    ("a pack that is not there", {}, "install nothing.ptpack --backbone bundle --out new"),
+    ("a file that is no pack", {}, "install run/weights.safetensors --backbone bundle --out new"),
     ("a bundle that is not there", {}, "predict nothing hello"),
     ("a bundle with a flipped byte", {"bundle/config.json": b"flipped"}, "predict bundle hello"),
     ("a bundle with a file missing", {"bundle/model.onnx.data": None}, "predict bundle hello"),

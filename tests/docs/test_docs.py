@@ -98,9 +98,23 @@ def test_importing_what_peft_trained(tmp_path: Path) -> None:
     assert (tmp_path / "build" / "import" / "bundle" / "manifest.json").is_file()
 
 
+def test_packing_and_installing(tmp_path: Path) -> None:
+    said = run_commands(ROOT / "docs" / "packs.md", tmp_path)
+    assert said.splitlines()[-1].split("\t")[0] in ("billing", "delivery", "technical")
+    assert (tmp_path / "build" / "packs" / "task.ptpack").stat().st_size < 100_000
+
+
 def test_every_page_is_linked_and_runs_its_commands() -> None:
     pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page}" in readme for page in pages)
     run = [page for page in pages if blocks(ROOT / "docs" / page, "sh")]
-    assert run == ["import.md", "methods.md", "precision.md", "templates.md", "training.md", "tutorial.md"]
+    assert run == [
+        "import.md",
+        "methods.md",
+        "packs.md",
+        "precision.md",
+        "templates.md",
+        "training.md",
+        "tutorial.md",
+    ]

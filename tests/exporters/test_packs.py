@@ -112,7 +112,7 @@ def refused(path: Path, backbone: Path, message: str, error: type[Exception] = P
 
 def test_what_is_no_pack(other_pack: Path, llama_bundle: Path, llama_run: Path, tmp_path: Path) -> None:
     path, data = tmp_path / "task.ptpack", other_pack.read_bytes()
-    refused(path, llama_bundle, "task.ptpack: no whole pack")
+    refused(path, llama_bundle, "task.ptpack: missing, or no file")
     for size in (0, 7, 200, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
         refused(path, llama_bundle, "no whole pack .* copy it again")
