@@ -30,7 +30,7 @@ import sys, tempfile, time
 from pathlib import Path
 from ptexport.exporters.bake import bake
 from ptexport.exporters.traced import Trace, trace_key
-from ptexport.toolkit.home import cache_home
+from ptexport.runtime.home import cache_home
 from ptexport.toolkit.run import Run
 run = Run.read(Path(sys.argv[1]))
 key = trace_key(run.config.facts, run.config.read, leading=run.baked.leading, opset=18)
@@ -101,7 +101,7 @@ def export(out: Path) -> dict[str, object]:
     from ptexport.exporters.operators import not_for_tensorrt
     from ptexport.toolkit.cities import labels
     from ptexport.toolkit.data import load_data
-    from ptexport.toolkit.home import cache_home
+    from ptexport.runtime.home import cache_home
 
     names = labels(linear=True).split(",")
     test = load_data("cities", dev=None, test=None, labels=names, fields=["text"], seed=0).test

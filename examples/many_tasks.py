@@ -118,7 +118,7 @@ def bake_like(bundle: Path, run: Path, out: Path) -> Path:
     from ptexport.exporters.bake import bake
     from ptexport.exporters.traced import Trace, trace_key
     from ptexport.runtime.bundle import MANIFEST, Bundle
-    from ptexport.toolkit.home import cache_home
+    from ptexport.runtime.home import cache_home
     from ptexport.toolkit.run import Run
 
     if not out.exists():

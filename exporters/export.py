@@ -34,7 +34,7 @@ from ptexport.exporters.traced import Trace
 from ptexport.exporters.tune import time_candidates, winner
 from ptexport.runtime.bundle import FILES, MANIFEST, PARITY_HTML, PARITY_JSON, README, TOKENIZER
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.graph import load_onnxruntime
+from ptexport.runtime.providers import load_onnxruntime
 from ptexport.runtime.manifest import (
     FORMAT,
     BackboneEntry,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.bundle import MODEL
 from ptexport.runtime.cpus import available_cpus
-from ptexport.runtime.graph import load_onnxruntime
+from ptexport.runtime.providers import load_onnxruntime
 from ptexport.runtime.tokens import Ids
 
 _OBSERVED = "observed.onnx"  # beside the weights that it shares with the graph, while it is run

@@ -11,6 +11,7 @@
       ExportError      a graph that cannot be made, or does not agree with the model
       BundleError      a bundle folder that is not what it says
       PackError        a pack that is not what it says, or is for another backbone
+      ProviderError    an execution provider that does not run the graph
       OutputError      a place that cannot be written to
       ServeError       an address that cannot be listened on
       RequestError     an HTTP request that is not what the protocol says
@@ -71,6 +72,10 @@ class BundleError(PtexportError, ValueError):
 
 class PackError(PtexportError, ValueError):
     """A pack that is not what it says, or does not go with a bundle: for example one for another backbone."""
+
+
+class ProviderError(PtexportError, RuntimeError):
+    """An execution provider that does not run the graph: for example CUDA without a driver."""
 
 
 class OutputError(PtexportError, OSError):

@@ -1,85 +1,136 @@
 """model.onnx -> logits for ids, with ONNX Runtime; knows sessions and threads, nothing of texts or labels."""
 
+import logging
+import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptexport.runtime.buckets import Buckets
+from ptexport.runtime.buffers import BufferPool, Buffers
 from ptexport.runtime.cpus import available_cpus
-from ptexport.runtime.errors import MissingExtraError
+from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.onnx_file import OnnxFile
+from ptexport.runtime.providers import Provider, load_onnxruntime, open_session
 from ptexport.runtime.sessions import SharedSession, shared_session
 from ptexport.runtime.tokens import Ids
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
-
-def load_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as e:
-        raise MissingExtraError("ONNX Runtime is not installed; pip install 'ptexport[cpu]' or 'ptexport[gpu]'") from e
-    return onnxruntime  # type: ignore[no-any-return]
+_log = logging.getLogger("ptexport.runtime")
 
 
 class Graph:
-    """An ONNX classifier, loaded. Thread-safe: ONNX Runtime's `run` is."""
+    """An ONNX classifier, loaded. Thread-safe: ONNX Runtime's `run` is, and each run has buffers of its own.
+
+    Attributes:
+        session: an InferenceSession.
+        provider: what it runs on.
+        threads: CPUs it uses.
+        inputs: names of the ids that it takes.
+        buckets: shapes that batches are padded to; None: none are.
+    """
 
     def __init__(
         self,
-        session: "InferenceSession",
+        session: Any,
         arrays: Mapping[str, NDArray[np.float32]] | None = None,
         shared: SharedSession | None = None,
+        *,
+        provider: Provider | None = None,
+        threads: int = 1,
+        buckets: Buckets | None = None,
     ) -> None:
-        self._session = session
-        self._arrays = dict(arrays or {})
-        self._shared = shared  # held, so that the next graph of its key finds it
+        from onnxruntime import OrtValue
+
+        self.session = session
+        self.provider = provider or Provider()
+        self.threads = threads
         self.inputs = [value.name for value in session.get_inputs()]
+        self.buckets = buckets
+        self._shared = shared  # held, so that the next graph of its key finds it
+        device = (self.provider.device_type, self.provider.device)
+        values = {name: OrtValue.ortvalue_from_numpy(array, *device) for name, array in (arrays or {}).items()}
+        self._pool = BufferPool(partial(Buffers, session, self.inputs, values, device), self.provider.cuda_graph)
+        # What was recorded may be played back by one thread at a time only.
+        self._alone = threading.Lock() if self.provider.cuda_graph else nullcontext()
 
     @classmethod
-    def open(cls, model: Path, *, threads: int | None = None, weights_sha256: str | None = None) -> "Graph":
-        """Load a graph on the CPU.
+    def open(
+        cls,
+        model: Path,
+        *,
+        provider: Provider | None = None,
+        threads: int | None = None,
+        weights_sha256: str | None = None,
+        buckets: Buckets | None = None,
+    ) -> "Graph":
+        """Load a graph.
 
         Args:
             model: the file, with its weights beside it.
+            provider: what to run it on; None: the CPU.
             threads: CPUs to use; None: those this process may use.
             weights_sha256: of the weights file, which was verified: the session is shared with every graph that has the
-                same weights, threads and frame, and this task's arrays are given to each run. None: a session of its
-                own.
+                same weights, provider, threads and frame, and this task's arrays are given to each run. None: a session
+                of its own.
+            buckets: shapes to pad batches to; on the CPU none are.
 
         Raises:
             BundleError: the file is no ONNX model.
+            ProviderError: the provider does not run it.
             MissingExtraError: ONNX Runtime is not installed.
         """
         threads = threads or available_cpus()
+        provider = provider or Provider()
+        given: dict[str, Any] = {"provider": provider, "threads": threads}
+        given["buckets"] = buckets if provider.device_type != "cpu" else None
         if weights_sha256 is None:
-            return cls(_load(model, threads))
+            return cls(_load(model, threads, provider), **given)
         file = OnnxFile.parse(model.read_bytes(), str(model))
-        shared = shared_session((weights_sha256, file.frame_sha256, threads))
-        return cls(shared.load(lambda: _load(model, threads)), file.arrays, shared)
+        shared = shared_session((weights_sha256, file.frame_sha256, threads, provider))
+        return cls(shared.load(lambda: _load(model, threads, provider)), file.arrays, shared, **given)
 
     def run(self, ids: Ids) -> NDArray[np.float32]:
-        """Score ids as they are, float32 [b, c]; inputs that the graph does not take are left out."""
-        given = {name: ids[name] for name in self.inputs}
-        logits: NDArray[np.float32] = self._session.run(["logits"], given | self._arrays)[0]
-        return logits
+        """Score ids, float32 [b, c]; inputs that the graph does not take are left out.
+
+        Raises:
+            DataError: they are more or longer than the shapes that batches are padded to.
+        """
+        rows, tokens = ids["input_ids"].shape
+        shape = (rows, tokens) if self.buckets is None else self.buckets.fit(rows, tokens)
+        with self._alone:
+            buffers = self._pool.take(shape)
+            try:
+                return buffers.run(ids)
+            finally:
+                self._pool.give_back(shape, buffers)
 
 
-def _load(model: Path, threads: int) -> "InferenceSession":
-    onnxruntime = load_onnxruntime()
-    options = onnxruntime.SessionOptions()
+def open_graph(model: Path, asked: str, provider: Provider, **options: Any) -> Graph:
+    """Load a graph on the provider that was found; on the CPU if "auto" was asked for and it turns out not to run it.
+
+    Takes what `Graph.open` does, and raises what it does.
+    """
+    try:
+        return Graph.open(model, provider=provider, **options)
+    except ProviderError as e:
+        if asked != "auto":
+            raise
+        _log.warning("provider auto: uses the CPU, since %s", e)
+        return Graph.open(model, provider=Provider(degraded=str(e)), **options)
+
+
+def _load(model: Path, threads: int, provider: Provider) -> Any:
+    options = load_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # SmolLM2, peak while opening over its weights file: 1.07 without the arena, 1.22 with it; runs take as long.
     options.enable_cpu_mem_arena = False
-    return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    # Where a CPU's fast product of uint8 and int8 may overflow (AVX2 without VNNI), take the exact one.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return open_session(str(model), options, provider)

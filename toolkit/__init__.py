@@ -35,7 +35,6 @@ Data flow: template, labels, rows -> train -> Run
     sweep.py       one training, or many with different options, into folders
     run.py         the run folder
     folders.py     writes folders whole or not at all
-    home.py        where the cache is
     cache.py       the cache of converted models and traced backbones
     progress.py    bars on a terminal, JSON lines for machines
     tables.py      what is printed when a command is done

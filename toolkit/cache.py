@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
 from ptexport.toolkit.folders import new_folder
-from ptexport.toolkit.home import cache_home
+from ptexport.runtime.home import cache_home
 
 _DAY_S = 86_400
 

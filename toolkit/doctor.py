@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import reason
-from ptexport.toolkit.home import cache_home
+from ptexport.runtime.home import cache_home
 
 _EXTRAS = ("train", "serve", "install", "bench")
 _MODELS = {

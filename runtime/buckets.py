@@ -1,0 +1,66 @@
+"""Which shapes of batch a graph is run in, so that a GPU sees few; knows sizes, nothing of sessions.
+
+On a GPU each shape may cost memory, a recorded graph or a TensorRT engine, so batches are padded up to one of few. The
+graph takes positions from the mask, so padding changes no answer. On the CPU a batch is as it is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ptexport.runtime.errors import DataError
+
+MAX_BATCH_ROWS = 32
+MAX_BATCH_TOKENS = 4096
+_ROWS = (1, 2, 4, 8, 16, MAX_BATCH_ROWS)
+_SHORTEST = 16
+_USUAL = (8, 64)  # rows and tokens that TensorRT makes its engine fastest for
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """The shapes of batch that a graph takes.
+
+    Attributes:
+        lengths: tokens of a row, ascending; the last is the most that the bundle takes. Each is at most half as long
+            again as the one before, so that less than a third of a row is padding, but for the shortest.
+    """
+
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def up_to(cls, max_length: int) -> "Buckets":
+        """Choose lengths for rows of at most so many tokens: 16, 24, 32, 48, 64, …"""
+        lengths = []
+        power = _SHORTEST
+        while power < max_length:
+            lengths += [length for length in (power, power * 3 // 2) if length < max_length]
+            power *= 2
+        return cls((*lengths, max_length))
+
+    def fit(self, rows: int, tokens: int) -> tuple[int, int]:
+        """Find the smallest shape that holds a batch.
+
+        Raises:
+            DataError: none does. It is never run: TensorRT would build an engine for it, which takes minutes.
+        """
+        if not (0 < rows <= MAX_BATCH_ROWS and 0 < tokens <= self.lengths[-1]):
+            need = f"need at most {MAX_BATCH_ROWS} x {self.lengths[-1]}"
+            raise DataError(f"batch: got {rows} rows of {tokens} tokens, {need}; send fewer or shorter texts at once")
+        return next(n for n in _ROWS if n >= rows), next(n for n in self.lengths if n >= tokens)
+
+    def shapes(self) -> Iterator[tuple[int, int]]:
+        """List all shapes that the engine's batches have: more rows than one share at most `MAX_BATCH_TOKENS`."""
+        for tokens in self.lengths:
+            for rows in _ROWS:
+                # A batch of one row more than the next smaller shape is padded to this one.
+                if rows == 1 or (rows // 2 + 1) * (self._shorter(tokens) + 1) <= MAX_BATCH_TOKENS:
+                    yield rows, tokens
+
+    def profile(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """Give the least, the usual and the largest shape, as TensorRT takes them."""
+        most = (MAX_BATCH_ROWS, self.lengths[-1])
+        usual_tokens = next((n for n in self.lengths if n >= _USUAL[1]), self.lengths[-1])
+        return (1, self.lengths[0]), (_USUAL[0], usual_tokens), most
+
+    def _shorter(self, tokens: int) -> int:
+        return max((n for n in self.lengths if n < tokens), default=0)
