@@ -1,17 +1,20 @@
-"""Ids -> logits -> predictions, with ONNX Runtime; knows batching and threads, nothing of how the graph was made."""
+"""Texts -> ids -> logits -> predictions; knows batching and threads, nothing of how the graph was made."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from ptexport.runtime.bundle import MODEL, TOKENIZER, WEIGHTS, Bundle
+from ptexport.runtime.chunks import Turns, in_chunks
 from ptexport.runtime.errors import BundleError, DataError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.opened import Opened
+from ptexport.runtime.predictions import Prediction, predictions
 from ptexport.runtime.rows import check_choices
 from ptexport.runtime.tokens import Text, TextEncoder
 
@@ -21,34 +24,24 @@ OPEN_TOP_K = 5
 """Labels whose probabilities are given where every word of the vocabulary is one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """The answer for one text.
+class _Loaded(NamedTuple):
+    """What an engine frees when it is closed."""
 
-    Attributes:
-        label: the most probable label's name; None if the bundle gives none so unsure (`manifest.abstain_below`).
-        truncated: whether the text was longer than the bundle takes, and its end was not read.
-        probabilities: every label's probability, in the bundle's order; they sum to 1. Of those asked for, the most
-            probable first, where not all are.
-    """
-
-    label: str | None
-    probabilities: dict[str, float]
-    truncated: bool = False
-
-    @property
-    def surest(self) -> str:
-        """The most probable label's name, sure enough or not."""
-        return max(self.probabilities, key=lambda label: self.probabilities[label])
+    encoder: TextEncoder
+    graph: Graph
+    turns: Turns
 
 
 class Engine:
-    """A bundle, opened. Answers do not depend on how texts are batched beyond rounding (about 1e-5 of a logit)."""
+    """A bundle, opened. Answers do not depend on how texts are batched beyond rounding (about 1e-5 of a logit).
+
+    Thread-safe. It is of the process that opened it: in one forked from that, every method that answers raises
+    EngineError, as it does once the engine was closed. As a context manager it closes itself.
+    """
 
     def __init__(self, bundle: Bundle, encoder: TextEncoder, graph: Graph) -> None:
         self._bundle = bundle
-        self._encoder = encoder
-        self._graph = graph
+        self._opened = Opened(_Loaded(encoder, graph, Turns()))
 
     @classmethod
     def open(cls, path: str | Path, *, threads: int | None = None) -> "Engine":
@@ -71,6 +64,20 @@ class Engine:
         graph = Graph.open(bundle.path / MODEL, threads=threads, weights_sha256=weights.sha256)
         tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
         return cls(bundle, TextEncoder.from_json(tokenizer_json, fields=bundle.manifest.fields), graph)
+
+    def close(self) -> None:
+        """Free the tokenizer and, with the last engine of its backbone, the session.
+
+        Calls that have begun are answered; after them the memory is free. What the bundle says of itself stays.
+        """
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        self._opened.get()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def manifest(self) -> Manifest:
@@ -97,12 +104,52 @@ class Engine:
         Raises:
             DataError: a text is not a string, or not one or two as the template needs.
         """
-        _check_top_k(top_k)
+        _check(texts, top_k)
+        return self._predict(texts, 0, top_k)
+
+    def predict_iter(self, texts: Iterable[Text], *, top_k: int | None = None) -> Iterator[Prediction]:
+        """Label texts as they come, in order and constant memory.
+
+        Lazy: nothing is read before the first prediction is asked for; then `chunks.CHUNK_TEXTS` texts are read,
+        answered together and given out, and the next read. A feed that trickles is answered sooner by `predict`.
+
+        Args:
+            texts: any iterable, read once; each as `predict` takes it.
+            top_k: as `predict` takes it.
+
+        Raises:
+            DataError: a text is not as `predict` takes it (says which, counted from 0); those of its chunk have no
+                answers.
+        """
+        _check(texts, top_k)
+        return in_chunks(lambda some, first: self._predict(some, first, top_k), iter(texts))
+
+    async def predict_async(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Prediction]:
+        """Label texts as `predict` does, in a thread of the engine's own, so that the event loop goes on.
+
+        All its callers share that thread, in turns of `chunks.SLICE_TEXTS` texts. Cancelled, no more than the turn that
+        has begun is computed.
+
+        Args:
+            texts: as `predict` takes them.
+            top_k: as `predict` takes it.
+
+        Returns:
+            One prediction per text, in order.
+
+        Raises:
+            DataError: as `predict`.
+        """
+        _check(texts, top_k)
+        turns = self._opened.get().turns
+        return await turns.answer(lambda some, first: self._predict(some, first, top_k), [*texts])
+
+    def _predict(self, texts: Sequence[Text], first: int, top_k: int | None) -> list[Prediction]:
         if top_k is None and self.manifest.labels is None:
             top_k = OPEN_TOP_K
-        encodings = self._encode(texts)
+        encodings, scored = self._score(texts, first)
         answers: dict[int, Prediction] = {}
-        for rows, logits in self._scored(encodings):
+        for rows, logits in scored:
             truncated = [bool(encodings[row].overflowing) for row in rows]
             made = predictions(logits, self.labels, self.manifest.abstain_below, truncated, top_k=top_k)
             answers.update(zip(rows, made, strict=True))
@@ -124,17 +171,27 @@ class Engine:
         Raises:
             DataError: a row is not as described, or the template has no {choice}.
         """
-        _check_top_k(top_k)
+        _check(rows, top_k)
+        return self._choose(rows, 0, top_k)
+
+    def choose_iter(
+        self, rows: Iterable[tuple[str, Sequence[str]]], *, top_k: int | None = None
+    ) -> Iterator[Prediction]:
+        """Choose as `choose` does for rows as they come, as `predict_iter` predicts."""
+        _check(rows, top_k)
+        return in_chunks(lambda some, first: self._choose(some, first, top_k), iter(rows))
+
+    def _choose(self, rows: Sequence[tuple[str, Sequence[str]]], first: int, top_k: int | None) -> list[Prediction]:
         if "choice" not in self.manifest.fields:
             raise DataError("choose: the bundle's template has no {choice}; use predict")
-        for number, row in enumerate(rows):
+        for number, row in enumerate(rows, first):
             if not isinstance(row, list | tuple) or len(row) != 2 or not isinstance(row[0], str):
                 raise DataError(f"text {number}: need a text and its choices; write choose([(text, [choice, choice])])")
-        given = [check_choices(choices, f"text {number}") for number, (_, choices) in enumerate(rows)]
+        given = [check_choices(choices, f"text {number}") for number, (_, choices) in enumerate(rows, first)]
         pairs = [(text, choice) for (text, _), choices in zip(rows, given, strict=True) for choice in choices]
-        encodings = self._encode(pairs)
+        encodings, scored = self._score(pairs, 0)
         scores = np.empty(len(encodings), dtype=np.float32)
-        for numbers, logits in self._scored(encodings):
+        for numbers, logits in scored:
             scores[numbers] = logits[:, 0] - logits[:, 1]
         answers: list[Prediction] = []
         end = 0
@@ -146,9 +203,10 @@ class Engine:
 
     def logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Score texts, as `predict` does; float32 [texts, labels] before the softmax."""
-        encodings = self._encode(texts)
+        _check(texts)
+        encodings, scored = self._score(texts, 0)
         logits = np.empty((len(encodings), len(self.labels)), dtype=np.float32)
-        for rows, part in self._scored(encodings):
+        for rows, part in scored:
             logits[rows] = part
         return logits
 
@@ -181,51 +239,23 @@ class Engine:
             )
         return worst
 
-    def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        if isinstance(texts, str):
-            raise DataError("predict: got one string, need a list of texts; write predict([text])")
-        return self._encoder.encode(texts)
+    def _score(
+        self, texts: Sequence[Text], first: int
+    ) -> tuple[list[Encoding], Iterator[tuple[list[int], NDArray[np.float32]]]]:
+        """Encode texts, and score them batch by batch: the numbers of its rows, and their logits."""
+        encoder, graph, _ = self._opened.get()
+        encodings = encoder.encode(texts, first=first)
+        lengths = [len(encoding) for encoding in encodings]
+        return encodings, (
+            (rows, graph.run(encoder.pad([encodings[row] for row in rows]))) for rows in batches(lengths)
+        )
 
-    def _scored(self, encodings: Sequence[Encoding]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        for rows in batches([len(encoding) for encoding in encodings]):
-            yield rows, self._graph.run(self._encoder.pad([encodings[row] for row in rows]))
 
-
-def _check_top_k(top_k: int | None) -> None:
+def _check(texts: object, top_k: int | None = None) -> None:
+    if isinstance(texts, str):
+        raise DataError("predict: got one string, need a list of texts; write predict([text])")
     if top_k is not None and top_k < 1:
         raise DataError(f"top_k: got {top_k}, need at least 1; leave it out for all labels")
-
-
-def predictions(
-    logits: NDArray[np.float32],
-    labels: Sequence[str],
-    abstain_below: float | None,
-    truncated: Sequence[bool],
-    *,
-    top_k: int | None = None,
-) -> list[Prediction]:
-    """Turn logits, float32 [rows, labels], into answers with the probabilities of all labels or the first few."""
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = scores / scores.sum(axis=1, keepdims=True)
-    least = abstain_below or 0.0
-    answers = []
-    for row, best, cut in zip(probabilities, logits.argmax(axis=1).tolist(), truncated, strict=True):
-        indices = range(len(labels)) if top_k is None else _largest(row, top_k)
-        answers.append(
-            Prediction(
-                label=labels[best] if row[best] >= least else None,
-                probabilities={labels[i]: float(row[i]) for i in indices},
-                truncated=cut,
-            )
-        )
-    return answers
-
-
-def _largest(row: NDArray[np.float32], k: int) -> Sequence[int]:
-    """Find the numbers of the k largest, largest first."""
-    first = np.argpartition(-row, min(k, len(row)) - 1)[:k]
-    numbers: list[int] = first[np.argsort(-row[first], kind="stable")].tolist()
-    return numbers
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -10,6 +10,7 @@
       AdapterError     a PEFT folder that cannot be imported
       ExportError      a graph that cannot be made, or does not agree with the model
       BundleError      a bundle folder that is not what it says
+      EngineError      an engine that cannot answer, here or any more
       PackError        a pack that is not what it says, or is for another backbone
       ProviderError    an execution provider that does not run the graph
       OutputError      a place that cannot be written to
@@ -68,6 +69,10 @@ class ExportError(PtexportError, RuntimeError):
 
 class BundleError(PtexportError, ValueError):
     """A bundle folder that is not what it says: for example one flipped byte."""
+
+
+class EngineError(PtexportError, RuntimeError):
+    """An engine that cannot answer, here or any more: for example one that was closed."""
 
 
 class PackError(PtexportError, ValueError):

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from ptexport.runtime.engine import Prediction
 from ptexport.runtime.errors import RequestError
 from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.predictions import Prediction
 from ptexport.runtime.tokens import Text
 
 MAX_TEXTS = 1024

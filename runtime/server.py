@@ -8,8 +8,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
@@ -19,14 +17,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ptexport.runtime import protocol
-from ptexport.runtime.engine import Engine, Prediction
+from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import DataError, RequestError, ServeError
+from ptexport.runtime.predictions import Prediction
 from ptexport.runtime.tokens import Text
 
 MAX_BODY_BYTES = 1 << 20
 DRAIN_S = 30
-SLICE_TEXTS = 64
-"""Texts of one request that are answered before others get their turn."""
 
 _SENTENCES = {
     "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol such as /v2",
@@ -39,20 +36,15 @@ def make_app(engine: Engine) -> Starlette:
     """Make the application.
 
     Args:
-        engine: answers one slice of a request at a time, since one session uses all CPUs; others wait.
+        engine: requests take turns as `predict_async` gives them, since one session uses all CPUs.
     """
     manifest = engine.manifest
-    turn = anyio.CapacityLimiter(1)
 
     async def answer(texts: list[Text]) -> list[Prediction]:
-        predictions: list[Prediction] = []
         try:
-            for start in range(0, len(texts), SLICE_TEXTS):
-                some = texts[start : start + SLICE_TEXTS]
-                predictions += await anyio.to_thread.run_sync(engine.predict, some, limiter=turn)
+            return await engine.predict_async(texts)
         except asyncio.CancelledError as e:
             raise HTTPException(503, f"server: stopped after {DRAIN_S} s of finishing; send the texts again") from e
-        return predictions
 
     async def live(_: Request) -> Response:
         return _json({"live": True})

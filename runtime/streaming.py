@@ -5,19 +5,18 @@ import itertools
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from ptexport.runtime.engine import OPEN_TOP_K, Engine, Prediction
+from ptexport.runtime.chunks import CHUNK_TEXTS
+from ptexport.runtime.engine import OPEN_TOP_K, Engine
 from ptexport.runtime.errors import DataError, OutputError, PtexportError, saying_what_the_disk_refused
+from ptexport.runtime.predictions import Prediction
 from ptexport.runtime.rows import Row, check_texts
-
-CHUNK_ROWS = 1024
-"""Rows held at a time: enough to sort by length, so that little is padded."""
 
 _COMPARED_ROWS = 16
 _SAME = 1e-3  # of a probability: more than batches of other lengths change
@@ -26,7 +25,7 @@ _SAME = 1e-3  # of a probability: more than batches of other lengths change
 def predict_rows(
     engine: Engine, rows: Iterable[Row], *, strict: bool = False, top_k: int | None = None
 ) -> Iterator[tuple[Row, Prediction]]:
-    """Label rows as they come, in order, `CHUNK_ROWS` at a time.
+    """Label rows as they come, in order, `CHUNK_TEXTS` at a time.
 
     Args:
         engine: the bundle.
@@ -37,18 +36,22 @@ def predict_rows(
     Raises:
         DataError: a row is too long for `strict`, or has a text too many or too few (says which).
     """
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
-        for row in chunk:
-            check_texts(row, engine.manifest.fields)
-        if "choice" in engine.manifest.fields:
-            answers = engine.choose([(row.text, row.choices or ()) for row in chunk], top_k=top_k)
-        else:
-            answers = engine.predict([row.texts for row in chunk], top_k=top_k)
-        for row, prediction in zip(chunk, answers, strict=True):
-            if strict and prediction.truncated:
-                raise _too_long(row, engine)
-            yield row, prediction
+    fields = engine.manifest.fields
+    asked, answered = itertools.tee(rows)  # never more than a chunk apart
+    checked = (_checked(row, fields) for row in asked)
+    if "choice" in fields:
+        answers = engine.choose_iter(((row.text, row.choices or ()) for row in checked), top_k=top_k)
+    else:
+        answers = engine.predict_iter((row.texts for row in checked), top_k=top_k)
+    for prediction, row in zip(answers, answered, strict=True):
+        if strict and prediction.truncated:
+            raise _too_long(row, engine)
+        yield row, prediction
+
+
+def _checked(row: Row, fields: Sequence[str]) -> Row:
+    check_texts(row, fields)
+    return row
 
 
 def _too_long(row: Row, engine: Engine) -> DataError:
@@ -182,7 +185,7 @@ class _Lines:
             self.counts.rows += 1
             self.counts.unlabelled += prediction.label is None
             self.counts.truncated += prediction.truncated
-            if self.done % CHUNK_ROWS == 0:  # as often as there is news
+            if self.done % CHUNK_TEXTS == 0:  # as often as there is news
                 self._report(self.done)
         self._report(self.done)
 

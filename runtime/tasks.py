@@ -5,19 +5,22 @@ templates.json  what a task's tokenizer has of its own: `{"tasks": {name: …}, 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, open_tasks
-from ptexport.runtime.engine import Prediction, batches, predictions
+from ptexport.runtime.chunks import in_chunks
+from ptexport.runtime.engine import batches
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import TaskEntry, TasksManifest
+from ptexport.runtime.opened import Opened
+from ptexport.runtime.predictions import Prediction, predictions
 from ptexport.runtime.tokens import Text, TextEncoder
 
 
@@ -44,13 +47,22 @@ class TaskEncoders:
         self.of_all = None if templates["all"] is None else encoder(templates["all"], tasks[0].fields)
 
 
+class _Loaded(NamedTuple):
+    """What an engine frees when it is closed."""
+
+    encoders: TaskEncoders
+    graph: Graph
+
+
 class TaskEngine:
-    """A bundle of many tasks, opened as one session. Answers are those of a bundle of each task alone."""
+    """A bundle of many tasks, opened as one session. Answers are those of a bundle of each task alone.
+
+    Threads, processes and closing are as `Engine` has them.
+    """
 
     def __init__(self, manifest: TasksManifest, encoders: TaskEncoders, graph: Graph) -> None:
         self.manifest = manifest
-        self._encoders = encoders
-        self._graph = graph
+        self._opened = Opened(_Loaded(encoders, graph))
         self._numbers = {task.name: number for number, task in enumerate(manifest.tasks)}
 
     @classmethod
@@ -71,6 +83,17 @@ class TaskEngine:
         texts = [(path / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES)]
         return cls(manifest, TaskEncoders(texts[0], json.loads(texts[1]), manifest.tasks), graph)
 
+    def close(self) -> None:
+        """Free the tokenizers and the session, once the calls that have begun are answered."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        self._opened.get()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def predict(self, texts: Sequence[Text], *, task: str | Sequence[str]) -> list[Prediction]:
         """Label texts, each for a task; those of different tasks share batches.
 
@@ -85,13 +108,19 @@ class TaskEngine:
             DataError: a text is not what its task takes, or a task is unknown.
         """
         names = [task] * len(texts) if isinstance(task, str) else list(task)
-        encodings = self._encode(texts, names)
-        numbers = [self._numbers[name] for name in names]
-        logits = self._logits(encodings)[np.arange(len(names)), numbers]
-        return [
-            self._prediction(number, row, encoding)
-            for number, row, encoding in zip(numbers, logits, encodings, strict=True)
-        ]
+        if isinstance(texts, str) or len(texts) != len(names):
+            raise DataError(
+                f"predict: got {len(texts)} texts and {len(names)} tasks; give a list, and one task or as many"
+            )
+        return self._predict(self._opened.get(), texts, names)
+
+    def predict_iter(self, texts: Iterable[Text], *, task: str) -> Iterator[Prediction]:
+        """Label texts for a task as they come, in order and constant memory, as `Engine.predict_iter` does."""
+        if isinstance(texts, str):
+            raise DataError("predict_iter: got one string, need an iterable of texts; write predict_iter([text])")
+        return in_chunks(
+            lambda some, first: self._predict(self._opened.get(), some, [task] * len(some), first), iter(texts)
+        )
 
     def predict_all(self, texts: Sequence[Text]) -> list[dict[str, Prediction]]:
         """Label texts for every task, each text read once where the bundle can (`manifest.fan_out`).
@@ -104,44 +133,51 @@ class TaskEngine:
         Raises:
             DataError: a text is not what a task takes.
         """
-        names = list(self._numbers)
-        if self._encoders.of_all is None:
-            asked = self.predict([text for text in texts for _ in names], task=names * len(texts))
-            return [dict(zip(names, asked[i : i + len(names)], strict=True)) for i in range(0, len(asked), len(names))]
         if isinstance(texts, str):
             raise DataError("predict_all: got one string, need a list of texts; write predict_all([text])")
-        encodings = self._encoders.of_all.encode(texts)
+        loaded = self._opened.get()
+        if loaded.encoders.of_all is None:
+            return self._one_by_one(loaded, texts)
+        encodings = loaded.encoders.of_all.encode(texts)
         whole = [row for row, encoding in enumerate(encodings) if not encoding.overflowing]
         cut = [row for row, encoding in enumerate(encodings) if encoding.overflowing]
         answers: dict[int, dict[str, Prediction]] = {}
-        for row, logits in zip(whole, self._logits([encodings[row] for row in whole]), strict=True):
+        for row, logits in zip(whole, self._logits(loaded.graph, [encodings[row] for row in whole]), strict=True):
             answers[row] = {
                 name: self._prediction(number, logits[number], encodings[row]) for name, number in self._numbers.items()
             }
-        asked = self.predict([texts[row] for row in cut for _ in names], task=names * len(cut))
-        for i, row in enumerate(cut):
-            answers[row] = dict(zip(names, asked[i * len(names) : (i + 1) * len(names)], strict=True))
+        answers |= dict(zip(cut, self._one_by_one(loaded, [texts[row] for row in cut]), strict=True))
         return [answers[row] for row in range(len(encodings))]
 
-    def _encode(self, texts: Sequence[Text], names: Sequence[str]) -> list[Encoding]:
-        if isinstance(texts, str) or len(texts) != len(names):
-            raise DataError(
-                f"predict: got {len(texts)} texts and {len(names)} tasks; give a list, and one task or as many"
-            )
+    def _one_by_one(self, loaded: _Loaded, texts: Sequence[Text]) -> list[dict[str, Prediction]]:
+        """Label texts for every task, each read once per task."""
+        names = list(self._numbers)
+        asked = self._predict(loaded, [text for text in texts for _ in names], names * len(texts))
+        return [dict(zip(names, asked[i : i + len(names)], strict=True)) for i in range(0, len(asked), len(names))]
+
+    def _predict(
+        self, loaded: _Loaded, texts: Sequence[Text], names: Sequence[str], first: int = 0
+    ) -> list[Prediction]:
         encodings: dict[int, Encoding] = {}
         for name in dict.fromkeys(names):
             if name not in self._numbers:
                 raise DataError(f"task {name!r}: unknown, need one of {', '.join(self._numbers)}; name one of these")
             rows = [row for row, own in enumerate(names) if own == name]
-            encoded = self._encoders.of_task[name].encode([texts[row] for row in rows])
+            encoded = loaded.encoders.of_task[name].encode([texts[row] for row in rows], first=first)
             encodings |= dict(zip(rows, encoded, strict=True))
-        return [encodings[row] for row in range(len(names))]
+        in_order = [encodings[row] for row in range(len(names))]
+        numbers = [self._numbers[name] for name in names]
+        logits = self._logits(loaded.graph, in_order)[np.arange(len(names)), numbers]
+        return [
+            self._prediction(number, row, encoding)
+            for number, row, encoding in zip(numbers, logits, in_order, strict=True)
+        ]
 
-    def _logits(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+    def _logits(self, graph: Graph, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
         most = max(len(task.labels) for task in self.manifest.tasks)
         logits = np.empty((len(encodings), len(self._numbers), most), dtype=np.float32)
         for rows in batches([len(encoding) for encoding in encodings]):
-            logits[rows] = self._graph.run(TextEncoder.pad([encodings[row] for row in rows]))
+            logits[rows] = graph.run(TextEncoder.pad([encodings[row] for row in rows]))
         return logits
 
     def _prediction(self, number: int, logits: NDArray[np.float32], encoding: Encoding) -> Prediction:

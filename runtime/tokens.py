@@ -36,15 +36,19 @@ class TextEncoder:
         """
         return cls(Tokenizer.from_str(tokenizer_json), fields=fields)
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+    def encode(self, texts: Sequence[Text], *, first: int = 0) -> list[Encoding]:
         """Encode each text, template included, truncated to the tokenizer's own length and not padded.
+
+        Args:
+            texts: as the template takes them.
+            first: the first one's number, for messages.
 
         Raises:
             DataError: not a string, or not a pair of them, as the template takes; text that is not Unicode; a second
                 text that leaves no room for the first, where only that is cut; one without a token, where the
                 template adds none.
         """
-        for number, text in enumerate(texts):
+        for number, text in enumerate(texts, first):
             parts = [text] if len(self._fields) == 1 else text
             if (
                 not isinstance(parts, list | tuple)
@@ -57,15 +61,15 @@ class TextEncoder:
         try:
             encodings = self._tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         except Exception as e:  # tokenizers raises nothing narrower
-            raise self._refusal(texts) from e
-        for number, encoding in enumerate(encodings):
+            raise self._refusal(texts, first) from e
+        for number, encoding in enumerate(encodings, first):
             if not encoding.ids:
                 raise DataError(f"text {number}: is empty, and the template adds no token to read; leave it out")
         return encodings
 
-    def _refusal(self, texts: Sequence[Text]) -> DataError:
+    def _refusal(self, texts: Sequence[Text], first: int) -> DataError:
         """Find the first text that cannot be encoded."""
-        for number, text in enumerate(texts):
+        for number, text in enumerate(texts, first):
             try:
                 "".join(text).encode()
                 self._tokenizer.encode(*([text] if isinstance(text, str) else text))

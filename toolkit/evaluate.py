@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptexport.runtime.chunks import CHUNK_TEXTS
 from ptexport.runtime.engine import OPEN_TOP_K, Engine
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import Row, check_label, check_texts
-from ptexport.runtime.streaming import CHUNK_ROWS, predict_rows
+from ptexport.runtime.streaming import predict_rows
 
 N_BINS = 15
 N_WORST = 10
@@ -197,7 +198,7 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None])
     most_choices = 0
     seconds = 0.0
     iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
+    while chunk := list(itertools.islice(iterator, CHUNK_TEXTS)):
         for row in chunk:
             check_texts(row, engine.manifest.fields)
             numbers = number_of if row.choices is None else _numbered(row.choices)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptexport.runtime.engine import Prediction
 from ptexport.runtime.errors import RequestError
 from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.predictions import Prediction
 from ptexport.runtime.protocol import (
     MAX_TEXTS,
     InferInput,

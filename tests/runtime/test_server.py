@@ -243,8 +243,8 @@ SLOW_SERVER = """
 import sys, time
 from ptexport.runtime import Engine, server
 server.DRAIN_S = 1
-answer = Engine.predict
-Engine.predict = lambda engine, texts: time.sleep(0.5) or answer(engine, texts)
+answer = Engine._predict
+Engine._predict = lambda *given: time.sleep(0.5) or answer(*given)
 server.serve(Engine.open(sys.argv[1]), host="127.0.0.1", port=0, on_ready=lambda url: print(url, flush=True))
 """
 

@@ -48,7 +48,7 @@ def one_by_one(engine: Engine, texts: list[str]) -> np.ndarray:
 
 
 def session_of(engine: Engine) -> object:
-    return engine._graph._session
+    return engine._opened.get().graph._session
 
 
 def test_two_tasks_share_a_session_and_answer_as_alone(llama_bundle: Path, other_bundle: Path) -> None:
@@ -63,7 +63,7 @@ def test_two_tasks_share_a_session_and_answer_as_alone(llama_bundle: Path, other
 def test_control_every_array_that_is_given_is_read(llama_bundle: Path) -> None:
     engine = Engine.open(llama_bundle)
     need = one_by_one(engine, TEXTS)
-    arrays = engine._graph._arrays
+    arrays = engine._opened.get().graph._arrays
     assert set(arrays) == {"prompt_rows", "label_rows", "label_bias", "leading_states"}
     for name, array in list(arrays.items()):
         arrays[name] = 1 - array
@@ -135,7 +135,7 @@ def test_a_forked_process_opens_a_session_of_its_own(llama_bundle: Path) -> None
         "if not child:\n"
         "    signal.alarm(60)\n"
         "    engine = Engine.open(sys.argv[1], threads=2)\n"
-        "    same = engine._graph._session is parent._graph._session\n"
+        "    same = engine._opened.get().graph._session is parent._opened._held.graph._session\n"
         "    os._exit(same or engine.logits(['a story'] * 9).tolist() != need)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
