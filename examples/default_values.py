@@ -52,7 +52,7 @@ def measure(name: str, head: str, read: Read, shapes: Mapping[str, tuple[int, ..
             folder = Path(parent) / str(overridable)
             folder.mkdir()
             graphs.append(bake(traced.path, arrays, folder, overridable=overridable))
-        graphs.append(Graph(graphs[1]._session, arrays))
+        graphs.append(Graph(graphs[1].session, arrays))
         for batch, tokens in SIZES:
             ids = {key: np.ones((batch, tokens), dtype=np.int64) for key in graphs[0].inputs}
             ids["input_ids"] = random.integers(0, 20_000, size=(batch, tokens))

@@ -99,9 +99,9 @@ def export(out: Path) -> dict[str, object]:
     import onnx_ir as ir
 
     from ptexport.exporters.operators import not_for_tensorrt
+    from ptexport.runtime.home import cache_home
     from ptexport.toolkit.cities import labels
     from ptexport.toolkit.data import load_data
-    from ptexport.runtime.home import cache_home
 
     names = labels(linear=True).split(",")
     test = load_data("cities", dev=None, test=None, labels=names, fields=["text"], seed=0).test

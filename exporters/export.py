@@ -34,7 +34,6 @@ from ptexport.exporters.traced import Trace
 from ptexport.exporters.tune import time_candidates, winner
 from ptexport.runtime.bundle import FILES, MANIFEST, PARITY_HTML, PARITY_JSON, README, TOKENIZER
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.providers import load_onnxruntime
 from ptexport.runtime.manifest import (
     FORMAT,
     BackboneEntry,
@@ -47,6 +46,7 @@ from ptexport.runtime.manifest import (
     Precision,
     TargetName,
 )
+from ptexport.runtime.providers import load_onnxruntime
 from ptexport.runtime.rows import Row, check_label, check_texts, read_rows
 from ptexport.runtime.tokens import Text, TextEncoder
 from ptexport.toolkit.backbone import Backbone

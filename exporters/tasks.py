@@ -27,8 +27,8 @@ from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED_TASKS, MANIFEST, MODEL, TEMPLATES, TOKENIZER, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.providers import load_onnxruntime
 from ptexport.runtime.manifest import FORMAT, Comparison, FileEntry, Parity, TargetName, TaskEntry, TasksManifest
+from ptexport.runtime.providers import load_onnxruntime
 from ptexport.runtime.tasks import TaskEncoders
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone

@@ -29,7 +29,7 @@ class Buckets:
 
     @classmethod
     def up_to(cls, max_length: int) -> "Buckets":
-        """Choose lengths for rows of at most so many tokens: 16, 24, 32, 48, 64, …"""
+        """Choose lengths for rows of at most so many tokens: 16, 24, 32, 48, 64 and so on."""
         lengths = []
         power = _SHORTEST
         while power < max_length:

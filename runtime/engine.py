@@ -1,5 +1,6 @@
 """Texts -> ids -> logits -> predictions; knows batching and threads, nothing of how the graph was made."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -8,18 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
+from ptexport.runtime.buckets import MAX_BATCH_ROWS, MAX_BATCH_TOKENS
 from ptexport.runtime.bundle import MODEL, TOKENIZER, WEIGHTS, Bundle
 from ptexport.runtime.chunks import Turns, in_chunks
-from ptexport.runtime.errors import BundleError, DataError
-from ptexport.runtime.graph import Graph
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.golden import check_golden, golden_texts, tolerance_of
+from ptexport.runtime.graph import Execution, Graph
+from ptexport.runtime.info import EngineInfo, info_of
 from ptexport.runtime.manifest import Manifest
 from ptexport.runtime.opened import Opened
 from ptexport.runtime.predictions import Prediction, predictions
 from ptexport.runtime.rows import check_choices
+from ptexport.runtime.tensorrt import Build
 from ptexport.runtime.tokens import Text, TextEncoder
 
-MAX_BATCH_ROWS = 32
-MAX_BATCH_TOKENS = 4096
 OPEN_TOP_K = 5
 """Labels whose probabilities are given where every word of the vocabulary is one."""
 
@@ -42,28 +45,57 @@ class Engine:
     def __init__(self, bundle: Bundle, encoder: TextEncoder, graph: Graph) -> None:
         self._bundle = bundle
         self._opened = Opened(_Loaded(encoder, graph, Turns()))
+        self._golden = math.nan
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None) -> "Engine":
-        """Verify a bundle and load it on the CPU.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        provider: str = "auto",
+        device: int = 0,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+        build: Build = "allowed",
+    ) -> "Engine":
+        """Verify a bundle, load it, and compare its golden rows with what the untouched model answered.
 
         Engines of bundles of one backbone share a session, which is freed with the last of them.
 
         Args:
             path: the bundle's folder.
+            provider: "auto" (CUDA where it runs the graph, else the CPU; `info.degraded` and the log say why), "cpu",
+                "cuda", "tensorrt", or ONNX Runtime's own name of another execution provider. What is named is what
+                runs, or this raises.
+            device: number of the GPU.
             threads: CPUs to use; None: those this process may use.
+            cuda_graph: record what each shape of batch runs on the GPU, and play it back: less work for the CPU, more
+                memory on the GPU, one call at a time. The whole graph must run on the GPU, or this raises.
+            build: whether TensorRT may build an engine now, for minutes; "never": raise if `ptexport warmup` did not.
 
         Raises:
-            BundleError: the folder is not what its manifest says; checked before ONNX Runtime sees a byte.
+            BundleError: the folder is not what its manifest says (checked before ONNX Runtime sees a byte), or its
+                golden rows are answered otherwise here.
+            ProviderError: the provider does not run the graph: a library is missing, or the device, or TensorRT's
+                engine.
             MissingExtraError: ONNX Runtime is not installed.
         """
+        execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
         bundle = Bundle.open(Path(path))
+        manifest = bundle.manifest
         # The graph first: the tokenizer then fits into what loading it has freed (SmolLM2: 1.12 times the weights file
         # at the peak, 1.30 the other way round).
-        weights = bundle.manifest.files[WEIGHTS]
-        graph = Graph.open(bundle.path / MODEL, threads=threads, weights_sha256=weights.sha256)
+        graph = execution.open(bundle.path / MODEL, manifest.files, manifest.max_length)
         tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
-        return cls(bundle, TextEncoder.from_json(tokenizer_json, fields=bundle.manifest.fields), graph)
+        engine = cls(bundle, TextEncoder.from_json(tokenizer_json, fields=manifest.fields), graph)
+        engine._golden = check_golden(
+            manifest.golden,
+            engine.labels,
+            engine.logits(golden_texts(manifest.golden)),
+            tolerance_of(manifest.parity, graph.provider.device_type),
+            str(bundle.path),
+        )
+        return engine
 
     def close(self) -> None:
         """Free the tokenizer and, with the last engine of its backbone, the session.
@@ -83,6 +115,16 @@ class Engine:
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""
         return self._bundle.manifest
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs where, as long as it is open."""
+        return info_of(
+            self._opened.get().graph,
+            golden_max_abs_diff=self._golden,
+            bundle=self.manifest.digest,
+            weights_sha256=self.manifest.files[WEIGHTS].sha256,
+        )
 
     @property
     def labels(self) -> list[str]:
@@ -209,35 +251,6 @@ class Engine:
         for rows, part in scored:
             logits[rows] = part
         return logits
-
-    def check_golden(self) -> float:
-        """Run the golden rows of the manifest.
-
-        Returns:
-            The largest difference of a logit from the untouched model's.
-
-        Raises:
-            BundleError: it is larger than the tolerance of the bundle's parity, or nothing ran the graph before.
-        """
-        golden, parity = self.manifest.golden, self.manifest.parity
-        if parity is None:
-            raise BundleError(
-                f"{self._bundle.path}: was not run where it was exported, so nothing is known to compare with"
-            )
-        columns = {label: number for number, label in enumerate(self.labels)}
-        logits = self.logits([row.texts[0] if len(row.texts) == 1 else (row.texts[0], row.texts[1]) for row in golden])
-        differences = [
-            np.abs(got[[columns[label] for label in row.logits]] - np.array(list(row.logits.values())))
-            for row, got in zip(golden, logits, strict=True)
-        ]
-        worst = float(np.max(differences))
-        if not worst <= parity.tolerance:
-            raise BundleError(
-                f"{self._bundle.path}: a logit of its golden rows differs by {worst:.2g}, need at most "
-                f"{parity.tolerance:.2g}; "
-                "this machine computes otherwise, please report it"
-            )
-        return worst
 
     def _score(
         self, texts: Sequence[Text], first: int

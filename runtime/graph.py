@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.buckets import Buckets
 from ptexport.runtime.buffers import BufferPool, Buffers
+from ptexport.runtime.bundle import WEIGHTS
 from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import ProviderError
+from ptexport.runtime.manifest import FileEntry
 from ptexport.runtime.onnx_file import OnnxFile
-from ptexport.runtime.providers import Provider, load_onnxruntime, open_session
+from ptexport.runtime.providers import TENSORRT, Provider, choose_provider, load_onnxruntime, open_session
 from ptexport.runtime.sessions import SharedSession, shared_session
+from ptexport.runtime.tensorrt import Build, Engines
 from ptexport.runtime.tokens import Ids
 
 _log = logging.getLogger("ptexport.runtime")
@@ -110,18 +114,53 @@ class Graph:
                 self._pool.give_back(shape, buffers)
 
 
-def open_graph(model: Path, asked: str, provider: Provider, **options: Any) -> Graph:
-    """Load a graph on the provider that was found; on the CPU if "auto" was asked for and it turns out not to run it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a bundle is to be run, as `Engine.open` takes it."""
 
-    Takes what `Graph.open` does, and raises what it does.
-    """
-    try:
-        return Graph.open(model, provider=provider, **options)
-    except ProviderError as e:
-        if asked != "auto":
-            raise
-        _log.warning("provider auto: uses the CPU, since %s", e)
-        return Graph.open(model, provider=Provider(degraded=str(e)), **options)
+    asked: str
+    device: int
+    threads: int | None
+    cuda_graph: bool
+    build: Build
+
+    def open(self, model: Path, files: Mapping[str, FileEntry], max_length: int, *, share: bool = True) -> Graph:
+        """Load a bundle's graph on the provider that was asked for.
+
+        Args:
+            model: the file, with its weights beside it, both verified.
+            files: of the bundle.
+            max_length: most ids of a row.
+            share: whether bundles of one backbone share a session.
+
+        Raises:
+            As `Graph.open` and `choose_provider`.
+        """
+        provider = choose_provider(self.asked, device=self.device, cuda_graph=self.cuda_graph)
+        buckets = Buckets.up_to(max_length)
+        if provider.name == TENSORRT:
+            return self._on_tensorrt(model, files, provider, buckets)
+        weights_sha256 = files[WEIGHTS].sha256 if share else None
+        try:
+            return Graph.open(
+                model, provider=provider, threads=self.threads, weights_sha256=weights_sha256, buckets=buckets
+            )
+        except ProviderError as e:
+            if self.asked != "auto":
+                raise
+            _log.warning("provider auto: uses the CPU, since %s", e)
+            provider = Provider(degraded=str(e))
+        return Graph.open(model, provider=provider, threads=self.threads, weights_sha256=weights_sha256)
+
+    def _on_tensorrt(self, model: Path, files: Mapping[str, FileEntry], provider: Provider, buckets: Buckets) -> Graph:
+        file = OnnxFile.parse(model.read_bytes(), str(model))
+        if file.arrays:
+            raise ProviderError(f"{model}: has default values, need constants; export it with --target tensorrt")
+        engines = Engines.of(provider, files, file.inputs, buckets)
+        at, provider = engines.opened(model, self.build)
+        graph = Graph.open(at, provider=provider, threads=self.threads, buckets=buckets)
+        engines.keep()
+        return graph
 
 
 def _load(model: Path, threads: int, provider: Provider) -> Any:

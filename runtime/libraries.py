@@ -1,7 +1,7 @@
 """A shared library -> the others it needs, and whether they can be loaded; knows ELF, nothing of ONNX Runtime.
 
 ONNX Runtime says on stderr what it could not load, and runs on the CPU. Loading its library for a GPU here, to see what
-fails, would crash where nothing does, since it expects to be loaded by ONNX Runtime: so the names are read from the file.
+fails, would crash where nothing does, since it expects ONNX Runtime to load it: so the names are read from the file.
 
 Source: https://refspecs.linuxfoundation.org/elf/gabi4+/contents.html, chapter 5.
 """
@@ -18,7 +18,7 @@ _END, _NEEDED, _STRINGS = 0, 1, 5  # tags of the dynamic section
 
 
 def needed_libraries(library: Path) -> list[str]:
-    """List the names of the libraries that one was linked with, such as `libcublas.so.13`; none of what is no 64-bit ELF."""
+    """List the libraries that one was linked with, such as `libcublas.so.13`; none of what is no 64-bit ELF."""
     with library.open("rb") as file:
         if file.read(6) != _ELF64_LITTLE_ENDIAN:
             return []

@@ -36,6 +36,7 @@ class OnnxFile:
         after: the rest of the graph, without the arrays.
         tail: what stands after the graph.
         arrays: the task's, by name, in the file's order.
+        inputs: names of all others, which a row brings.
     """
 
     head: bytes
@@ -43,6 +44,7 @@ class OnnxFile:
     after: bytes
     tail: bytes
     arrays: dict[str, NDArray[np.float32]]
+    inputs: list[str]
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> "OnnxFile":
@@ -54,7 +56,7 @@ class OnnxFile:
         try:
             (graph,) = (field for field in _fields(data, 0, len(data)) if field.number == _GRAPH)
             fields = list(_fields(data, graph.content, graph.end))
-            inputs = {_text(data, field, _INPUT_NAME) for field in fields if field.number == _INPUT}
+            inputs = [_text(data, field, _INPUT_NAME) for field in fields if field.number == _INPUT]
             initializers = [field for field in fields if field.number == _INITIALIZER]
             found = {field: _array(data, field) for field in initializers}
         except (ValueError, IndexError) as e:
@@ -68,6 +70,7 @@ class OnnxFile:
             after=b"".join(data[field.start : field.end] for field in kept if field.start > at),
             tail=data[graph.end :],
             arrays=dict(arrays.values()),
+            inputs=[name for name in inputs if name not in dict(arrays.values())],
         )
 
     @property

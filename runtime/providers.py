@@ -1,8 +1,8 @@
 """Which execution provider runs a graph, and proof that it does; knows ONNX Runtime's providers, nothing of bundles.
 
 ONNX Runtime lists providers that cannot load, takes the CPU without an error where CUDA is missing, and tries others
-when a run fails. So what was asked is compared with what there is: before a session is opened, by the libraries that its
-provider needs, and after, by the nodes that it was given.
+when a run fails. So what was asked is compared with what there is: before a session is opened, by the libraries that
+its provider needs, and after, by the nodes that it was given.
 """
 
 import contextlib
@@ -148,7 +148,7 @@ def lacking_libraries(name: str) -> str | None:
 
 
 def needed_of(name: str) -> list[str]:
-    """List the libraries that a provider's own was linked with; none where it cannot be told (Windows, static builds)."""
+    """List the libraries that a provider's own was linked with; none where that cannot be told, as on Windows."""
     short = name.removesuffix("ExecutionProvider").lower()
     library = Path(str(load_onnxruntime().__file__)).parent / "capi" / f"libonnxruntime_providers_{short}.so"
     return needed_libraries(library) if library.is_file() else []
@@ -203,7 +203,8 @@ def open_session(model: str, options: Any, provider: Provider) -> Any:
             f"provider {provider.name}: device {provider.device} cannot be used, and {_onnxruntime()} took {got[0]}; "
             "see what it printed, or use provider cpu"
         )
-    check_placement(placement(session), provider)
+    if provider.name != CPU:
+        check_placement(placement(session), provider)
     return session
 
 
@@ -224,7 +225,7 @@ def check_placement(placed: Iterable[tuple[str, str]] | None, provider: Provider
     Raises:
         ProviderError: some do not, or nothing does.
     """
-    if placed is None or provider.name == CPU:
+    if placed is None:
         return
     placed = list(placed)
     elsewhere = Counter(

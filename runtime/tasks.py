@@ -5,6 +5,7 @@ templates.json  what a task's tokenizer has of its own: `{"tasks": {name: …}, 
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -13,14 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, open_tasks
+from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, WEIGHTS, open_tasks
 from ptexport.runtime.chunks import in_chunks
 from ptexport.runtime.engine import batches
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.graph import Graph
+from ptexport.runtime.golden import check_golden, golden_texts, tolerance_of
+from ptexport.runtime.graph import Execution, Graph
+from ptexport.runtime.info import EngineInfo, info_of
 from ptexport.runtime.manifest import TaskEntry, TasksManifest
 from ptexport.runtime.opened import Opened
 from ptexport.runtime.predictions import Prediction, predictions
+from ptexport.runtime.tensorrt import Build
 from ptexport.runtime.tokens import Text, TextEncoder
 
 
@@ -29,6 +33,7 @@ class TaskEncoders:
 
     Attributes:
         of_task: by name, in the order of the graph's output.
+        max_length: most ids of a row.
         of_all: a text and after it every task's tokens; None: a text must be read once per task.
     """
 
@@ -45,6 +50,8 @@ class TaskEncoders:
 
         self.of_task = {task.name: encoder(templates["tasks"][task.name], task.fields) for task in tasks}
         self.of_all = None if templates["all"] is None else encoder(templates["all"], tasks[0].fields)
+        used = [*templates["tasks"].values(), *([] if self.of_all is None else [templates["all"]])]
+        self.max_length = max(template["truncation"]["max_length"] for template in used)
 
 
 class _Loaded(NamedTuple):
@@ -64,24 +71,54 @@ class TaskEngine:
         self.manifest = manifest
         self._opened = Opened(_Loaded(encoders, graph))
         self._numbers = {task.name: number for number, task in enumerate(manifest.tasks)}
+        self._golden = math.nan
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None) -> "TaskEngine":
-        """Verify a bundle and load it on the CPU.
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        provider: str = "auto",
+        device: int = 0,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+        build: Build = "allowed",
+    ) -> "TaskEngine":
+        """Verify a bundle, load it, and compare each task's golden rows with what the untouched model answered.
 
-        Args:
-            path: the bundle's folder.
-            threads: CPUs to use; None: those this process may use.
+        Takes what `Engine.open` does.
 
         Raises:
-            BundleError: the folder is not what its manifest says, or holds one task only.
+            BundleError: the folder is not what its manifest says, holds one task only, or answers otherwise here.
+            ProviderError: as `Engine.open`.
             MissingExtraError: ONNX Runtime is not installed.
         """
+        execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
         path = Path(path)
         manifest = open_tasks(path)
-        graph = Graph.open(path / MODEL, threads=threads)
-        texts = [(path / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES)]
-        return cls(manifest, TaskEncoders(texts[0], json.loads(texts[1]), manifest.tasks), graph)
+        tokenizer, templates = ((path / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES))
+        encoders = TaskEncoders(tokenizer, json.loads(templates), manifest.tasks)
+        graph = execution.open(path / MODEL, manifest.files, encoders.max_length, share=False)
+        engine = cls(manifest, encoders, graph)
+        engine._golden = max(engine._check_golden(task, str(path)) for task in manifest.tasks)
+        return engine
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs where, as long as it is open."""
+        return info_of(
+            self._opened.get().graph,
+            golden_max_abs_diff=self._golden,
+            bundle=self.manifest.digest,
+            weights_sha256=self.manifest.files[WEIGHTS].sha256,
+        )
+
+    def _check_golden(self, task: TaskEntry, where: str) -> float:
+        loaded = self._opened.get()
+        encodings = loaded.encoders.of_task[task.name].encode(golden_texts(task.golden))
+        logits = self._logits(loaded.graph, encodings)
+        tolerance = tolerance_of(task.parity, loaded.graph.provider.device_type)
+        return check_golden(task.golden, task.labels, logits[:, self._numbers[task.name]], tolerance, where)
 
     def close(self) -> None:
         """Free the tokenizers and the session, once the calls that have begun are answered."""

@@ -1,9 +1,9 @@
 """A bundle -> how TensorRT runs it: which shapes, and where its engines are kept; knows files, nothing of sessions.
 
 Not run on a GPU yet. TensorRT builds an engine in minutes, for one model, one kind of GPU and one version of itself. So
-it is built beforehand (`ptexport warmup`), for a profile of shapes that no batch ever leaves, and kept in a folder of this
-user's alone, named by all that it depends on. ONNX Runtime writes it as a model with the engine inside, which then needs
-no other file (an EP-context model).
+it is built beforehand (`ptexport warmup`), for a profile of shapes that no batch ever leaves, and kept in a folder of
+this user's alone, named by all that it depends on. ONNX Runtime writes it as a model with the engine inside, which then
+needs no other file (an EP-context model).
 
 Sources: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html,
 https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
@@ -13,14 +13,15 @@ import ctypes
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.buckets import Buckets
+from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.gpu import read_gpu
 from ptexport.runtime.home import cache_home
@@ -56,7 +57,7 @@ class Engines:
     provider: Provider
 
     @classmethod
-    def of(cls, provider: Provider, files: dict[str, FileEntry], inputs: list[str], buckets: Buckets) -> "Engines":
+    def of(cls, provider: Provider, files: Mapping[str, FileEntry], inputs: list[str], buckets: Buckets) -> "Engines":
         """Name the folder.
 
         Args:

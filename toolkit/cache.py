@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
-from ptexport.toolkit.folders import new_folder
 from ptexport.runtime.home import cache_home
+from ptexport.toolkit.folders import new_folder
 
 _DAY_S = 86_400
 
