@@ -111,6 +111,10 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def warm_up(self) -> None:
+        """Run every shape of batch once, so that no call is the first of its shape; on the CPU there is none to run."""
+        self._opened.get().graph.warm_up()
+
     @property
     def manifest(self) -> Manifest:
         """What the bundle says of itself."""

@@ -113,6 +113,13 @@ class Graph:
             finally:
                 self._pool.give_back(shape, buffers)
 
+    def warm_up(self) -> None:
+        """Run every shape that batches are padded to."""
+        for shape in self.buckets.shapes() if self.buckets else ():
+            ids = {name: np.zeros(shape, dtype=np.int64) for name in self.inputs}
+            ids["attention_mask"] = np.ones(shape, dtype=np.int64)
+            self.run(ids)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:

@@ -103,6 +103,10 @@ class TaskEngine:
         engine._golden = max(engine._check_golden(task, str(path)) for task in manifest.tasks)
         return engine
 
+    def warm_up(self) -> None:
+        """Run every shape of batch once, as `Engine.warm_up` does."""
+        self._opened.get().graph.warm_up()
+
     @property
     def info(self) -> EngineInfo:
         """What runs where, as long as it is open."""

@@ -43,6 +43,7 @@ Data flow: template, labels, rows -> train -> Run
     html.py        the look of such pages
     describe.py    a bundle or run -> what is in it
     doctor.py      what this machine can run
-    cli.py         the command line; its commands are in cli_make.py, cli_pack.py, cli_use.py and cli_look.py, what they
-                   share in cli_options.py
+    checkup.py     a bundle -> what each execution provider here makes of it
+    cli.py         the command line; its commands are in cli_make.py, cli_pack.py, cli_use.py, cli_look.py and
+                   cli_device.py, what they share in cli_options.py
 """

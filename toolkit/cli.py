@@ -7,7 +7,7 @@ from importlib.metadata import version
 import click
 
 from ptexport.runtime.errors import PtexportError
-from ptexport.toolkit import cli_look, cli_make, cli_pack, cli_use, processes
+from ptexport.toolkit import cli_device, cli_look, cli_make, cli_pack, cli_use, processes
 
 
 def main() -> None:
@@ -37,7 +37,8 @@ for command in (
     cli_use.evaluate,
     cli_use.serve,
     cli_look.inspect,
-    cli_look.doctor,
+    cli_device.doctor,
+    cli_device.warmup,
     cli_look.cache,
 ):
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""The commands that look and tell: inspect, doctor and cache."""
+"""The commands that look and tell: inspect and cache."""
 
 import json
 from pathlib import Path
@@ -73,22 +73,6 @@ def _summarize(folder: Path, max_length: int, *, needed: bool) -> "GraphSummary 
             raise
         return None
     return summarize_graph(ir.load(folder / MODEL), min(LENGTH, max_length))
-
-
-@click.command()
-@shared.as_json
-def doctor(as_json: bool) -> None:
-    """Say what this machine can run, and what is missing for the rest."""
-    import msgspec
-
-    from ptexport.toolkit.doctor import examine
-    from ptexport.toolkit.tables import print_checks
-
-    checks = examine()
-    if as_json:
-        click.echo(msgspec.json.encode(checks))
-    else:
-        print_checks(checks)
 
 
 @click.command()

@@ -2,9 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -29,7 +29,35 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for m
 log_file = click.option(
     "--log-file", type=click.Path(path_type=Path), help="Append progress to this file as JSON lines."
 )
-threads = click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use].")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_EXECUTION = (
+    click.option(
+        "--provider",
+        default="auto",
+        show_default=True,
+        metavar="NAME",
+        help="Execution provider: cpu, cuda, tensorrt, ONNX Runtime's own name of another, or auto: CUDA where it "
+        "runs, else the CPU. What is named is what runs, or the command fails.",
+    ),
+    click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU."),
+    click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use]."),
+    click.option(
+        "--cuda-graph", is_flag=True, help="Record what each shape of batch runs on the GPU, and play it back."
+    ),
+    click.option(
+        "--build",
+        type=click.Choice(["allowed", "never"]),
+        default="allowed",
+        help="Whether TensorRT may build an engine now, for minutes [default: allowed].",
+    ),
+)
+
+
+def execution(command: _Command) -> _Command:
+    """Add the options that `Engine.open` takes, under its names."""
+    for option in reversed(_EXECUTION):
+        command = option(command)
+    return command
 
 
 @contextlib.contextmanager

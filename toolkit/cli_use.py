@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,7 @@ from ptexport.runtime.errors import OutputError
 from ptexport.toolkit import cli_options as shared
 
 if TYPE_CHECKING:
-    from ptexport.runtime import Engine
+    from ptexport.runtime import Engine, TaskEngine
     from ptexport.runtime.rows import Row
 
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--task", help="Of a bundle of many tasks: the one to answer, or all.")
 @click.option("--strict", is_flag=True, help="Refuse texts longer than the bundle takes; else they are truncated.")
-@shared.threads
+@shared.execution
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -44,16 +44,16 @@ def predict(
     top_k: int | None,
     task: str | None,
     strict: bool,
-    threads: int | None,
     as_json: bool,
     log_file: Path | None,
     force: bool,
+    **execution: Any,
 ) -> None:
     """Label TEXTS, or the rows of a file.
 
     For a pair template two TEXTS make one row; for a multiple choice the first is the text, all others its choices.
     """
-    from ptexport.runtime import Engine
+    from ptexport.runtime import Engine, TaskEngine
     from ptexport.runtime.bundle import holds_tasks
     from ptexport.runtime.rows import count_lines, read_rows
     from ptexport.runtime.streaming import label_file
@@ -68,11 +68,11 @@ def predict(
     if holds_tasks(bundle):
         if output is not None or resume or strict or rows is not None or top_k is not None or task is None:
             raise click.UsageError("A bundle of many tasks takes TEXTS and --task NAME, or --task all.")
-        _print_tasks(bundle, texts, task, threads=threads, as_json=as_json)
+        _print_tasks(TaskEngine.open(bundle, **execution), texts, task, as_json=as_json)
         return
     if task is not None:
         raise click.UsageError("--task: the bundle has one task only; leave it out.")
-    engine = Engine.open(bundle, threads=threads)
+    engine = Engine.open(bundle, **execution)
     typed = _typed(texts, engine.manifest.fields) if texts else []
     given = iter(typed) if rows is None else read_rows(rows)
     if output is None:
@@ -117,10 +117,7 @@ def _typed(texts: tuple[str, ...], fields: Sequence[str]) -> list["Row"]:
     ]
 
 
-def _print_tasks(bundle: Path, texts: tuple[str, ...], task: str, *, threads: int | None, as_json: bool) -> None:
-    from ptexport.runtime.tasks import TaskEngine
-
-    engine = TaskEngine.open(bundle, threads=threads)
+def _print_tasks(engine: "TaskEngine", texts: tuple[str, ...], task: str, *, as_json: bool) -> None:
     given = list(texts)
     if task == "all":
         answers = engine.predict_all(given)
@@ -165,7 +162,7 @@ def _truncated(count: int) -> str:
     "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
 )
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots too.")
-@shared.threads
+@shared.execution
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -173,10 +170,10 @@ def evaluate(
     bundles: tuple[Path, ...],
     data: Path,
     html: Path | None,
-    threads: int | None,
     as_json: bool,
     log_file: Path | None,
     force: bool,
+    **execution: Any,
 ) -> None:
     """Measure one of BUNDLES on labelled rows, or two side by side."""
     import msgspec
@@ -199,7 +196,7 @@ def evaluate(
             raise OutputError(f"{html}: exists already; choose another name, or replace it with --force")
     if len(bundles) == 2 and data.exists() and not data.is_file():
         raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
-    engines = [Engine.open(bundle, threads=threads) for bundle in bundles]
+    engines = [Engine.open(bundle, **execution) for bundle in bundles]
     check_comparable(engines)
     total = count_lines(data)
     results = []
@@ -223,20 +220,22 @@ def evaluate(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 to be reached from other machines.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any free one.")
-@shared.threads
+@shared.execution
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens in JSON.")
-def serve(bundle: Path, host: str, port: int, threads: int | None, as_json: bool) -> None:
+def serve(bundle: Path, host: str, port: int, as_json: bool, **execution: Any) -> None:
     """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict."""
     with shared.extra("serve"):
         from ptexport.runtime.server import serve as run_server
     from ptexport.runtime import Engine
 
-    engine = Engine.open(bundle, threads=threads)
-    name = engine.manifest.name
+    engine = Engine.open(bundle, **execution)
+    name, info = engine.manifest.name, engine.info
+    engine.warm_up()  # so that no request is the first of its shape
 
     def ready(url: str) -> None:
-        record = {"url": url, "model": name}
-        click.echo(json.dumps(record) if as_json else f"serving {name} on {url} (Ctrl-C stops it)")
+        record = {"url": url, "model": name, "provider": info.provider, "degraded": info.degraded}
+        said = f"serving {name} on {url} with {info.provider} (Ctrl-C stops it)"
+        click.echo(json.dumps(record) if as_json else said)
 
     with shared.extra("serve"):  # uvicorn loads its event loop and parser when it starts
         run_server(engine, host=host, port=port, on_ready=ready)

@@ -14,6 +14,7 @@ from ptexport.toolkit.evaluate import UNSURE, Contrast, Evaluation, headings, su
 if TYPE_CHECKING:
     from ptexport.exporters.summary import GraphSummary
     from ptexport.toolkit.cache import Entry
+    from ptexport.toolkit.checkup import Report
     from ptexport.toolkit.doctor import Check
     from ptexport.toolkit.run import Run  # it needs the extra `train`
     from ptexport.toolkit.sweep import Outcome
@@ -253,6 +254,27 @@ def print_checks(checks: list["Check"]) -> None:
         mark = "[green]ok[/green]" if check.missing is None else "[yellow]missing[/yellow]"
         table.add_row(mark, check.name, escape(check.found + (f"\n{check.missing}" if check.missing else "")))
     Console().print(table)
+
+
+def print_report(report: "Report") -> None:
+    """Say what each execution provider made of a bundle."""
+    gpu = report.gpu
+    device = f"{gpu.name}, compute capability {gpu.compute_capability}" if gpu else "no GPU"
+    sizes = [(timing.texts, timing.words) for timing in report.outcomes[0].timings]
+    table = _table("provider", "opened", "golden rows", "among others", *(f"{n} x {words} words" for n, words in sizes))
+    for outcome in report.outcomes:
+        if outcome.info is None or outcome.open_s is None or outcome.among_neighbours is None:
+            table.add_row(outcome.asked, "[red]does not run it[/]")
+            continue
+        times = (f"{timing.median_ms:.1f} ms" for timing in outcome.timings)
+        golden = f"{outcome.info.golden_max_abs_diff:.1e}"
+        table.add_row(outcome.asked, f"{outcome.open_s:.1f} s", golden, f"{outcome.among_neighbours:.1e}", *times)
+    console = Console()
+    console.print(f"{report.bundle}, for {report.target} in {report.precision}, on {report.machine}; {device}")
+    console.print(table)
+    for outcome in report.outcomes:
+        if outcome.error is not None:
+            console.print(f"{outcome.asked}: {outcome.error}", highlight=False, markup=False)
 
 
 def print_entries(entries: list["Entry"], *, removed: bool) -> None:
