@@ -51,7 +51,9 @@ class Engine:
         self._graph = graph
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None) -> "Engine":
+    def open(
+        cls, path: str | Path, *, threads: int | None = None, require_signature: str | Path | None = None
+    ) -> "Engine":
         """Verify a bundle and load it on the CPU.
 
         Engines of bundles of one backbone share a session, which is freed with the last of them.
@@ -59,17 +61,20 @@ class Engine:
         Args:
             path: the bundle's folder.
             threads: CPUs to use; None: those this process may use.
+            require_signature: file with the public key that the bundle must be signed with; None: it need not be.
 
         Raises:
             BundleError: the folder is not what its manifest says; checked before ONNX Runtime sees a byte.
-            MissingExtraError: ONNX Runtime is not installed.
+            SignatureError: it is not signed with that key; a BundleError too.
+            MissingExtraError: ONNX Runtime is not installed, or model-signing, where a signature is asked for.
         """
-        bundle = Bundle.open(Path(path))
+        bundle = Bundle.open(Path(path), require_signature=require_signature)
         # The graph first: the tokenizer then fits into what loading it has freed (SmolLM2: 1.12 times the weights file
         # at the peak, 1.30 the other way round).
         weights = bundle.manifest.files[WEIGHTS]
         graph = Graph.open(bundle.path / MODEL, threads=threads, weights_sha256=weights.sha256)
         tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
+        bundle.check_unchanged()
         return cls(bundle, TextEncoder.from_json(tokenizer_json, fields=bundle.manifest.fields), graph)
 
     @property

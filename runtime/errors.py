@@ -10,6 +10,7 @@
       AdapterError     a PEFT folder that cannot be imported
       ExportError      a graph that cannot be made, or does not agree with the model
       BundleError      a bundle folder that is not what it says
+        SignatureError   one that is not signed with the key that was asked for
       PackError        a pack that is not what it says, or is for another backbone
       OutputError      a place that cannot be written to
       ServeError       an address that cannot be listened on
@@ -67,6 +68,10 @@ class ExportError(PtexportError, RuntimeError):
 
 class BundleError(PtexportError, ValueError):
     """A bundle folder that is not what it says: for example one flipped byte."""
+
+
+class SignatureError(BundleError):
+    """A bundle that is not signed with the key that was asked for: for example one without `model.sig`."""
 
 
 class PackError(PtexportError, ValueError):

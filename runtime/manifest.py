@@ -228,19 +228,22 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if len(data) > MAX_MANIFEST_BYTES:
             raise BundleError(f"{where}: got {len(data)} bytes, need at most {MAX_MANIFEST_BYTES}; export again")
         try:
-            record = json.loads(data)
+            record = json.loads(data.decode(), parse_constant=_no_number)
         except (ValueError, RecursionError) as e:
             raise BundleError(f"{where}: not JSON ({e}); copy the bundle again") from e
         version = record.get("format") if isinstance(record, dict) else None
         if version != FORMAT:
-            raise BundleError(
-                f"{where}: got format {version!r}, need {FORMAT}; export again with this version of ptexport"
-            )
+            got = repr(version)[:40] if isinstance(version, int | float | str | None) else type(version).__name__
+            raise BundleError(f"{where}: got format {got}, need {FORMAT}; export again with this version of ptexport")
         try:
             manifest = msgspec.convert(record, cls)
         except msgspec.ValidationError as e:
             raise BundleError(f"{where}: {e}; this reader knows {list(cls.__struct_fields__)}; export again") from e
-        if record.get("digest") != _digest(record):
+        try:
+            digest = _digest(record)
+        except UnicodeEncodeError as e:
+            raise BundleError(f"{where}: holds half of a surrogate pair, need Unicode; export again") from e
+        if record.get("digest") != digest:
             raise BundleError(f"{where}: its digest does not match its content; it was changed, copy the bundle again")
         return manifest
 
@@ -360,4 +363,8 @@ class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def _digest(record: dict[str, Any]) -> str:
     content = {key: value for key, value in record.items() if key != "digest"}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

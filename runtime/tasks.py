@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, open_tasks
+from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, TasksBundle
 from ptexport.runtime.engine import Prediction, batches, predictions
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import Graph
@@ -54,22 +54,27 @@ class TaskEngine:
         self._numbers = {task.name: number for number, task in enumerate(manifest.tasks)}
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None) -> "TaskEngine":
+    def open(
+        cls, path: str | Path, *, threads: int | None = None, require_signature: str | Path | None = None
+    ) -> "TaskEngine":
         """Verify a bundle and load it on the CPU.
 
         Args:
             path: the bundle's folder.
             threads: CPUs to use; None: those this process may use.
+            require_signature: file with the public key that the bundle must be signed with; None: it need not be.
 
         Raises:
             BundleError: the folder is not what its manifest says, or holds one task only.
-            MissingExtraError: ONNX Runtime is not installed.
+            SignatureError: it is not signed with that key; a BundleError too.
+            MissingExtraError: ONNX Runtime is not installed, or model-signing, where a signature is asked for.
         """
-        path = Path(path)
-        manifest = open_tasks(path)
-        graph = Graph.open(path / MODEL, threads=threads)
-        texts = [(path / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES)]
-        return cls(manifest, TaskEncoders(texts[0], json.loads(texts[1]), manifest.tasks), graph)
+        bundle = TasksBundle.open(Path(path), require_signature=require_signature)
+        graph = Graph.open(bundle.path / MODEL, threads=threads)
+        texts = [(bundle.path / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES)]
+        bundle.check_unchanged()
+        tasks = bundle.manifest.tasks
+        return cls(bundle.manifest, TaskEncoders(texts[0], json.loads(texts[1]), tasks), graph)
 
     def predict(self, texts: Sequence[Text], *, task: str | Sequence[str]) -> list[Prediction]:
         """Label texts, each for a task; those of different tasks share batches.

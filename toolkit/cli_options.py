@@ -29,6 +29,12 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for m
 log_file = click.option(
     "--log-file", type=click.Path(path_type=Path), help="Append progress to this file as JSON lines."
 )
+require_signature = click.option(
+    "--require-signature",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    help="Refuse what is not signed with this public key, a PEM file.",
+)
 threads = click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use].")
 
 

@@ -12,7 +12,7 @@ from ptexport.runtime.errors import OutputError
 from ptexport.toolkit import cli_options as shared
 
 if TYPE_CHECKING:
-    from ptexport.runtime import Engine
+    from ptexport.runtime import Engine, TaskEngine
     from ptexport.runtime.rows import Row
 
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--task", help="Of a bundle of many tasks: the one to answer, or all.")
 @click.option("--strict", is_flag=True, help="Refuse texts longer than the bundle takes; else they are truncated.")
 @shared.threads
+@shared.require_signature
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -45,6 +46,7 @@ def predict(
     task: str | None,
     strict: bool,
     threads: int | None,
+    require_signature: Path | None,
     as_json: bool,
     log_file: Path | None,
     force: bool,
@@ -53,7 +55,7 @@ def predict(
 
     For a pair template two TEXTS make one row; for a multiple choice the first is the text, all others its choices.
     """
-    from ptexport.runtime import Engine
+    from ptexport.runtime import Engine, TaskEngine
     from ptexport.runtime.bundle import holds_tasks
     from ptexport.runtime.rows import count_lines, read_rows
     from ptexport.runtime.streaming import label_file
@@ -68,11 +70,12 @@ def predict(
     if holds_tasks(bundle):
         if output is not None or resume or strict or rows is not None or top_k is not None or task is None:
             raise click.UsageError("A bundle of many tasks takes TEXTS and --task NAME, or --task all.")
-        _print_tasks(bundle, texts, task, threads=threads, as_json=as_json)
+        tasks = TaskEngine.open(bundle, threads=threads, require_signature=require_signature)
+        _print_tasks(tasks, texts, task, as_json=as_json)
         return
     if task is not None:
         raise click.UsageError("--task: the bundle has one task only; leave it out.")
-    engine = Engine.open(bundle, threads=threads)
+    engine = Engine.open(bundle, threads=threads, require_signature=require_signature)
     typed = _typed(texts, engine.manifest.fields) if texts else []
     given = iter(typed) if rows is None else read_rows(rows)
     if output is None:
@@ -117,10 +120,7 @@ def _typed(texts: tuple[str, ...], fields: Sequence[str]) -> list["Row"]:
     ]
 
 
-def _print_tasks(bundle: Path, texts: tuple[str, ...], task: str, *, threads: int | None, as_json: bool) -> None:
-    from ptexport.runtime.tasks import TaskEngine
-
-    engine = TaskEngine.open(bundle, threads=threads)
+def _print_tasks(engine: "TaskEngine", texts: tuple[str, ...], task: str, *, as_json: bool) -> None:
     given = list(texts)
     if task == "all":
         answers = engine.predict_all(given)
@@ -166,6 +166,7 @@ def _truncated(count: int) -> str:
 )
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots too.")
 @shared.threads
+@shared.require_signature
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -174,6 +175,7 @@ def evaluate(
     data: Path,
     html: Path | None,
     threads: int | None,
+    require_signature: Path | None,
     as_json: bool,
     log_file: Path | None,
     force: bool,
@@ -199,7 +201,7 @@ def evaluate(
             raise OutputError(f"{html}: exists already; choose another name, or replace it with --force")
     if len(bundles) == 2 and data.exists() and not data.is_file():
         raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
-    engines = [Engine.open(bundle, threads=threads) for bundle in bundles]
+    engines = [Engine.open(bundle, threads=threads, require_signature=require_signature) for bundle in bundles]
     check_comparable(engines)
     total = count_lines(data)
     results = []
@@ -224,14 +226,17 @@ def evaluate(
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 to be reached from other machines.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any free one.")
 @shared.threads
+@shared.require_signature
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens in JSON.")
-def serve(bundle: Path, host: str, port: int, threads: int | None, as_json: bool) -> None:
+def serve(
+    bundle: Path, host: str, port: int, threads: int | None, require_signature: Path | None, as_json: bool
+) -> None:
     """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict."""
     with shared.extra("serve"):
         from ptexport.runtime.server import serve as run_server
     from ptexport.runtime import Engine
 
-    engine = Engine.open(bundle, threads=threads)
+    engine = Engine.open(bundle, threads=threads, require_signature=require_signature)
     name = engine.manifest.name
 
     def ready(url: str) -> None:
