@@ -86,8 +86,9 @@ def verify_signature(path: Path, public_key: Path) -> dict[str, str]:
     try:
         config.verify(path, signature)
     except Exception as e:  # model_signing raises what its parts do, on a signature that is none
-        # Of files that differ it prints both digests, as Python objects; the first one's name is enough.
-        first = reason(e).removeprefix("Signature mismatch: ").split(": Expected")[0].strip('[]"')
+        # Of files that differ it prints both digests, as a list of Python objects; the first one's name is enough.
+        said = reason(e).replace("\\'", "'").removeprefix("Signature mismatch: ")
+        first = said.split(": Expected")[0].lstrip("['\"").rstrip(']"')
         why = f"is not that of its files by the key {public_key} ({first})"
         raise SignatureError(f"{signature}: {why}; get the bundle from who signed it, or name their key") from e
     return hashes

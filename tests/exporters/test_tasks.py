@@ -239,7 +239,7 @@ def check_signing(bundle: Path, folder: Path) -> None:
     assert CliRunner().invoke(cli, command, catch_exceptions=False).output.count("\n") == 3
     templates = (bundle / "templates.json").read_text()
     (bundle / "templates.json").write_text(templates + " ")
-    with pytest.raises(SignatureError, match="Hash mismatch for .templates"):
+    with pytest.raises(SignatureError, match=r"Hash mismatch for 'templates\.json'"):
         TaskEngine.open(bundle, require_signature=folder / "key.pub")
     (bundle / "templates.json").write_text(templates)
 
