@@ -209,7 +209,7 @@ def _check_files(
 ) -> None:
     """Check sizes, then hashes, those that are not known yet."""
     if sorted(files) != sorted(need):
-        raise BundleError(f"{path / MANIFEST}: lists {sorted(files)}, need {sorted(need)}; export again")
+        raise BundleError(f"{path / MANIFEST}: lists {str(sorted(files))[:200]}, need {sorted(need)}; export again")
     for name, entry in files.items():
         size = statuses[name].size_bytes
         if size != entry.size_bytes:

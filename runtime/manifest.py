@@ -5,11 +5,12 @@ The digest is the sha256 of the canonical JSON (keys sorted, no spaces, UTF-8 un
 
 import hashlib
 import json
+import math
 from typing import Any, Literal, Self
 
 import msgspec
 
-from ptexport.runtime.errors import BundleError
+from ptexport.runtime.errors import BundleError, reason
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 1 << 20
@@ -228,7 +229,7 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if len(data) > MAX_MANIFEST_BYTES:
             raise BundleError(f"{where}: got {len(data)} bytes, need at most {MAX_MANIFEST_BYTES}; export again")
         try:
-            record = json.loads(data.decode(), parse_constant=_no_number)
+            record = json.loads(data.decode(), parse_constant=_no_number, parse_float=_finite)
         except (ValueError, RecursionError) as e:
             raise BundleError(f"{where}: not JSON ({e}); copy the bundle again") from e
         version = record.get("format") if isinstance(record, dict) else None
@@ -236,11 +237,12 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             got = repr(version)[:40] if isinstance(version, int | float | str | None) else type(version).__name__
             raise BundleError(f"{where}: got format {got}, need {FORMAT}; export again with this version of ptexport")
         try:
+            digest = _digest(record)
             manifest = msgspec.convert(record, cls)
         except msgspec.ValidationError as e:
-            raise BundleError(f"{where}: {e}; this reader knows {list(cls.__struct_fields__)}; export again") from e
-        try:
-            digest = _digest(record)
+            raise BundleError(
+                f"{where}: {reason(e)[:200]}; this reader knows {list(cls.__struct_fields__)}; export again"
+            ) from e
         except UnicodeEncodeError as e:
             raise BundleError(f"{where}: holds half of a surrogate pair, need Unicode; export again") from e
         if record.get("digest") != digest:
@@ -368,3 +370,10 @@ def _digest(record: dict[str, Any]) -> str:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large")
+    return value

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from fuzz import small_model
 from onnx import TensorProto, helper
 
 from ptexport.runtime import Engine
@@ -19,25 +19,6 @@ from ptexport.runtime.onnx_check import check_model
 from ptexport.runtime.wire import delimited, varint
 
 Change = Callable[[onnx.ModelProto], object]
-
-
-def small_model() -> onnx.ModelProto:
-    """`logits = input_ids + 1`, with the 1 inside, in a file of 8 bytes, and in a subgraph."""
-    inside = helper.make_tensor("inside", TensorProto.FLOAT, [2], np.ones(2, "<f4").tobytes(), raw=True)
-    outside = helper.make_tensor("outside", TensorProto.FLOAT, [2], np.ones(2, "<f4").tobytes(), raw=True)
-    outside.ClearField("raw_data")
-    outside.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": "model.onnx.data", "offset": "0", "length": "8"}.items():
-        outside.external_data.add(key=key, value=value)
-    constant = helper.make_node("Constant", [], ["c"], value=helper.make_tensor("", TensorProto.FLOAT, [2], [1, 2]))
-    branch = helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [2])])
-    nodes = [
-        helper.make_node("Add", ["x", "inside"], ["y"]),
-        helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch),
-    ]
-    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")}
-    graph = helper.make_graph(nodes, "g", [values["x"]], [values["y"]], [inside, outside])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
 def branch_of(model: onnx.ModelProto) -> onnx.GraphProto:
