@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from ptexport.runtime.errors import BundleError
+from ptexport.runtime.errors import BundleError, reason
 from ptexport.runtime.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, TasksManifest
 from ptexport.runtime.onnx_check import check_model
 from ptexport.runtime.signature import SIGNATURE, verify_signature
@@ -196,8 +196,8 @@ def _open_labels(path: Path) -> list[str]:
     try:
         names = msgspec.json.decode(_read(path), type=_Config).id2label
         return [names[i] for i in range(len(names))]
-    except (msgspec.DecodeError, KeyError) as e:
-        raise BundleError(f"{path}: does not list its labels by number ({e}); export again") from e
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
+        raise BundleError(f"{path}: does not list its labels by number ({reason(e)[:200]}); export again") from e
 
 
 def _check_files(

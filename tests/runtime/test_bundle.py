@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 
 from ptexport.runtime import Engine
+from ptexport.runtime.bundle import file_entry
 from ptexport.runtime.errors import BundleError
 from ptexport.runtime.manifest import Manifest
 
@@ -125,6 +126,20 @@ def test_a_changed_manifest(bundle: Path, change: dict[str, object], message: st
 def test_no_manifest_at_all(bundle: Path, data: bytes, message: str) -> None:
     (bundle / "manifest.json").write_bytes(data)
     with pytest.raises(BundleError, match=message):
+        Engine.open(bundle)
+
+
+@pytest.mark.parametrize(
+    "data", [b"{}", b"[" * 50_000, b'{"id2label": {"0": "\xff"}}', b'{"id2label": {"1": "a"}}', b"\0"]
+)
+def test_labels_that_are_not_there(bundle: Path, data: bytes) -> None:
+    """With a hash that is right."""
+    manifest = Manifest.from_json((bundle / "manifest.json").read_bytes(), "manifest.json")
+    (bundle / "config.json").write_bytes(data)
+    files = {**manifest.files, "config.json": file_entry(bundle / "config.json")}
+    open_answers = msgspec.structs.replace(manifest, files=files, labels=None)
+    (bundle / "manifest.json").write_bytes(open_answers.to_json())
+    with pytest.raises(BundleError, match="does not list its labels by number"):
         Engine.open(bundle)
 
 
