@@ -6,13 +6,13 @@ The digest is the sha256 of the canonical JSON (keys sorted, no spaces, UTF-8 un
 import hashlib
 import json
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 
 from ptexport.runtime.errors import BundleError, reason
 
-FORMAT = 1
+FORMAT: Final = 1
 MAX_MANIFEST_BYTES = 1 << 20
 
 
@@ -25,6 +25,10 @@ TargetName = Literal["cpu", "cuda", "tensorrt", "web"]
 
 Field = Literal["text", "text_b", "choice"]
 """A text that a row brings; "choice" is each of its candidates in turn."""
+
+Fields = Annotated[list[Field], msgspec.Meta(min_length=1, max_length=2)]
+Labels = Annotated[list[str], msgspec.Meta(min_length=1)]
+Length = Annotated[int, msgspec.Meta(ge=1)]
 
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4"]
@@ -275,16 +279,16 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
         digest: sha256 of the canonical JSON of all other keys.
     """
 
-    format: int
+    format: Literal[1]
     name: str
     method: str
     files: dict[str, FileEntry]
     backbone: BackboneEntry
     template: str
-    fields: list[Field]
-    labels: list[str] | None
+    fields: Fields
+    labels: Labels | None
     label_words: dict[str, list[str]] | None
-    max_length: int
+    max_length: Length
     abstain_below: float | None
     graph: GraphEntry
     parity: Parity | None
@@ -316,10 +320,10 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: str
     method: str
     template: str
-    fields: list[Field]
-    labels: list[str]
+    fields: Fields
+    labels: Labels
     label_words: dict[str, list[str]] | None
-    max_length: int
+    max_length: Length
     abstain_below: float | None
     prompt_tokens: int
     folded_tokens: int
@@ -347,7 +351,7 @@ class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         digest: sha256 of the canonical JSON of all other keys.
     """
 
-    format: int
+    format: Literal[1]
     name: str
     files: dict[str, FileEntry]
     backbone: BackboneEntry

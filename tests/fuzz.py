@@ -161,7 +161,7 @@ def damaged_json(draw: st.DrawFn, record: Any) -> Any:
                 continue
             value = place.pop(key)
             how = draw(st.sampled_from(("replace", "replace", "deep", "drop", "rename")))
-            new = {"replace": draw(st.sampled_from(VALUES)), "deep": DEEP}.get(how, value)
+            new = {"replace": copy.deepcopy(draw(st.sampled_from(VALUES))), "deep": DEEP}.get(how, value)
             if how != "drop" and isinstance(place, dict):
                 place[f"{key}x" if how == "rename" else key] = new
             elif how != "drop":

@@ -99,7 +99,7 @@ def test_control_files_that_are_not_compared(
     pack: Pack, llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ptexport.exporters.install.file_entry", lambda path: mock.ANY)
-    with pytest.raises(BundleError, match="need|differs"):
+    with pytest.raises(BundleError, match=r"need|differs"):
         fuzz_packs(pack, tmp_path, llama_bundle, settings_of(250, shrink=False))
 
 
