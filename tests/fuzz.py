@@ -54,12 +54,12 @@ DEEP = "a value nested 5,000 deep"
 
 
 def settings_of(examples: int, *, soak: bool = False, shrink: bool = True) -> settings:
-    """An example that takes 5 s fails; what fails is made as small as can be, unless it has to fail."""
+    """An example that takes 20 s fails; what fails is made as small as can be, unless it has to fail."""
     return settings(
         max_examples=examples,
         derandomize=not soak,
         database=None,
-        deadline=5000,
+        deadline=20_000,
         phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
         suppress_health_check=list(HealthCheck),
     )

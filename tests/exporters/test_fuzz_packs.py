@@ -105,4 +105,4 @@ def test_control_files_that_are_not_compared(
 
 @pytest.mark.soak
 def test_many_more_packs(pack: Pack, llama_bundle: Path, tmp_path: Path) -> None:
-    fuzz_packs(pack, tmp_path, llama_bundle, settings_of(20_000, soak=True))
+    fuzz_packs(pack, tmp_path, llama_bundle, settings_of(3_000, soak=True))

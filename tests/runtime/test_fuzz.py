@@ -197,5 +197,5 @@ def test_time_and_memory_grow_with_the_file_alone(what: str) -> None:
 
 @pytest.mark.soak
 def test_much_more(llama_bundle: Path) -> None:
-    fuzz_manifests(llama_bundle, settings_of(20_000, soak=True))
-    fuzz_onnx(settings_of(100_000, soak=True))
+    fuzz_manifests(llama_bundle, settings_of(5_000, soak=True))
+    fuzz_onnx(settings_of(25_000, soak=True))
