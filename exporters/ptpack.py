@@ -131,13 +131,17 @@ class Pack:
             raise PackError(f"{path}: a safetensors file, but no pack; make one by 'ptexport pack'")
         if metadata["format"] != FORMAT:
             got = metadata["format"]
-            raise PackError(f"{path}: got format {got!r}, need {FORMAT!r}; pack again with this version of ptexport")
+            raise PackError(
+                f"{path}: got format {got[:40]!r}, need {FORMAT!r}; pack again with this version of ptexport"
+            )
         if metadata["digest"] != _digest(metadata["record"], arrays):
             raise PackError(f"{path}: its digest does not match its content; it was changed, copy the pack again")
         try:
             record = msgspec.json.decode(metadata["record"], type=PackRecord)
-        except msgspec.DecodeError as e:
-            raise PackError(f"{path}: {e}; pack again with this version of ptexport") from e
+        except (msgspec.DecodeError, RecursionError) as e:
+            raise PackError(f"{path}: {reason(e)[:200]}; pack again with this version of ptexport") from e
+        if any(array.dtype != np.float32 for array in arrays.values()):
+            raise PackError(f"{path}: holds arrays that are not float32; pack again with this version of ptexport")
         if set(record.texts) != set(TEXTS) or set(record.manifest.files) != set(HASHED):
             raise PackError(f"{path}: lists other files than a bundle's; pack again with this version of ptexport")
         return cls(record=record, arrays=arrays, digest=metadata["digest"])

@@ -29,6 +29,7 @@ from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import FORMAT, Comparison, FileEntry, Parity, TargetName, TaskEntry, TasksManifest
 from ptexport.runtime.providers import load_onnxruntime
+from ptexport.runtime.signature import SIGNATURE
 from ptexport.runtime.tasks import TaskEncoders
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone
@@ -37,7 +38,7 @@ from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.tuning import load_backbone_of
 
-FILES = (*HASHED_TASKS, MANIFEST)
+FILES = (*HASHED_TASKS, MANIFEST, SIGNATURE)
 
 
 def export_tasks(

@@ -5,6 +5,9 @@ Data flow: rows -> texts -> ids -> logits -> Prediction
     errors.py    every error ptexport raises
     manifest.py  what a bundle says of itself
     bundle.py    a folder on disk -> verified bytes and paths
+    signature.py who made a bundle: model.sig and keys
+    wire.py      protobuf's bytes <-> fields
+    onnx_check.py model.onnx -> a refusal of what no export writes
     cpus.py      how many threads this process may use
     rows.py      JSONL or CSV -> rows
     tokens.py    texts -> padded ids

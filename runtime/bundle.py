@@ -1,14 +1,23 @@
-"""A folder on disk -> a verified Bundle; knows hashes and paths, nothing of graphs or tokens."""
+"""A folder on disk -> a verified Bundle; knows paths, hashes and what is looked at in which order, nothing of tokens.
+
+Nothing is parsed before it is a plain file of the right size, and nothing but the manifest before its hash is right;
+docs/trust.md says the order, and what is not promised.
+"""
 
 import hashlib
+import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from ptexport.runtime.errors import BundleError
-from ptexport.runtime.manifest import FileEntry, Manifest, TasksManifest
+from ptexport.runtime.errors import BundleError, reason
+from ptexport.runtime.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, TasksManifest
+from ptexport.runtime.onnx_check import check_model
+from ptexport.runtime.signature import SIGNATURE, verify_signature
 
 MODEL = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -23,10 +32,22 @@ HASHED = (MODEL, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG)
 """What the runtime, Transformers and Optimum read. The README beside them is for people."""
 PARITY_JSON = "parity.json"
 PARITY_HTML = "parity.html"
-FILES = (*HASHED, MANIFEST, README, PARITY_JSON, PARITY_HTML)
+FILES = (*HASHED, MANIFEST, README, PARITY_JSON, PARITY_HTML, SIGNATURE)
 """All files of a bundle."""
 HASHED_TASKS = (MODEL, WEIGHTS, TOKENIZER, TEMPLATES)
 """What the runtime reads of a bundle of many tasks."""
+
+_ManifestT = TypeVar("_ManifestT", Manifest, TasksManifest)
+
+
+class FileStatus(NamedTuple):
+    """What another file has otherwise, and the same file when it was written to."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,40 +57,66 @@ class Bundle:
     path: Path
     manifest: Manifest
     labels: list[str]
+    statuses: Mapping[str, FileStatus] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path) -> "Bundle":
-        """Verify a bundle: the manifest's digest, then every file's kind, size and sha256.
+    def open(cls, path: Path, *, require_signature: str | Path | None = None) -> "Bundle":
+        """Verify a bundle: kinds of files, signature, the manifest's digest, sizes, hashes, and the graph's operators.
+
+        Args:
+            path: the folder.
+            require_signature: file with the public key, in PEM, that it must be signed with; None: it need not be.
 
         Raises:
             BundleError: anything is missing or differs.
+            MissingExtraError: a signature is asked for, and model-signing is not installed.
         """
         if holds_tasks(path):
             raise BundleError(
                 f"{path}: holds many tasks, need one; open it with TaskEngine, or name a task with --task"
             )
-        manifest = Manifest.from_json(_read(path / MANIFEST), str(path / MANIFEST))
-        _check_files(path, manifest.files, HASHED)
+        manifest, statuses = _open(path, Manifest, HASHED, require_signature)
         labels = _open_labels(path / CONFIG) if manifest.labels is None else manifest.labels
-        return cls(path=path, manifest=manifest, labels=labels)
+        return cls(path=path, manifest=manifest, labels=labels, statuses=statuses)
+
+    def check_unchanged(self) -> None:
+        """Refuse a bundle whose files were replaced or written to since they were verified, as a deployment does.
+
+        Raises:
+            BundleError: they were.
+        """
+        _check_unchanged(self.path, self.statuses)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TasksBundle:
+    """The same of a bundle of many tasks."""
+
+    path: Path
+    manifest: TasksManifest
+    statuses: Mapping[str, FileStatus]
+
+    @classmethod
+    def open(cls, path: Path, *, require_signature: str | Path | None = None) -> "TasksBundle":
+        """Verify a bundle of many tasks, as `Bundle.open` does one.
+
+        Raises:
+            BundleError: it holds one task, or anything is missing or differs.
+            MissingExtraError: a signature is asked for, and model-signing is not installed.
+        """
+        if not holds_tasks(path):
+            raise BundleError(f"{path / TEMPLATES}: missing; need a bundle made of several runs by 'ptexport export'")
+        manifest, statuses = _open(path, TasksManifest, HASHED_TASKS, require_signature)
+        return cls(path=path, manifest=manifest, statuses=statuses)
+
+    def check_unchanged(self) -> None:
+        """Refuse it as `Bundle.check_unchanged` does."""
+        _check_unchanged(self.path, self.statuses)
 
 
 def holds_tasks(path: Path) -> bool:
     """Whether a bundle was made of several runs."""
     return (path / TEMPLATES).exists()
-
-
-def open_tasks(path: Path) -> TasksManifest:
-    """Verify a bundle of many tasks, as `Bundle.open` does one.
-
-    Raises:
-        BundleError: it holds one task, or anything is missing or differs.
-    """
-    if not holds_tasks(path):
-        raise BundleError(f"{path / TEMPLATES}: missing; need a bundle made of several runs by 'ptexport export'")
-    manifest = TasksManifest.from_json(_read(path / MANIFEST), str(path / MANIFEST))
-    _check_files(path, manifest.files, HASHED_TASKS)
-    return manifest
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -78,11 +125,63 @@ def file_entry(path: Path) -> FileEntry:
         return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
 
 
+def _open(
+    path: Path, kind: type[_ManifestT], names: tuple[str, ...], require_signature: str | Path | None
+) -> tuple[_ManifestT, dict[str, FileStatus]]:
+    """Verify what bundles of one task and of many have alike; the order is part of what docs/trust.md says."""
+    statuses = _look(path, (MANIFEST, *names))
+    hashes = {} if require_signature is None else verify_signature(path, Path(require_signature))
+    manifest = kind.from_json(_read(path / MANIFEST), str(path / MANIFEST))
+    _check_files(path, manifest.files, names, statuses, hashes)
+    check_model(_read(path / MODEL), str(path / MODEL), {WEIGHTS: manifest.files[WEIGHTS].size_bytes})
+    return manifest, statuses
+
+
+def _look(path: Path, names: tuple[str, ...]) -> dict[str, FileStatus]:
+    """Check of what kind files are, before any is opened, and the size of the manifest, which nothing else says."""
+    statuses = {}
+    for name in names:
+        try:
+            status = (path / name).lstat()
+        except FileNotFoundError as e:
+            need = "need a bundle folder made by 'ptexport export'" if name == MANIFEST else "copy the bundle again"
+            raise BundleError(f"{path / name}: missing; {need}") from e
+        except OSError as e:
+            raise BundleError(
+                f"{path / name}: cannot be read ({e.strerror}); check the path and its permissions"
+            ) from e
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path / name}: not a regular file; copy the bundle again, following links")
+        if status.st_nlink > 1:
+            raise BundleError(
+                f"{path / name}: has {status.st_nlink} names (hard links), need one, since it can be changed through "
+                "another; copy the bundle again, without links"
+            )
+        if name == MANIFEST and status.st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(
+                f"{path / name}: got {status.st_size} bytes, need at most {MAX_MANIFEST_BYTES}; export again"
+            )
+        statuses[name] = _status(status)
+    return statuses
+
+
+def _status(status: os.stat_result) -> FileStatus:
+    return FileStatus(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _check_unchanged(path: Path, statuses: Mapping[str, FileStatus]) -> None:
+    for name, status in statuses.items():
+        try:
+            same = _status((path / name).lstat()) == status
+        except OSError:
+            same = False
+        if not same:
+            raise BundleError(f"{path / name}: was changed while the bundle was opened; open it again")
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError as e:
-        raise BundleError(f"{path}: missing; need a bundle folder made by 'ptexport export'") from e
     except OSError as e:
         raise BundleError(f"{path}: cannot be read ({e.strerror}); check the path and its permissions") from e
 
@@ -97,27 +196,30 @@ def _open_labels(path: Path) -> list[str]:
     try:
         names = msgspec.json.decode(_read(path), type=_Config).id2label
         return [names[i] for i in range(len(names))]
-    except (msgspec.DecodeError, KeyError) as e:
-        raise BundleError(f"{path}: does not list its labels by number ({e}); export again") from e
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
+        raise BundleError(f"{path}: does not list its labels by number ({reason(e)[:200]}); export again") from e
 
 
-def _check_files(path: Path, files: dict[str, FileEntry], need: tuple[str, ...]) -> None:
+def _check_files(
+    path: Path,
+    files: Mapping[str, FileEntry],
+    need: tuple[str, ...],
+    statuses: Mapping[str, FileStatus],
+    hashes: Mapping[str, str],
+) -> None:
+    """Check sizes, then hashes, those that are not known yet."""
     if sorted(files) != sorted(need):
-        raise BundleError(f"{path / MANIFEST}: lists {sorted(files)}, need {sorted(need)}; export again")
+        raise BundleError(f"{path / MANIFEST}: lists {str(sorted(files))[:200]}, need {sorted(need)}; export again")
     for name, entry in files.items():
-        _check(path / name, entry)
-
-
-def _check(path: Path, entry: FileEntry) -> None:
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path}: not a regular file; copy the bundle again, following links")
-        if status.st_size != entry.size_bytes:
-            raise BundleError(f"{path}: got {status.st_size} bytes, need {entry.size_bytes}; copy the bundle again")
-        if file_entry(path).sha256 != entry.sha256:
-            raise BundleError(f"{path}: its sha256 differs from the manifest's; it was changed, copy the bundle again")
-    except FileNotFoundError as e:
-        raise BundleError(f"{path}: missing; copy the bundle again") from e
-    except OSError as e:
-        raise BundleError(f"{path}: cannot be read ({e.strerror}); check its permissions") from e
+        size = statuses[name].size_bytes
+        if size != entry.size_bytes:
+            raise BundleError(f"{path / name}: got {size} bytes, need {entry.size_bytes}; copy the bundle again")
+    for name, entry in files.items():
+        try:
+            sha256 = hashes.get(name) or file_entry(path / name).sha256
+        except OSError as e:
+            raise BundleError(f"{path / name}: cannot be read ({e.strerror}); check its permissions") from e
+        if sha256 != entry.sha256:
+            raise BundleError(
+                f"{path / name}: its sha256 differs from the manifest's; it was changed, copy the bundle again"
+            )

@@ -57,6 +57,7 @@ class Engine:
         threads: int | None = None,
         cuda_graph: bool = False,
         build: Build = "allowed",
+        require_signature: str | Path | None = None,
     ) -> "Engine":
         """Verify a bundle, load it, and compare its golden rows with what the untouched model answered.
 
@@ -72,21 +73,24 @@ class Engine:
             cuda_graph: record what each shape of batch runs on the GPU, and play it back: less work for the CPU, more
                 memory on the GPU, one call at a time. The whole graph must run on the GPU, or this raises.
             build: whether TensorRT may build an engine now, for minutes; "never": raise if `ptexport warmup` did not.
+            require_signature: file with the public key that the bundle must be signed with; None: it need not be.
 
         Raises:
             BundleError: the folder is not what its manifest says (checked before ONNX Runtime sees a byte), or its
                 golden rows are answered otherwise here.
+            SignatureError: it is not signed with that key; a BundleError too.
             ProviderError: the provider does not run the graph: a library is missing, or the device, or TensorRT's
                 engine.
-            MissingExtraError: ONNX Runtime is not installed.
+            MissingExtraError: ONNX Runtime is not installed, or model-signing, where a signature is asked for.
         """
         execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
-        bundle = Bundle.open(Path(path))
+        bundle = Bundle.open(Path(path), require_signature=require_signature)
         manifest = bundle.manifest
         # The graph first: the tokenizer then fits into what loading it has freed (SmolLM2: 1.12 times the weights file
         # at the peak, 1.30 the other way round).
         graph = execution.open(bundle.path / MODEL, manifest.files, manifest.max_length)
         tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
+        bundle.check_unchanged()
         engine = cls(bundle, TextEncoder.from_json(tokenizer_json, fields=manifest.fields), graph)
         engine._golden = check_golden(
             manifest.golden,

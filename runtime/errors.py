@@ -11,6 +11,7 @@
       ExportError      a graph that cannot be made, or does not agree with the model
       BundleError      a bundle folder that is not what it says
       EngineError      an engine that cannot answer, here or any more
+        SignatureError   one that is not signed with the key that was asked for
       PackError        a pack that is not what it says, or is for another backbone
       ProviderError    an execution provider that does not run the graph
       OutputError      a place that cannot be written to
@@ -73,6 +74,10 @@ class BundleError(PtexportError, ValueError):
 
 class EngineError(PtexportError, RuntimeError):
     """An engine that cannot answer, here or any more: for example one that was closed."""
+
+
+class SignatureError(BundleError):
+    """A bundle that is not signed with the key that was asked for: for example one without `model.sig`."""
 
 
 class PackError(PtexportError, ValueError):

@@ -5,13 +5,14 @@ The digest is the sha256 of the canonical JSON (keys sorted, no spaces, UTF-8 un
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+import math
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 
-from ptexport.runtime.errors import BundleError
+from ptexport.runtime.errors import BundleError, reason
 
-FORMAT = 1
+FORMAT: Final = 1
 MAX_MANIFEST_BYTES = 1 << 20
 
 
@@ -24,6 +25,10 @@ TargetName = Literal["cpu", "cuda", "tensorrt", "web"]
 
 Field = Literal["text", "text_b", "choice"]
 """A text that a row brings; "choice" is each of its candidates in turn."""
+
+Fields = Annotated[list[Field], msgspec.Meta(min_length=1, max_length=2)]
+Labels = Annotated[list[str], msgspec.Meta(min_length=1)]
+Length = Annotated[int, msgspec.Meta(ge=1)]
 
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4"]
@@ -228,19 +233,23 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if len(data) > MAX_MANIFEST_BYTES:
             raise BundleError(f"{where}: got {len(data)} bytes, need at most {MAX_MANIFEST_BYTES}; export again")
         try:
-            record = json.loads(data)
+            record = json.loads(data.decode(), parse_constant=_no_number, parse_float=_finite)
         except (ValueError, RecursionError) as e:
             raise BundleError(f"{where}: not JSON ({e}); copy the bundle again") from e
         version = record.get("format") if isinstance(record, dict) else None
         if version != FORMAT:
-            raise BundleError(
-                f"{where}: got format {version!r}, need {FORMAT}; export again with this version of ptexport"
-            )
+            got = repr(version)[:40] if isinstance(version, int | float | str | None) else type(version).__name__
+            raise BundleError(f"{where}: got format {got}, need {FORMAT}; export again with this version of ptexport")
         try:
+            digest = _digest(record)
             manifest = msgspec.convert(record, cls)
         except msgspec.ValidationError as e:
-            raise BundleError(f"{where}: {e}; this reader knows {list(cls.__struct_fields__)}; export again") from e
-        if record.get("digest") != _digest(record):
+            raise BundleError(
+                f"{where}: {reason(e)[:200]}; this reader knows {list(cls.__struct_fields__)}; export again"
+            ) from e
+        except UnicodeEncodeError as e:
+            raise BundleError(f"{where}: holds half of a surrogate pair, need Unicode; export again") from e
+        if record.get("digest") != digest:
             raise BundleError(f"{where}: its digest does not match its content; it was changed, copy the bundle again")
         return manifest
 
@@ -270,16 +279,16 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
         digest: sha256 of the canonical JSON of all other keys.
     """
 
-    format: int
+    format: Literal[1]
     name: str
     method: str
     files: dict[str, FileEntry]
     backbone: BackboneEntry
     template: str
-    fields: list[Field]
-    labels: list[str] | None
+    fields: Fields
+    labels: Labels | None
     label_words: dict[str, list[str]] | None
-    max_length: int
+    max_length: Length
     abstain_below: float | None
     graph: GraphEntry
     parity: Parity | None
@@ -311,10 +320,10 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     name: str
     method: str
     template: str
-    fields: list[Field]
-    labels: list[str]
+    fields: Fields
+    labels: Labels
     label_words: dict[str, list[str]] | None
-    max_length: int
+    max_length: Length
     abstain_below: float | None
     prompt_tokens: int
     folded_tokens: int
@@ -342,7 +351,7 @@ class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         digest: sha256 of the canonical JSON of all other keys.
     """
 
-    format: int
+    format: Literal[1]
     name: str
     files: dict[str, FileEntry]
     backbone: BackboneEntry
@@ -360,4 +369,15 @@ class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def _digest(record: dict[str, Any]) -> str:
     content = {key: value for key, value in record.items() if key != "digest"}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large")
+    return value

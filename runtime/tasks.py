@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, WEIGHTS, open_tasks
+from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, WEIGHTS, TasksBundle
 from ptexport.runtime.chunks import in_chunks
 from ptexport.runtime.engine import batches
 from ptexport.runtime.errors import DataError
@@ -83,6 +83,7 @@ class TaskEngine:
         threads: int | None = None,
         cuda_graph: bool = False,
         build: Build = "allowed",
+        require_signature: str | Path | None = None,
     ) -> "TaskEngine":
         """Verify a bundle, load it, and compare each task's golden rows with what the untouched model answered.
 
@@ -90,17 +91,17 @@ class TaskEngine:
 
         Raises:
             BundleError: the folder is not what its manifest says, holds one task only, or answers otherwise here.
-            ProviderError: as `Engine.open`.
-            MissingExtraError: ONNX Runtime is not installed.
+            SignatureError, ProviderError, MissingExtraError: as `Engine.open`.
         """
         execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
-        path = Path(path)
-        manifest = open_tasks(path)
-        tokenizer, templates = ((path / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES))
+        bundle = TasksBundle.open(Path(path), require_signature=require_signature)
+        manifest = bundle.manifest
+        tokenizer, templates = ((bundle.path / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES))
         encoders = TaskEncoders(tokenizer, json.loads(templates), manifest.tasks)
-        graph = execution.open(path / MODEL, manifest.files, encoders.max_length, share=False)
+        graph = execution.open(bundle.path / MODEL, manifest.files, encoders.max_length, share=False)
+        bundle.check_unchanged()
         engine = cls(manifest, encoders, graph)
-        engine._golden = max(engine._check_golden(task, str(path)) for task in manifest.tasks)
+        engine._golden = max(engine._check_golden(task, str(bundle.path)) for task in manifest.tasks)
         return engine
 
     def warm_up(self) -> None:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 import click
 
 from ptexport.runtime.errors import PtexportError
-from ptexport.toolkit import cli_device, cli_look, cli_make, cli_pack, cli_use, processes
+from ptexport.toolkit import cli_device, cli_look, cli_make, cli_pack, cli_sign, cli_use, processes
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ for command in (
     cli_make.export,
     cli_pack.pack,
     cli_pack.install,
+    cli_sign.sign,
     cli_use.predict,
     cli_use.evaluate,
     cli_use.serve,

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@shared.require_signature
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a bundle's graph too, as .svg, .png or .pdf.")
 @shared.force
 @shared.as_json
-def inspect(folder: Path, plot: Path | None, as_json: bool, force: bool) -> None:
+def inspect(folder: Path, plot: Path | None, require_signature: Path | None, as_json: bool, force: bool) -> None:
     """Verify a bundle and say what is in it, or what is in a run."""
     import msgspec
 
@@ -28,12 +29,14 @@ def inspect(folder: Path, plot: Path | None, as_json: bool, force: bool) -> None
     from ptexport.toolkit.tables import print_description, print_summary
 
     is_bundle = (folder / MANIFEST).is_file()
+    if require_signature is not None and not is_bundle:
+        raise click.UsageError("--require-signature is of bundles; FOLDER holds none.")
     if plot is not None:
         _check_plot(plot, is_bundle=is_bundle, force=force)
     with shared.extra("train"):
         if not is_bundle:
             silence_libraries()
-        record = describe(folder)
+        record = describe(folder, require_signature=require_signature)
         summary = _summarize(folder, record["max_length"], needed=plot is not None) if is_bundle else None
     if is_bundle:
         record["structure"] = msgspec.to_builtins(summary)

@@ -29,8 +29,14 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for m
 log_file = click.option(
     "--log-file", type=click.Path(path_type=Path), help="Append progress to this file as JSON lines."
 )
+require_signature = click.option(
+    "--require-signature",
+    metavar="KEY",
+    type=click.Path(path_type=Path),
+    help="Refuse what is not signed with this public key, a PEM file.",
+)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_EXECUTION = (
+_OPENING = (
     click.option(
         "--provider",
         default="auto",
@@ -50,12 +56,13 @@ _EXECUTION = (
         default="allowed",
         help="Whether TensorRT may build an engine now, for minutes [default: allowed].",
     ),
+    require_signature,
 )
 
 
-def execution(command: _Command) -> _Command:
+def opening(command: _Command) -> _Command:
     """Add the options that `Engine.open` takes, under its names."""
-    for option in reversed(_EXECUTION):
+    for option in reversed(_OPENING):
         command = option(command)
     return command
 

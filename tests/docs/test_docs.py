@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,14 @@ def test_packing_and_installing(tmp_path: Path) -> None:
     assert (tmp_path / "build" / "packs" / "task.ptpack").stat().st_size < 100_000
 
 
+def test_signing(llama_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama_bundle, tmp_path / "build" / "trust" / "bundle")
+    said = run_commands(ROOT / "docs" / "trust.md", tmp_path)
+    assert "Verification succeeded" in said
+    (code,) = blocks(ROOT / "docs" / "trust.md", "python")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
 def test_every_page_is_linked_and_runs_its_commands() -> None:
     pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -116,5 +125,6 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
         "precision.md",
         "templates.md",
         "training.md",
+        "trust.md",
         "tutorial.md",
     ]

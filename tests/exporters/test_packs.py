@@ -64,7 +64,9 @@ def test_install_writes_what_export_writes(
         export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
     packed(tmp_path / "task-run", tmp_path / "task.ptpack")
     assert (tmp_path / "task.ptpack").stat().st_size < 50_000
+    (tmp_path / "other" / "model.sig").write_text("of other files than the new bundle's")
     manifest = install(tmp_path / "task.ptpack", tmp_path / "other", tmp_path / "new", check=True)
+    assert not (tmp_path / "new" / "model.sig").exists()
     for name in HASHED:
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "task" / name).read_bytes(), name
     assert (tmp_path / "task" / "model.onnx").read_bytes() != (tmp_path / "other" / "model.onnx").read_bytes()
@@ -227,7 +229,8 @@ def test_golden_rows_are_what_the_model_answers(llama_bundle: Path, bert_bundle:
         engine = Engine.open(bundle)
         assert [set(row.logits) for row in engine.manifest.golden] == [set(engine.labels)] * 4
         assert engine.check_golden() < 1e-4
-    for value in (0.5, float("nan")):
+    differs = "a logit of its golden rows differs by .*, need at most"
+    for value, message in ((0.5, differs), (float("nan"), "NaN is no JSON")):
         copy = Path(shutil.copytree(llama_bundle, tmp_path / str(value)))
         first, *rest = engine.manifest.golden
         manifest = Manifest.from_json((copy / "manifest.json").read_bytes(), "")
@@ -235,7 +238,7 @@ def test_golden_rows_are_what_the_model_answers(llama_bundle: Path, bert_bundle:
         first.logits["positive"] += value
         changed = msgspec.structs.replace(manifest, golden=[first, *rest])
         (copy / "manifest.json").write_bytes(changed.to_json())
-        with pytest.raises(BundleError, match=r"a logit of its golden rows differs by .*, need at most"):
+        with pytest.raises(BundleError, match=message):
             Engine.open(copy).check_golden()
 
 

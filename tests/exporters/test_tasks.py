@@ -9,6 +9,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from tiny import ROWS, Quiet, train_tiny
 from torch import Tensor, nn
 
@@ -17,11 +20,12 @@ from ptexport.exporters.join import Joined
 from ptexport.exporters.tasks import bake_tasks, check_tasks, export_tasks
 from ptexport.exporters.trace import trace
 from ptexport.runtime.engine import Engine
-from ptexport.runtime.errors import BundleError, DataError, ExportError
+from ptexport.runtime.errors import BundleError, DataError, ExportError, SignatureError
 from ptexport.runtime.manifest import Read, TaskEntry, TasksManifest
 from ptexport.runtime.tasks import TaskEngine
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.classifier import PromptClassifier
+from ptexport.toolkit.cli import cli
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.tokenizer import TemplateToken, TextSlot
 from ptexport.toolkit.tuning import load_backbone_of
@@ -221,6 +225,25 @@ def test_runs_that_do_not_go_together_are_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
+def check_signing(bundle: Path, folder: Path) -> None:
+    """Sign it, open it, and open it with a file changed."""
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    pem = private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(pem)
+    public = private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pub").write_bytes(public)
+    command = ["sign", str(bundle), "--private-key", str(folder / "key.pem")]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
+    TaskEngine.open(bundle, require_signature=folder / "key.pub")
+    command = ["predict", str(bundle), "a", "--task", "all", "--require-signature", str(folder / "key.pub")]
+    assert CliRunner().invoke(cli, command, catch_exceptions=False).output.count("\n") == 3
+    templates = (bundle / "templates.json").read_text()
+    (bundle / "templates.json").write_text(templates + " ")
+    with pytest.raises(SignatureError, match=r"Hash mismatch for 'templates\.json'"):
+        TaskEngine.open(bundle, require_signature=folder / "key.pub")
+    (bundle / "templates.json").write_text(templates)
+
+
 def test_a_bundle_of_many_is_refused_where_one_is_needed(runs_of: Callable[[str], list[Path]], tmp_path: Path) -> None:
     export_tasks(runs_of("bert"), tmp_path / "all", Quiet())
     with pytest.raises(BundleError, match="holds many tasks, need one"):
@@ -231,6 +254,7 @@ def test_a_bundle_of_many_is_refused_where_one_is_needed(runs_of: Callable[[str]
     with pytest.raises(DataError, match="got 1 texts and 2 tasks"):
         engine.predict(["a"], task=["task-0", "task-1"])
     assert engine.predict([], task="task-0") == engine.predict_all([]) == []
+    check_signing(tmp_path / "all", tmp_path)
     manifest = tmp_path / "all" / "manifest.json"
     record = json.loads(manifest.read_text())
     record["tasks"].reverse()
