@@ -1,6 +1,5 @@
 """Rows in, predictions out, in constant memory; knows files and chunks, nothing of graphs."""
 
-import fcntl
 import itertools
 import os
 import stat
@@ -239,6 +238,10 @@ class _Answer(msgspec.Struct):
 
 def _lock(file: BinaryIO, path: Path) -> None:
     """Keep other processes out until the file is closed, by whatever end this one meets."""
+    try:
+        import fcntl
+    except ImportError as e:  # Windows
+        raise OutputError(f"{path}: needs file locks as Linux and macOS have them; print the answers instead") from e
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
