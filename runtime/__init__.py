@@ -27,8 +27,17 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from ptexport.runtime.engine import Engine
-from ptexport.runtime.errors import PtexportError
+from ptexport.runtime.errors import BundleError, DataError, EngineError, MissingExtraError, PtexportError
 from ptexport.runtime.predictions import Prediction
 from ptexport.runtime.tasks import TaskEngine
 
-__all__ = ["Engine", "Prediction", "PtexportError", "TaskEngine"]
+__all__ = [
+    "BundleError",
+    "DataError",
+    "Engine",
+    "EngineError",
+    "MissingExtraError",
+    "Prediction",
+    "PtexportError",
+    "TaskEngine",
+]

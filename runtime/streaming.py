@@ -11,6 +11,11 @@ from typing import BinaryIO
 
 import msgspec
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from ptexport.runtime.chunks import CHUNK_TEXTS
 from ptexport.runtime.engine import OPEN_TOP_K, Engine
 from ptexport.runtime.errors import DataError, OutputError, PtexportError, saying_what_the_disk_refused
@@ -134,6 +139,8 @@ def label_file(
 
 def _fill(path: Path, partial: Path, counted: "_Lines", rows: Iterator[Row], *, resume: bool) -> None:
     """Append lines to those that are there already; a file without any is not kept if a row fails."""
+    if fcntl is None:
+        raise OutputError(f"{path}: needs file locks as Linux and macOS have them; print the answers instead")
     with partial.open("ab+") as file:
         _lock(file, partial)
         if not resume:
@@ -238,10 +245,6 @@ class _Answer(msgspec.Struct):
 
 def _lock(file: BinaryIO, path: Path) -> None:
     """Keep other processes out until the file is closed, by whatever end this one meets."""
-    try:
-        import fcntl
-    except ImportError as e:  # Windows
-        raise OutputError(f"{path}: needs file locks as Linux and macOS have them; print the answers instead") from e
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:

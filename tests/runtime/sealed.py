@@ -3,8 +3,9 @@
     python sealed.py SCRIPT ARGUMENTS…
 
 Linux on x86-64 only. The kernel (seccomp) ends the whole process with SIGSYS, whoever calls, Python or a library, when
-it connects any socket, makes a socket of another kind than TCP or Unix (so no name is asked for over UDP), or calls it
-as a 32-bit program would; io_uring, through which it could do either unseen, is missing. A server can still listen, and answer who comes to it.
+it connects any socket, makes a socket of another kind than TCP or Unix (so no name is asked for over UDP), or calls as
+a 32-bit program would; io_uring, through which it could do either unseen, is missing. A server can still listen, and
+answer who comes to it.
 """
 
 import ctypes
