@@ -57,7 +57,7 @@ def main() -> None:
             subprocess.run(command, check=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
             asked = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True)
             ran = sum(1 for _ in run_programs(python, bundle, pairs, place))
-            print(f"{versions}: {ran} programs ran", flush=True)
+            print(f"{asked.stdout.strip()}: {ran} programs ran", flush=True)
 
 
 if __name__ == "__main__":
