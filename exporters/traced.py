@@ -18,7 +18,7 @@ from ptexport.runtime.manifest import FileEntry, Read
 from ptexport.toolkit.facts import BackboneFacts
 
 TRACE_INFO = "trace.json"
-_FORMAT = 4  # of what a trace keeps, and of what is traced
+_FORMAT = 5  # of what a trace keeps, and of what is traced
 
 TraceKind = Literal["task", "mixed", "blocks"]
 """A graph of one task; of many, one to a row; of many, several of which may be in one row. See toolkit/many.py."""

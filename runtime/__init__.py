@@ -13,7 +13,16 @@ Data flow: rows -> texts -> ids -> logits -> Prediction
     tokens.py    texts -> padded ids
     onnx_file.py model.onnx <-> what tasks have alike, and the arrays of one
     sessions.py  one session for all engines of a backbone
+    libraries.py a shared library -> those it needs
+    gpu.py       what a GPU is
+    providers.py which execution provider runs a graph, and proof that it does
+    buckets.py   which shapes of batch a GPU sees
+    buffers.py   ids -> logits through memory that is bound once
+    home.py      where the cache is
+    tensorrt.py  a bundle -> how TensorRT runs it, and where its engines are kept
     graph.py     ids -> logits
+    golden.py    whether this machine computes what the model did
+    info.py      what an open engine runs on
     predictions.py logits -> predictions
     opened.py    what an engine holds until it is closed, in its process
     chunks.py    texts by the piece: as they come, or in turns
@@ -30,8 +39,29 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from ptexport.runtime.engine import Engine
-from ptexport.runtime.errors import PtexportError
+from ptexport.runtime.errors import (
+    BundleError,
+    DataError,
+    EngineError,
+    MissingExtraError,
+    ProviderError,
+    PtexportError,
+    SignatureError,
+)
+from ptexport.runtime.info import EngineInfo
 from ptexport.runtime.predictions import Prediction
 from ptexport.runtime.tasks import TaskEngine
 
-__all__ = ["Engine", "Prediction", "PtexportError", "TaskEngine"]
+__all__ = [
+    "BundleError",
+    "DataError",
+    "Engine",
+    "EngineError",
+    "EngineInfo",
+    "MissingExtraError",
+    "Prediction",
+    "ProviderError",
+    "PtexportError",
+    "SignatureError",
+    "TaskEngine",
+]

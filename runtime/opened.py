@@ -14,8 +14,10 @@ class Opened(Generic[_T]):
     """Holds what an engine opened. Thread-safe: who has got it keeps it, whoever closes it meanwhile."""
 
     def __init__(self, held: _T) -> None:
+        global _any
         self._held: _T | None = held
         self._process = _process
+        _any = True
         _all.add(self)
 
     def get(self) -> _T:
@@ -50,15 +52,20 @@ _process = object()
 """Stands for this process; another one after a fork. A process id would not do: ids are given again."""
 
 _all: WeakSet[Opened[Any]] = WeakSet()
+_any = False
+"""Whether there ever was one."""
 
 
 def _forked() -> None:
-    """Keep what was inherited, and let nobody use it.
+    """Keep what was inherited, and let nobody use it: threads do not live on in a forked process.
 
-    A session's threads do not live on in a forked process. Running it may wait for them for ever, and so does freeing
-    it, which would be at the latest when the process ends (onnxruntime 1.31). Its memory is the parent's, shared.
+    Running an inherited session may wait for its threads for ever, and so does freeing it, which would be at the latest
+    when the process ends (onnxruntime 1.31). Its memory is the parent's, shared. Tokenizers, new ones too, would wait
+    for their library's threads if TOKENIZERS_PARALLELISM is set; it looks there before each batch.
     """
     global _process
+    if _any:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for opened in _all:
         opened.keep_for_ever()
     _process = object()

@@ -1,6 +1,5 @@
 """Rows in, predictions out, in constant memory; knows files and chunks, nothing of graphs."""
 
-import fcntl
 import itertools
 import os
 import stat
@@ -11,6 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from ptexport.runtime.chunks import CHUNK_TEXTS
 from ptexport.runtime.engine import OPEN_TOP_K, Engine
@@ -135,6 +139,8 @@ def label_file(
 
 def _fill(path: Path, partial: Path, counted: "_Lines", rows: Iterator[Row], *, resume: bool) -> None:
     """Append lines to those that are there already; a file without any is not kept if a row fails."""
+    if fcntl is None:
+        raise OutputError(f"{path}: needs file locks as Linux and macOS have them; print the answers instead")
     with partial.open("ab+") as file:
         _lock(file, partial)
         if not resume:

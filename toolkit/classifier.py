@@ -161,11 +161,12 @@ class PromptClassifier(nn.Module):
             weights = attention_mask[..., None].to(states.dtype)
             return (states * weights).sum(1) / weights.sum(1)
         if self.read == "mask":
-            index = (input_ids == self.vocab + n_rows - 1).to(torch.int64).argmax(1)
+            score = input_ids == self.vocab + n_rows - 1
         elif self.read in ("first", "pooled"):
-            index = attention_mask.argmax(1)
+            score = attention_mask
         else:
-            index = (attention_mask * torch.arange(attention_mask.shape[1], device=states.device)).argmax(1)
+            score = attention_mask * torch.arange(attention_mask.shape[1], device=states.device)
+        index = score.to(torch.int32).argmax(1)  # ONNX Runtime before 1.20 has no ArgMax of int64
         state = states.gather(1, index[:, None, None].expand(-1, 1, states.shape[2]))
         # The pooler takes the first of the states it is given.
         return self.base.pooler(state) if self.read == "pooled" else state[:, 0]

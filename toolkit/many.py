@@ -64,7 +64,8 @@ class TaskClassifier(nn.Module):
             assert row_states is not None, "a causal model"
             assert row_mask is not None, "a causal model"
             states = self._states_in_blocks(input_ids, attention_mask, segments, prompt_rows, row_states, row_mask)
-            index = (of_task * torch.arange(input_ids.shape[1], device=input_ids.device)).argmax(2)
+            score = of_task * torch.arange(input_ids.shape[1], device=input_ids.device)
+            index = score.to(torch.int32).argmax(2)  # as Classifier.pick
             read = states.gather(1, index[..., None].expand(-1, -1, states.shape[2]))  # [b, t, h]
         else:
             types = token_type_ids % 2 if self.one.token_types else None

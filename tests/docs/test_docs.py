@@ -9,10 +9,17 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import onnx_ir as ir
 import pytest
+from tokenizers import Tokenizer, processors
 
+import ptexport.runtime
 from ptexport.exporters.operators import not_for_tensorrt
+from ptexport.runtime.bundle import MODEL, TOKENIZER, file_entry
+from ptexport.runtime.graph import Graph
+from ptexport.runtime.manifest import GoldenRow, Manifest
+from ptexport.runtime.tokens import TextEncoder
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +118,40 @@ def test_signing(llama_bundle: Path, tmp_path: Path) -> None:
     assert "Verification succeeded" in said
     (code,) = blocks(ROOT / "docs" / "trust.md", "python")
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@pytest.fixture(scope="module")
+def pairs_bundle(llama_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle's graph behind a template of two texts."""
+    bundle = Path(shutil.copytree(llama_bundle, tmp_path_factory.mktemp("pairs") / "bundle"))
+    tokenizer = Tokenizer.from_file(str(bundle / TOKENIZER))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    (bundle / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    manifest = Manifest.from_json((bundle / "manifest.json").read_bytes(), "")
+    files = {name: file_entry(bundle / name) for name in manifest.files}
+    encoder = TextEncoder.from_json(tokenizer.to_str(), fields=["text", "text_b"])
+    logits = Graph.open(bundle / MODEL).run(encoder.pad(encoder.encode([("Oslo", "Lima")])))[0].tolist()
+    golden = [GoldenRow(texts=["Oslo", "Lima"], logits=dict(zip(manifest.labels or [], logits, strict=True)))]
+    changed = msgspec.structs.replace(manifest, files=files, fields=["text", "text_b"], golden=golden)
+    (bundle / "manifest.json").write_bytes(changed.to_json())
+    return bundle
+
+
+def test_the_programs_of_embedding(llama_bundle: Path, pairs_bundle: Path, tmp_path: Path) -> None:
+    versions = load(ROOT / "examples" / "versions.py")
+    said = list(versions.run_programs(sys.executable, llama_bundle, pairs_bundle, tmp_path))
+    assert len(said) == 9
+    assert said[2] == "3000\n"
+    assert "was opened before this process was forked" in said[5]
+    assert said[7].startswith("engine: is closed; open the bundle again\n['positive', 'negative'] ")
+
+
+def test_the_public_names() -> None:
+    """What is stable; a name goes with a line in the changelog only."""
+    errors = ["BundleError", "DataError", "EngineError", "MissingExtraError", "ProviderError", "PtexportError"]
+    names = sorted(["Engine", "EngineInfo", "Prediction", "SignatureError", "TaskEngine", *errors])
+    assert ptexport.runtime.__all__ == names
+    assert all(getattr(ptexport.runtime, name).__doc__ for name in names)
 
 
 def test_every_page_is_linked_and_runs_its_commands() -> None:

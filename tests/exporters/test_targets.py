@@ -55,6 +55,20 @@ def test_a_bundle_for_each_target(name: TargetName, llama_run: Path, tmp_path: P
     assert worst(manifest.parity) < 1e-4
 
 
+@pytest.mark.parametrize("bundle", ["llama_bundle", "bert_bundle"])
+def test_what_old_runtimes_lack(bundle: str, request: pytest.FixtureRequest) -> None:
+    """ONNX Runtime 1.18 and 1.19 have no ArgMax of int64."""
+    model = ir.load(request.getfixturevalue(bundle) / "model.onnx")
+    reads = [node for node in model.graph if node.op_type == "ArgMax"]
+    assert len(reads) == 1
+    for node in reads:
+        value = node.inputs[0]
+        assert value is not None
+        cast = value.producer()
+        assert cast is not None
+        assert (cast.op_type, cast.attributes["to"].as_int()) == ("Cast", ir.DataType.INT32)
+
+
 def test_an_operator_that_the_target_does_not_take(llama_run: Path, tmp_path: Path) -> None:
     """Attention of opset 23 is no operator of TensorRT 10.3; neither is anything of ONNX Runtime's own."""
     folder = bake_at(Run.read(llama_run), 23, tmp_path / "23")

@@ -20,7 +20,7 @@ from ptexport.exporters.join import Joined
 from ptexport.exporters.tasks import bake_tasks, check_tasks, export_tasks
 from ptexport.exporters.trace import trace
 from ptexport.runtime.engine import Engine
-from ptexport.runtime.errors import BundleError, DataError, ExportError, SignatureError
+from ptexport.runtime.errors import BundleError, DataError, EngineError, ExportError, SignatureError
 from ptexport.runtime.manifest import Read, TaskEntry, TasksManifest
 from ptexport.runtime.tasks import TaskEngine
 from ptexport.toolkit.backbone import Backbone
@@ -255,6 +255,14 @@ def test_a_bundle_of_many_is_refused_where_one_is_needed(runs_of: Callable[[str]
         engine.predict(["a"], task=["task-0", "task-1"])
     assert engine.predict([], task="task-0") == engine.predict_all([]) == []
     check_signing(tmp_path / "all", tmp_path)
+    assert list(engine.predict_iter(iter(TEXTS), task="task-1")) == engine.predict(TEXTS, task="task-1")
+    with pytest.raises(DataError, match="got one string, need an iterable"):
+        engine.predict_iter("a", task="task-1")
+    with engine:
+        answers = engine.predict_iter(TEXTS, task="task-1")
+    for ask in (lambda: engine.predict_all(TEXTS), lambda: next(answers), engine.__enter__):
+        with pytest.raises(EngineError, match="engine: is closed; open the bundle again"):
+            ask()
     manifest = tmp_path / "all" / "manifest.json"
     record = json.loads(manifest.read_text())
     record["tasks"].reverse()

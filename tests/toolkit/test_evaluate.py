@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,14 +28,12 @@ class Fixed:
     labels = LABELS
     manifest = SimpleNamespace(name="fixed", digest="0", fields=["text"], labels=LABELS)
 
-    def predict(self, texts: Sequence[str], *, top_k: int | None) -> list[Prediction]:
+    def predict_iter(self, texts: Iterable[str], *, top_k: int | None) -> Iterator[Prediction]:
         assert top_k is None
-        answers = []
         for text in texts:
             label, probability = text.split()
             others = {other: (1 - float(probability)) / 2 for other in LABELS}
-            answers.append(Prediction(label=label, probabilities={**others, label: float(probability)}))
-        return answers
+            yield Prediction(label=label, probabilities={**others, label: float(probability)})
 
 
 def measure(rows: list[Row]) -> Result:
