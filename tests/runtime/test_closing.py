@@ -30,7 +30,7 @@ def test_what_is_closed_says_so_and_opens_again(llama_bundle: Path) -> None:
         lambda: engine.predict(TEXTS),
         lambda: engine.logits(TEXTS),
         lambda: next(engine.predict_iter(feed)),
-        engine.check_golden,
+        lambda: engine.info,
         engine.__enter__,
     ):
         with pytest.raises(EngineError, match="engine: is closed; open the bundle again"):
@@ -42,7 +42,7 @@ def test_what_is_closed_says_so_and_opens_again(llama_bundle: Path) -> None:
 
 def test_the_last_to_close_frees_the_session(llama_bundle: Path) -> None:
     first, second = Engine.open(llama_bundle, threads=3), Engine.open(llama_bundle, threads=3)
-    session = weakref.ref(first._opened.get().graph._session)
+    session = weakref.ref(first._opened.get().graph.session)
     first.close()
     assert session() is not None
     assert len(second.predict(TEXTS)) == 3
