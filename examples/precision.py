@@ -86,7 +86,11 @@ def exported(run: Path, folder: Path, precision: str) -> Path:
     out = folder / precision
     if not out.exists():
         drop = () if precision == "fp32" else ("--max-accuracy-drop", "100")
-        subprocess.run(["ptexport", "export", str(run), "--out", str(out), "--precision", precision, *drop], check=True)
+        subprocess.run(
+            ["ptexport", "export", str(run), "--out", str(out), "--precision", precision, *drop],
+            check=True,
+            stdout=sys.stderr,
+        )
     return out
 
 

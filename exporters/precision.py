@@ -19,7 +19,7 @@ from ptexport.exporters.half_pass import LARGEST_FLOAT16, HalfPass, choose_half
 from ptexport.exporters.observe import largest
 from ptexport.exporters.passes import DeadCodePass, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.quantize import ByteTablePass, Product, Recipe, SplitGemmPass, find_products, quantize
-from ptexport.exporters.recipes import FIRST, find_ranges, measure_costs, not_tame, roles
+from ptexport.exporters.recipes import FIRST, find_ranges, measure_costs, plans, roles
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.engine import batches
 from ptexport.runtime.errors import ExportError
@@ -203,18 +203,20 @@ def _in_integers(
     ir.save(model, source / MODEL)
     by_role = roles(find_products(model))
     named = set() if keep_fp32 == "auto" else _named(by_role, keep_fp32)
-    ranges = find_ranges(source, itertools.chain(*by_role.values()), rows.calibration()) if precision == "int8" else {}
-    costs = measure_costs(source, by_role, FIRST[precision], ranges, rows.some())
-    recipes: dict[str, Recipe] = dict.fromkeys(by_role, FIRST[precision])
-    if precision == "int8":
-        recipes |= dict.fromkeys(not_tame(costs), "fp32" if standard else "int8-weight")
-    for kept in _ever_more(by_role, costs, recipes) if keep_fp32 == "auto" else [named]:
+    ranges = find_ranges(source, itertools.chain(*by_role.values()), rows.calibration()) if standard else {}
+    recipe: Recipe = "range" if standard else FIRST[precision]
+    costs = measure_costs(source, by_role, recipe, ranges, rows.some())
+    tried = plans(precision, costs, standard=standard)
+    if keep_fp32 == "auto":  # ever more roles, of which those that cost most come first
+        nearest = tried[-1]
+        tried += [nearest | dict.fromkeys(list(costs)[:n], "fp32") for n in range(1, len(costs) + 1)]
+    for plan in tried:
         of_nodes: dict[str, Recipe] = {
-            product.node: "fp32" if product.weight in kept else recipes[role]
+            product.node: "fp32" if product.weight in named else plan[role]
             for role, products in by_role.items()
             for product in products
         }
-        model = quantize(source / MODEL, of_nodes, ranges, symmetric=standard)
+        model = quantize(source / MODEL, of_nodes, ranges)
         counts = Counter[str](of_nodes.values())
         did = ", ".join(f"{n} products in {name}" for name, n in sorted(counts.items()))
         after = edit(model, *([] if standard else [ByteTablePass()]))
@@ -225,18 +227,6 @@ def _in_integers(
             kept_fp32=sorted({p.weight for p in itertools.chain(*by_role.values()) if of_nodes[p.node] == "fp32"}),
             costs=costs,
         )
-
-
-def _ever_more(
-    by_role: Mapping[str, Sequence[Product]], costs: Mapping[str, float], recipes: Mapping[str, Recipe]
-) -> Iterator[set[str]]:
-    """List weights to keep in fp32: none, then those of ever more roles, of which those that cost most come first."""
-    kept: set[str] = set()
-    yield set()
-    for role in costs:
-        if recipes[role] != "fp32":
-            kept |= {product.weight for product in by_role[role]}
-            yield set(kept)
 
 
 def _named(by_role: Mapping[str, Sequence[Product]], patterns: Sequence[str]) -> set[str]:

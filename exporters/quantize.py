@@ -2,13 +2,15 @@
 
 A product is a MatMul with a weight. How one is computed is its recipe:
 
-    int8         weights int8 by column; activations uint8, by the range seen on real rows (standard operators, Q/DQ)
-    int8-weight  weights int8 in blocks of 32; activations scaled row by row as they come (MatMulNBits)
-    int4-weight  the same with 4 bits
-    dynamic      weights int8 by column; activations scaled by the batch, so that answers depend on the rows beside
+    row          weights int8 by column; activations uint8, each row by a scale of its own (MatMulIntegerToFloat)
+    int8-blocks  weights int8 in blocks of 32; activations int8 in such blocks too (MatMulNBits)
+    int4-blocks  the same with weights int4
+    range        weights int8 by column; activations int8, by the range seen on real rows (standard operators, Q/DQ)
+    batch        weights int8 by column; activations scaled by the batch, so that answers depend on the rows beside
     fp32         as it was
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +23,15 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode
 
-Recipe = Literal["int8", "int8-weight", "int4-weight", "dynamic", "fp32"]
+from ptexport.exporters.row_pass import RowProductsPass, constant
+
+Recipe = Literal["row", "int8-blocks", "int4-blocks", "range", "batch", "fp32"]
 BLOCK = 32
-BITS: dict[Recipe, int] = {"int8-weight": 8, "int4-weight": 4}
+BITS: dict[Recipe, int] = {"int8-blocks": 8, "int4-blocks": 4}
 
 _OP_TYPES = ["MatMul"]
 
@@ -71,28 +74,25 @@ def find_products(model: ir.Model) -> list[Product]:
     return found
 
 
-def quantize(
-    path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Range], *, symmetric: bool = False
-) -> ir.Model:
+def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Range]) -> ir.Model:
     """Compute products in integers.
 
     Args:
         path: the graph, its weights beside it.
         recipes: by the product's node.
-        ranges: of what `int8` products multiply, by the value's name.
-        symmetric: whether their activations are int8 around 0, as TensorRT takes them, instead of uint8, which x86
-            multiplies faster.
+        ranges: of what `range` products multiply, by the value's name.
 
     Returns:
         The graph; the weights of other products stay in the file beside `path`.
     """
     proto = onnx.load(path, load_external_data=False)
-    apart = _take_apart(proto, {node for node, recipe in recipes.items() if recipe != "fp32"}, path.parent)
+    theirs = {node for node, recipe in recipes.items() if recipe not in ("fp32", "row")}
+    apart = _take_apart(proto, theirs, path.parent)
     nodes = {recipe: [node for node, own in recipes.items() if own == recipe] for recipe in set(recipes.values())}
-    if "int8" in nodes:
-        proto = _by_ranges(proto, nodes["int8"], ranges, symmetric=symmetric)
-    if "dynamic" in nodes:
-        proto = _by_batches(proto, nodes["dynamic"])
+    if "range" in nodes:
+        proto = _by_ranges(proto, nodes["range"], ranges)
+    if "batch" in nodes:
+        proto = _by_batches(proto, nodes["batch"])
     for recipe, bits in BITS.items():
         if recipe in nodes:
             proto = _in_blocks(proto, nodes[recipe], bits)
@@ -103,12 +103,12 @@ def quantize(
     model = ir.serde.deserialize_model(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
     model.graph.sort()  # what was inserted stands at the end
+    if "row" in nodes:
+        RowProductsPass(nodes["row"])(model)
     return model
 
 
-def _by_ranges(
-    proto: onnx.ModelProto, nodes: list[str], ranges: Mapping[str, Range], *, symmetric: bool
-) -> onnx.ModelProto:
+def _by_ranges(proto: onnx.ModelProto, nodes: list[str], ranges: Mapping[str, Range]) -> onnx.ModelProto:
     data = {
         name: TensorData(lowest=np.float32(seen.lowest), highest=np.float32(seen.highest))
         for name, seen in ranges.items()
@@ -121,12 +121,12 @@ def _by_ranges(
         True,  # a scale for each column of weights
         False,
         QuantType.QInt8,
-        QuantType.QInt8 if symmetric else QuantType.QUInt8,
+        QuantType.QInt8,  # and around 0, as TensorRT takes them
         TensorsData(CalibrationMethod.MinMax, data),
         nodes,
         [],
         _OP_TYPES,
-        {**options, "ActivationSymmetric": symmetric},
+        {**options, "ActivationSymmetric": True},
     )
     quantizer.quantize_model()
     done: onnx.ModelProto = quantizer.model.model
@@ -154,13 +154,25 @@ def _by_batches(proto: onnx.ModelProto, nodes: list[str]) -> onnx.ModelProto:
 
 
 def _in_blocks(proto: onnx.ModelProto, nodes: list[str], bits: int) -> onnx.ModelProto:
+    quantizer_class = _nbits_quantizer()
     # accuracy_level 4: activations in int8 too, row by row, so that no row depends on another
-    quantizer = MatMulNBitsQuantizer(
+    quantizer = quantizer_class(
         proto, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_include=nodes
     )
     quantizer.process()
     done: onnx.ModelProto = quantizer.model.model
     return done
+
+
+def _nbits_quantizer() -> Any:
+    """Import the quantizer without what it does to logging: everything of all libraries would be printed."""
+    root = logging.getLogger()
+    before = root.level, root.handlers[:]
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    root.setLevel(before[0])
+    root.handlers[:] = before[1]
+    return MatMulNBitsQuantizer
 
 
 def _take_apart(proto: onnx.ModelProto, nodes: set[str], folder: Path) -> list[onnx.TensorProto]:
@@ -250,7 +262,7 @@ class ByteTablePass(ir.passes.InPlacePass):
             "table.weight.scale": scales,
             "table.weight.shape": np.array([0, 0, width], dtype=np.int64),  # 0: as it is
         }
-        whole, scale, shape = (_constant(graph, name, array) for name, array in constants.items())
+        whole, scale, shape = (constant(graph, name, array) for name, array in constants.items())
         ((node, _),) = table.uses()
         numbers, factors = (ir.node("Gather", [part, node.inputs[1]]) for part in (whole, scale))
         floats = ir.node("Cast", numbers.outputs, attributes={"to": ir.DataType.FLOAT.value})
@@ -263,10 +275,3 @@ class ByteTablePass(ir.passes.InPlacePass):
             ].name = f"{node.outputs[0].name}.{part.op_type}.{part.inputs[0].name if part.inputs[0] else ''}"
         ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, row.outputs)
         return ir.passes.PassResult(model, modified=True)
-
-
-def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
-    graph.register_initializer(value)
-    return value

@@ -21,8 +21,8 @@ from ptexport.runtime.tokens import Ids
 
 _PROBED = "probed.onnx"  # beside the weights that it shares with the graph, while it is run
 
-FIRST: dict[str, Recipe] = {"int8": "int8", "int8-dynamic": "dynamic", "int4": "int4-weight"}
-"""By precision: how products are computed where nothing speaks against it."""
+FIRST: dict[str, Recipe] = {"int8": "row", "int8-dynamic": "batch", "int4": "int4-blocks"}
+"""By precision: how products are computed, unless only standard operators may be."""
 
 
 def roles(products: Iterable[Product]) -> dict[str, list[Product]]:
@@ -77,6 +77,23 @@ def _run(model: ir.Model, folder: Path, ids: Ids) -> NDArray[np.float32]:
         return Graph.open(folder / _PROBED).run(ids)
     finally:
         (folder / _PROBED).unlink()
+
+
+def plans(precision: str, costs: Mapping[str, float], *, standard: bool) -> list[dict[str, Recipe]]:
+    """List ways to compute roles, the fastest first and the one nearest to float32 last.
+
+    Args:
+        precision: int8, int8-dynamic or int4.
+        costs: as `measure_costs` found them.
+        standard: whether only ONNX's own operators may be used.
+    """
+    if standard:
+        untame = not_tame(costs)
+        return [{role: "fp32" if role in untame else "range" for role in costs}]
+    first = FIRST[precision]
+    half = math.ceil(len(costs) / 2)
+    in_blocks = [list(costs)[:n] for n in ((0, half, len(costs)) if first == "row" else (0,))]
+    return [{role: "int8-blocks" if role in some else first for role in costs} for some in in_blocks]
 
 
 def not_tame(costs: Mapping[str, float]) -> list[str]:

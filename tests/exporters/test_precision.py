@@ -203,7 +203,7 @@ def test_products_are_kept_by_name_or_until_it_is_right(llama_run: Path, tmp_pat
     )
     assert named.graph.lowered is not None
     assert {name.rsplit(".", 2)[1] for name in named.graph.lowered.kept_fp32} == {"up_proj", "gate_proj", "down_proj"}
-    assert named.graph.lowered.products == {"int4-weight": 11, "fp32": 3}
+    assert named.graph.lowered.products == {"int4-blocks": 11, "fp32": 3}
     with pytest.raises(
         ExportError, match="keep-fp32 'layers': matches no weight, need a name, or a pattern such as base"
     ):
