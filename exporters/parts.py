@@ -22,7 +22,7 @@ _OF_TASK: dict[str, PartName] = {
     "leading_states": "leading states",
     "leading_mask": "leading states",
 }
-_PRODUCTS = frozenset(("MatMul", "Gemm", "MatMulInteger", "MatMulNBits"))
+_PRODUCTS = frozenset(("MatMul", "Gemm", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits"))
 _ATTENTION = frozenset(("Attention", "Softmax"))
 _NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"))
 

@@ -119,7 +119,7 @@ def _count(model: ir.Model, nodes: Sequence[ir.Node], length: int) -> dict[ir.No
     """Count FLOPs of products, and of how many positions each is; those of unknown sizes are left out."""
     for value in model.graph.inputs:
         value.shape = ir.Shape([1, length])
-    stand_ins = {node: _as_matmul(model.graph, node) for node in nodes if node.op_type == "MatMulNBits"}
+    stand_ins = {node: _as_matmul(model.graph, node) for node in nodes if node.op_type in _OURS}
     fold_constants(model, onnx_shape_inference=True)  # sizes that are computed become numbers, and shapes follow
     counted = {}
     for node in nodes:
@@ -146,12 +146,24 @@ def _flops(node: ir.Node) -> tuple[int, int]:
     return 2 * math.prod(_shape(node.outputs[0])) * inner, positions
 
 
+_OURS = ("MatMulNBits", "MatMulIntegerToFloat")
+"""ONNX Runtime's own products, whose sizes onnx cannot tell."""
+
+
 def _as_matmul(graph: ir.Graph, node: ir.Node) -> ir.Node:
     """Put a plain product in the place of one whose sizes onnx cannot tell."""
-    size = [node.attributes["K"].as_int(), node.attributes["N"].as_int()]
+    taken, packed = node.inputs[:2]
+    if node.op_type == "MatMulNBits":
+        size = [node.attributes["K"].as_int(), node.attributes["N"].as_int()]
+    else:
+        size = _shape(packed)
+        floats = ir.node("Cast", [taken], attributes={"to": ir.DataType.FLOAT.value})
+        floats.outputs[0].name, floats.outputs[0].dtype = f"{node.name}_floats", ir.DataType.FLOAT
+        graph.insert_before(node, floats)
+        taken = floats.outputs[0]
     weight = ir.Value(name=f"{node.name}_sizes", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(size))
     graph.inputs.append(weight)
-    product = ir.node("MatMul", [node.inputs[0], weight])
+    product = ir.node("MatMul", [taken, weight])
     graph.insert_after(node, product)
     product.outputs[0].name = f"{node.outputs[0].name}_sizes"
     product.outputs[0].dtype = ir.DataType.FLOAT

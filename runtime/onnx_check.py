@@ -17,7 +17,7 @@ from ptexport.runtime.wire import BYTES, VARINT, Field, fields, read_varint
 OPERATORS: dict[str, frozenset[str] | None] = {
     "": None,
     "ai.onnx": None,
-    "com.microsoft": frozenset(("MatMulNBits",)),
+    "com.microsoft": frozenset(("MatMulNBits", "MatMulIntegerToFloat")),
 }
 """Those a graph may have, by domain; None: all. ONNX Runtime's own include some that open files (EPContext)."""
 
@@ -176,7 +176,8 @@ class _Check:
         known = OPERATORS.get(domain, frozenset())
         if domain not in OPERATORS or (op_type is not None and known is not None and op_type not in known):
             got = f"operators of {domain!r}" if op_type is None else f"operator {domain}::{op_type}"
-            raise self._refused(f"{got}, need ONNX's own or com.microsoft::MatMulNBits")
+            need = " or ".join(sorted(OPERATORS["com.microsoft"] or ()))
+            raise self._refused(f"{got}, need ONNX's own, or com.microsoft's {need}")
 
     def _check_tensor(self, found: dict[int, Field], start: int, end: int) -> None:
         what = f"tensor {self._text(found, _NAME)!r}"

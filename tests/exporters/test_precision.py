@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -20,7 +21,8 @@ from ptexport.exporters.operators import not_for_tensorrt
 from ptexport.exporters.parity import expected_logits, texts_to_check
 from ptexport.exporters.precision import LabelledRows, lower
 from ptexport.exporters.quantize import ByteTablePass
-from ptexport.exporters.recipes import not_tame
+from ptexport.exporters.recipes import not_tame, plans
+from ptexport.exporters.row_pass import RowProductsPass
 from ptexport.exporters.trace import trace
 from ptexport.runtime.errors import DataError, ExportError
 from ptexport.runtime.graph import Graph
@@ -260,11 +262,62 @@ def test_a_role_that_costs_more_than_the_rest_is_not_tame() -> None:
     assert not_tame({"a": 9.0, "b": 3.0, "c": 1.0}) == ["a", "b"], "the cheapest always is"
 
 
+def test_the_ways_to_int8_come_nearer_to_float32() -> None:
+    costs = {"down": 3.0, "up": 0.45, "query": 0.4, "key": 0.4}
+    ways = plans("int8", costs, standard=False)
+    assert [sorted(set(way.values())) for way in ways] == [["row"], ["int8-blocks", "row"], ["int8-blocks"]]
+    assert ways[1] == {"down": "int8-blocks", "up": "int8-blocks", "query": "row", "key": "row"}
+    assert plans("int8", costs, standard=True) == [{"down": "fp32", "up": "range", "query": "range", "key": "range"}]
+    assert plans("int4", costs, standard=False) == [dict.fromkeys(costs, "int4-blocks")]
+
+
+def test_products_row_by_row_are_what_their_integers_say() -> None:
+    """Against numpy, row by row: steps of a row's own range, columns of a weight's own largest element."""
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(40, 24)).astype(np.float32)
+    weight[:, 3] = 0
+    rows = random.normal(size=(2, 3, 40)).astype(np.float32) * np.array([[1e-3], [1], [1e4]], dtype=np.float32)
+    rows[0, 1] = 7.5  # all alike: no range at all
+    model = _two_products(weight)
+    RowProductsPass(["first", "second"])(model)
+    kinds = [node.op_type for node in model.graph]
+    assert (kinds.count("QuantizeLinear"), kinds.count("MatMulIntegerToFloat")) == (1, 2), "rounded once"
+    assert set(model.graph.initializers) & {"w", "w.int8", "w.step", "w.sum"} == {"w.int8", "w.step", "w.sum"}
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    first, second = session.run(None, {"x": rows})
+    np.testing.assert_array_equal(first, second)
+    step = np.where(np.abs(weight).max(0) == 0, 1, np.abs(weight).max(0) / 127)
+    columns = np.round(weight / step) * step
+    middle = (rows.max(-1, keepdims=True) + rows.min(-1, keepdims=True)) / 2
+    span = np.maximum(rows.max(-1, keepdims=True) - rows.min(-1, keepdims=True), 1e-30) / 254
+    rounded = np.clip(np.round((rows - middle) / span), -128, 127)
+    expected = (rounded * span + middle) @ columns
+    np.testing.assert_allclose(first, expected, rtol=2e-5, atol=1e-4 * np.abs(rows).max(-1, keepdims=True).max())
+    for row in np.ndindex(2, 3):
+        (alone, _) = session.run(None, {"x": rows[row][None, None]})
+        np.testing.assert_array_equal(alone[0, 0], first[row])
+    error = np.abs(first - rows @ weight).max(-1) / np.abs(rows).max(-1)
+    assert 1e-3 < error.max() < 0.2
+    with pytest.raises(ir.passes.PreconditionError, match=r"no products: \['first'"):
+        RowProductsPass(["first"])(model)
+
+
+def _two_products(weight: NDArray[np.float32]) -> ir.Model:
+    value = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["b", "s", weight.shape[0]]))
+    nodes = [ir.node("MatMul", [x, value], name=name) for name in ("first", "second")]
+    for node in nodes:
+        node.outputs[0].name, node.outputs[0].dtype = f"{node.name}.out", ir.DataType.FLOAT
+    outputs = [node.outputs[0] for node in nodes]
+    graph = ir.Graph([x], outputs, nodes=nodes, initializers=[value], opset_imports={"": 18}, name="g")
+    return ir.Model(graph, ir_version=10)
+
+
 def test_tasks_share_their_weights_in_lower_precision(
     llama_run: Path, llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     other = train_tiny(llama, rows_file, "{text} [P*3]", tmp_path / "other")
-    for precision in ("fp16", "int4"):
+    for precision in ("fp16", "int8", "int4"):
         files = [
             exported(run, tmp_path / f"{precision}-{n}", precision=precision, max_accuracy_drop=ANY_DROP).files
             for n, run in enumerate((llama_run, other))

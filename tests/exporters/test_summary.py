@@ -10,6 +10,8 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from ptexport.exporters.bake import bake, pipeline
 from ptexport.exporters.passes import Edit
+from ptexport.exporters.quantize import find_products
+from ptexport.exporters.row_pass import RowProductsPass
 from ptexport.exporters.summary import GraphSummary, summarize_graph
 from ptexport.exporters.trace import trace
 from ptexport.toolkit.run import Run
@@ -125,6 +127,20 @@ def test_packed_weights(graph: ir.Model, llama_bundle: Path) -> None:
         weights = parameters(plain)[name, 0]
         assert part.parameters == weights + n_scales
         assert part.size_bytes == weights // 2 + 4 * n_scales
+
+
+def test_products_row_by_row(graph: ir.Model, llama_bundle: Path) -> None:
+    ir.external_data.load_to_model(graph)
+    RowProductsPass([product.node for product in find_products(graph)])(graph)
+    summary, plain = summarize_graph(graph, LENGTH), summarize(llama_bundle)
+    got, need = flops(summary), flops(plain)
+    assert set(got) == set(need)
+    assert all(need[place] <= got[place] <= 1.1 * need[place] for place in need), "what shifts rows is small"
+    columns = {"attention": 2 * HIDDEN + 2 * KV, "mlp": 2 * MLP + HIDDEN}
+    for name, n_columns in columns.items():
+        (part,) = [part for part in summary.parts if (part.name, part.layer) == (name, 0)]
+        assert part.parameters == parameters(plain)[name, 0] + 2 * n_columns
+        assert part.size_bytes == parameters(plain)[name, 0] + 2 * 4 * n_columns
 
 
 def test_quantized_weights(graph: ir.Model, llama_bundle: Path) -> None:

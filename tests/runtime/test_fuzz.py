@@ -118,7 +118,8 @@ def check_onnx(data: bytes) -> None:
 
 def check_graph(graph: onnx.GraphProto, files: dict[str, int]) -> None:
     for node in graph.node:
-        assert node.domain in ("", "ai.onnx") or (node.domain, node.op_type) == ("com.microsoft", "MatMulNBits")
+        known = onnx_check.OPERATORS[node.domain]
+        assert known is None or node.op_type in known
         for attribute in node.attribute:
             for inner in (*attribute.graphs, attribute.g):
                 check_graph(inner, files)
