@@ -23,6 +23,8 @@ _OF_TASK: dict[str, PartName] = {
     "leading_mask": "leading states",
 }
 _PRODUCTS = frozenset(("MatMul", "Gemm", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits"))
+_RANGES = frozenset(("ReduceMax", "ReduceMin"))
+"""What finds the range of a row, by which products in integers are scaled: a way past their weights."""
 _ATTENTION = frozenset(("Attention", "Softmax"))
 _NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"))
 
@@ -67,7 +69,7 @@ class Flow:
             before = [self._from_softmax[value] for value in _given(node) if value in self._from_softmax]
             if node in self._softmaxes:
                 before = [self._softmaxes[node]]
-            if before and node not in self.weights:
+            if before and node not in self.weights and node.op_type not in _RANGES:
                 self._from_softmax.update(dict.fromkeys(node.outputs, max(before)))
                 if node in products:  # what values come in by, behind the softmax itself
                     self._softmaxes[node] = max(before)
@@ -106,6 +108,8 @@ class Flow:
 
     def _look_ahead(self, node: ir.Node) -> None:
         """Tell a node's inputs what is behind it."""
+        if node.op_type in _RANGES:
+            return
         own = self._softmaxes.get(node)
         later = [self._next_softmax[v] for v in node.outputs if v in self._next_softmax] if own is None else [own]
         straight = [self._to_softmax[v] for v in node.outputs if v in self._to_softmax] if own is None else [own]

@@ -79,7 +79,7 @@ class RowProductsPass(ir.passes.InPlacePass):
             inputs = [row.integers, integers, of["one"], steps, of["zero"]]
             product = ir.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT, name=node.name)
             scaled = ir.node("Mul", [product.outputs[0], row.step], name=f"{node.name}.scaled")
-            shift = ir.node("MatMul", [row.middle, sums], name=f"{node.name}.shift")
+            shift = ir.node("Mul", [row.middle, sums], name=f"{node.name}.shift")
             shifted = ir.node("Add", [scaled.outputs[0], shift.outputs[0]], name=f"{node.name}.shifted")
             new = [product, scaled, shift, shifted]
             for one in new[:-1]:
@@ -120,13 +120,13 @@ class Rounded:
 
 
 def _by_column(graph: ir.Graph, weight: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Store a weight [k, n] as int8 and steps [n]; also the sums of what that stands for, [1, n]."""
+    """Store a weight [k, n] as int8 and steps [n]; also the sums of what that stands for, [n]."""
     assert weight.const_value is not None
     floats = weight.const_value.numpy()
     steps = np.abs(floats).max(axis=0) / _LARGEST
     steps[steps == 0] = 1
     integers = np.round(floats / steps).astype(np.int8)
     sums = integers.sum(axis=0, dtype=np.int64).astype(np.float32) * steps
-    stored = {"int8": integers, "step": steps, "sum": sums[None]}
+    stored = {"int8": integers, "step": steps, "sum": sums}
     whole, step, total = (constant(graph, f"{weight.name}.{name}", array) for name, array in stored.items())
     return whole, step, total

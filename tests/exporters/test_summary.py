@@ -133,9 +133,7 @@ def test_products_row_by_row(graph: ir.Model, llama_bundle: Path) -> None:
     ir.external_data.load_to_model(graph)
     RowProductsPass([product.node for product in find_products(graph)])(graph)
     summary, plain = summarize_graph(graph, LENGTH), summarize(llama_bundle)
-    got, need = flops(summary), flops(plain)
-    assert set(got) == set(need)
-    assert all(need[place] <= got[place] <= 1.1 * need[place] for place in need), "what shifts rows is small"
+    assert (flops(summary), summary.saved_flops) == (flops(plain), plain.saved_flops)
     columns = {"attention": 2 * HIDDEN + 2 * KV, "mlp": 2 * MLP + HIDDEN}
     for name, n_columns in columns.items():
         (part,) = [part for part in summary.parts if (part.name, part.layer) == (name, 0)]
