@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ptexport.runtime.buckets import Buckets
 from ptexport.runtime.buffers import BufferPool, Buffers
 from ptexport.runtime.bundle import WEIGHTS
-from ptexport.runtime.cpus import available_cpus
+from ptexport.runtime.cpus import available_cpus, quota_cpus
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.manifest import FileEntry
 from ptexport.runtime.onnx_file import OnnxFile
@@ -177,6 +177,7 @@ def _load(model: Path, threads: int, provider: Provider) -> Any:
     options.log_severity_level = 3
     # SmolLM2, peak while opening over its weights file: 1.07 without the arena, 1.22 with it; runs take as long.
     options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if quota_cpus() is None else "0")
     # Where a CPU's fast product of uint8 and int8 may overflow (AVX2 without VNNI), take the exact one.
     options.add_session_config_entry("session.x64quantprecision", "1")
     return open_session(str(model), options, provider)

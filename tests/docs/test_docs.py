@@ -112,6 +112,15 @@ def test_packing_and_installing(tmp_path: Path) -> None:
     assert (tmp_path / "build" / "packs" / "task.ptpack").stat().st_size < 100_000
 
 
+def test_what_runs_a_bundle(llama_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama_bundle, tmp_path / "build" / "demo" / "bundle")
+    run_commands(ROOT / "docs" / "providers.md", tmp_path)
+    assert json.loads((tmp_path / "build" / "report.json").read_text())["outcomes"][0]["error"] is None
+    (code,) = blocks(ROOT / "docs" / "providers.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].startswith(("CPUExecutionProvider ", "CUDAExecutionProvider "))
+
+
 def test_signing(llama_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(llama_bundle, tmp_path / "build" / "trust" / "bundle")
     said = run_commands(ROOT / "docs" / "trust.md", tmp_path)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ptexport.runtime.cpus import available_cpus
+from ptexport.runtime.cpus import available_cpus, quota_cpus
 
 
 def write(cgroup: Path, files: dict[str, str]) -> Path:
@@ -30,3 +30,4 @@ def test_the_quota_of_a_container_counts(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert available_cpus(write(tmp_path, files)) == cpus
+    assert (quota_cpus(tmp_path) is None) == (cpus == 8)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from ptexport.runtime.libraries import loads
 from ptexport.toolkit.cache import cached_folder, list_entries, prune
 from ptexport.toolkit.describe import describe, nearest_words
 from ptexport.toolkit.run import Run
@@ -142,3 +143,35 @@ def test_the_cache_is_listed_and_pruned(tmp_path: Path, monkeypatch: pytest.Monk
     assert {entry.path.name for entry in list_entries()} == {"used", "new"}
     done = ptexport("cache", "--prune", "0")
     assert (done.returncode, list_entries()) == (0, [])
+
+
+def test_doctor_runs_a_bundle_on_every_provider(llama_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    said = ptexport("doctor", "--run", llama_bundle, "--out", out).stdout
+    assert "reviews, for cpu in fp32" in said
+    report = json.loads(out.read_text())
+    assert str(llama_bundle.parent) not in out.read_text(), "no path of this machine"
+    assert report["bundle"] == llama_bundle.name
+    cpu, *others = report["outcomes"]
+    assert (cpu["asked"], cpu["error"], cpu["info"]["provider"]) == ("cpu", None, "CPUExecutionProvider")
+    assert 0 < cpu["among_neighbours"] < 1e-4
+    assert all(timing["median_ms"] > 0 for timing in cpu["timings"])
+    assert len(cpu["timings"]) == 4
+    if report["gpu"] is None:
+        assert [outcome["asked"] for outcome in others] == ["cuda", "tensorrt"]
+        assert all("cannot be loaded" in outcome["error"] for outcome in others)
+    again = ptexport("doctor", "--run", llama_bundle, "--out", out)
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+    alone = ptexport("doctor", "--out", out)
+    assert (alone.returncode, "--out goes with --run" in alone.stderr) == (2, True)
+
+
+@pytest.mark.skipif(loads("libcuda.so.1"), reason="there is a driver, so they may work")
+def test_what_needs_a_gpu_fails_where_there_is_none(llama_bundle: Path) -> None:
+    for command, message in (
+        (("warmup", llama_bundle), "libnvinfer"),
+        (("predict", llama_bundle, "slow", "--provider", "cuda"), "provider cuda: libcublasLt"),
+        (("predict", llama_bundle, "slow", "--provider", "cpu", "--device", "1"), "device 1, which is for cuda"),
+    ):
+        done = ptexport(*command)
+        assert (done.returncode, done.stdout, message in done.stderr) == (1, "", True), done.stderr
