@@ -48,7 +48,9 @@ def import_peft(config: ImportConfig, progress: Progress) -> Run:
     check_free(config.out, force=config.force, files=files)
     adapter = read_adapter(config.adapter)
     template = parse_template(config, adapter)
-    rows = choose_check_rows(load_cities() if config.rows is None else list(read_rows(config.rows)))
+    # The built-in rows' labels are of another task.
+    built_in = [replace(row, label=None) for row in load_cities()]
+    rows = choose_check_rows(built_in if config.rows is None else list(read_rows(config.rows)))
     for row in rows:
         check_texts(row, template.fields)
     checkpoint = find_model(config, adapter, progress)

@@ -173,6 +173,7 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
         "methods.md",
         "packs.md",
         "precision.md",
+        "providers.md",
         "templates.md",
         "training.md",
         "trust.md",

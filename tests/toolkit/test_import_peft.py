@@ -112,6 +112,7 @@ def test_a_bundle_answers_as_peft_does(
     run = imported(tmp_path / "adapter", tmp_path / "run", task)
     assert run.config.imported is not None
     assert (run.config.imported.peft_type, run.config.training, run.metrics) == (kind, None, None)
+    assert {row.label for row in run.check_rows} == {None}, "the built-in rows' labels are of another task"
     manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
     assert worst(manifest.parity) < 1e-4
     engine = Engine.open(tmp_path / "bundle")
