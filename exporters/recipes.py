@@ -92,7 +92,7 @@ def plans(precision: str, costs: Mapping[str, float], *, standard: bool) -> list
         return [{role: "fp32" if role in untame else "range" for role in costs}]
     first = FIRST[precision]
     half = math.ceil(len(costs) / 2)
-    in_blocks = [list(costs)[:n] for n in ((0, half, len(costs)) if first == "row" else (0,))]
+    in_blocks = [list(costs)[:n] for n in dict.fromkeys((0, half, len(costs)) if first == "row" else (0,))]
     return [{role: "int8-blocks" if role in some else first for role in costs} for some in in_blocks]
 
 

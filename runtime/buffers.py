@@ -4,7 +4,6 @@ The same code runs on every device, so that what a GPU will run is tested on the
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,6 @@ Shape = tuple[int, int]
 """Rows and tokens."""
 
 _NOT_RECORDED = -1
-_KEPT = 256  # shapes whose buffers are kept; on a GPU there are fewer (see Buckets)
 
 
 class Buffers:
@@ -61,6 +59,8 @@ class Buffers:
             self._session.run_with_iobinding(self._bound, self._options(_NOT_RECORDED))
             (self._logits,) = self._bound.get_outputs()
             self._bound.bind_ortvalue_output("logits", self._logits)
+            if self._recorded_as is not None:
+                self._session.run_with_iobinding(self._bound, self._options(self._recorded_as))
         else:
             self._session.run_with_iobinding(self._bound, self._options(self._recorded_as))
         logits: NDArray[np.float32] = self._logits.numpy()
@@ -92,29 +92,28 @@ class BufferPool:
     Args:
         make: makes buffers of a shape, under the number that what it runs is recorded as.
         recorded: whether it is.
+        kept: how many buffers are kept, those used last.
     """
 
-    def __init__(self, make: Callable[[Shape, int | None], Buffers], recorded: bool) -> None:
+    def __init__(self, make: Callable[[Shape, int | None], Buffers], *, recorded: bool, kept: int) -> None:
         self._make = make
         self._recorded = recorded
+        self._kept = kept
         self._numbers: dict[Shape, int] = {}
         self._lock = threading.Lock()
-        self._free: OrderedDict[Shape, list[Buffers]] = OrderedDict()
+        self._free: list[tuple[Shape, Buffers]] = []  # used last at the end
 
     def take(self, shape: Shape) -> Buffers:
         """Take buffers that nobody else has."""
         with self._lock:
-            kept = self._free.get(shape)
-            if kept:
-                self._free.move_to_end(shape)
-                return kept.pop()
+            for i in reversed(range(len(self._free))):
+                if self._free[i][0] == shape:
+                    return self._free.pop(i)[1]
             number = self._numbers.setdefault(shape, len(self._numbers)) if self._recorded else None
         return self._make(shape, number)
 
     def give_back(self, shape: Shape, buffers: Buffers) -> None:
         """Keep buffers for the next run of the shape."""
         with self._lock:
-            self._free.setdefault(shape, []).append(buffers)
-            self._free.move_to_end(shape)
-            if len(self._free) > _KEPT:
-                self._free.popitem(last=False)
+            self._free.append((shape, buffers))
+            del self._free[: -self._kept]

@@ -86,19 +86,19 @@ class Engine:
         execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
         bundle = Bundle.open(Path(path), require_signature=require_signature)
         manifest = bundle.manifest
-        # The graph first: the tokenizer then fits into what loading it has freed (SmolLM2: 1.12 times the weights file
-        # at the peak, 1.30 the other way round).
-        graph = execution.open(bundle.path / MODEL, manifest.files, manifest.max_length)
-        tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
+
+        def finish(graph: Graph) -> "Engine":
+            # After the graph: the tokenizer then fits into what loading that has freed (SmolLM2: 1.12 times the weights
+            # file at the peak, 1.30 the other way round).
+            tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
+            engine = cls(bundle, TextEncoder.from_json(tokenizer_json, fields=manifest.fields), graph)
+            logits = engine.logits(golden_texts(manifest.golden))
+            tolerance = tolerance_of(manifest.parity, graph.provider)
+            engine._golden = check_golden(manifest.golden, engine.labels, logits, tolerance, str(bundle.path))
+            return engine
+
+        engine = execution.open(bundle.path / MODEL, manifest.files, manifest.max_length, finish)
         bundle.check_unchanged()
-        engine = cls(bundle, TextEncoder.from_json(tokenizer_json, fields=manifest.fields), graph)
-        engine._golden = check_golden(
-            manifest.golden,
-            engine.labels,
-            engine.logits(golden_texts(manifest.golden)),
-            tolerance_of(manifest.parity, graph.provider.device_type),
-            str(bundle.path),
-        )
         return engine
 
     def close(self) -> None:

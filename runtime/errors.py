@@ -10,8 +10,8 @@
       AdapterError     a PEFT folder that cannot be imported
       ExportError      a graph that cannot be made, or does not agree with the model
       BundleError      a bundle folder that is not what it says
-      EngineError      an engine that cannot answer, here or any more
         SignatureError   one that is not signed with the key that was asked for
+      EngineError      an engine that cannot answer, here or any more
       PackError        a pack that is not what it says, or is for another backbone
       ProviderError    an execution provider that does not run the graph
       OutputError      a place that cannot be written to

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.errors import BundleError
 from ptexport.runtime.manifest import GoldenRow, Parity
+from ptexport.runtime.providers import CPU, Provider
 from ptexport.runtime.tokens import Text
 
 _ELSEWHERE = 0.05
@@ -39,8 +40,11 @@ def check_golden(
         The largest difference of a logit.
 
     Raises:
-        BundleError: it is larger.
+        BundleError: it is larger, or a row is of other labels.
     """
+    for row in rows:
+        if not set(row.logits) <= set(labels):
+            raise BundleError(f"{where}: has golden rows of labels {sorted(row.logits)}, not its own; export again")
     columns = {label: number for number, label in enumerate(labels)}
     worst = max(
         float(np.abs(got[[columns[label] for label in row.logits]] - np.array(list(row.logits.values()))).max())
@@ -54,8 +58,8 @@ def check_golden(
     return worst
 
 
-def tolerance_of(parity: Parity | None, device_type: str) -> float:
+def tolerance_of(parity: Parity | None, provider: Provider) -> float:
     """Choose how far golden rows may be from the untouched model's logits."""
     if parity is None:
         return _NEVER_RUN
-    return parity.tolerance if device_type == "cpu" else max(parity.tolerance, _ELSEWHERE)
+    return parity.tolerance if provider.name == CPU else max(parity.tolerance, _ELSEWHERE)

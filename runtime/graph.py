@@ -1,30 +1,40 @@
 """model.onnx -> logits for ids, with ONNX Runtime; knows sessions and threads, nothing of texts or labels."""
 
 import logging
-import threading
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptexport.runtime.buckets import Buckets
-from ptexport.runtime.buffers import BufferPool, Buffers
+from ptexport.runtime.buffers import BufferPool, Buffers, Shape
 from ptexport.runtime.bundle import WEIGHTS
 from ptexport.runtime.cpus import available_cpus, quota_cpus
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.manifest import FileEntry
 from ptexport.runtime.onnx_file import OnnxFile
-from ptexport.runtime.providers import TENSORRT, Provider, choose_provider, load_onnxruntime, open_session
+from ptexport.runtime.providers import (
+    CPU,
+    TENSORRT,
+    Provider,
+    choose_provider,
+    load_onnxruntime,
+    open_session,
+    said,
+)
 from ptexport.runtime.sessions import SharedSession, shared_session
 from ptexport.runtime.tensorrt import Build, Engines
 from ptexport.runtime.tokens import Ids
 
 _log = logging.getLogger("ptexport.runtime")
+_KEPT = 8  # buffers of batches as they come, whose shapes are many
+_KEPT_OF_BUCKETS = 256  # more than there are shapes
+_T = TypeVar("_T")
 
 
 class Graph:
@@ -58,9 +68,11 @@ class Graph:
         self._shared = shared  # held, so that the next graph of its key finds it
         device = (self.provider.device_type, self.provider.device)
         values = {name: OrtValue.ortvalue_from_numpy(array, *device) for name, array in (arrays or {}).items()}
-        self._pool = BufferPool(partial(Buffers, session, self.inputs, values, device), self.provider.cuda_graph)
-        # What was recorded may be played back by one thread at a time only.
-        self._alone = threading.Lock() if self.provider.cuda_graph else nullcontext()
+        recorded = self.provider.cuda_graph
+        make = partial(Buffers, session, self.inputs, values, device)
+        self._pool = BufferPool(make, recorded=recorded, kept=_KEPT_OF_BUCKETS if buckets else _KEPT)
+        # What a thread recorded it alone plays back.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ptexport-cuda-graph") if recorded else None
 
     @classmethod
     def open(
@@ -106,12 +118,16 @@ class Graph:
         """
         rows, tokens = ids["input_ids"].shape
         shape = (rows, tokens) if self.buckets is None else self.buckets.fit(rows, tokens)
-        with self._alone:
-            buffers = self._pool.take(shape)
-            try:
-                return buffers.run(ids)
-            finally:
-                self._pool.give_back(shape, buffers)
+        if self._thread is not None:
+            return self._thread.submit(self._run, shape, ids).result()
+        return self._run(shape, ids)
+
+    def _run(self, shape: Shape, ids: Ids) -> NDArray[np.float32]:
+        buffers = self._pool.take(shape)
+        try:
+            return buffers.run(ids)
+        finally:
+            self._pool.give_back(shape, buffers)
 
     def warm_up(self) -> None:
         """Run every shape that batches are padded to."""
@@ -131,43 +147,72 @@ class Execution:
     cuda_graph: bool
     build: Build
 
-    def open(self, model: Path, files: Mapping[str, FileEntry], max_length: int, *, share: bool = True) -> Graph:
-        """Load a bundle's graph on the provider that was asked for.
+    def __post_init__(self) -> None:
+        """Check the values, which may come from another program.
+
+        Raises:
+            ProviderError: one is none of its kind.
+        """
+        if self.build not in get_args(Build):
+            raise ProviderError(f"build: got {self.build!r}, need one of {', '.join(get_args(Build))}; choose one")
+        if self.device < 0 or (self.threads is not None and self.threads < 1):
+            raise ProviderError(f"device {self.device}, threads {self.threads}: need at least 0 and 1; choose others")
+
+    def open(
+        self,
+        model: Path,
+        files: Mapping[str, FileEntry],
+        max_length: int,
+        finish: Callable[[Graph], _T],
+        *,
+        share: bool = True,
+    ) -> _T:
+        """Load a bundle's graph on the provider that was asked for, and run it.
 
         Args:
             model: the file, with its weights beside it, both verified.
             files: of the bundle.
             max_length: most ids of a row.
+            finish: makes what is wanted of the graph, and runs its golden rows.
             share: whether bundles of one backbone share a session.
 
         Raises:
-            As `Graph.open` and `choose_provider`.
+            As `Graph.open`, `choose_provider` and `finish`; on anything but a CPU, all that is raised is a
+            ProviderError, and "auto" uses the CPU then.
         """
         provider = choose_provider(self.asked, device=self.device, cuda_graph=self.cuda_graph)
         buckets = Buckets.up_to(max_length)
-        if provider.name == TENSORRT:
-            return self._on_tensorrt(model, files, provider, buckets)
-        weights_sha256 = files[WEIGHTS].sha256 if share else None
-        try:
-            return Graph.open(
-                model, provider=provider, threads=self.threads, weights_sha256=weights_sha256, buckets=buckets
-            )
-        except ProviderError as e:
-            if self.asked != "auto":
-                raise
-            _log.warning("provider auto: uses the CPU, since %s", e)
-            provider = Provider(degraded=str(e))
-        return Graph.open(model, provider=provider, threads=self.threads, weights_sha256=weights_sha256)
+        # Recordings are of one graph's arrays.
+        weights_sha256 = files[WEIGHTS].sha256 if share and not provider.cuda_graph else None
+        options: dict[str, Any] = {"threads": self.threads, "weights_sha256": weights_sha256, "buckets": buckets}
+        if provider.name != CPU:
+            try:
+                if provider.name == TENSORRT:
+                    return finish(self._on_tensorrt(model, files, provider, buckets))
+                return finish(Graph.open(model, provider=provider, **options))
+            except Exception as e:
+                error = (
+                    e
+                    if isinstance(e, ProviderError)
+                    else ProviderError(
+                        f"provider {provider.name}: does not run this bundle ({said(e)}); use provider cpu"
+                    )
+                )
+                if self.asked != "auto":
+                    raise error from e
+                _log.warning("provider auto: uses the CPU, since %s", error)
+                provider = Provider(degraded=str(error))
+        return finish(Graph.open(model, provider=provider, **options))
 
     def _on_tensorrt(self, model: Path, files: Mapping[str, FileEntry], provider: Provider, buckets: Buckets) -> Graph:
         file = OnnxFile.parse(model.read_bytes(), str(model))
         if file.arrays:
             raise ProviderError(f"{model}: has default values, need constants; export it with --target tensorrt")
-        engines = Engines.of(provider, files, file.inputs, buckets)
-        at, provider = engines.opened(model, self.build)
-        graph = Graph.open(at, provider=provider, threads=self.threads, buckets=buckets)
-        engines.keep()
-        return graph
+
+        def load(at: Path, with_options: Provider) -> Graph:
+            return Graph.open(at, provider=with_options, threads=self.threads, buckets=buckets)
+
+        return Engines.of(provider, files, file.inputs, buckets).open(model, self.build, load)
 
 
 def _load(model: Path, threads: int, provider: Provider) -> Any:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 import msgspec
 
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.providers import load_onnxruntime, placement
+from ptexport.runtime.providers import CPU, load_onnxruntime, placement
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 def info_of(graph: Graph, *, golden_max_abs_diff: float, bundle: str, weights_sha256: str) -> EngineInfo:
     """Describe what a graph runs on; the rest as `EngineInfo` says."""
-    placed = placement(graph.session) if graph.provider.device_type != "cpu" else None
+    placed = placement(graph.session) if graph.provider.name != CPU else None
     versions = {name: version(name) for name in ("tokenizers", "numpy", "ptexport")}
     return EngineInfo(
         provider=graph.provider.name,

@@ -6,32 +6,55 @@ fails, would crash where nothing does, since it expects ONNX Runtime to load it:
 Source: https://refspecs.linuxfoundation.org/elf/gabi4+/contents.html, chapter 5.
 """
 
+import contextlib
 import ctypes
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 _ELF64_LITTLE_ENDIAN = b"\x7fELF\x02\x01"
 _LOAD, _DYNAMIC = 1, 2  # kinds of segments
 _END, _NEEDED, _STRINGS = 0, 1, 5  # tags of the dynamic section
+_RUN_PATHS = (15, 29)  # DT_RPATH and DT_RUNPATH
 
 
 def needed_libraries(library: Path) -> list[str]:
     """List the libraries that one was linked with, such as `libcublas.so.13`; none of what is no 64-bit ELF."""
+    return [text for tag, text in _texts(library) if tag == _NEEDED]
+
+
+def run_paths(library: Path) -> list[Path]:
+    """List the folders where one has the loader look for what it needs."""
+    given = [text for tag, text in _texts(library) if tag in _RUN_PATHS]
+    origin = str(library.parent)
+    return [
+        Path(folder.replace("$ORIGIN", origin).replace("${ORIGIN}", origin))
+        for folders in given
+        for folder in folders.split(":")
+    ]
+
+
+def _texts(library: Path) -> list[tuple[int, str]]:
+    """Read the entries of the dynamic section that are text."""
+    if not library.is_file():
+        return []
     with library.open("rb") as file:
         if file.read(6) != _ELF64_LITTLE_ENDIAN:
             return []
         segments = list(_segments(file))
         dynamic = next(((offset, size) for kind, offset, _, size in segments if kind == _DYNAMIC), (0, 0))
         entries = list(_entries(file, *dynamic))
-        strings = next(value for tag, value in entries if tag == _STRINGS)
+        strings = next((value for tag, value in entries if tag == _STRINGS), 0)
         at = next(
-            strings - address + offset
-            for kind, offset, address, size in segments
-            if kind == _LOAD and address <= strings < address + size
+            (
+                strings - address + offset
+                for kind, offset, address, size in segments
+                if kind == _LOAD and address <= strings < address + size
+            ),
+            0,
         )
-        return [_string(file, at + value) for tag, value in entries if tag == _NEEDED]
+        return [(tag, _string(file, at + value)) for tag, value in entries if tag in (_NEEDED, *_RUN_PATHS)]
 
 
 def _segments(file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
@@ -56,13 +79,13 @@ def _entries(file: BinaryIO, offset: int, size: int) -> Iterator[tuple[int, int]
 
 def _string(file: BinaryIO, at: int) -> str:
     file.seek(at)
-    return file.read(256).partition(b"\0")[0].decode()
+    return file.read(1024).partition(b"\0")[0].decode()
 
 
-def loads(name: str) -> bool:
-    """Whether the loader finds a library, and all that it needs itself."""
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
+def loads(name: str, folders: Iterable[Path] = ()) -> bool:
+    """Whether the loader finds a library, or one of the folders has it, and all that it needs itself."""
+    for place in (name, *(str(folder / name) for folder in folders)):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(place)
+            return True
+    return False

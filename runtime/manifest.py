@@ -194,8 +194,11 @@ class GoldenRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         logits: by label; where answers are open, the largest few.
     """
 
-    texts: list[str]
-    logits: dict[str, float]
+    texts: Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)]
+    logits: Annotated[dict[str, float], msgspec.Meta(min_length=1)]
+
+
+Golden = Annotated[list[GoldenRow], msgspec.Meta(min_length=1)]
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -292,7 +295,7 @@ class Manifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     abstain_below: float | None
     graph: GraphEntry
     parity: Parity | None
-    golden: list[GoldenRow]
+    golden: Golden
     installed: Installation | None
     versions: dict[str, str]
     digest: str = ""
@@ -329,7 +332,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     folded_tokens: int
     parity: Parity
     fan_out: Comparison | None
-    golden: list[GoldenRow]
+    golden: Golden
 
 
 class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -361,7 +364,7 @@ class TasksManifest(_Signed, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     precision: Literal["fp32"]
     read: Read
     fan_out: bool
-    tasks: list[TaskEntry]
+    tasks: Annotated[list[TaskEntry], msgspec.Meta(min_length=1)]
     versions: dict[str, str]
     digest: str = ""
 

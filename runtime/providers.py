@@ -8,9 +8,9 @@ its provider needs, and after, by the nodes that it was given.
 import contextlib
 import functools
 import importlib.util
-import io
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from ptexport.runtime.errors import MissingExtraError, ProviderError
-from ptexport.runtime.libraries import loads, needed_libraries
+from ptexport.runtime.libraries import loads, needed_libraries, run_paths
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 _ASKED = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
@@ -90,7 +90,7 @@ def choose_provider(asked: str, *, device: int = 0, cuda_graph: bool = False) ->
     """
     available = load_onnxruntime().get_available_providers()
     if asked == "auto":
-        return _degraded(device, cuda_graph) if CUDA in available else _on_cpu("auto", device, cuda_graph)
+        return _automatic(available, device, cuda_graph)
     name = _ASKED.get(asked, asked)
     if name not in available:
         ours = ", ".join(("auto", *_ASKED))
@@ -108,7 +108,7 @@ def choose_provider(asked: str, *, device: int = 0, cuda_graph: bool = False) ->
 
 
 def _on_cpu(asked: str, device: int, cuda_graph: bool) -> Provider:
-    if device or (cuda_graph and asked != "auto"):
+    if device or cuda_graph:
         got = f"device {device}" if device else "cuda_graph"
         raise ProviderError(f"provider {asked}: got {got}, which is for cuda and tensorrt; leave it out")
     return Provider()
@@ -117,16 +117,21 @@ def _on_cpu(asked: str, device: int, cuda_graph: bool) -> Provider:
 def _on_gpu(name: str, device: int, cuda_graph: bool) -> Provider:
     options = cuda_options(device) if name == CUDA else {"device_id": str(device)}
     if cuda_graph:
-        options["enable_cuda_graph" if name == CUDA else "trt_cuda_graph_enable"] = "1"
+        options |= {"enable_cuda_graph": "1"} if name == CUDA else {"trt_cuda_graph_enable": "True"}
     return Provider(name=name, device=device, options=tuple(options.items()), cuda_graph=cuda_graph)
 
 
-def _degraded(device: int, cuda_graph: bool) -> Provider:
-    lacking = lacking_libraries(CUDA)
+def _automatic(available: list[str], device: int, cuda_graph: bool) -> Provider:
+    """Take CUDA where it loads; else the CPU, and say why if there is a GPU that goes unused, or may be."""
+    driver = loads(_DRIVER)
+    lacking = lacking_libraries(CUDA) if CUDA in available else f"{_onnxruntime()} was built without {CUDA}"
     if lacking is None:
         return _on_gpu(CUDA, device, cuda_graph)
-    # Where there is no driver there is no GPU that goes unused.
-    _log.log(logging.INFO if _DRIVER in lacking else logging.WARNING, "provider auto: uses the CPU, since %s", lacking)
+    if device:
+        raise ProviderError(f"device {device}: {lacking}; install what is missing, or leave the device out")
+    if not driver and CUDA not in available:
+        return Provider()
+    _log.log(logging.WARNING if driver else logging.INFO, "provider auto: uses the CPU, since %s", lacking)
     return Provider(degraded=lacking)
 
 
@@ -137,9 +142,10 @@ def cuda_options(device: int) -> dict[str, str]:
 
 def lacking_libraries(name: str) -> str | None:
     """Say which of the libraries that a provider needs do not load, and of which versions; None: all load."""
-    _preload(name)
-    needed = needed_of(name)
-    missing = [library for library in needed if not loads(library)]
+    if loads(_DRIVER):
+        _preload(name)
+    needed, folders = needed_of(name), run_paths(_library(name))
+    missing = [library for library in needed if not loads(library, folders)]
     if not missing:
         return None
     versions = dict.fromkeys(map(_product, needed))
@@ -149,9 +155,12 @@ def lacking_libraries(name: str) -> str | None:
 
 def needed_of(name: str) -> list[str]:
     """List the libraries that a provider's own was linked with; none where that cannot be told, as on Windows."""
+    return needed_libraries(_library(name))
+
+
+def _library(name: str) -> Path:
     short = name.removesuffix("ExecutionProvider").lower()
-    library = Path(str(load_onnxruntime().__file__)).parent / "capi" / f"libonnxruntime_providers_{short}.so"
-    return needed_libraries(library) if library.is_file() else []
+    return Path(str(load_onnxruntime().__file__)).parent / "capi" / f"libonnxruntime_providers_{short}.so"
 
 
 def _product(library: str) -> str | None:
@@ -165,13 +174,13 @@ def _product(library: str) -> str | None:
 
 @functools.cache
 def _preload(name: str) -> None:
-    """Load what pip installed of a provider's libraries, so that the loader finds it; it prints what it does not find.
+    """Load what pip installed of a provider's libraries, so that the loader finds it; not run on a GPU yet.
 
-    Not run on a GPU yet.
+    ONNX Runtime prints what it does not find, among answers of ours that another program may read: on stderr, then.
     """
     onnxruntime = load_onnxruntime()
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(sys.stderr):
             onnxruntime.preload_dlls()
     if name == TENSORRT and importlib.util.find_spec("tensorrt_libs") is not None:
         importlib.import_module("tensorrt_libs")
@@ -196,7 +205,7 @@ def open_session(model: str, options: Any, provider: Provider) -> Any:
     except Exception as e:
         if provider.name == CPU:
             raise
-        raise ProviderError(f"provider {provider.name}: cannot run this graph ({_said(e)}); use provider cpu") from e
+        raise ProviderError(f"provider {provider.name}: cannot run this graph ({said(e)}); use provider cpu") from e
     got = session.get_providers()
     if got[0] != provider.name:
         raise ProviderError(
@@ -247,6 +256,6 @@ def _onnxruntime() -> str:
     return f"onnxruntime {load_onnxruntime().__version__}"
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """Shorten what ONNX Runtime says, which begins with its own source files."""
     return re.sub(r"^\S*/onnxruntime\S* [^:]*::\S+ ", "", " ".join(str(error).split()))[:300]

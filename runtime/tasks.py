@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, WEIGHTS, TasksBundle
 from ptexport.runtime.chunks import in_chunks
 from ptexport.runtime.engine import batches
-from ptexport.runtime.errors import DataError
+from ptexport.runtime.errors import BundleError, DataError, reason
 from ptexport.runtime.golden import check_golden, golden_texts, tolerance_of
 from ptexport.runtime.graph import Execution, Graph
 from ptexport.runtime.info import EngineInfo, info_of
@@ -97,11 +97,20 @@ class TaskEngine:
         bundle = TasksBundle.open(Path(path), require_signature=require_signature)
         manifest = bundle.manifest
         tokenizer, templates = ((bundle.path / name).read_text(encoding="utf-8") for name in (TOKENIZER, TEMPLATES))
-        encoders = TaskEncoders(tokenizer, json.loads(templates), manifest.tasks)
-        graph = execution.open(bundle.path / MODEL, manifest.files, encoders.max_length, share=False)
+        try:
+            encoders = TaskEncoders(tokenizer, json.loads(templates), manifest.tasks)
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise BundleError(
+                f"{bundle.path / TEMPLATES}: not what an export writes ({reason(e)}); export again"
+            ) from e
+
+        def finish(graph: Graph) -> "TaskEngine":
+            engine = cls(manifest, encoders, graph)
+            engine._golden = max(engine._check_golden(task, str(bundle.path)) for task in manifest.tasks)
+            return engine
+
+        engine = execution.open(bundle.path / MODEL, manifest.files, encoders.max_length, finish, share=False)
         bundle.check_unchanged()
-        engine = cls(manifest, encoders, graph)
-        engine._golden = max(engine._check_golden(task, str(bundle.path)) for task in manifest.tasks)
         return engine
 
     def warm_up(self) -> None:
@@ -122,7 +131,7 @@ class TaskEngine:
         loaded = self._opened.get()
         encodings = loaded.encoders.of_task[task.name].encode(golden_texts(task.golden))
         logits = self._logits(loaded.graph, encodings)
-        tolerance = tolerance_of(task.parity, loaded.graph.provider.device_type)
+        tolerance = tolerance_of(task.parity, loaded.graph.provider)
         return check_golden(task.golden, task.labels, logits[:, self._numbers[task.name]], tolerance, where)
 
     def close(self) -> None:

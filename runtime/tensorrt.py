@@ -9,14 +9,17 @@ Sources: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvi
 https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
 """
 
+import contextlib
 import ctypes
+import gc
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -29,6 +32,7 @@ from ptexport.runtime.manifest import FileEntry
 from ptexport.runtime.providers import TENSORRT, Provider, load_onnxruntime, needed_of
 
 Build = Literal["allowed", "never"]
+_T = TypeVar("_T")
 
 ENGINE = "engine.onnx"
 _RECORD = "engine.json"
@@ -69,7 +73,7 @@ class Engines:
         Raises:
             ProviderError: there is no GPU, or TensorRT does not say which it is.
         """
-        options = dict(provider.options) | tensorrt_options(inputs, buckets)
+        options = tensorrt_options(inputs, buckets)
         gpu = read_gpu(provider.device)
         made_for = {
             "model": files[MODEL].sha256,
@@ -81,53 +85,62 @@ class Engines:
             "options": msgspec.json.encode(options, order="deterministic").decode(),
         }
         key = hashlib.sha256(msgspec.json.encode(made_for, order="deterministic")).hexdigest()[:32]
+        every = dict(provider.options) | options
         folder = cache_home() / "tensorrt" / key
-        kept = {f"trt_{name}_cache_{what}": value for name in ("engine", "timing") for what, value in _kept(folder)}
-        return cls(
-            folder=folder,
-            made_for=made_for,
-            provider=replace(provider, options=tuple((options | kept).items())),
-        )
+        return cls(folder=folder, made_for=made_for, provider=replace(provider, options=tuple(every.items())))
 
-    def opened(self, model: Path, build: Build) -> tuple[Path, Provider]:
-        """Choose what to open: the engine that is kept, or the bundle's model, of which one is built and kept.
+    def open(self, model: Path, build: Build, load: Callable[[Path, Provider], _T]) -> _T:
+        """Load the engine that is kept; before that build it, if it is not there.
+
+        What is built is let go and opened again as it is kept, so that who may build runs what others will.
 
         Args:
             model: the bundle's.
             build: whether one may be built now, which takes minutes.
+            load: opens a session; called with what to open and on what.
 
         Raises:
-            ProviderError: there is none and none may be built, or others may write where it is.
+            ProviderError: there is none and none may be built, none was written, or others may write where it is.
         """
-        if (self.folder / _RECORD).exists():
-            self._check()
-            entries = {"session.disable_model_compile": "1"}
-            return self.folder / ENGINE, replace(self.provider, entries=tuple(entries.items()))
-        if build == "never":
-            raise ProviderError(
-                f"provider tensorrt: no engine is kept in {self.folder}, and build is never; run 'ptexport warmup' on "
-                "this device first"
-            )
-        make_private(self.folder)
-        entries = {
-            "ep.context_enable": "1",
-            "ep.context_file_path": str(self.folder / ENGINE),
-            "ep.context_embed_mode": "1",
-        }
-        return model, replace(self.provider, entries=tuple(entries.items()))
+        if not self.folder.exists():
+            if build == "never":
+                raise ProviderError(
+                    f"provider tensorrt: no engine is kept in {self.folder}, and build is never; run 'ptexport warmup' "
+                    "on this device first"
+                )
+            self._build(model, load)
+        self._check()
+        entries = (("session.disable_model_compile", "1"),)
+        return load(self.folder / ENGINE, replace(self.provider, entries=entries))
 
-    def keep(self) -> None:
-        """Record the engine that ONNX Runtime wrote; without that it is not used again."""
-        if (self.folder / _RECORD).exists() or not (self.folder / ENGINE).exists():
-            return
-        record = _Record(engine=file_entry(self.folder / ENGINE), made_for=self.made_for)
-        temporary = self.folder / f".{_RECORD}.{os.getpid()}"
-        temporary.write_bytes(msgspec.json.encode(record))
-        temporary.replace(self.folder / _RECORD)
+    def _build(self, model: Path, load: Callable[[Path, Provider], object]) -> None:
+        _make_private(self.folder.parent)
+        with TemporaryDirectory(prefix=f"{self.folder.name}.", dir=self.folder.parent) as name:  # mode 700
+            built = Path(name)
+            written = {
+                "trt_dump_ep_context_model": "True",
+                "trt_ep_context_file_path": str(built / ENGINE),
+                "trt_ep_context_embed_mode": "1",
+                "trt_timing_cache_enable": "True",
+                "trt_timing_cache_path": str(self.folder.parent),
+            }
+            options = dict(self.provider.options) | written
+            load(model, replace(self.provider, options=tuple(options.items())))  # it may write when it is let go
+            gc.collect()
+            if not (built / ENGINE).is_file():
+                raise ProviderError(
+                    "provider tensorrt: built no engine of the whole graph; export it with --target tensorrt, or use "
+                    "provider cuda"
+                )
+            record = _Record(engine=file_entry(built / ENGINE), made_for=self.made_for)
+            (built / _RECORD).write_bytes(msgspec.json.encode(record))
+            with contextlib.suppress(FileExistsError, OSError):  # another process was first
+                built.rename(self.folder)
+                built.mkdir(mode=0o700)  # for the end of the block to remove
 
     def _check(self) -> None:
         """Refuse an engine that this user did not make: it is a program."""
-        check_private(self.folder)
+        _check_private(self.folder)
         try:
             record = msgspec.json.decode((self.folder / _RECORD).read_bytes(), type=_Record)
             same = record.made_for == self.made_for and record.engine == file_entry(self.folder / ENGINE)
@@ -147,12 +160,8 @@ def tensorrt_options(inputs: list[str], buckets: Buckets) -> dict[str, str]:
         **profile,
         "trt_max_workspace_size": str(_WORKSPACE_BYTES),
         "trt_builder_optimization_level": "3",
-        "trt_layer_norm_fp32_fallback": "1",
+        "trt_layer_norm_fp32_fallback": "True",  # the binding takes no 1
     }
-
-
-def _kept(folder: Path) -> list[tuple[str, str]]:
-    return [("enable", "1"), ("path", str(folder))]
 
 
 def tensorrt_version() -> str:
@@ -161,7 +170,7 @@ def tensorrt_version() -> str:
     Raises:
         ProviderError: it does not load.
     """
-    library = next(name for name in needed_of(TENSORRT) if name.startswith("libnvinfer."))
+    library = next((name for name in needed_of(TENSORRT) if name.startswith("libnvinfer.")), "libnvinfer.so")
     try:
         number = ctypes.CDLL(library).getInferLibVersion()
     except (OSError, AttributeError) as e:
@@ -170,17 +179,13 @@ def tensorrt_version() -> str:
     return ".".join(map(str, (number // 10000, number // 100 % 100, number % 100)))
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder that nobody else may read or write.
-
-    Raises:
-        ProviderError: it is there, and others may.
-    """
+def _make_private(folder: Path) -> None:
+    """Make a folder that nobody else may read or write."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    check_private(folder)
+    _check_private(folder)
 
 
-def check_private(folder: Path) -> None:
+def _check_private(folder: Path) -> None:
     """Refuse a folder that is another user's, or that others may write to: what is in it is run.
 
     Raises:
@@ -188,7 +193,8 @@ def check_private(folder: Path) -> None:
     """
     status = folder.lstat()
     others = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or others:
+    own = not hasattr(os, "getuid") or status.st_uid == os.getuid()  # Windows has none
+    if not stat.S_ISDIR(status.st_mode) or not own or (others and os.name == "posix"):
         raise ProviderError(
             f"{folder}: is not a folder of this user's alone; remove it, or 'chmod 700' it if nobody else wrote there"
         )

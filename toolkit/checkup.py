@@ -7,6 +7,7 @@ graph at all, its answers to the golden rows, whether an answer depends on the r
 import contextlib
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import msgspec
 import numpy as np
 
 from ptexport.runtime import Engine
-from ptexport.runtime.errors import ProviderError, PtexportError
+from ptexport.runtime.bundle import Bundle
+from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.gpu import Gpu, read_gpu
+from ptexport.runtime.home import cache_home
 from ptexport.runtime.info import EngineInfo
 from ptexport.toolkit.doctor import Check, examine
 
@@ -90,8 +93,8 @@ def check_up(bundle: Path, *, device: int = 0) -> Report:
     gpu = None
     with contextlib.suppress(ProviderError):
         gpu = read_gpu(device)
+    manifest = Bundle.open(bundle).manifest
     outcomes = [_try(bundle, asked, device) for asked in PROVIDERS]
-    manifest = Engine.open(bundle, provider="cpu").manifest
     return Report(
         bundle=manifest.name,
         target=manifest.graph.target,
@@ -115,8 +118,17 @@ def _try(bundle: Path, asked: str, device: int) -> Outcome:
             among_neighbours=_among_neighbours(engine),
             timings=[_time(engine, *size) for size in SIZES],
         )
-    except PtexportError as e:
-        return Outcome(asked=asked, error=str(e).replace(str(bundle), bundle.resolve().name))
+    except Exception as e:  # whatever it is, the report is to say it
+        return Outcome(asked=asked, error=without_paths(str(e) or type(e).__name__, bundle))
+
+
+def without_paths(text: str, bundle: Path) -> str:
+    """Take this machine's folders out of a sentence."""
+    named = {bundle.resolve(): bundle.resolve().name, bundle: bundle.resolve().name, cache_home(): "CACHE"}
+    named |= {Path(sys.prefix): "PYTHON", Path.home(): "HOME"}
+    for path, name in named.items():
+        text = text.replace(str(path), name)
+    return text
 
 
 def _texts(n: int, words: int, *, pair: bool) -> list[str | tuple[str, str]]:

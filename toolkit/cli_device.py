@@ -49,10 +49,9 @@ def doctor(bundle: Path | None, out: Path | None, device: int, as_json: bool, fo
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--provider", type=click.Choice(["cuda", "tensorrt"]), default="tensorrt", show_default=True)
 @click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
-def warmup(bundle: Path, provider: str, device: int, as_json: bool) -> None:
+def warmup(bundle: Path, device: int, as_json: bool) -> None:
     """Build TensorRT's engine of a bundle for this device and keep it, so that opening it takes seconds.
 
     Run it on the device that will serve, with its versions. Not run on a GPU by us yet.
@@ -62,7 +61,7 @@ def warmup(bundle: Path, provider: str, device: int, as_json: bool) -> None:
 
     started = time.perf_counter()
     opened = TaskEngine if holds_tasks(bundle) else Engine
-    engine = opened.open(bundle, provider=provider, device=device)
+    engine = opened.open(bundle, provider="tensorrt", device=device)
     built_s = time.perf_counter() - started
     engine.warm_up()
     record = {"bundle": engine.manifest.name, "provider": engine.info.provider, "open_s": round(built_s, 1)}

@@ -60,10 +60,13 @@ def _onnxruntime() -> Check:
     except (ImportError, OSError) as e:
         return Check(name="ONNX Runtime", found=f"broken ({reason(e)})", missing="install it again")
 
+    from ptexport.runtime.providers import choose_provider
+
+    used = choose_provider("auto").name.removesuffix("ExecutionProvider")
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     return Check(
         name="ONNX Runtime",
-        found=f"{onnxruntime.__version__}, built with {', '.join(providers)}; ptexport uses CPU",
+        found=f"{onnxruntime.__version__}, built with {', '.join(providers)}; --provider auto takes {used}",
     )
 
 

@@ -80,7 +80,7 @@ def test_every_shape_is_warmed_up(llama_bundle: Path) -> None:
     padding = Graph(graph.session, arrays, buckets=Buckets.up_to(24))
     padding.warm_up()
     assert (
-        set(padding._pool._free)
+        {shape for shape, _ in padding._pool._free}
         == set(Buckets.up_to(24).shapes())
         == {(rows, tokens) for rows in (1, 2, 4, 8, 16, MAX_BATCH_ROWS) for tokens in (16, 24)}
     )
@@ -92,3 +92,10 @@ def test_an_answer_is_not_overwritten_by_the_next(llama_bundle: Path) -> None:
     kept = first.copy()
     engine.logits(["a dull story was"])
     np.testing.assert_array_equal(first, kept)
+
+
+def test_few_buffers_are_kept_of_batches_as_they_come(llama_bundle: Path) -> None:
+    engine = Engine.open(llama_bundle, provider="cpu")
+    for words in range(1, 30):
+        engine.logits(["a " * words])
+    assert len(engine._opened.get().graph._pool._free) == 8

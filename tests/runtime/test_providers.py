@@ -1,10 +1,10 @@
 """What is asked for runs, or it raises: with the real onnxruntime-gpu wheel on a machine without a GPU."""
 
-import ctypes
 import logging
-import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from ptexport.runtime import providers
+from ptexport.runtime import graph, providers
 from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.gpu import read_gpu
-from ptexport.runtime.libraries import loads, needed_libraries
+from ptexport.runtime.libraries import loads, needed_libraries, run_paths
 from ptexport.runtime.providers import CPU, CUDA, TENSORRT, Provider, check_placement, choose_provider, open_session
 
-pytestmark = pytest.mark.skipif(
+no_gpu = pytest.mark.skipif(
     loads("libcuda.so.1") or CUDA not in onnxruntime.get_available_providers(),
     reason="is for onnxruntime-gpu where there is no driver; where there is one, run 'ptexport doctor --run BUNDLE'",
 )
@@ -50,6 +50,7 @@ def raw(model: str, names: list[str], *, entry: str | None = None, policy: Any =
     return got
 
 
+@no_gpu
 @pytest.mark.filterwarnings("ignore:Specified provider")
 @pytest.mark.parametrize(
     ("call", "silent"),
@@ -73,6 +74,7 @@ def test_control_what_onnxruntime_does_by_itself(call: dict[str, Any], silent: b
             raw(model, **call)
 
 
+@no_gpu
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -92,6 +94,7 @@ def test_what_cannot_run_raises(asked: str, message: str, llama_bundle: Path) ->
         Engine.open(llama_bundle, provider=asked)
 
 
+@no_gpu
 @pytest.mark.parametrize("name", [CUDA, TENSORRT, "NoSuchExecutionProvider"])
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_what_did_not_open_raises_even_if_all_libraries_load(name: str, model: str) -> None:
@@ -115,6 +118,7 @@ def logged() -> Iterator[list[logging.LogRecord]]:
     logger.setLevel(before)
 
 
+@no_gpu
 def test_auto_says_why_it_is_on_the_cpu(
     llama_bundle: Path, logged: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,14 +128,17 @@ def test_auto_says_why_it_is_on_the_cpu(
     assert "libcublasLt" in info.degraded
     assert logged[0].getMessage().startswith("provider auto: uses the CPU, since libcublasLt")
     assert {record.levelname for record in logged} == {"INFO"}, "no driver: no GPU goes unused"
-    monkeypatch.setattr(providers, "loads", lambda name: "cublas" not in name)
+    monkeypatch.setattr(providers, "_preload", lambda name: None)
+    monkeypatch.setattr(providers, "loads", lambda name, folders=(): "cublas" not in name)
     logged.clear()
     assert choose_provider("auto").degraded is not None
     assert {record.levelname for record in logged} == {"WARNING"}, "the driver is there"
 
 
+@no_gpu
 def test_auto_takes_the_cpu_when_cuda_turns_out_not_to_run(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(providers, "loads", lambda name: True)
+    monkeypatch.setattr(providers, "_preload", lambda name: None)
+    monkeypatch.setattr(providers, "loads", lambda name, folders=(): True)
     engine = Engine.open(llama_bundle)
     assert engine.info.provider == CPU
     assert "took CPUExecutionProvider" in str(engine.info.degraded)
@@ -176,7 +183,7 @@ def test_the_placement_is_what_onnxruntime_says(model: str) -> None:
 
 def test_a_library_names_what_it_needs(tmp_path: Path) -> None:
     assert "libc.so.6" in needed_libraries(Path(np._core._multiarray_umath.__file__))
-    assert providers.needed_of(CUDA)[0].startswith("libcublasLt.so.")
+    assert run_paths(Path(np._core._multiarray_umath.__file__)) != [], "a wheel that brings its own BLAS"
     (tmp_path / "text").write_bytes(b"no library")
     assert needed_libraries(tmp_path / "text") == []
     assert loads("libc.so.6")
@@ -209,7 +216,59 @@ def test_a_gpu_is_described() -> None:
     assert (gpu.name, gpu.compute_capability, gpu.memory_bytes, gpu.driver_cuda) == ("Orin", "8.7", 8 << 30, "12.6")
     with pytest.raises(ProviderError, match="GPU 3: cuDeviceGet failed with CUDA error 101; choose another device"):
         read_gpu(3, PlayedDriver("cuDeviceGet"))
+
+
+@no_gpu
+def test_no_driver_is_said() -> None:
     with pytest.raises(ProviderError, match=r"GPU 0: libcuda.* install an NVIDIA driver"):
         read_gpu(0)
-    assert ctypes.sizeof(ctypes.c_size_t) == 8
-    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+def test_without_cuda_in_the_wheel_a_driver_is_a_reason(
+    logged: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime_ = SimpleNamespace(__version__="1.31.1", get_available_providers=lambda: [CPU])
+    monkeypatch.setattr(providers, "load_onnxruntime", lambda: onnxruntime_)
+    for driver in (False, True):
+        monkeypatch.setattr(providers, "loads", lambda name, driver=driver: driver)
+        degraded = choose_provider("auto").degraded
+        assert degraded == ("onnxruntime 1.31.1 was built without CUDAExecutionProvider" if driver else None)
+        with pytest.raises(ProviderError, match="device 1: onnxruntime 1.31.1 was built without"):
+            choose_provider("auto", device=1)
+    assert [record.levelname for record in logged] == ["WARNING"]
+
+
+@pytest.mark.parametrize("options", [{"build": "Never"}, {"threads": 0}, {"threads": -1}, {"device": -1}])
+def test_odd_values_are_refused(options: dict[str, Any], llama_bundle: Path) -> None:
+    with pytest.raises(ProviderError, match="need one of allowed, never|need at least 0 and 1"):
+        Engine.open(llama_bundle, **options)
+
+
+def test_recordings_are_of_one_engine(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that is shared would play back what another engine recorded, on its prompt."""
+    played = Provider(name="AnotherExecutionProvider", cuda_graph=True)
+    monkeypatch.setattr(graph, "choose_provider", lambda *_, **__: played)
+    monkeypatch.setattr(
+        graph, "open_session", lambda model, options, provider: onnxruntime.InferenceSession(model, options)
+    )
+    keep = [Engine.open(llama_bundle) for _ in range(2)]
+    assert len({id(engine._opened.get().graph.session) for engine in keep}) == 2
+    monkeypatch.setattr(graph, "choose_provider", lambda *_, **__: replace(played, cuda_graph=False))
+    keep = [Engine.open(llama_bundle) for _ in range(2)]
+    assert len({id(engine._opened.get().graph.session) for engine in keep}) == 1, "the control"
+
+
+def test_what_fails_in_the_first_run_is_the_providers(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that this wheel has no kernels for."""
+
+    def fails(model: str, options: Any, provider: Provider) -> Any:
+        if provider.name == CPU:
+            return onnxruntime.InferenceSession(model, options, providers=[CPU])
+        raise RuntimeError("CUDA error cudaErrorNoKernelImageForDevice")
+
+    monkeypatch.setattr(graph, "open_session", fails)
+    monkeypatch.setattr(graph, "choose_provider", lambda *_, **__: Provider(name="AnotherExecutionProvider"))
+    with pytest.raises(ProviderError, match="does not run this bundle .CUDA error cudaErrorNoKernelImage"):
+        Engine.open(llama_bundle, provider="cuda")
+    info = Engine.open(llama_bundle, provider="auto").info
+    assert (info.provider, "cudaErrorNoKernelImage" in str(info.degraded)) == (CPU, True)
