@@ -139,6 +139,7 @@ def plain_words(model: str) -> list[str]:
 
     tokenizer = Tokenizer.from_file(str(find_checkpoint(model).path / "tokenizer.json"))
     tokenizer.no_truncation()
+    tokenizer.no_padding()
     names = ("".join(token.split("Ġ")) for token in sorted(tokenizer.get_vocab()))
     words = sorted({name for name in names if name.isascii() and name.isalpha() and name.islower() and len(name) > 3})
     encoded = tokenizer.encode_batch([f"{word} {word}" for word in words], add_special_tokens=False)
