@@ -29,6 +29,7 @@ CASES = {
     "minilm SEQ_CLS": ("minilm", 10, ((1, 28), (8, 28))),
 }
 WARM_UP = 2
+PAUSE_S = 0.3  # until the threads of the one before have stopped spinning
 PRECISIONS = ("fp32", "int8")
 
 
@@ -56,6 +57,7 @@ def main() -> None:
                 seconds: dict[str, list[float]] = {name: [] for name in systems}
                 for number in range(rounds + WARM_UP):
                     for name, worker in workers.items():
+                        time.sleep(PAUSE_S)
                         seconds[name].append(ask(worker, f"time {batch} {tokens} {number}"))
                 print(row_of(f"{batch} x {tokens}", {name: times[WARM_UP:] for name, times in seconds.items()}))
             print(flush=True)
