@@ -139,6 +139,8 @@ def _open(
 
 def _look(path: Path, names: tuple[str, ...]) -> dict[str, FileStatus]:
     """Check of what kind files are, before any is opened, and the size of the manifest, which nothing else says."""
+    if path.is_file():
+        raise BundleError(f"{path}: is a file, need the bundle's folder; give {path.parent}")
     statuses = {}
     for name in names:
         try:

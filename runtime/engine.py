@@ -1,7 +1,7 @@
 """Texts -> ids -> logits -> predictions; knows batching and threads, nothing of how the graph was made."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -171,7 +171,7 @@ class Engine:
             DataError: a text is not as `predict` takes it (says which, counted from 0); those of its chunk have no
                 answers.
         """
-        _check(texts, top_k)
+        _check(texts, top_k, once=True)
         return in_chunks(lambda some, first: self._predict(some, first, top_k), iter(texts))
 
     async def predict_async(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Prediction]:
@@ -228,7 +228,7 @@ class Engine:
         self, rows: Iterable[tuple[str, Sequence[str]]], *, top_k: int | None = None
     ) -> Iterator[Prediction]:
         """Choose as `choose` does for rows as they come, as `predict_iter` predicts."""
-        _check(rows, top_k)
+        _check(rows, top_k, once=True)
         return in_chunks(lambda some, first: self._choose(some, first, top_k), iter(rows))
 
     def _choose(self, rows: Sequence[tuple[str, Sequence[str]]], first: int, top_k: int | None) -> list[Prediction]:
@@ -272,11 +272,15 @@ class Engine:
         )
 
 
-def _check(texts: object, top_k: int | None = None) -> None:
-    if isinstance(texts, str):
-        raise DataError("predict: got one string, need a list of texts; write predict([text])")
-    if top_k is not None and top_k < 1:
-        raise DataError(f"top_k: got {top_k}, need at least 1; leave it out for all labels")
+def _check(texts: object, top_k: object = None, *, once: bool = False) -> None:
+    """Refuse what is no list of texts, or with `once` no iterable, and would be taken for one."""
+    if isinstance(texts, str | bytes | Mapping):
+        got = "one string" if isinstance(texts, str) else type(texts).__name__
+        raise DataError(f"texts: got {got}, need a list of texts; write [text]")
+    if not once and not hasattr(texts, "__len__"):
+        raise DataError(f"texts: got {type(texts).__name__}, need a list of texts; make one, or use predict_iter")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise DataError(f"top_k: got {top_k!r}, need a whole number of at least 1; leave it out for all labels")
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:

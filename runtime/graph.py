@@ -155,8 +155,9 @@ class Execution:
         """
         if self.build not in get_args(Build):
             raise ProviderError(f"build: got {self.build!r}, need one of {', '.join(get_args(Build))}; choose one")
-        if self.device < 0 or (self.threads is not None and self.threads < 1):
-            raise ProviderError(f"device {self.device}, threads {self.threads}: need at least 0 and 1; choose others")
+        for name, value, least in (("device", self.device, 0), ("threads", self.threads, 1)):
+            if (value is not None or name == "device") and (not isinstance(value, int) or value < least):
+                raise ProviderError(f"{name}: got {value!r}, need a whole number of at least {least}; choose one")
 
     def open(
         self,
@@ -180,6 +181,8 @@ class Execution:
             As `Graph.open`, `choose_provider` and `finish`; on anything but a CPU, all that is raised is a
             ProviderError, and "auto" uses the CPU then.
         """
+        if self.asked in ("tensorrt", TENSORRT) and OnnxFile.parse(model.read_bytes(), str(model)).arrays:
+            raise ProviderError(f"{model}: has default values, need constants; export it with --target tensorrt")
         provider = choose_provider(self.asked, device=self.device, cuda_graph=self.cuda_graph)
         buckets = Buckets.up_to(max_length)
         # Recordings are of one graph's arrays.
@@ -205,14 +208,12 @@ class Execution:
         return finish(Graph.open(model, provider=provider, **options))
 
     def _on_tensorrt(self, model: Path, files: Mapping[str, FileEntry], provider: Provider, buckets: Buckets) -> Graph:
-        file = OnnxFile.parse(model.read_bytes(), str(model))
-        if file.arrays:
-            raise ProviderError(f"{model}: has default values, need constants; export it with --target tensorrt")
+        inputs = OnnxFile.parse(model.read_bytes(), str(model)).inputs
 
         def load(at: Path, with_options: Provider) -> Graph:
             return Graph.open(at, provider=with_options, threads=self.threads, buckets=buckets)
 
-        return Engines.of(provider, files, file.inputs, buckets).open(model, self.build, load)
+        return Engines.of(provider, files, inputs, buckets).open(model, self.build, load)
 
 
 def _load(model: Path, threads: int, provider: Provider) -> Any:

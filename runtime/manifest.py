@@ -248,7 +248,7 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             manifest = msgspec.convert(record, cls)
         except msgspec.ValidationError as e:
             raise BundleError(
-                f"{where}: {reason(e)[:200]}; this reader knows {list(cls.__struct_fields__)}; export again"
+                f"{where}: {reason(e)[:200]}; copy the bundle again, or export it again with this version"
             ) from e
         except UnicodeEncodeError as e:
             raise BundleError(f"{where}: holds half of a surrogate pair, need Unicode; export again") from e

@@ -96,7 +96,8 @@ def choose_provider(asked: str, *, device: int = 0, cuda_graph: bool = False) ->
         ours = ", ".join(("auto", *_ASKED))
         known = f"need {ours}, or one that it has: {', '.join(available)}"
         advice = "install another, such as 'ptexport[gpu]'" if name in _ASKED.values() else "choose one of these"
-        raise ProviderError(f"provider {asked}: {_onnxruntime()} was built without {name}, {known}; {advice}")
+        got = f"{_onnxruntime()} was built without it" if name.endswith("ExecutionProvider") else "unknown"
+        raise ProviderError(f"provider {asked}: {got}, {known}; {advice}")
     if name == CPU:
         return _on_cpu(asked, device, cuda_graph)
     if name not in (CUDA, TENSORRT):
@@ -127,8 +128,9 @@ def _automatic(available: list[str], device: int, cuda_graph: bool) -> Provider:
     lacking = lacking_libraries(CUDA) if CUDA in available else f"{_onnxruntime()} was built without {CUDA}"
     if lacking is None:
         return _on_gpu(CUDA, device, cuda_graph)
-    if device:
-        raise ProviderError(f"device {device}: {lacking}; install what is missing, or leave the device out")
+    if device or cuda_graph:
+        got = f"device {device}" if device else "cuda_graph"
+        raise ProviderError(f"{got}: {lacking}; install what is missing, or leave it out")
     if not driver and CUDA not in available:
         return Provider()
     _log.log(logging.WARNING if driver else logging.INFO, "provider auto: uses the CPU, since %s", lacking)

@@ -108,4 +108,4 @@ def _saying_what_is_no_key(path: Path, kind: str) -> Iterator[None]:
         yield
     except Exception as e:  # cryptography raises several, and model_signing lets other kinds of keys run into more
         need = f"need a {kind} key in PEM on the curve P-256, P-384 or P-521, not encrypted"
-        raise SignatureError(f"{path}: no such key ({reason(e)}), {need}; make one with openssl") from e
+        raise SignatureError(f"{path}: cannot be used ({reason(e)}), {need}; see docs/trust.md") from e

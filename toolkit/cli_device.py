@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from ptexport.runtime.errors import OutputError
 from ptexport.toolkit import cli_options as shared
 
 
@@ -35,8 +34,8 @@ def doctor(bundle: Path | None, out: Path | None, device: int, as_json: bool, fo
     from ptexport.runtime.streaming import write_whole
     from ptexport.toolkit.checkup import check_up
 
-    if out is not None and out.exists() and not force:
-        raise OutputError(f"{out}: exists already; choose another name, or replace it with --force")
+    if out is not None:
+        shared.check_output(out, force=force)
     report = check_up(bundle, device=device)
     encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
     if out is not None:

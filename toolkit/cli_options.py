@@ -2,13 +2,14 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ptexport.runtime.errors import MissingExtraError
+from ptexport.runtime.errors import MissingExtraError, OutputError
 
 
 class FiniteRange(click.FloatRange):
@@ -65,6 +66,20 @@ def opening(command: _Command) -> _Command:
     for option in reversed(_OPENING):
         command = option(command)
     return command
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Refuse a file that cannot be written, before what it is for is computed.
+
+    Raises:
+        OutputError: it is there and is not to be replaced, or its folder is not there or cannot be written to.
+    """
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: is no folder; make it, or choose another")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path.parent}: cannot be written to; choose another folder")
 
 
 @contextlib.contextmanager

@@ -190,10 +190,7 @@ def evaluate(
         with shared.extra("bench"):
             import jinja2  # noqa: F401 - asked for before the work rather than after it
             import matplotlib as mpl  # noqa: F401
-        if not html.parent.is_dir():
-            raise OutputError(f"{html.parent}: is no folder; make it, or choose another")
-        if html.exists() and not force:
-            raise OutputError(f"{html}: exists already; choose another name, or replace it with --force")
+        shared.check_output(html, force=force)
     if len(bundles) == 2 and data.exists() and not data.is_file():
         raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
     engines = [Engine.open(bundle, **opening) for bundle in bundles]

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, processors
 
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle import TOKENIZER
-from ptexport.runtime.errors import DataError
+from ptexport.runtime.errors import BundleError, DataError
 from ptexport.runtime.tokens import TextEncoder
 
 TEXTS = ["the film was great", "", "slow", "the story was very very slow and dull " * 3, "Владивосток"]
@@ -38,7 +38,7 @@ def test_every_text_gets_its_own_answer_in_whatever_batch(bundle: str, request: 
 def test_no_texts_and_one_string(llama_bundle: Path) -> None:
     engine = Engine.open(llama_bundle)
     assert engine.predict([]) == []
-    with pytest.raises(DataError, match=r"got one string, need a list of texts; write predict\(\[text\]\)"):
+    with pytest.raises(DataError, match=r"got one string, need a list of texts; write \[text\]"):
         engine.predict("slow")
 
 
@@ -76,3 +76,18 @@ def test_a_second_text_that_leaves_no_room(llama_bundle: Path) -> None:
     assert [len(encoding) for encoding in encoder.encode([("slow " * 30, "it"), ("slow", "it")])] == [10, 2]
     with pytest.raises(DataError, match=r"text 1: cannot be tokenised \(.*too short.*\); shorten it"):
         encoder.encode([("slow", "it"), ("slow", "it " * 30)])
+
+
+def test_what_is_no_list_of_texts_is_refused(llama_bundle: Path) -> None:
+    """A generator would be read by what looks at its texts first, and a row of JSON be answered by its keys."""
+    engine = Engine.open(llama_bundle)
+    for texts, got in ((iter(["slow"]), "list_iterator"), ({"text": "slow"}, "dict"), (b"slow", "byt"), (None, "None")):
+        with pytest.raises(DataError, match=f"texts: got {got}.*, need a list of texts"):
+            engine.predict(texts)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="texts: got dict, need a list"):
+        engine.predict_iter({"text": "slow"})
+    for top_k in ("2", 1.5, 0):
+        with pytest.raises(DataError, match="need a whole number of at least 1"):
+            engine.predict(["slow"], top_k=top_k)  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match=r"is a file, need the bundle's folder; give .*reviews"):
+        Engine.open(llama_bundle / "model.onnx")

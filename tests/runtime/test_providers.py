@@ -79,14 +79,14 @@ def test_control_what_onnxruntime_does_by_itself(call: dict[str, Any], silent: b
     ("asked", "message"),
     [
         ("cuda", r"libcublasLt\.so\.\d+.* cannot be loaded, and onnxruntime .* needs CUDA \d+.* an NVIDIA driver"),
-        ("tensorrt", r"libnvinfer\.so\.\d+.* needs CUDA \d+, TensorRT \d+, cuDNN \d+; install"),
+        ("tensorrt", r"has default values, need constants; export it with --target tensorrt"),
         (CUDA, r"provider CUDAExecutionProvider: libcublasLt"),
         (
             "NoSuchExecutionProvider",
-            r"was built without NoSuchExecutionProvider, need auto, cpu, cuda, tensorrt, or one",
+            r"was built without it, need auto, cpu, cuda, tensorrt, or one",
         ),
-        ("OpenVINOExecutionProvider", r"was built without OpenVINOExecutionProvider"),
-        ("gpu", r"provider gpu: onnxruntime .* was built without gpu, need auto, cpu"),
+        ("OpenVINOExecutionProvider", r"provider OpenVINO.* was built without it"),
+        ("gpu", r"provider gpu: unknown, need auto, cpu"),
     ],
 )
 def test_what_cannot_run_raises(asked: str, message: str, llama_bundle: Path) -> None:
@@ -219,6 +219,14 @@ def test_a_gpu_is_described() -> None:
 
 
 @no_gpu
+def test_tensorrt_names_what_is_missing() -> None:
+    with pytest.raises(ProviderError, match=r"libnvinfer\.so\.\d+.* needs CUDA \d+, TensorRT \d+, cuDNN \d+; install"):
+        choose_provider("tensorrt")
+    with pytest.raises(ProviderError, match=r"cuda_graph: libcublasLt"):
+        choose_provider("auto", cuda_graph=True)
+
+
+@no_gpu
 def test_no_driver_is_said() -> None:
     with pytest.raises(ProviderError, match=r"GPU 0: libcuda.* install an NVIDIA driver"):
         read_gpu(0)
@@ -238,9 +246,11 @@ def test_without_cuda_in_the_wheel_a_driver_is_a_reason(
     assert [record.levelname for record in logged] == ["WARNING"]
 
 
-@pytest.mark.parametrize("options", [{"build": "Never"}, {"threads": 0}, {"threads": -1}, {"device": -1}])
+@pytest.mark.parametrize(
+    "options", [{"build": "Never"}, {"threads": 0}, {"threads": -1}, {"device": -1}, {"threads": "2"}]
+)
 def test_odd_values_are_refused(options: dict[str, Any], llama_bundle: Path) -> None:
-    with pytest.raises(ProviderError, match=r"need one of allowed, never|need at least 0 and 1"):
+    with pytest.raises(ProviderError, match=r"need one of allowed, never|need a whole number of at least"):
         Engine.open(llama_bundle, **options)
 
 

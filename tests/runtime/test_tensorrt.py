@@ -11,7 +11,6 @@ from ptexport.runtime.buckets import Buckets
 from ptexport.runtime.bundle import file_entry
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.gpu import Gpu
-from ptexport.runtime.graph import Execution
 from ptexport.runtime.manifest import FileEntry
 from ptexport.runtime.providers import TENSORRT, Provider
 from ptexport.runtime.tensorrt import ENGINE, Engines, tensorrt_options
@@ -169,9 +168,3 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     made.folder.symlink_to(moved)
     with pytest.raises(ProviderError, match="is not a folder of this user's alone"):
         made.open(tmp_path / "model.onnx", "never", PlayedSession)
-
-
-def test_default_values_are_not_for_tensorrt(llama_bundle: Path) -> None:
-    execution = Execution(asked="tensorrt", device=0, threads=1, cuda_graph=False, build="allowed")
-    with pytest.raises(ProviderError, match="need constants; export it with --target tensorrt"):
-        execution._on_tensorrt(llama_bundle / "model.onnx", FILES, PROVIDER, Buckets.up_to(64))
