@@ -79,7 +79,7 @@ def check_output(path: Path, *, force: bool) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: is no folder; make it, or choose another")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path.parent}: cannot be written to; choose another folder")
+        raise OutputError(f"{path}: cannot be written (Permission denied); choose another folder")
 
 
 @contextlib.contextmanager

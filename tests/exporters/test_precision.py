@@ -70,7 +70,7 @@ def rows_of(run: Run, folder: Path) -> LabelledRows:
     return LabelledRows(encodings=encoder.encode([row.text for row in run.check_rows]), labels=np.array(labels))
 
 
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [18, pytest.param(23, marks=pytest.mark.soak)])
 def test_half_answers_nearly_alike_in_half_the_bytes(run_folder: Path, opset: int, tmp_path: Path) -> None:
     manifest = exported(run_folder, tmp_path / "fp16", precision="fp16", opset=opset)
     fp32 = exported(run_folder, tmp_path / "fp32", opset=opset)

@@ -89,8 +89,10 @@ def test_control_what_reaches_out_is_ended(what: str, tmp_path: Path) -> None:
 
 
 def test_control_telemetry_leaves_files(llama_bundle: Path, tmp_path: Path) -> None:
-    """As onnxruntime 1.29 and newer do unless told otherwise."""
-    process = sealed(tmp_path, ASK, str(llama_bundle), "1", ORT_DISABLE_TELEMETRY="0")
-    process.communicate(timeout=60)
-    print(process.returncode)
-    assert any("onnxruntime" in name for name in files(tmp_path)), files(tmp_path)
+    """As onnxruntime 1.29 and newer do unless told otherwise, in a thread that a short process may end before."""
+    for _ in range(10):
+        process = sealed(tmp_path, ASK, str(llama_bundle), "1", ORT_DISABLE_TELEMETRY="0")
+        process.communicate(timeout=60)
+        if any("onnxruntime" in name for name in files(tmp_path)):
+            return
+    raise AssertionError(f"no file of onnxruntime's: {files(tmp_path)}")

@@ -45,7 +45,7 @@ def nest(model: onnx.ModelProto, depth: int) -> None:
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
-    "a domain": (lambda m: setattr(m.graph.node[0], "domain", "evil"), "operator evil::Add, need ONNX's own or"),
+    "a domain": (lambda m: setattr(m.graph.node[0], "domain", "evil"), "operator evil::Add, need ONNX's own, or"),
     "a domain in a subgraph": (lambda m: setattr(branch_of(m).node[0], "domain", "evil"), "operator evil::Constant"),
     "a domain that is imported": (lambda m: m.opset_import.add(domain="evil", version=1), "operators of 'evil'"),
     "an operator that opens files": (

@@ -58,7 +58,7 @@ def trained(case: str, family: str, model: Path, rows_file: Path, folder: Path) 
     return Run.read(train_tiny(model, rows_file, template, folder, method=method_of(case), **options))
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "roberta"])
+@pytest.mark.parametrize("family", ["llama", "bert", pytest.param("roberta", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("case", CASES)
 def test_from_rows_to_answers(
     case: str, family: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -76,7 +76,7 @@ def test_from_rows_to_answers(
     assert names == expected | ({"head"} if case.endswith("linear") or case == "fine-tune" else set())
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "roberta"])
+@pytest.mark.parametrize("family", ["llama", "bert", pytest.param("roberta", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("fault", ["a position less", "a layer's keys", "no states"])
 def test_wrong_prefixes_are_caught(
     fault: str, family: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -101,7 +101,9 @@ def test_wrong_prefixes_are_caught(
         fail_on_difference(parity)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "bert", "electra"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "bert", *(pytest.param(name, marks=pytest.mark.soak) for name in ("gpt2", "electra"))]
+)
 @pytest.mark.parametrize("tuned", ["lora", "all"])
 def test_what_is_trained_is_what_is_written(
     tuned: Tuned, architecture: str, model_of: Callable[[str], Path], tmp_path: Path
