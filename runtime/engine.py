@@ -88,8 +88,7 @@ class Engine:
         manifest = bundle.manifest
 
         def finish(graph: Graph) -> "Engine":
-            # After the graph: the tokenizer then fits into what loading that has freed (SmolLM2: 1.12 times the weights
-            # file at the peak, 1.30 the other way round).
+            # After the graph, so that the tokenizer fits into what loading that has freed.
             tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
             engine = cls(bundle, TextEncoder.from_json(tokenizer_json, fields=manifest.fields), graph)
             logits = engine.logits(golden_texts(manifest.golden))
