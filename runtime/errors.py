@@ -14,6 +14,7 @@
       EngineError      an engine that cannot answer, here or any more
       PackError        a pack that is not what it says, or is for another backbone
       ProviderError    an execution provider that does not run the graph
+      BenchError       a measurement that cannot be made, or compares what is not the same
       OutputError      a place that cannot be written to
       ServeError       an address that cannot be listened on
       RequestError     an HTTP request that is not what the protocol says
@@ -86,6 +87,10 @@ class PackError(PtexportError, ValueError):
 
 class ProviderError(PtexportError, RuntimeError):
     """An execution provider that does not run the graph: for example CUDA without a driver."""
+
+
+class BenchError(PtexportError, RuntimeError):
+    """A measurement that cannot be made, or would compare what is not the same: for example answers that differ."""
 
 
 class OutputError(PtexportError, OSError):

@@ -7,7 +7,7 @@ from importlib.metadata import version
 import click
 
 from ptexport.runtime.errors import PtexportError
-from ptexport.toolkit import cli_device, cli_look, cli_make, cli_pack, cli_sign, cli_use, processes
+from ptexport.toolkit import cli_bench, cli_device, cli_look, cli_make, cli_pack, cli_sign, cli_use, processes
 
 
 def main() -> None:
@@ -38,6 +38,7 @@ for command in (
     cli_use.evaluate,
     cli_use.serve,
     cli_look.inspect,
+    cli_bench.bench,
     cli_device.doctor,
     cli_device.warmup,
     cli_look.cache,

@@ -1,0 +1,180 @@
+"""A run -> what every system of a speed bench is asked: the same ids, prompt and words; without torch.
+
+A folder that the systems' processes read: case.json, arrays.safetensors, tokenizer.json. Its name in the cache is its
+hash, so what rivals export for it is found again.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+from ptexport.runtime.errors import BenchError
+from ptexport.runtime.manifest import Manifest, Read
+from ptexport.toolkit.cache import cached_folder
+from ptexport.toolkit.checkpoint import Checkpoint
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.template import Template
+from ptexport.toolkit.verbalizer import Verbalizer
+from ptexport.toolkit.words import WordTokenizer
+
+CASE, ARRAYS, TOKENIZER = "case.json", "arrays.safetensors", "tokenizer.json"
+N_WORDS = 2000
+
+
+class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is asked, apart from the arrays.
+
+    Attributes:
+        model: folder of the untouched backbone, in Hugging Face's layout.
+        fingerprint: of its weights.
+        causal: whether each position sees only those before it.
+        token_types: whether it takes `token_type_ids`.
+        vocab: rows of its embedding table.
+        leading_ids: ids of the template's tokens before the text, virtual ones from `vocab` on; all but the last where
+            nothing else stands in the template.
+        n_after: tokens of the template after the text.
+        read: position whose state becomes logits.
+        mask_id: id of the backbone's own mask token, where the template has one.
+        word_ids: words of each label; None for a linear head.
+        temperature: that logits are divided by.
+    """
+
+    model: str
+    fingerprint: str
+    causal: bool
+    token_types: bool
+    vocab: int
+    leading_ids: list[int]
+    n_after: int
+    read: Read
+    mask_id: int | None
+    word_ids: list[list[int]] | None
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A case, opened.
+
+    Attributes:
+        path: its folder.
+        config: what is asked.
+        prompt_rows: float32 [p, e]; row k is of id `vocab + k`.
+        label_rows: float32 [c, h], of a linear head.
+        label_bias: float32 [c], likewise.
+    """
+
+    path: Path
+    config: CaseConfig
+    prompt_rows: NDArray[np.float32]
+    label_rows: NDArray[np.float32]
+    label_bias: NDArray[np.float32]
+
+    @classmethod
+    def open(cls, path: Path) -> "Case":
+        """Read a folder that `make_case` made."""
+        config = msgspec.json.decode((path / CASE).read_bytes(), type=CaseConfig)
+        return cls(path=path, config=config, **load_file(path / ARRAYS))
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the tokenizer: the whole template, nothing folded."""
+        return Tokenizer.from_file(str(self.path / TOKENIZER))
+
+
+def make_case(run: Run, checkpoint: Checkpoint) -> Case:
+    """Write a case into the cache, or find it there.
+
+    Raises:
+        BenchError: rivals cannot be asked what this run was trained for.
+    """
+    config = run.config
+    compiled = config.compile(run.tokenizer_json)
+    refused = {
+        f"method {config.method}, whose prompt is keys and values": config.n_prefix > 0,
+        f"method {config.method}, which trained the backbone too": config.tuned is not None,
+        f"template {config.template!r}, which takes more than one text": config.template.count("{") > 1,
+        "open answers": config.open_answers,
+    }
+    for what, stands in refused.items():
+        if stands:
+            raise BenchError(f"run: {what}; rivals are asked virtual tokens around one text, leave out --against")
+    words = WordTokenizer(run.tokenizer_json)
+    tokenizer_json = compiled.tokenizer_json()
+    mask = config.facts.tokens.get("mask")
+    case = CaseConfig(
+        model=str(checkpoint.path),
+        fingerprint=config.facts.fingerprint,
+        causal=config.facts.causal,
+        token_types=config.facts.token_types,
+        vocab=config.facts.vocab,
+        leading_ids=compiled.leading_ids,
+        n_after=compiled.n_fixed - len(compiled.leading_ids),
+        read=config.read,
+        mask_id=words.id(mask) if config.read == "mask" and mask is not None else None,
+        word_ids=_word_ids(run, words),
+        temperature=run.temperature,
+    )
+    baked = run.baked
+    arrays = {"prompt_rows": baked.prompt_rows, "label_rows": baked.label_rows, "label_bias": baked.label_bias}
+    encoded = msgspec.json.format(msgspec.json.encode(case), indent=2)
+    digest = hashlib.sha256(encoded + tokenizer_json.encode())
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array).tobytes())
+
+    def make(folder: Path) -> None:
+        (folder / CASE).write_bytes(encoded)
+        (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS)
+
+    return Case.open(cached_folder("bench", digest.hexdigest()[:24], "case", make=make))
+
+
+def check_same_task(run: Run, manifest: Manifest) -> None:
+    """Check that a bundle was exported from a run, as far as its manifest tells; that answers agree tells the rest.
+
+    Raises:
+        BenchError: it was not.
+    """
+    for what, of_run, of_bundle in (
+        ("template", run.config.template, manifest.template),
+        ("labels", run.config.labels, manifest.labels),
+        ("backbone", run.config.facts.fingerprint, manifest.backbone.fingerprint),
+    ):
+        if of_run != of_bundle:
+            raise BenchError(
+                f"--run: has {what} {of_run!r}, the bundle has {of_bundle!r}; give the run it was exported from"
+            )
+
+
+def plain_words(tokenizer: Tokenizer) -> list[str]:
+    """Choose words that are one token each wherever they stand in a text, so that a text has as many as it shall."""
+    names = ("".join(token.split("Ġ")) for token in sorted(tokenizer.get_vocab()))
+    words = sorted({name for name in names if name.isascii() and name.isalpha() and name.islower() and len(name) > 3})
+    encoded = tokenizer.encode_batch([f"{word} {word}" for word in words], add_special_tokens=False)
+    chosen = [word for word, encoding in zip(words, encoded, strict=True) if len(encoding) == 2]
+    if not chosen:
+        raise BenchError("tokenizer: has no words of one token each, of which texts are made here; not supported")
+    return chosen[:N_WORDS]
+
+
+def make_texts(words: Sequence[str], batch: int, tokens: int, seed: str) -> list[str]:
+    """Make texts of so many tokens, other ones for each seed."""
+    choose = random.Random(seed)
+    return [" ".join(choose.choices(words, k=tokens)) for _ in range(batch)]
+
+
+def _word_ids(run: Run, words: WordTokenizer) -> list[list[int]] | None:
+    config = run.config
+    if config.label_words is None:
+        return None
+    verbalizer = Verbalizer(labels=tuple(config.labels), words=tuple(map(tuple, config.label_words)))
+    spaced = Template.parse(config.template).answer_spaced
+    return verbalizer.word_ids(words, spaced=spaced, unknown=config.facts.tokens.get("unk"))

@@ -1,0 +1,153 @@
+"""A report -> the files that say it: JSON for machines, Markdown, and one HTML page that needs nothing else."""
+
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ptexport.toolkit.bench.report import HTML, JSON, MARKDOWN, Machine, Plot, Report, Table
+from ptexport.toolkit.folders import new_folder
+from ptexport.toolkit.html import render, svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FILES = (JSON, MARKDOWN, HTML)
+# Told apart in grey and by the colour-blind too (Okabe and Ito 2008); what is ours comes first.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+_MARKERS = "osD^vP*X"
+
+_BODY = """\
+<h1>{{ report.title }}</h1>
+<p class="note">{{ made }} on {{ machine }}. {% for name, digest in report.bundles.items() %}{{ name }}: manifest
+{{ digest[:16] }}. {% endfor %}</p>
+<ul>{% for sentence in report.verdict %}<li>{{ sentence }}</li>{% endfor %}</ul>
+{% if plots %}<div class="plots">{% for plot in plots %}{{ plot }}{% endfor %}</div>{% endif %}
+{% for table in report.tables %}
+<h2>{{ table.title }}</h2>
+<div class="wide"><table>
+<tr>{% for heading in table.columns %}<th>{{ heading }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}
+{% endfor %}
+{% if report.left_out %}<h2>Not measured</h2>
+<ul>{% for name, why in report.left_out.items() %}<li>{{ name }}: {{ why }}</li>{% endfor %}</ul>{% endif %}
+<h2>How</h2>
+<ul>{% for sentence in report.how %}<li>{{ sentence }}</li>{% endfor %}</ul>
+<p>For the same: <code>{{ report.command }}</code></p>
+<p class="note">{% for name, version in report.machine.versions.items() %}{{ name }} {{ version }}{{ ", "
+if not loop.last }}{% endfor %}; Python {{ report.machine.python }}; {{ report.machine.system }}. Every figure with its
+smallest and largest round: report.json.</p>
+"""
+
+
+def write_report(path: Path, report: Report, *, force: bool) -> None:
+    """Write a folder with the report in three forms.
+
+    Args:
+        path: the folder to make.
+        report: what to say.
+        force: replace a report that is there.
+
+    Raises:
+        OutputError: the folder exists and may not be replaced, or the disk refuses.
+        ModuleNotFoundError: matplotlib or jinja2, of the extra `bench`, is not installed.
+    """
+    with new_folder(path, force=force, files=FILES) as folder:
+        encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
+        (folder / JSON).write_bytes(encoded + b"\n")
+        (folder / MARKDOWN).write_text(markdown(report), encoding="utf-8")
+        (folder / HTML).write_bytes(html(report))
+
+
+def html(report: Report) -> bytes:
+    """Make the page."""
+    return render(
+        report.title,
+        _BODY,
+        report=report,
+        made=_when(report),
+        machine=describe(report.machine),
+        plots=[svg(partial(_draw, plot), height=_height(plot)) for plot in report.plots],
+    )
+
+
+def markdown(report: Report) -> str:
+    """Say the same in Markdown, plots left out."""
+    parts = [f"# {report.title}", f"{_when(report)} on {describe(report.machine)}.", _list(report.verdict)]
+    for table in report.tables:
+        parts += [f"## {table.title}", table_markdown(table)] + ([table.note] if table.note else [])
+    if report.left_out:
+        parts += ["## Not measured", _list([f"{name}: {why}" for name, why in report.left_out.items()])]
+    parts += ["## How", _list(report.how), f"For the same: `{report.command}`"]
+    return "\n\n".join(parts) + "\n"
+
+
+def table_markdown(table: Table) -> str:
+    """Write a table in Markdown."""
+    lines = [table.columns, ["---"] + ["---:"] * (len(table.columns) - 1), *table.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def describe(machine: Machine) -> str:
+    """Name a machine in a line."""
+    return f"{machine.cpus} CPUs of {machine.processor}, {machine.memory_mb / 1024:.0f} GiB"
+
+
+def _when(report: Report) -> str:
+    return f"{datetime.fromisoformat(report.made):%d %B %Y, %H:%M}"
+
+
+def _list(sentences: list[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _height(plot: Plot) -> float:
+    return 1.2 + 0.22 * len(plot.series[0].labels) if plot.kind == "bars" else 4
+
+
+def _draw(plot: Plot, figure: "Figure") -> None:
+    axes = figure.subplots()
+    if plot.kind == "bars":
+        _draw_bars(axes, plot)
+    else:
+        _draw_points(axes, plot)
+    axes.set_title(plot.title, fontsize=10, loc="left")
+    axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6, axis="x" if plot.kind == "bars" else "both")
+    if len(plot.series) > 1:
+        figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=8)
+
+
+def _draw_points(axes: "Axes", plot: Plot) -> None:
+    for number, series in enumerate(plot.series):
+        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        line = "" if series.labels else "-"
+        axes.plot(series.x, series.y, linestyle=line, markersize=5, label=series.name, **style)
+        for x, y, word in zip(series.x, series.y, series.labels, strict=False):
+            axes.annotate(word, (x, y), (4, 4), textcoords="offset points", fontsize=8)
+    if plot.log_x:
+        axes.set_xscale("log")
+        ticks = sorted({x for series in plot.series for x in series.x})
+        if len(ticks) <= 8:
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.minorticks_off()
+    if plot.log_y:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def _draw_bars(axes: "Axes", plot: Plot) -> None:
+    names = plot.series[0].labels
+    left = [0.0] * len(names)
+    for number, series in enumerate(plot.series):
+        axes.barh(names, series.x, left=left, color=_COLOURS[number % len(_COLOURS)], label=series.name, height=0.7)
+        left = [start + x for start, x in zip(left, series.x, strict=True)]
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=8)

@@ -1,0 +1,204 @@
+"""The one shape of every bench's result: figures for machines, tables and plots for people, and a verdict in words."""
+
+import os
+import platform
+import re
+import statistics
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ptexport.runtime.cpus import available_cpus
+from ptexport.runtime.errors import DataError, reason
+
+FORMAT = 1
+JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
+_PACKAGES = ("ptexport", "onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "torch", "transformers", "peft")
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One number that was measured.
+
+    Attributes:
+        name: what it is, the same in every report: "ratio/peft/8x28", "time/bundle/8x28".
+        value: the median.
+        low: smallest of all rounds.
+        high: largest.
+        unit: "s", "MB", "x" of a ratio, "%", …
+        better: which way it should go; None: it only describes.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str
+    better: Literal["higher", "lower"] | None
+
+    @classmethod
+    def of(
+        cls, name: str, values: Sequence[float], unit: str, better: Literal["higher", "lower"] | None = None
+    ) -> "Figure":
+        """Summarize rounds, at least one."""
+        return cls(
+            name=name, value=statistics.median(values), low=min(values), high=max(values), unit=unit, better=better
+        )
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table for people.
+
+    Attributes:
+        title: what it shows.
+        columns: their headings; the first column names the rows.
+        rows: cells, as many as columns.
+        note: what a reader must know; "" for nothing.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Points of one colour.
+
+    Attributes:
+        name: for the legend.
+        x: of each point.
+        y: likewise.
+        labels: a word beside each point; none: the points are joined by a line.
+    """
+
+    name: str
+    x: list[float]
+    y: list[float]
+    labels: list[str] = []
+
+
+class Plot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plot for people.
+
+    Attributes:
+        title: what it shows.
+        x_label: with its unit.
+        y_label: likewise.
+        series: what is drawn.
+        kind: points and lines, or bars lying one below the other, a series' `labels` naming them and `x` their lengths.
+        log_x: whether the scale is logarithmic.
+        log_y: likewise.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: list[Series]
+    kind: Literal["lines", "bars"] = "lines"
+    log_x: bool = False
+    log_y: bool = False
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What it ran on.
+
+    Attributes:
+        processor: its name, as the system gives it.
+        cpus: that this process may use.
+        memory_mb: in all, in MiB.
+        system: kernel and architecture.
+        python: its version.
+        versions: of packages that matter, where they are installed.
+    """
+
+    processor: str
+    cpus: int
+    memory_mb: int
+    system: str
+    python: str
+    versions: dict[str, str]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a bench found.
+
+    Attributes:
+        format: of this file.
+        kind: which bench.
+        title: of the page.
+        made: when, ISO 8601.
+        command: what to type for the same.
+        machine: what it ran on.
+        bundles: digests of the manifests, by name.
+        verdict: in plain words, the cases where the bundle loses among them.
+        how: what was compared and how, a sentence an entry.
+        tables: for people.
+        plots: for people.
+        figures: for machines, each name once.
+        left_out: what was asked for and not measured, with the reason.
+    """
+
+    format: int = FORMAT
+    kind: Literal["speed", "quality", "serve", "profile"]
+    title: str
+    made: str
+    command: str
+    machine: Machine
+    bundles: dict[str, str]
+    verdict: list[str]
+    how: list[str]
+    tables: list[Table]
+    plots: list[Plot]
+    figures: list[Figure]
+    left_out: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> "Report":
+        """Read a report, from its file or the folder that holds it.
+
+        Raises:
+            DataError: there is none that this version can read.
+        """
+        file = path / JSON if path.is_dir() else path
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=cls)
+        except OSError as e:
+            raise DataError(f"{file}: cannot be read ({e.strerror}); need a report of 'ptexport bench'") from e
+        except msgspec.DecodeError as e:
+            raise DataError(f"{file}: is no report this version can read ({reason(e)}); measure again") from e
+
+
+def now() -> str:
+    """When a report is made."""
+    return datetime.now().astimezone().isoformat(timespec="minutes")
+
+
+def this_machine() -> Machine:
+    """Describe this machine."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(
+        processor=_processor(),
+        cpus=available_cpus(),
+        memory_mb=memory >> 20,
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=versions,
+    )
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -1,0 +1,89 @@
+"""The untouched Transformers model of a case, its embedding table made longer by the prompt, and its logits' labels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptexport.toolkit.bench.case import Case
+
+
+def load_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
+    """Load the model: with its language-model head for label words, without for a linear head."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    loader = AutoModelForCausalLM if case.config.causal else AutoModelForMaskedLM
+    if case.config.word_ids is None:
+        loader = AutoModel
+    model = loader.from_pretrained(case.config.model, dtype=dtype).eval().requires_grad_(False)
+    model.set_input_embeddings(nn.Embedding.from_pretrained(longer_table(case, model.get_input_embeddings().weight)))
+    return model
+
+
+def longer_table(case: Case, table: Tensor) -> Tensor:
+    """Append the prompt's rows, and where the template has a mask slot its token's row."""
+    parts = [table, torch.from_numpy(case.prompt_rows).to(table.dtype)]
+    if case.config.mask_id is not None:
+        slot = mask_slot(case) - case.config.vocab
+        parts = [table, parts[1][:slot], table[case.config.mask_id][None]]
+    return torch.cat(parts)
+
+
+def mask_slot(case: Case) -> int:
+    """The id that stands where a masked model answers: the last past the table."""
+    return max(case.tokenizer().get_vocab().values())
+
+
+class Inputs:
+    """Texts -> what Transformers takes; all of one length."""
+
+    def __init__(self, case: Case) -> None:
+        self._tokenizer = case.tokenizer()
+        self._token_types = case.config.token_types
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        """Tokenise, int64 [b, s] each."""
+        encodings = self._tokenizer.encode_batch(texts)
+        ids = torch.tensor([encoding.ids for encoding in encodings])
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self._token_types:
+            given["token_type_ids"] = torch.tensor([encoding.type_ids for encoding in encodings])
+        return given
+
+
+class Reader:
+    """Logits of the vocabulary, or states -> logits of the labels."""
+
+    def __init__(self, case: Case) -> None:
+        self._config = case.config
+        self._label_rows, self._label_bias = torch.from_numpy(case.label_rows), torch.from_numpy(case.label_bias)
+        self._mask_slot = mask_slot(case) if case.config.read == "mask" else None
+
+    def __call__(self, output: Any, input_ids: Tensor) -> list[list[float]]:
+        """Read a model's output.
+
+        Args:
+            output: of all positions, or of the last alone.
+            input_ids: int64 [b, s], of all positions, to find the mask slot.
+        """
+        read, words = self._config.read, self._config.word_ids
+        if read == "pooled":
+            return self.of_states(output.pooler_output)
+        of_all = output.logits if words is not None else output.last_hidden_state
+        if read == "mean":
+            return self.of_states(of_all.mean(1))
+        if read == "mask":
+            place = (input_ids == self._mask_slot).int().argmax(1) + (of_all.shape[1] - input_ids.shape[1])
+            picked = of_all[torch.arange(len(of_all)), place]
+        else:
+            picked = of_all[:, 0 if read == "first" else -1]
+        if words is None:
+            return self.of_states(picked)
+        means = [picked[:, ids].float().mean(1) for ids in words]
+        logits: list[list[float]] = (torch.stack(means, 1) / self._config.temperature).tolist()
+        return logits
+
+    def of_states(self, states: Tensor) -> list[list[float]]:
+        """Apply the linear head to states, float [b, h]."""
+        logits: list[list[float]] = (states.float() @ self._label_rows.T + self._label_bias).tolist()
+        return logits

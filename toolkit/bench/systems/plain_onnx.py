@@ -1,0 +1,86 @@
+"""The untouched model in ONNX, as `torch.onnx.export` makes it: prompt as tokens, all logits out."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ptexport.runtime.providers import load_onnxruntime
+from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_model
+
+MODEL = "model.onnx"
+_EXAMPLE = (2, 16)
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """Export the model."""
+    export_onnx(case, _Whole(load_model(case), output_name(case)), folder / MODEL)
+
+
+def output_name(case: Case) -> str:
+    """What the model gives that is read."""
+    if case.config.word_ids is not None:
+        return "logits"
+    return "pooler_output" if case.config.read == "pooled" else "last_hidden_state"
+
+
+def export_onnx(case: Case, module: nn.Module, path: Path) -> None:
+    """Export a module that takes the ids by name, with free batch and length."""
+    names = ["input_ids", "attention_mask", "token_type_ids"][: 3 if case.config.token_types else 2]
+    example = {name: torch.zeros(_EXAMPLE, dtype=torch.long) for name in names}
+    example["attention_mask"] = torch.ones(_EXAMPLE, dtype=torch.long)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    torch.onnx.export(
+        module,
+        kwargs=example,
+        f=path,
+        input_names=names,
+        output_names=[output_name(case)],
+        dynamic_shapes={"given": {name: {0: batch, 1: length} for name in names}},
+        opset_version=18,
+        dynamo=True,
+        external_data=True,
+        verbose=False,
+    )
+
+
+class _Whole(nn.Module):
+    """The model, and one of its outputs."""
+
+    def __init__(self, model: Any, output: str) -> None:
+        super().__init__()
+        self.model, self._output = model, output
+
+    def forward(self, **given: Tensor) -> Tensor:
+        cache = (
+            {}
+            if self.model.config.is_encoder_decoder or not hasattr(self.model.config, "use_cache")
+            else {"use_cache": False}
+        )
+        output: Tensor = getattr(self.model(**given, **cache), self._output)
+        return output
+
+
+class System:
+    """The graph in ONNX Runtime."""
+
+    setting = "fp32, opset 18"
+
+    def __init__(self, case: Case, folder: Path, threads: int) -> None:
+        onnxruntime = load_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+        self._inputs, self._reader, self._output = Inputs(case), Reader(case), output_name(case)
+        self.files = sorted(path for path in folder.iterdir() if path.name.startswith(MODEL))
+        self.task_files = self.files  # the prompt is in the embedding table
+
+    def logits(self, texts: list[str]) -> list[list[float]]:
+        """Score texts."""
+        given = self._inputs(texts)
+        (output,) = self._session.run([self._output], {name: ids.numpy() for name, ids in given.items()})
+        return self._reader(SimpleNamespace(**{self._output: torch.from_numpy(np.asarray(output))}), given["input_ids"])

@@ -1,0 +1,154 @@
+"""Processes of a bench: what rivals need is made once, then each answers lines of JSON, whatever these say."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from ptexport.runtime.errors import BenchError
+from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Rival
+from ptexport.toolkit.cache import cached_folder
+
+WORKER = "ptexport.toolkit.bench.worker"
+_LAST_LINES = 3
+
+
+class Worker:
+    """A process that answers each line with one.
+
+    Args:
+        name: of the system, for messages.
+        module: to run with `python -m`.
+        arguments: of the module.
+        threads: CPUs that it may use.
+        overlay: folder of packages that hide ours; None: none.
+    """
+
+    def __init__(
+        self, name: str, module: str, arguments: list[str], *, threads: int, overlay: Path | None = None
+    ) -> None:
+        self.name = name
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on exit
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=_environment(threads, overlay),
+            preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads]),
+        )
+
+    def read(self) -> Any:
+        """Read a line.
+
+        Raises:
+            BenchError: the process has ended; says what it said last.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchError(f"{self.name}: its process ended with {self._process.wait()} ({self._said()})")
+        return json.loads(line)
+
+    def ask(self, what: object) -> Any:
+        """Write a line and read one; raises as `read`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(what) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # reading says why
+        return self.read()
+
+    def wait(self) -> None:
+        """Wait until a process ends that is asked nothing; raises as `read`, if it failed."""
+        if self._process.wait():
+            raise BenchError(f"{self.name}: cannot be made ready ({self._said()})")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            assert stream is not None
+            stream.close()
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors if line.strip()]
+        return "; ".join(lines[-_LAST_LINES:]) or "it said nothing"
+
+
+def _environment(threads: int, overlay: Path | None) -> dict[str, str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
+    if overlay is not None:
+        paths = [str(overlay), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return environment
+
+
+def make_ready(name: str, rival: Rival, case: Case, threads: int, stage: Callable[[str], None]) -> Callable[[], Worker]:
+    """Install and export what a rival needs, unless that is in the cache; returns what starts it.
+
+    Raises:
+        BenchError: it cannot be installed or exported here.
+        OutputError: the disk refuses.
+    """
+    overlay = _overlay(name, rival.requirements, stage) if rival.requirements else None
+
+    def arguments(mode: str, folder: Path) -> list[str]:
+        return [mode, rival.module, str(case.path), str(folder), str(threads)]
+
+    def make(folder: Path) -> None:
+        if not rival.prepared:
+            return
+        stage(f"making {name} ready (once)")
+        with Worker(name, WORKER, arguments("prepare", folder), threads=threads, overlay=overlay) as worker:
+            worker.wait()
+
+    # What torch or ONNX Runtime make of it changes with their versions.
+    folder = cached_folder("bench", case.path.parent.name, f"{name}-{_versions()}", make=make)
+    return lambda: Worker(name, WORKER, arguments("serve", folder), threads=threads, overlay=overlay)
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    said = "".join(version(package) for package in ("torch", "transformers"))
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+def _overlay(name: str, requirements: tuple[str, ...], stage: Callable[[str], None]) -> Path:
+    """Install packages into a folder of the cache, for processes that are told to look there first."""
+    digest = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
+
+    def make(folder: Path) -> None:
+        stage(f"installing what {name} needs (once): {', '.join(requirements)}")
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(folder),
+            *requirements,
+        ]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
+            raise BenchError(
+                f"{name}: pip cannot install {', '.join(requirements)} ({lines[-1] if lines else 'silent'})"
+            )
+
+    return cached_folder("bench", "overlays", f"{name}-{digest}", make=make)

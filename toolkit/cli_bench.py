@@ -1,0 +1,108 @@
+"""The commands that measure: `ptexport bench …`. Each makes a report: JSON, Markdown and a page."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from ptexport.toolkit import cli_options as shared
+
+if TYPE_CHECKING:
+    from ptexport.toolkit.bench.report import Report
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+@click.group()
+def bench() -> None:
+    """Measure a bundle on this machine, beside what people would use instead."""
+
+
+def reported(command: _Command) -> _Command:
+    """Add the options of every bench that makes a report."""
+    out = click.option(
+        "--out", required=True, type=click.Path(path_type=Path), help="Folder to make for report.json, .md and .html."
+    )
+    for option in (shared.log_file, shared.as_json, shared.force, out):
+        command = option(command)
+    return command
+
+
+def prepare(out: Path, *, force: bool) -> None:
+    """Refuse what cannot be written, or drawn, before the work rather than after it."""
+    from ptexport.toolkit.bench.pages import FILES
+    from ptexport.toolkit.folders import check_free
+
+    with shared.extra("bench"):
+        import jinja2  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
+    check_free(out, force=force, files=FILES)
+
+
+def finish(out: Path, report: "Report", *, force: bool, as_json: bool) -> None:
+    """Write the report and print it."""
+    import msgspec
+
+    from ptexport.toolkit.bench.pages import HTML, write_report
+    from ptexport.toolkit.bench.show import show
+
+    write_report(out, report, force=force)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        show(report)
+        click.echo(f"{out / HTML}")
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    default="",
+    metavar="NAMES",
+    help="What to compare it with, by comma: names of systems (see docs/benchmarks.md), and other bundles' folders.",
+)
+@click.option("--run", type=click.Path(path_type=Path), help="The run it was exported from; systems by name need it.")
+@click.option("--quick", is_flag=True, help="Three sizes and fewer turns: a minute, once rivals are in the cache.")
+@click.option("--threads", type=click.IntRange(1), help="CPUs that each may use [default: all this process may use].")
+@reported
+def speed(
+    bundle: Path,
+    against: str,
+    run: Path | None,
+    out: Path,
+    threads: int | None,
+    log_file: Path | None,
+    *,
+    quick: bool,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Time BUNDLE against PEFT, Transformers, other exports and other bundles, in turn, on this machine's CPUs."""
+    prepare(out, force=force)
+    from ptexport.toolkit.bench.contest import Contest, hold
+    from ptexport.toolkit.progress import reporting
+
+    with shared.extra("train"):
+        import onnx_ir as ir
+
+        from ptexport.exporters.summary import summarize_graph
+    names = [name.strip() for name in against.split(",") if name.strip()]
+
+    def flops_of(tokens: int) -> int | None:
+        from ptexport.runtime.bundle import MODEL
+
+        return summarize_graph(ir.load(bundle / MODEL), tokens).flops
+
+    contest = Contest(bundle=bundle, against=names, run=run, threads=threads, quick=quick)
+    with reporting(as_json=as_json, log_file=log_file) as progress:
+        report = hold(contest, flops_of, progress, command=command_line())
+    finish(out, report, force=force, as_json=as_json)
+
+
+def command_line() -> str:
+    """What was typed."""
+    return shlex.join(["ptexport", *sys.argv[1:]])
