@@ -1,8 +1,6 @@
 """Figures against scikit-learn's and by hand; the command as it is used."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from commands import ptexport
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from tiny import ROWS
 
@@ -108,11 +107,6 @@ def test_labels_that_nobody_has_do_not_count() -> None:
     """As scikit-learn's macro average: the third label is neither a row's nor an answer."""
     found = measure([row("a", "a", 0.9), row("b", "b", 0.9)]).evaluation
     assert (found.macro_f1, found.f1) == (1.0, [1.0, 1.0, 0.0])
-
-
-def ptexport(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_the_command(llama_bundle: Path, bert_bundle: Path, rows_file: Path, tmp_path: Path) -> None:
