@@ -126,9 +126,9 @@ def _draw(plot: Plot, figure: "Figure") -> None:
 
 def _draw_points(axes: "Axes", plot: Plot) -> None:
     for number, series in enumerate(plot.series):
-        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         line = "" if series.labels else "-"
-        axes.plot(series.x, series.y, linestyle=line, markersize=5, label=series.name, **style)
+        axes.plot(series.x, series.y, linestyle=line, markersize=5, label=series.name, color=colour, marker=marker)
         for x, y, word in zip(series.x, series.y, series.labels, strict=False):
             axes.annotate(word, (x, y), (4, 4), textcoords="offset points", fontsize=8)
     if plot.log_x:
