@@ -241,10 +241,13 @@ def _alone(one: _Judged, accuracy: Figure) -> str:
 
 
 def _plots(judged: Sequence[_Judged], accuracies: Sequence[Figure], results: Results) -> list[Plot]:
-    there = [(one, a.value) for one, a in zip(judged, accuracies, strict=True) if one.name in results.systems]
+    there = [(one, a) for one, a in zip(judged, accuracies, strict=True) if one.name in results.systems]
 
     def plot(title: str, x_label: str, x_of: Callable[[str], float]) -> Plot:
-        series = [Series(name=o.name, x=[x_of(o.name)], y=[value], labels=[o.precision]) for o, value in there]
+        series = [
+            Series(name=o.name, x=[x_of(o.name)], y=[a.value], labels=[o.precision], low=[a.low], high=[a.high])
+            for o, a in there
+        ]
         return Plot(title=title, x_label=x_label, y_label="accuracy, %", series=series)
 
     load = _load(BATCHES[0])

@@ -7,7 +7,6 @@ from rich.table import Table
 from ptexport.toolkit.bench.compare import Comparison
 from ptexport.toolkit.bench.report import Figure, Report
 
-
 _WIDTH = 150  # where nobody's window limits it
 
 
