@@ -172,17 +172,19 @@ def _verdict(results: Results, sizes: Sequence[Size]) -> list[str]:
     for name in others:
         ratios = {size: results.ratios(name, name_of(size)) for size in sizes}
         medians = [statistics.median(values) for values in ratios.values()]
-        slower = [f"{_said(size)}: {said_ratio(values)}" for size, values in ratios.items() if min(values) < 1]
-        times = _span(medians)
-        if not slower:
-            sentences.append(f"{first} is ahead of {name} at every size: {name} takes {times} times as long.")
-        elif max(medians) < 1:
-            sentences.append(f"{first} loses to {name} at every size: {name} takes {times} times as long.")
-        else:
+        which = f"{name} ({results.systems[name].setting})"
+        times = f"it takes {_span(medians)} times as long"
+        lost = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if statistics.median(r) < 1]
+        close = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if min(r) < 1 <= statistics.median(r)]
+        if lost:
+            where = "every size" if len(lost) == len(sizes) else "; ".join(lost)
+            sentences.append(f"{first} loses to {which} at {where}; {times}.")
+        elif close:
             sentences.append(
-                f"{first} is not ahead of {name} in every turn: {name} takes {times} times as long, and at "
-                f"{'; '.join(slower)}."
+                f"{first} is ahead of {which} at every size, {times}, if not in every turn: {'; '.join(close)}."
             )
+        else:
+            sentences.append(f"{first} is ahead of {which} at every size and in every turn: {times}.")
     return sentences or [f"{first} was measured alone; --against names what to compare it with."]
 
 
