@@ -29,7 +29,7 @@ from ptexport.toolkit.bench.workers import Worker
 from ptexport.toolkit.cli import cli
 
 TEXTS = Texts(words=["film", "great", "terrible", "story"], tokens=12)
-SHORT = serve.Plan(clients=(1, 4), loads=(50, 110), rounds=2, warm_up_s=0.05, closed_s=0.1, open_s=0.3)
+SHORT = serve.Plan(clients=(1, 4), loads=(50, 110), turns=5, rounds=2, warm_up_s=0.05, closed_s=0.1, open_s=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,9 @@ def test_the_command(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
         throughput = figures[name.format("throughput")]
         assert 0 < throughput.low <= throughput.value <= throughput.high
     assert figures["closed/failed/4"].value == 0
-    assert figures["ratio/call"].low > 0
+    compared = [name for name, figure in figures.items() if figure.better and not name.startswith(("closed", "open"))]
+    assert figures["ratio/p50"].low > 1, "HTTP costs something"
+    assert compared == ["ratio/throughput", "ratio/p50", "ratio/p99/50"], "not 110 %"
     assert [len(table.rows) for table in report.tables] == [3, 2]
     assert "At most" in report.verdict[0]
     assert (out / HTML).read_text("utf-8").count("<svg") == 2
@@ -132,7 +134,9 @@ def test_a_generator_that_cannot_keep_up_is_told_of(load: Worker) -> None:
     in_time = msgspec.structs.replace(behind, late_s=[1e-5], failures={}, cpu=0.1)
 
     def verdict(seen: Seen) -> str:
-        results = serve.Results(tokens=12, calls_s=[[0.1]], closed={1: [in_time]}, open={50: [seen]}, peak=100)
+        results = serve.Results(
+            tokens=12, pairs_s=[[(0.1, 0.2)]], calls_s=[[0.1]], closed={1: [in_time]}, open={50: [seen]}, peak=100
+        )
         return "\n".join(serve_report(results, SHORT, title="", command="", bundles={}, threads=1).verdict)
 
     late = "At 50 %, the load generator could not keep up"

@@ -4,8 +4,8 @@ import http.client
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,6 +27,8 @@ TOLERANCE = 1e-4  # of a probability: it is the same engine, asked for one text 
 MAX_CONNECTIONS = 256
 TIMEOUT_S = 30.0
 FEWEST = 20
+WARM_UP = 2
+PAUSE_S = 0.05  # until the threads of the one before have stopped spinning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class Plan:
     Attributes:
         clients: of the closed loop, each asking again once it has its answer.
         loads: of the open loop, in percent of the most that the closed loop got answered.
+        turns: of the engine and the server, in each round.
         rounds: of all.
         warm_up_s: before anything counts, in each run.
         closed_s: that count in a run of the closed loop; more, where fewer than `FEWEST` answers are to be expected.
@@ -44,6 +47,7 @@ class Plan:
 
     clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     loads: tuple[int, ...] = (25, 50, 75, 90, 110)
+    turns: int = 15
     rounds: int
     warm_up_s: float
     closed_s: float
@@ -60,13 +64,15 @@ class Results:
 
     Attributes:
         tokens: of each text, the prompt not counted.
-        calls_s: seconds of each call of `Engine.predict` with one text, in turn with the closed loop.
+        pairs_s: seconds of a call of `Engine.predict` with one text, and of a request in turn with it.
+        calls_s: seconds of calls of `Engine.predict` with one text, one after another, the server idle.
         closed: by clients.
         open: by load, in percent.
         peak: texts a second that the closed loop got answered at most; the median round's.
     """
 
     tokens: int
+    pairs_s: list[list[tuple[float, float]]]
     calls_s: list[list[float]]
     closed: dict[int, list[Seen]]
     open: dict[int, list[Seen]]
@@ -99,10 +105,11 @@ def measure(path: Path, plan: Plan, *, threads: int, report: Callable[[int, int]
         with start_load(address, texts) as load:
             with Engine.open(path, provider="cpu", threads=threads) as engine:
                 check_answers(address, engine, make_texts(texts.words, COMPARED, texts.tokens, "compare"))
+                pairs_s = [_take_turns(address, engine, texts, plan.turns, number) for number in range(plan.rounds)]
                 calls_s, closed = _closed(load, engine, texts, plan, run_is_done)
             peak = max(statistics.median(s.answered for s in seen) for seen in closed.values())
             opened = _open(load, peak, plan, run_is_done)
-    return Results(tokens=texts.tokens, calls_s=calls_s, closed=closed, open=opened, peak=peak)
+    return Results(tokens=texts.tokens, pairs_s=pairs_s, calls_s=calls_s, closed=closed, open=opened, peak=peak)
 
 
 def _closed(
@@ -152,7 +159,7 @@ def ask(load: Worker, run: Run) -> Seen:
         BenchError: nothing was answered.
     """
     seen = msgspec.convert(load.ask(msgspec.to_builtins(run)), Seen)
-    if not seen.answered:
+    if not seen.answered or not seen.latencies_s:
         said = ", ".join(f"{n} x {what}" for what, n in seen.failures.items()) or "none was due"
         raise BenchError(f"ptexport serve: answered nothing in {run.seconds:.1f} s ({said}); ask it by hand")
     return seen
@@ -164,9 +171,25 @@ def check_answers(address: str, engine: Engine, texts: Sequence[str]) -> None:
     Raises:
         BenchError: they differ, or do not come.
     """
+    with _posting(address) as post:
+        for text, expected in zip(texts, engine.predict(texts), strict=True):
+            (answer,) = msgspec.json.decode(post(text))["predictions"]
+            pairs = zip(answer["probabilities"].values(), expected.probabilities.values(), strict=True)
+            difference = max(abs(theirs - ours) for theirs, ours in pairs)
+            if answer["label"] != expected.label or difference > TOLERANCE:
+                raise BenchError(
+                    f"ptexport serve: its label or a probability (by {difference:.2g}) is not Engine.predict's; "
+                    "what answers otherwise is not timed"
+                )
+
+
+@contextmanager
+def _posting(address: str) -> Iterator[Callable[[str], bytes]]:
+    """Connect; what is yielded posts a text and returns the answer."""
     where = urlsplit(address)
     with closing(http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)) as connection:
-        for text, expected in zip(texts, engine.predict(texts), strict=True):
+
+        def post(text: str) -> bytes:
             try:
                 connection.request("POST", where.path, msgspec.json.encode({"texts": [text]}))
                 response = connection.getresponse()
@@ -175,14 +198,9 @@ def check_answers(address: str, engine: Engine, texts: Sequence[str]) -> None:
                 raise BenchError(f"ptexport serve: does not answer ({reason(e)}); ask it by hand") from e
             if response.status != 200:
                 raise BenchError(f"ptexport serve: got status {response.status}, need 200; ask it by hand")
-            (answer,) = msgspec.json.decode(body)["predictions"]
-            pairs = zip(answer["probabilities"].values(), expected.probabilities.values(), strict=True)
-            difference = max(abs(theirs - ours) for theirs, ours in pairs)
-            if answer["label"] != expected.label or difference > TOLERANCE:
-                raise BenchError(
-                    f"ptexport serve: its label or a probability (by {difference:.2g}) is not Engine.predict's; "
-                    "what answers otherwise is not timed"
-                )
+            return body
+
+        yield post
 
 
 def _texts(path: Path) -> Texts:
@@ -204,6 +222,24 @@ def _run(plan: Plan, name: str, connections: int, rate: float | None, seconds: f
         seconds=seconds,
         timeout_s=TIMEOUT_S,
     )
+
+
+def _take_turns(address: str, engine: Engine, texts: Texts, turns: int, number: int) -> list[tuple[float, float]]:
+    """Ask the engine and the server in turn, another first each time: what a window of seconds would blur shows."""
+    pairs: list[tuple[float, float]] = []
+    with _posting(address) as post:
+        systems: list[Callable[[str], object]] = [lambda text: engine.predict([text]), post]
+        for turn in range(-WARM_UP, turns):
+            some = make_texts(texts.words, 2, texts.tokens, f"turn {number} {turn}")
+            seconds = [0.0, 0.0]
+            for which in (0, 1) if turn % 2 else (1, 0):
+                time.sleep(PAUSE_S)
+                started = time.perf_counter()
+                systems[which](some[which])
+                seconds[which] = time.perf_counter() - started
+            if turn >= 0:
+                pairs.append((seconds[0], seconds[1]))
+    return pairs
 
 
 def _time_calls(engine: Engine, texts: Texts, plan: Plan, number: int) -> list[float]:

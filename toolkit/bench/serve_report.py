@@ -1,17 +1,13 @@
 """What a bench of a server saw -> its report: tables, plots and a verdict."""
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
-
-import numpy as np
 
 from ptexport.toolkit.bench.load import Seen
 from ptexport.toolkit.bench.report import Figure, Plot, Report, Series, Table, now, this_machine
-from ptexport.toolkit.bench.serve import FEWEST, MAX_CONNECTIONS, TIMEOUT_S, Plan, Results
+from ptexport.toolkit.bench.serve import FEWEST, MAX_CONNECTIONS, PAUSE_S, TIMEOUT_S, Plan, Results
+from ptexport.toolkit.bench.serve_figures import PERCENTILES, best_clients, figures_of
 
-PERCENTILES = (50, 95, 99)
 SLOW = 5  # times the p99 of a server with nothing else to do
 LATE = 0.2  # of a run's p99
 BUSY = 0.8  # of a CPU
@@ -37,7 +33,7 @@ def serve_report(
         bundles: digests of manifests, by name.
         threads: CPUs that the server could use.
     """
-    figures = {figure.name: figure for figure in _figures(results)}
+    figures = figures_of(results)
     return Report(
         kind="serve",
         title=title,
@@ -52,49 +48,6 @@ def serve_report(
         figures=list(figures.values()),
         left_out={},
     )
-
-
-def _figures(results: Results) -> list[Figure]:
-    calls = [len(seconds) / sum(seconds) for seconds in results.calls_s]
-    figures = [Figure.of("call/throughput", calls, "/s", "higher"), *_latencies("call", results.calls_s)]
-    for kind, runs in (("closed", results.closed), ("open", results.open)):
-        for name, seen in runs.items():
-            figures += [
-                Figure.of(f"{kind}/throughput/{name}", [s.answered for s in seen], "/s", "higher"),
-                *_latencies(kind, [s.latencies_s for s in seen], f"/{name}"),
-                Figure.of(f"{kind}/failed/{name}", [sum(s.failures.values()) for s in seen], "requests", "lower"),
-                Figure.of(f"{kind}/generator_cpu/{name}", [s.cpu for s in seen], "CPUs"),
-            ]
-            if kind == "open":
-                figures.append(_percentile(f"open/late/{name}", [s.late_s for s in seen], 99, None))
-    first = results.closed[min(results.closed)]
-    more = [
-        _percentile_ms(seen.latencies_s, 50) - _percentile_ms(seconds, 50)
-        for seen, seconds in zip(first, results.calls_s, strict=True)
-    ]
-    best = results.closed[_best(results)]
-    ratios = [seen.answered / alone for seen, alone in zip(best, calls, strict=True)]
-    return [*figures, Figure.of("overhead/p50", more, "ms", "lower"), Figure.of("ratio/call", ratios, "x", "higher")]
-
-
-def _best(results: Results) -> int:
-    """At how many clients most was answered."""
-    return max(results.closed, key=lambda clients: statistics.median(s.answered for s in results.closed[clients]))
-
-
-def _latencies(kind: str, rounds: Sequence[Sequence[float]], of: str = "") -> list[Figure]:
-    return [_percentile(f"{kind}/p{percent}{of}", rounds, percent, "lower") for percent in PERCENTILES]
-
-
-def _percentile(name: str, rounds: Sequence[Sequence[float]], percent: int, better: Literal["lower"] | None) -> Figure:
-    """Take a percentile of all rounds together: a round alone may have too few."""
-    each = [_percentile_ms(seconds, percent) for seconds in rounds if seconds]
-    together = _percentile_ms([value for seconds in rounds for value in seconds], percent)
-    return Figure(name=name, value=together, low=min(each), high=max(each), unit="ms", better=better)
-
-
-def _percentile_ms(seconds: Sequence[float], percent: int) -> float:
-    return 1000 * float(np.percentile(seconds, percent, method="inverted_cdf"))
 
 
 def _closed_table(results: Results, figures: Mapping[str, Figure]) -> Table:
@@ -120,7 +73,7 @@ def _closed_table(results: Results, figures: Mapping[str, Figure]) -> Table:
 def _open_table(results: Results, figures: Mapping[str, Figure]) -> Table:
     rows = [
         [
-            f"{percent} %",
+            f"{percent}\N{NO-BREAK SPACE}%",
             _number(results.peak * percent / 100),
             _spread(figures[f"open/throughput/{percent}"]),
             *_cells(figures, f"open/p{{}}/{percent}"),
@@ -161,22 +114,26 @@ def _number(value: float) -> str:
 
 
 def _closed_verdict(results: Results, figures: Mapping[str, Figure]) -> list[str]:
-    best, fewest = _best(results), min(results.closed)
-    alone, one, more = figures["call/p50"], figures[f"closed/p50/{fewest}"], figures["overhead/p50"]
+    best, fewest = best_clients(results), min(results.closed)
+    call, request, more = (figures[name] for name in ("turns/call", "turns/request", "overhead/p50"))
     gain = results.peak / figures[f"closed/throughput/{fewest}"].value
     clients = "1 client" if best == 1 else f"{best} clients"
     added = f"{_number(more.value)} ms ({_number(more.low)} to {_number(more.high)})"
-    cost = f"the server adds {added}" if more.low > 0 else f"what the server adds, {added}, is within noise"
+    cost = f"HTTP adds {added}" if more.low > 0 else f"what HTTP adds, {added}, is within noise"
     company = (
         "the server gains by company" if gain > GAIN else "texts are computed one after another, so more only wait"
     )
     peak = (
         f"At most {_number(results.peak)} texts a second are answered, with {clients}: "
-        f"{_spread(figures['ratio/call'])} times what one caller of Engine.predict gets without a server."
+        f"{_spread(figures['ratio/throughput'])} times what one caller of Engine.predict gets without a server."
+    )
+    turns = (
+        f"Asked in turn, the server takes {_number(request.value)} ms and Engine.predict {_number(call.value)} ms "
+        f"(medians): {cost}."
     )
     return [
         peak,
-        f"One client waits {_number(one.value)} ms (p50), Engine.predict takes {_number(alone.value)} ms: {cost}.",
+        turns,
         f"The best number of clients gets {gain:.2f} times what one gets: {company}.",
     ]
 
@@ -229,7 +186,7 @@ def _doubts(results: Results, figures: Mapping[str, Figure]) -> list[str]:
 def _how(results: Results, plan: Plan, threads: int) -> list[str]:
     runs = [seen for rounds in (*results.closed.values(), *results.open.values()) for seen in rounds]
     processes = (
-        f"`ptexport serve` runs in a process of its own on {threads} CPUs; a load generator asks it from another, over "
+        f"ptexport serve runs in a process of its own on {threads} CPUs; a load generator asks it from another, over "
         "HTTP. Both share this machine's CPUs; asking took at most "
         f"{max(seen.cpu for seen in runs):.1%} of one."
     )
@@ -237,8 +194,12 @@ def _how(results: Results, plan: Plan, threads: int) -> list[str]:
         f"A request is a POST to /predict with one text of {results.tokens} words, one token each, the prompt not "
         "counted. No text is asked twice. Answers were compared with Engine.predict's before anything was timed."
     )
+    turns = (
+        f"What HTTP adds: {plan.turns} times a round, the bench's own process calls Engine.predict and asks the server "
+        f"in turn, {PAUSE_S:g} s apart, so that one's threads have stopped spinning before the other begins."
+    )
     loops = (
-        f"Closed loop: {plan.closed_s:g} s for each number of clients, in turn with Engine.predict in a loop. Open "
+        f"Closed loop: {plan.closed_s:g} s for each number of clients, and as long for Engine.predict in a loop. Open "
         f"loop: {plan.open_s:g} s for each load, requests due at random (a Poisson process, seeded). {plan.rounds} "
         f"rounds of all, each run after {plan.warm_up_s:g} s of warm-up, and longer where fewer than {FEWEST} answers "
         "would come."
@@ -256,39 +217,40 @@ def _how(results: Results, plan: Plan, threads: int) -> list[str]:
         "Percentiles are of all rounds together, the nearest rank; of fewer than 100 requests p99 is the slowest. "
         "Answers a second are the median round's."
     )
-    return [processes, requests, loops, omission, failures, percentiles]
+    return [processes, requests, turns, loops, omission, failures, percentiles]
 
 
 def _plots(results: Results, figures: Mapping[str, Figure]) -> list[Plot]:
-    def values(name: str, of: Sequence[int]) -> list[float]:
-        return [figures[name.format(each)].value for each in of]
+    def of(name: str, runs: Sequence[int]) -> list[Figure]:
+        return [figures[name.format(run)] for run in runs]
 
     clients, loads = list(results.closed), list(results.open)
+    throughput = [figure.value for figure in of("closed/throughput/{}", clients)]
+    closed, opened = (
+        {f"p{percent}": of(f"{kind}/p{percent}/{{}}", runs) for percent in PERCENTILES}
+        for kind, runs in (("closed", clients), ("open", loads))
+    )
+    due = [results.peak * load / 100 for load in loads]
     return [
         Plot(
             title=f"throughput against latency, {clients[0]} to {clients[-1]} clients",
             x_label="ms from asking to answer",
             y_label="answers a second",
-            series=[
-                Series(
-                    name=f"p{percent}",
-                    x=values(f"closed/p{percent}/{{}}", clients),
-                    y=values("closed/throughput/{}", clients),
-                )
-                for percent in PERCENTILES
-            ],
+            series=[Series(name=name, x=[p.value for p in points], y=throughput) for name, points in closed.items()],
         ),
         Plot(
-            title=f"latency against load, {loads[0]} to {loads[-1]} % of the peak",
+            title="latency against load, open loop",
             x_label="requests due a second",
             y_label="ms from due to answer",
             series=[
                 Series(
-                    name=f"p{percent}",
-                    x=[results.peak * load / 100 for load in loads],
-                    y=values(f"open/p{percent}/{{}}", loads),
+                    name=name,
+                    x=due,
+                    y=[p.value for p in points],
+                    low=[p.low for p in points],
+                    high=[p.high for p in points],
                 )
-                for percent in PERCENTILES
+                for name, points in opened.items()
             ],
             log_y=True,
         ),
