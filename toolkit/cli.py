@@ -44,3 +44,6 @@ for command in (
     cli_look.cache,
 ):
     cli.add_command(command)
+
+if __name__ == "__main__":
+    main()

@@ -169,3 +169,44 @@ def quality(
     with reporting(as_json=as_json, log_file=log_file) as progress:
         report = bench_quality(config, progress.rows)
     finish(out, report, force=force, as_json=as_json)
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--quick", is_flag=True, help="Fewer clients, rounds and seconds: a minute.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="CPUs that the server may use [default: all this process may use]."
+)
+@reported
+def serve(
+    bundle: Path, out: Path, threads: int | None, log_file: Path | None, *, quick: bool, as_json: bool, force: bool
+) -> None:
+    """Serve BUNDLE on this machine's CPUs and ask it over HTTP from another process: throughput, latency, queueing."""
+    with shared.extra("install"):
+        import filelock  # noqa: F401
+        import safetensors  # noqa: F401
+    prepare(out, force=force)
+    with shared.extra("serve"):
+        import uvicorn  # noqa: F401 - here, so that the server's process need not say it
+
+        from ptexport.toolkit.bench.serve import FULL, QUICK, measure
+    from ptexport.runtime.bundle import Bundle
+    from ptexport.runtime.cpus import available_cpus
+    from ptexport.toolkit.bench.serve_report import serve_report
+    from ptexport.toolkit.progress import reporting
+
+    manifest = Bundle.open(bundle).manifest
+    threads = min(threads or available_cpus(), available_cpus())
+    plan = QUICK if quick else FULL
+    with reporting(as_json=as_json, log_file=log_file) as progress:
+        progress.stage("opening the bundle")
+        results = measure(bundle, plan, threads=threads, report=progress.rows)
+    report = serve_report(
+        results,
+        plan,
+        title=f"{manifest.name}: serve",
+        command=command_line(),
+        bundles={f"{manifest.name}, {manifest.graph.precision}": manifest.digest},
+        threads=threads,
+    )
+    finish(out, report, force=force, as_json=as_json)

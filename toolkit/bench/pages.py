@@ -13,6 +13,7 @@ from ptexport.toolkit.html import render, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 FILES = (JSON, MARKDOWN, HTML)
@@ -135,6 +136,7 @@ def _draw_points(axes: "Axes", plot: Plot) -> None:
             axes.annotate(word, (x, y), (4, 4), textcoords="offset points", fontsize=8)
     if plot.log_x:
         axes.set_xscale("log")
+        _plain_powers(axes.xaxis)
         ticks = sorted({x for series in plot.series for x in series.x})
         if len(ticks) <= 8:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
@@ -142,8 +144,17 @@ def _draw_points(axes: "Axes", plot: Plot) -> None:
     axes.margins(x=0.12, y=0.12)
     if plot.log_y:
         axes.set_yscale("log")
+        _plain_powers(axes.yaxis)
     elif not any(series.labels for series in plot.series):
         axes.set_ylim(bottom=0)
+
+
+def _plain_powers(axis: "Axis") -> None:
+    """Write 100, not the 10^2 in mathematics that a page whose text stays text shows as its source."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter())
 
 
 def _draw_bars(axes: "Axes", plot: Plot) -> None:

@@ -1,12 +1,15 @@
 """Processes of a bench: what rivals need is made once, then each answers lines of JSON, whatever these say."""
 
+import ctypes
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +20,8 @@ from ptexport.toolkit.cache import cached_folder
 
 WORKER = "ptexport.toolkit.bench.worker"
 _LAST_LINES = 3
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Worker:
@@ -42,7 +47,7 @@ class Worker:
             stderr=self._errors,
             text=True,
             env=_environment(threads, overlay),
-            preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads]),
+            preexec_fn=partial(_begin, threads),
         )
 
     def read(self) -> Any:
@@ -86,6 +91,12 @@ class Worker:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
         return "; ".join(lines[-_LAST_LINES:]) or "it said nothing"
+
+
+def _begin(threads: int) -> None:
+    """Keep to some CPUs, and end with the bench, however that ends: nobody else would stop a server."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def _environment(threads: int, overlay: Path | None) -> dict[str, str]:
