@@ -112,6 +112,15 @@ def test_packing_and_installing(tmp_path: Path) -> None:
     assert (tmp_path / "build" / "packs" / "task.ptpack").stat().st_size < 100_000
 
 
+def test_benchmarks(llama_bundle: Path, llama_run: Path, rows_file: Path, tmp_path: Path) -> None:
+    shutil.copytree(llama_bundle, tmp_path / "build" / "demo" / "bundle")
+    shutil.copytree(llama_run, tmp_path / "build" / "demo" / "run")
+    shutil.copy(rows_file, tmp_path)
+    run_commands(ROOT / "docs" / "benchmarks.md", tmp_path)
+    reports = sorted((tmp_path / "build" / "bench").glob("*/report.json"))
+    assert [json.loads(path.read_text())["left_out"] for path in reports] == [{}] * len(reports)
+
+
 def test_what_runs_a_bundle(llama_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(llama_bundle, tmp_path / "build" / "demo" / "bundle")
     run_commands(ROOT / "docs" / "providers.md", tmp_path)
@@ -169,6 +178,7 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
     assert all(f"docs/{page}" in readme for page in pages)
     run = [page for page in pages if blocks(ROOT / "docs" / page, "sh")]
     assert run == [
+        "benchmarks.md",
         "import.md",
         "methods.md",
         "packs.md",
