@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from ptexport.runtime.errors import BenchError
 from ptexport.toolkit import cli_options as shared
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def finish(out: Path, report: "Report", *, force: bool, as_json: bool) -> None:
     """Write the report and print it."""
     import msgspec
 
-    from ptexport.toolkit.bench.pages import HTML, write_report
+    from ptexport.toolkit.bench.pages import write_report
+    from ptexport.toolkit.bench.report import HTML
     from ptexport.toolkit.bench.show import show
 
     write_report(out, report, force=force)
@@ -83,7 +85,8 @@ def speed(
 ) -> None:
     """Time BUNDLE against PEFT, Transformers, other exports and other bundles, in turn, on this machine's CPUs."""
     prepare(out, force=force)
-    from ptexport.toolkit.bench.contest import Contest, hold
+    from ptexport.runtime.bundle import MODEL
+    from ptexport.toolkit.bench.speed import SpeedConfig, bench_speed
     from ptexport.toolkit.progress import reporting
 
     with shared.extra("train"):
@@ -92,17 +95,77 @@ def speed(
         from ptexport.exporters.summary import summarize_graph
     names = [name.strip() for name in against.split(",") if name.strip()]
 
-    def flops_of(tokens: int) -> int | None:
-        from ptexport.runtime.bundle import MODEL
+    def flops_of(n_ids: int) -> int | None:
+        return summarize_graph(ir.load(bundle / MODEL), n_ids).flops
 
-        return summarize_graph(ir.load(bundle / MODEL), tokens).flops
-
-    contest = Contest(bundle=bundle, against=names, run=run, threads=threads, quick=quick)
+    config = SpeedConfig(bundle=bundle, against=names, run=run, threads=threads, quick=quick, command=command_line())
     with reporting(as_json=as_json, log_file=log_file) as progress:
-        report = hold(contest, flops_of, progress, command=command_line())
+        report = bench_speed(config, flops_of, progress)
     finish(out, report, force=force, as_json=as_json)
 
 
 def command_line() -> str:
     """What was typed."""
     return shlex.join(["ptexport", *sys.argv[1:]])
+
+
+@bench.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--band",
+    type=shared.FiniteRange(0, 100),
+    default=15,
+    show_default=True,
+    metavar="PERCENT",
+    help="What a median may be off before it counts as changed.",
+)
+@shared.as_json
+def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
+    """Say what changed beyond noise between two reports; exit code 1 if anything got worse."""
+    import dataclasses
+
+    import msgspec
+
+    from ptexport.toolkit.bench.compare import compare as compare_reports
+    from ptexport.toolkit.bench.report import Report
+    from ptexport.toolkit.bench.show import show_comparison
+
+    comparison = compare_reports(Report.read(old), Report.read(new), band=band / 100)
+    if as_json:
+        click.echo(msgspec.json.encode(dataclasses.asdict(comparison)))
+    else:
+        show_comparison(comparison)
+    if comparison.worse:
+        names = ", ".join(compared.name for compared in comparison.worse)
+        raise BenchError(f"{new}: worse than {old} beyond noise in {names}; measure again, or find what changed")
+
+
+@bench.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
+)
+@click.option("--quick", is_flag=True, help="Fewer turns; accuracy is always of all rows.")
+@click.option("--threads", type=click.IntRange(1), help="CPUs that each may use [default: all this process may use].")
+@reported
+def quality(
+    bundles: tuple[Path, ...],
+    data: Path,
+    out: Path,
+    threads: int | None,
+    log_file: Path | None,
+    *,
+    quick: bool,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Hold BUNDLES of one task, in other precisions or of other methods, against the first: accuracy, size, speed."""
+    prepare(out, force=force)
+    from ptexport.toolkit.bench.quality import QualityConfig, bench_quality
+    from ptexport.toolkit.progress import reporting
+
+    config = QualityConfig(bundles=bundles, data=data, threads=threads, quick=quick, command=command_line())
+    with reporting(as_json=as_json, log_file=log_file) as progress:
+        report = bench_quality(config, progress.rows)
+    finish(out, report, force=force, as_json=as_json)

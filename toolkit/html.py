@@ -31,6 +31,15 @@ td:not(:first-child) { white-space: nowrap; }
 .plots svg { flex: 1 1 20rem; min-width: 0; max-width: 32rem; width: 100%; height: auto; }
 .note { color: #666; font-size: .9rem; }
 @media (max-width: 30rem) { th, td { padding: .2rem .4rem; } }
+@media print {
+  body { font-size: 10pt; margin: 0; max-width: none; }
+  .wide { overflow: visible; }
+  table { font-size: 7.5pt; }
+  th, td { padding: .1rem .4rem; }
+  td:not(:first-child) { white-space: normal; }
+  table, svg { break-inside: avoid; }
+  h1, h2 { break-after: avoid; }
+}
 </style>
 """
 

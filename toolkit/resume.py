@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,18 @@ def save_state(path: Path, training: Training, ticket: Ticket) -> None:
     """
     metadata = {"ticket": msgspec.json.encode(ticket).decode(), "at": msgspec.json.encode(training.at).decode()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in training.tensors().items()}
+    # A folder, since safetensors writes beside the file under a name of its own, which a kill leaves there.
     temporary = path.with_name(path.name + ".new")
     try:
-        save_file(tensors, temporary, metadata)
-        with temporary.open("rb") as file:
+        temporary.mkdir(exist_ok=True)
+        save_file(tensors, temporary / path.name, metadata)
+        with (temporary / path.name).open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        (temporary / path.name).replace(path)
     except SafetensorError as e:  # its name for what the disk says
         raise OutputError(f"{path}: cannot be written ({reason(e)}); free some space and go on with --resume") from e
     finally:
-        temporary.unlink(missing_ok=True)  # Ctrl-C may come here, and the training end with what it has
+        shutil.rmtree(temporary, ignore_errors=True)  # Ctrl-C may come here, and the training end with what it has
 
 
 def load_state(path: Path, training: Training, ticket: Ticket) -> None:

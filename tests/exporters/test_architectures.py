@@ -93,7 +93,13 @@ def test_label_words(case: Case) -> None:
     assert worst(parity) < 2e-5
 
 
-@pytest.mark.parametrize("name", [*CAUSAL, *MASKED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("llama", "gpt2", "bert", "modernbert") else pytest.param(name, marks=pytest.mark.soak)
+        for name in (*CAUSAL, *MASKED)
+    ],
+)
 def test_a_linear_head(
     name: str, model_of: Callable[[str], Path], rows_file: Path, test_rows: Path, tmp_path: Path
 ) -> None:

@@ -7,16 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import ptexport
 from tiny import Quiet
 
 from ptexport.exporters.export import ExportConfig, export
 
 README = Path(__file__).parents[2] / "README.md"
-
-
-def ptexport(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_predict_prints_answers_and_files_keep_order(llama_bundle: Path, tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
 """Figures against scikit-learn's and by hand; the command as it is used."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from commands import ptexport
+from links import links_of
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from tiny import ROWS
 
@@ -110,11 +109,6 @@ def test_labels_that_nobody_has_do_not_count() -> None:
     assert (found.macro_f1, found.f1) == (1.0, [1.0, 1.0, 0.0])
 
 
-def ptexport(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_the_command(llama_bundle: Path, bert_bundle: Path, rows_file: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     arguments = ("evaluate", llama_bundle, bert_bundle, "--data", rows_file, "--html", page)
@@ -136,7 +130,7 @@ def test_the_command(llama_bundle: Path, bert_bundle: Path, rows_file: Path, tmp
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 4, "two of each bundle"
     assert "surest mistakes" in html
-    assert not _Links.of(html), "the page needs nothing else"
+    assert not links_of(html), "the page needs nothing else"
     assert all(text not in html for text, _ in ROWS)
 
     done = ptexport(*arguments)
@@ -144,30 +138,6 @@ def test_the_command(llama_bundle: Path, bert_bundle: Path, rows_file: Path, tmp
     done = ptexport("evaluate", llama_bundle, "--data", rows_file)
     assert (done.returncode, done.stderr) == (0, "")
     assert "macro-F1" in done.stdout
-
-
-class _Links(HTMLParser):
-    """Finds what a page would load from elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    @classmethod
-    def of(cls, html: str) -> list[str]:
-        parser = cls()
-        parser.feed(html)
-        return parser.found
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = dict(attrs)
-        if tag in ("script", "link", "img", "iframe"):
-            self.found.append(tag)
-        self.found += [
-            str(v)
-            for k, v in named.items()
-            if k in ("src", "href", "xlink:href") and not str(v).startswith(("#", "data:"))
-        ]
 
 
 def test_a_label_is_text_on_the_page(tmp_path: Path) -> None:

@@ -154,8 +154,15 @@ def test_a_full_disk_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
     assert files_under(tmp_path) == ["out.jsonl", "rows.jsonl"]
 
 
-@pytest.mark.parametrize("largest_file_bytes", [1_000, 60_000, 110_000])
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(
+    ("traced", "largest_file_bytes"),
+    [
+        (False, 60_000),
+        (True, 1_000),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((False, 1_000), (False, 110_000))),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((True, 60_000), (True, 110_000))),
+    ],
+)
 def test_a_full_disk_in_export(largest_file_bytes: int, traced: bool, llama_bundle: Path, llama_run: Path,
                                tmp_path: Path) -> None:  # fmt: skip
     """At the trace, and, with the backbone traced before (`llama_bundle`), at each of the bundle's files."""

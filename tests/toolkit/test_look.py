@@ -11,19 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import ptexport
 from tokenizers import Tokenizer
 
 from ptexport.runtime.libraries import loads
 from ptexport.toolkit.cache import cached_folder, list_entries, prune
 from ptexport.toolkit.describe import describe, nearest_words
 from ptexport.toolkit.run import Run
-
-
-def ptexport(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200", **environment}
-    )
 
 
 def test_a_bundle_and_its_run_tell_the_same(llama_bundle: Path, llama_run: Path) -> None:

@@ -55,7 +55,9 @@ def furthest(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
     return max(float(np.abs(one[name] - two[name]).max(initial=0)) for name in one)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["p-tuning", *(pytest.param(case, marks=pytest.mark.soak) for case in CASES if case != "p-tuning")]
+)
 def test_two_processes_train_what_one_would(case: str, llama: Path, rows_file: Path, tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     said = train(alone, llama, rows_file, case, "--json", launch=[BIN / "ptexport"])

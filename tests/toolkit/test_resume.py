@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import ptexport
 from safetensors.numpy import load_file
 
 PTEXPORT = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()"]
@@ -22,7 +23,7 @@ def command(llama: Path, rows_file: Path, out: Path, *more: str, epochs: int = 4
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return ptexport(*command[len(PTEXPORT) :])
 
 
 def kill(command: list[str], state: Path, after_s: float) -> bool:
@@ -95,6 +96,18 @@ def test_a_run_that_is_finished_stays_as_it_is(llama: Path, rows_file: Path, who
     done = run(command(llama, rows_file, whole, "--resume", "--force"))
     assert done.returncode == 2
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_killed_while_the_state_is_written(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """What the library that writes it leaves behind then, under a name of its own."""
+    out, state = tmp_path / "run", tmp_path / "run.partial" / "resume.safetensors"
+    assert kill(command(llama, rows_file, out), state, 0)
+    half_written = state.with_name(state.name + ".new")
+    half_written.mkdir(exist_ok=True)
+    (half_written / ".tmp1a2b3c").write_bytes(state.read_bytes()[:100])
+    done = run(command(llama, rows_file, out, "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_what_was_begun_is_not_overwritten_unasked(llama: Path, rows_file: Path, tmp_path: Path) -> None:

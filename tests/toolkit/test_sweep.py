@@ -2,19 +2,14 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import ptexport
 
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.sweep import parse_axes
-
-
-def ptexport(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from ptexport.toolkit.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def sweep(

@@ -35,9 +35,10 @@ def main() -> None:
         rates = {
             "sgemm_flops": operations / _quickest(lambda: product(*floats)),
             "int8_ops": operations / _quickest(lambda: integer_product(*integers)),
-            "copied_bytes": 2 * COPIED_BYTES / _quickest(lambda: np.copyto(target, source)),  # read and written
+            "copy_bytes": 2 * COPIED_BYTES / _quickest(lambda: np.copyto(target, source)),  # read and written
         }
-        print(json.dumps(rates), flush=True)
+        sys.stdout.write(json.dumps(rates) + "\n")
+        sys.stdout.flush()
 
 
 def _quickest(run: Callable[[], object]) -> float:

@@ -126,9 +126,11 @@ def _draw(plot: Plot, figure: "Figure") -> None:
 
 def _draw_points(axes: "Axes", plot: Plot) -> None:
     for number, series in enumerate(plot.series):
-        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         line = "" if series.labels else "-"
-        axes.plot(series.x, series.y, linestyle=line, markersize=5, label=series.name, **style)
+        axes.plot(series.x, series.y, linestyle=line, markersize=5, label=series.name, color=colour, marker=marker)
+        if series.low:
+            axes.vlines(series.x, series.low, series.high, color=colour, linewidth=1, alpha=0.6)
         for x, y, word in zip(series.x, series.y, series.labels, strict=False):
             axes.annotate(word, (x, y), (4, 4), textcoords="offset points", fontsize=8)
     if plot.log_x:
@@ -137,9 +139,10 @@ def _draw_points(axes: "Axes", plot: Plot) -> None:
         if len(ticks) <= 8:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.minorticks_off()
+    axes.margins(x=0.12, y=0.12)
     if plot.log_y:
         axes.set_yscale("log")
-    else:
+    elif not any(series.labels for series in plot.series):
         axes.set_ylim(bottom=0)
 
 

@@ -73,12 +73,16 @@ class Series(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         x: of each point.
         y: likewise.
         labels: a word beside each point; none: the points are joined by a line.
+        low: where each point's interval begins; none: points have none.
+        high: where it ends.
     """
 
     name: str
     x: list[float]
     y: list[float]
     labels: list[str] = []
+    low: list[float] = []
+    high: list[float] = []
 
 
 class Plot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

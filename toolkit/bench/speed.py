@@ -1,226 +1,152 @@
-"""A bundle and its rivals, each in a process of its own, taking turns -> a report."""
+"""A speed bench as asked for: a bundle and its rivals in turn -> a report."""
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
-import numpy as np
+from tokenizers import Tokenizer
 
+from ptexport.runtime.bundle import TOKENIZER, Bundle
+from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.case import make_texts
-from ptexport.toolkit.bench.workers import Worker
+from ptexport.toolkit.bench.case import Case, check_same_task, make_case, make_texts, plain_words
+from ptexport.toolkit.bench.report import Report
+from ptexport.toolkit.bench.speed_report import Size, name_of, speed_report
+from ptexport.toolkit.bench.systems import RIVALS
+from ptexport.toolkit.bench.turns import FULL, QUICK, Contender, Loads, bundle_worker, measure, shown_name
+from ptexport.toolkit.bench.workers import make_ready
+from ptexport.toolkit.checkpoint import find_checkpoint
+from ptexport.toolkit.run import Run
 
-Size = tuple[int, int]
-"""Texts in a call, and tokens of each, the prompt not counted."""
-
-WARM_UP = 2
-PAUSE_S = 0.2  # until the threads of the one before have stopped spinning
-COMPARED: tuple[Size, ...] = ((8, 28), (1, 1), (1, 100))
 SIZES: tuple[Size, ...] = tuple((batch, tokens) for tokens in (8, 28, 100, 250) for batch in (1, 8, 32))
 QUICK_SIZES: tuple[Size, ...] = ((1, 28), (8, 28), (1, 100))
+COMPARED: tuple[Size, ...] = ((1, 28), (8, 28), (1, 1), (1, 100))
+SAME_BUNDLE = 1e-2  # of a logit, between bundles in fp32
+
+
+class Progress(Protocol):
+    """What is told meanwhile."""
+
+    def stage(self, name: str) -> None:
+        """Something begins that takes long."""
+
+    def rows(self, done: int, total: int | None) -> None:
+        """So many turns are done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How much is measured.
+class SpeedConfig:
+    """A speed bench, as asked for.
 
     Attributes:
-        sizes: of the calls.
-        rounds: turns that each system has at a size, after the warm-up.
-        few_rounds: turns that it has at least, where the seconds are over.
-        seconds: after which there are no more turns at a size.
-        starts: processes started to time the start.
+        bundle: the folder.
+        against: names of rivals, and folders of bundles.
+        run: that the bundle was exported from; None: there are no rivals by name.
+        threads: CPUs that each system may use; None: all that this process may.
+        quick: measure less.
+        command: what was typed.
     """
 
-    sizes: tuple[Size, ...]
-    rounds: int
-    few_rounds: int = 3
-    seconds: float
-    starts: int
+    bundle: Path
+    against: Sequence[str]
+    run: Path | None
+    threads: int | None
+    quick: bool
+    command: str
 
 
-FULL = Plan(sizes=SIZES, rounds=9, seconds=60, starts=3)
-QUICK = Plan(sizes=QUICK_SIZES, rounds=5, seconds=15, starts=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """A system to measure.
-
-    Attributes:
-        name: in the report.
-        start: starts its process.
-        tolerance: most that a logit may differ from the first one's; None: it is only shown.
-    """
-
-    name: str
-    start: Callable[[], Worker]
-    tolerance: float | None
-
-
-@dataclass(slots=True, kw_only=True)
-class Measured:
-    """What was seen of a system.
-
-    Attributes:
-        setting: what it runs with.
-        file_bytes: that a device must hold.
-        task_bytes: of those, new for another task.
-        max_abs_diff: largest difference of a logit from the first system's.
-        flips: rows, of those compared, with another label.
-        seconds: of each turn, by size; turn k of all systems is of the same texts.
-        start_s: from starting a process to its first answer, of each.
-        resident_bytes: after the first answer.
-        peak_bytes: at most, after all turns.
-    """
-
-    setting: str
-    file_bytes: int
-    task_bytes: int
-    max_abs_diff: float
-    flips: int
-    seconds: dict[Size, list[float]]
-    start_s: list[float]
-    resident_bytes: int
-    peak_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
-    """What was seen of all.
-
-    Attributes:
-        systems: by name, in the order asked for; the first is what the others are held against.
-        left_out: systems that could not be measured, with the reason.
-        ceiling: rates of the machine, each measured once a size; see ceiling.py.
-    """
-
-    systems: dict[str, Measured]
-    left_out: dict[str, str]
-    ceiling: dict[str, list[float]]
-
-
-def measure(
-    contenders: Sequence[Contender],
-    ceiling: Callable[[], Worker],
-    words: Sequence[str],
-    plan: Plan,
-    report: Callable[[int, int], None],
-) -> Results:
-    """Measure.
+def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], progress: Progress) -> Report:
+    """Time a bundle against others.
 
     Args:
-        contenders: the first is the bundle.
-        ceiling: starts the process that measures the machine.
-        words: that texts are made of, one token each.
-        plan: how much.
-        report: told how many turns are done, of how many.
+        config: who takes part.
+        flops_of: FLOPs of the bundle's graph for a row of so many ids; None: not known.
+        progress: told meanwhile.
 
     Raises:
-        BenchError: the first system fails, or no other is left to be compared with it though one was asked for.
+        BenchError: a name is nobody's, or the run is missing or another task's.
+        BundleError: the bundle, or one that it is held against, is not what its manifest says.
     """
-    left_out: dict[str, str] = {}
-    with ExitStack() as stack:
-        workers = {c.name: stack.enter_context(c.start()) for c in contenders}
-        systems = _open_all(contenders, workers, words, left_out)
-        rates: dict[str, list[float]] = {}
-        machine = stack.enter_context(ceiling())
-        for number, size in enumerate(plan.sizes):
-            for name, rate in machine.ask("measure").items():
-                rates.setdefault(name, []).append(rate)
-            turns = _take_turns({name: workers[name] for name in systems}, words, size, plan)
-            for done, answers in enumerate(turns):
-                report(number * plan.rounds + done + 1, len(plan.sizes) * plan.rounds)
-                for name, answer in answers.items():
-                    systems[name].seconds[size].append(answer["seconds"])
-                    systems[name].peak_bytes = answer["peak_bytes"]
-        report(len(plan.sizes) * plan.rounds, len(plan.sizes) * plan.rounds)
-    some = make_texts(words, 1, QUICK_SIZES[0][1], "start")
-    for _ in range(plan.starts):
-        for contender in contenders:
-            if contender.name in systems:
-                _start(contender, some, systems[contender.name])
-    return Results(systems=systems, left_out=left_out, ceiling=rates)
-
-
-def _open_all(
-    contenders: Sequence[Contender], workers: Mapping[str, Worker], words: Sequence[str], left_out: dict[str, str]
-) -> dict[str, Measured]:
-    """Wait until all are open and compare their answers with the first one's, before any is timed."""
-    texts = [make_texts(words, *size, f"compare {size}") for size in COMPARED]
-    systems: dict[str, Measured] = {}
-    expected = np.zeros(())
-    for number, contender in enumerate(contenders):
-        try:
-            opened = workers[contender.name].read()
-            answers = [workers[contender.name].ask(some) for some in texts]
-        except BenchError as e:
-            if not number:
-                raise
-            left_out[contender.name] = str(e)
-            continue
-        logits = np.array([row for answer in answers for row in answer["logits"]])
-        expected = expected if number else logits
-        difference = float(np.abs(logits - expected).max())
-        if contender.tolerance is not None and not difference <= contender.tolerance:
-            left_out[contender.name] = (
-                f"a logit differs by {difference:.2g} from {contenders[0].name}'s, more than {contender.tolerance:g}: "
-                "what answers otherwise is not timed"
-            )
-            continue
-        systems[contender.name] = Measured(
-            setting=opened["setting"],
-            file_bytes=opened["files"],
-            task_bytes=opened["task_files"],
-            max_abs_diff=difference,
-            flips=int((logits.argmax(1) != expected.argmax(1)).sum()),
-            seconds={size: [] for size in FULL.sizes},
-            start_s=[],
-            resident_bytes=answers[0]["resident_bytes"],
-            peak_bytes=answers[-1]["peak_bytes"],
+    threads = min(config.threads or available_cpus(), available_cpus())
+    bundle = Bundle.open(config.bundle)
+    if bundle.manifest.fields != ["text"]:
+        raise BenchError(
+            f"{config.bundle}: takes {' and '.join(bundle.manifest.fields)}; need one text, see bench quality"
         )
-    return systems
+    contenders, left_out = _find_contenders(config, bundle, threads, progress)
+    digests = {bundle.manifest.name: bundle.manifest.digest}
+    tokenizer = Tokenizer.from_file(str(config.bundle / TOKENIZER))
+    words, n_fixed = plain_words(tokenizer), len(tokenizer.encode(""))
+    assert tokenizer.truncation is not None, "a bundle's tokenizer truncates"
+    longest = tokenizer.truncation["max_length"] - n_fixed
+    sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= longest]
+    compared = [make_texts(words, *size, f"compare {size}") for size in COMPARED if size[1] <= longest]
+    texts = {name_of(size): partial(_texts, words, size) for size in sizes}
+    plan = QUICK if config.quick else FULL
+    progress.stage("opening what is measured")
+    results = measure(contenders, Loads(texts=texts, compared=compared), plan, threads, progress.rows)
+    results.left_out.update(left_out)
+    return speed_report(
+        results,
+        plan,
+        sizes,
+        name=bundle.manifest.name,
+        digests=digests,
+        command=config.command,
+        does={name: rival.does for name, rival in RIVALS.items()},
+        flops_of=lambda tokens: flops_of(tokens + n_fixed),
+        threads=threads,
+    )
 
 
-def _take_turns(
-    workers: Mapping[str, Worker], words: Sequence[str], size: Size, plan: Plan
-) -> Iterator[dict[str, dict[str, float]]]:
-    """Ask each the same texts, another first each time; the first turns only warm up."""
-    names = list(workers)
-    started = time.perf_counter()
-    for number in range(plan.rounds + WARM_UP):
-        done = number - WARM_UP
-        if done >= plan.few_rounds and time.perf_counter() - started > plan.seconds:
-            return
-        texts = make_texts(words, *size, f"{size} {number}")
-        answers = {}
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            time.sleep(PAUSE_S)
-            answers[name] = workers[name].ask(texts)
-        if done >= 0:
-            yield answers
+def _texts(words: Sequence[str], size: Size, turn: int) -> list[str]:
+    return make_texts(words, *size, f"{size} {turn}")
 
 
-def _start(contender: Contender, texts: list[str], measured: Measured) -> None:
-    """Time a process from its start to its first answer."""
-    started = time.perf_counter()
-    with contender.start() as worker:
-        worker.read()
-        answer = worker.ask(texts)
-        measured.start_s.append(time.perf_counter() - started)
-        measured.resident_bytes = answer["resident_bytes"]
+def _find_contenders(
+    config: SpeedConfig, bundle: Bundle, threads: int, progress: Progress
+) -> tuple[list[Contender], dict[str, str]]:
+    """Find who takes part, the bundle first, and make ready what needs it; and who cannot, with the reason."""
+    case = _case(config, bundle, progress)
+    path, left_out = str(config.bundle), {}
+    precision = bundle.manifest.graph.precision
+    first = f"ptexport, {precision}"
+    contenders = [Contender(name=first, start=bundle_worker(first, path, threads), tolerance=None)]
+    for name in config.against:
+        if name in RIVALS:
+            assert case is not None, "asked for above"
+            try:
+                start = make_ready(name, RIVALS[name], case, threads, progress.stage)
+            except BenchError as e:
+                left_out[name] = str(e)
+                continue
+            tolerance = RIVALS[name].tolerance
+        else:
+            other = Bundle.open(Path(name))
+            if other.labels != bundle.labels:
+                raise BenchError(f"--against {name}: has other labels; give a bundle of the same task")
+            tolerance = SAME_BUNDLE if other.manifest.graph.precision == "fp32" else None
+            shown = shown_name(Path(name), other.manifest.graph.precision)
+            name, start = shown, bundle_worker(shown, name, threads)
+        # What rounds otherwise cannot be held to another's answers.
+        contenders.append(Contender(name=name, start=start, tolerance=tolerance if precision == "fp32" else None))
+    return contenders, left_out
 
 
-def ratios(results: Results, name: str, size: Size) -> list[float]:
-    """How many times as long as the first system another takes, turn by turn."""
-    first = next(iter(results.systems.values()))
-    pairs = zip(results.systems[name].seconds[size], first.seconds[size], strict=True)
-    return [theirs / ours for theirs, ours in pairs]
-
-
-def median_ms(seconds: Sequence[float]) -> float:
-    """Median, in milliseconds."""
-    return 1000 * statistics.median(seconds)
+def _case(config: SpeedConfig, bundle: Bundle, progress: Progress) -> Case | None:
+    rivals = [name for name in config.against if name in RIVALS]
+    for name in config.against:
+        if name not in RIVALS and not Path(name).is_dir():
+            raise BenchError(
+                f"--against {name}: is neither a system nor a folder; write {', '.join(RIVALS)} or a bundle"
+            )
+    if not rivals:
+        return None
+    if config.run is None:
+        raise BenchError(f"--against {rivals[0]}: needs the prompt as it was trained; add --run RUN")
+    run = Run.read(config.run)
+    check_same_task(run, bundle.manifest)
+    checkpoint = find_checkpoint(run.config.model, revision=run.config.revision, stage=progress.stage)
+    return make_case(run, checkpoint)

@@ -4,18 +4,46 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from ptexport.toolkit.bench.report import Figure, Plot, Report, Series, Table, now, this_machine
-from ptexport.toolkit.bench.speed import COMPARED, PAUSE_S, WARM_UP, Measured, Plan, Results, Size, median_ms, ratios
+from ptexport.toolkit.bench.turns import Plan, Results, how_measured
+
+Size = tuple[int, int]
+"""Texts in a call, and tokens of each, the prompt not counted."""
 
 MB = 1e6
+_FOOTPRINT = (
+    "system", "setting", "start, s", "resident, MB", "at most, MB", "files, MB", "new task, MB", "|Δlogit|, flips",
+)  # fmt: skip
+_FOOTPRINT_NOTE = (
+    "Start: from starting a process to its first answer, files in the page cache. Resident: after that answer; at "
+    "most: after every size. New task: bytes of its files that a device with another task's lacks. The last column: "
+    "answers compared with the first system's before anything was timed."
+)
+_CEILING_NOTE = (
+    "This machine, in the same run: {sgemm:.0f} GFLOP/s in a product of 2048 x 2048 float32 matrices, {int8:.0f} "
+    "billion operations a second in int8, {copy:.1f} GB/s read and written in a copy. The share is the time that the "
+    "graph's products, or reading its files once, would take at these rates over the time it takes; a graph in int8 is "
+    "held against float32 too, so it may pass 100 %."
+)
+_SAME_QUESTION = (
+    "A call is texts in, logits of the labels out, tokenisation included. All systems get the same texts in a turn, "
+    "and no text is asked twice; they are words of one token each, so no row is padded. Rivals read the same prompt "
+    "and answer the same question; one that answers otherwise is left out."
+)
+
+
+def name_of(size: Size) -> str:
+    """A size's name in figures."""
+    return f"{size[0]}x{size[1]}"
 
 
 def speed_report(
     results: Results,
     plan: Plan,
+    sizes: Sequence[Size],
     *,
-    title: str,
+    name: str,
+    digests: Mapping[str, str],
     command: str,
-    bundles: Mapping[str, str],
     does: Mapping[str, str],
     flops_of: Callable[[int], int | None],
     threads: int,
@@ -23,146 +51,145 @@ def speed_report(
     """Say what was measured.
 
     Args:
-        results: of the bundle, the first, and what it is held against.
+        results: of the bundle, the first, and what it is held against; loads are named by `name_of`.
         plan: how much was measured.
-        title: of the page.
+        sizes: in the order of the table.
+        name: of the bundle.
+        digests: of manifests, by bundle.
         command: what to type for the same.
-        bundles: digests of manifests, by name.
         does: what each rival is, by name.
-        flops_of: FLOPs that the bundle's graph takes for a row of so many tokens, prompt not counted; None: not known.
+        flops_of: FLOPs that the bundle's graph takes for a text of so many tokens; None: not known.
         threads: CPUs that each system may use.
     """
-    figures: list[Figure] = []
-    speed = _speed_table(results, plan, figures)
-    footprint = _footprint_table(results, figures)
-    ceiling = _ceiling_table(results, plan, flops_of, figures)
+    rivals = [f"{rival}: {does[rival]}. Here: {m.setting}." for rival, m in results.systems.items() if rival in does]
+    ceiling, shares = _ceiling(results, sizes, flops_of)
     return Report(
         kind="speed",
-        title=title,
+        title=f"{name}: speed",
         made=now(),
         command=command,
         machine=this_machine(),
-        bundles=dict(bundles),
-        verdict=_verdict(results, plan),
-        how=_how(results, plan, does, threads),
-        tables=[speed, footprint, ceiling],
-        plots=_plots(results, plan),
-        figures=figures,
+        bundles=dict(digests),
+        verdict=_verdict(results, sizes),
+        how=[*rivals, *how_measured(plan, threads), _SAME_QUESTION],
+        tables=[_speed_table(results, sizes), footprint_table(results), ceiling],
+        plots=_plots(results, sizes),
+        figures=[*speed_figures(results), *footprint_figures(results), *shares],
         left_out=results.left_out,
     )
 
 
-def _name(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
+def speed_figures(results: Results) -> list[Figure]:
+    """Times by system and load, and ratios to the first system's."""
+    figures = []
+    for name, measured in results.systems.items():
+        for load, seconds in measured.seconds.items():
+            figures.append(Figure.of(f"time/{name}/{load}", [1000 * s for s in seconds], "ms"))
+            if name != results.first:
+                figures.append(Figure.of(f"ratio/{name}/{load}", results.ratios(name, load), "x", "higher"))
+    return figures
 
 
-def _said(size: Size) -> str:
-    return f"{size[0]} x {size[1]}"
+def said_ratio(ratios: Sequence[float]) -> str:
+    """Write a ratio with its spread."""
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def _speed_table(results: Results, plan: Plan, figures: list[Figure]) -> Table:
+def _speed_table(results: Results, sizes: Sequence[Size]) -> Table:
     first, *others = results.systems
     rows = []
-    for size in plan.sizes:
-        seconds = results.systems[first].seconds[size]
-        figures.append(Figure.of(f"time/{first}/{_name(size)}", [1000 * s for s in seconds], "ms"))
-        cells = [_said(size), f"{median_ms(seconds):.1f}"]
-        for name in others:
-            theirs = results.systems[name].seconds[size]
-            ratio = Figure.of(f"ratio/{name}/{_name(size)}", ratios(results, name, size), "x", "higher")
-            figures += [Figure.of(f"time/{name}/{_name(size)}", [1000 * s for s in theirs], "ms"), ratio]
-            cells.append(f"{median_ms(theirs):.1f}, {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
-        rows.append(cells)
+    for size in sizes:
+        load = name_of(size)
+        cells = [
+            f"{1000 * results.median_s(name, load):.1f}, {said_ratio(results.ratios(name, load))}" for name in others
+        ]
+        rows.append([_said(size), f"{1000 * results.median_s(first, load):.1f}", *cells])
+    ratio = f"; then how many times as long as {first} in the same turn: median, smallest and largest" if others else ""
     return Table(
         title="Milliseconds a call, texts in, labels out",
         columns=["texts x tokens", *results.systems],
         rows=rows,
-        note=f"Medians; then how many times as long as {first} in the same turn, the median with the smallest and the "
-        "largest turn. The prompt is not counted in the tokens."
-        if others
-        else "Medians. The prompt is not counted in the tokens.",
+        note=f"Medians{ratio}. The prompt is not counted in the tokens.",
     )
 
 
-def _footprint_table(results: Results, figures: list[Figure]) -> Table:
-    rows = []
+def footprint_figures(results: Results) -> list[Figure]:
+    """Starts, memory and files by system."""
+    figures = []
     for name, measured in results.systems.items():
-        start = Figure.of(f"start/{name}", measured.start_s, "s")
         figures += [
-            start,
+            Figure.of(f"start/{name}", measured.start_s, "s"),
             Figure.of(f"resident/{name}", [measured.resident_bytes / MB], "MB", "lower"),
             Figure.of(f"peak/{name}", [measured.peak_bytes / MB], "MB"),
             Figure.of(f"files/{name}", [measured.file_bytes / MB], "MB", "lower"),
             Figure.of(f"task/{name}", [measured.task_bytes / MB], "MB", "lower"),
         ]
+    return figures
+
+
+def footprint_table(results: Results) -> Table:
+    """Starts, memory and files by system."""
+    rows = []
+    for name, measured in results.systems.items():
         sizes = (measured.resident_bytes, measured.peak_bytes, measured.file_bytes, measured.task_bytes)
         megabytes = [f"{size / MB:.0f}" if size >= 10 * MB else f"{size / MB:.2f}" for size in sizes]
-        agrees = "" if name == next(iter(results.systems)) else f"{measured.max_abs_diff:.1e}, {measured.flips}"
-        rows.append([name, measured.setting, f"{start.value:.2f}", *megabytes, agrees])
-    return Table(
-        title="Start, memory and files",
-        columns=[
-            "system", "setting", "start, s", "resident, MB", "at most, MB", "files, MB", "new task, MB", "|Δlogit|, flips",
-        ],
-        rows=rows,
-        note="Start: from starting a process to its first answer, files in the page cache. Resident: after that answer; at "
-        "most: after every size. New task: bytes of its files that a device with another task's lacks. The last column: "
-        f"answers to {sum(batch for batch, _ in COMPARED)} texts, compared before anything was timed.",
-    )  # fmt: skip
+        agrees = "" if name == results.first else f"{measured.max_abs_diff:.1e}, {measured.flips}"
+        rows.append([name, measured.setting, f"{statistics.median(measured.start_s):.2f}", *megabytes, agrees])
+    return Table(title="Start, memory and files", columns=list(_FOOTPRINT), rows=rows, note=_FOOTPRINT_NOTE)
 
 
-def _ceiling_table(results: Results, plan: Plan, flops_of: Callable[[int], int | None], figures: list[Figure]) -> Table:
-    first = next(iter(results.systems))
-    measured = results.systems[first]
-    sgemm, int8, copy = (
-        statistics.median(results.ceiling[name]) for name in ("sgemm_flops", "int8_ops", "copied_bytes")
-    )
-    for name, rate in results.ceiling.items():
-        figures.append(Figure.of(f"machine/{name}", [value / 1e9 for value in rate], "G/s"))
+def _ceiling(
+    results: Results, sizes: Sequence[Size], flops_of: Callable[[int], int | None]
+) -> tuple[Table, list[Figure]]:
+    """Hold the first system against what the machine could do."""
+    sgemm, int8, copy = (statistics.median(results.ceiling[rate]) for rate in ("sgemm_flops", "int8_ops", "copy_bytes"))
+    figures = [Figure.of(f"machine/{name}", [rate / 1e9 for rate in r], "G/s") for name, r in results.ceiling.items()]
+    file_bytes = results.systems[results.first].file_bytes
     rows = []
-    for batch, tokens in plan.sizes:
+    for batch, tokens in sizes:
         flops = flops_of(tokens)
         if flops is None:
             continue
-        seconds = statistics.median(measured.seconds[batch, tokens])
-        rate, needed = batch * flops / seconds, max(batch * flops / sgemm, measured.file_bytes / copy)
-        figures.append(Figure.of(f"share/{_name((batch, tokens))}", [needed / seconds], "of the ceiling"))
-        limit = "arithmetic" if batch * flops / sgemm >= measured.file_bytes / copy else "reading the weights"
-        cells = f"{batch * flops / 1e9:.2f}", f"{rate / 1e9:.0f}", f"{needed / seconds:.0%}"
-        rows.append([_said((batch, tokens)), *cells, limit])
-    return Table(
+        seconds = results.systems[results.first].seconds[name_of((batch, tokens))]
+        computing, reading = batch * flops / sgemm, file_bytes / copy
+        shares = [max(computing, reading) / s for s in seconds]
+        figures.append(Figure.of(f"share/{name_of((batch, tokens))}", shares, "of the ceiling"))
+        cells = [f"{batch * flops / 1e9:.2f}", f"{batch * flops / statistics.median(seconds) / 1e9:.0f}"]
+        limit = "arithmetic" if computing >= reading else "reading the weights"
+        rows.append([_said((batch, tokens)), *cells, f"{statistics.median(shares):.0%}", limit])
+    table = Table(
         title="How near to this machine's ceiling",
         columns=["texts x tokens", "GFLOP", "GFLOP/s", "share reached", "limited by"],
         rows=rows,
-        note=f"This machine, in the same run: {sgemm / 1e9:.0f} GFLOP/s in a product of 2048 x 2048 float32 matrices, "
-        f"{int8 / 1e9:.0f} billion operations a second in int8, {copy / 1e9:.1f} GB/s read and written in a copy. The share is "
-        "the time that the graph's products, or reading its files once, would take at these rates over the time it takes; "
-        "a graph in int8 is held against float32 too, so it may pass 100 %.",
+        note=_CEILING_NOTE.format(sgemm=sgemm / 1e9, int8=int8 / 1e9, copy=copy / 1e9),
     )
+    return table, figures
 
 
-def _verdict(results: Results, plan: Plan) -> list[str]:
+def _verdict(results: Results, sizes: Sequence[Size]) -> list[str]:
     first, *others = results.systems
     sentences = []
     for name in others:
-        by_size = {size: ratios(results, name, size) for size in plan.sizes}
-        medians = [statistics.median(values) for values in by_size.values()]
-        slower = [
-            f"{_said(size)} ({statistics.median(values):.2f}, {min(values):.2f} to {max(values):.2f})"
-            for size, values in by_size.items()
-            if statistics.median(values) < 1
-        ]
-        if not slower:
-            span = _span(medians)
-            sentences.append(f"{first} is ahead of {name} at every size measured: {name} takes {span} times as long.")
-        elif len(slower) == len(by_size):
-            sentences.append(f"{first} loses to {name} at every size: {name} takes {_span(medians)} times as long.")
-        else:
-            best = max(medians)
+        ratios = {size: results.ratios(name, name_of(size)) for size in sizes}
+        medians = [statistics.median(values) for values in ratios.values()]
+        which = f"{name} ({results.systems[name].setting})"
+        times = f"it takes {_span(medians)} times as long"
+        lost = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if statistics.median(r) < 1]
+        close = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if min(r) < 1 <= statistics.median(r)]
+        if lost:
+            where = "every size" if len(lost) == len(sizes) else "; ".join(lost)
+            sentences.append(f"{first} loses to {which} at {where}; {times}.")
+        elif close:
             sentences.append(
-                f"{first} loses to {name} at {', '.join(slower)}; elsewhere {name} takes up to {best:.2f} times as long."
+                f"{first} is ahead of {which} at every size, {times}, if not in every turn: {'; '.join(close)}."
             )
+        else:
+            sentences.append(f"{first} is ahead of {which} at every size and in every turn: {times}.")
     return sentences or [f"{first} was measured alone; --against names what to compare it with."]
+
+
+def _said(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _span(values: Sequence[float]) -> str:
@@ -170,47 +197,21 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _how(results: Results, plan: Plan, does: Mapping[str, str], threads: int) -> list[str]:
-    return [
-        f"{name}: {does[name]}. Here: {measured.setting}." for name, measured in results.systems.items() if name in does
-    ] + [
-        f"Each system has a process of its own, held to the same {threads} CPUs; they take turns, call by call, with "
-        f"{PAUSE_S:g} s between so that one's threads have stopped spinning before the next begins; who is first rotates.",
-        f"{WARM_UP} turns warm up, then {plan.rounds} are timed, or {plan.few_rounds} at least where a size takes more than "
-        f"{plan.seconds:.0f} s in all.",
-        "A call is texts in, logits of the labels out, tokenisation included. All texts of a turn are the same for all "
-        "systems, and no text is asked twice; they are words of one token each, so no row is padded.",
-        "Rivals read the same prompt and answer the same question; one that answers otherwise is left out.",
-    ]
-
-
-def _plots(results: Results, plan: Plan) -> list[Plot]:
-    def series(name: str, measured: Measured, tokens: int, *, throughput: bool) -> Series:
-        batches = [batch for batch, t in plan.sizes if t == tokens]
-        milliseconds = [median_ms(measured.seconds[batch, tokens]) for batch in batches]
-        if not throughput:
-            return Series(name=name, x=[float(batch) for batch in batches], y=milliseconds)
-        rates = [1000 * batch / ms for batch, ms in zip(batches, milliseconds, strict=True)]
-        return Series(name=name, x=milliseconds, y=rates)
-
-    tokens = max({tokens for _, tokens in plan.sizes}, key=lambda t: (sum(u == t for _, u in plan.sizes), t == 28))
-    if sum(t == tokens for _, t in plan.sizes) < 2:
-        return []
-    both = results.systems.items()
-    return [
-        Plot(
-            title=f"latency against batch, {tokens} tokens",
-            x_label="texts in a call",
-            y_label="ms a call",
-            series=[series(name, measured, tokens, throughput=False) for name, measured in both],
-            log_x=True,
-            log_y=True,
-        ),
-        Plot(
-            title=f"throughput against latency, {tokens} tokens",
-            x_label="ms a call",
-            y_label="texts a second",
-            series=[series(name, measured, tokens, throughput=True) for name, measured in both],
-            log_x=True,
-        ),
-    ]
+def _plots(results: Results, sizes: Sequence[Size]) -> list[Plot]:
+    plots = []
+    for tokens in sorted({tokens for _, tokens in sizes}):
+        batches = [batch for batch, t in sizes if t == tokens]
+        if len(batches) < 2:
+            continue
+        times = {name: [results.median_s(name, name_of((b, tokens))) for b in batches] for name in results.systems}
+        latency = [Series(name=n, x=[float(b) for b in batches], y=[1000 * s for s in t]) for n, t in times.items()]
+        throughput = [
+            Series(name=n, x=[1000 * s for s in t], y=[b / s for b, s in zip(batches, t, strict=True)])
+            for n, t in times.items()
+        ]
+        calls, ms, rate = "texts in a call", "ms a call", "texts a second"
+        title = f"latency, {tokens} tokens"
+        plots.append(Plot(title=title, x_label=calls, y_label=ms, series=latency, log_x=True, log_y=True))
+        title = f"throughput, {tokens} tokens"
+        plots.append(Plot(title=title, x_label=ms, y_label=rate, series=throughput, log_x=True))
+    return plots

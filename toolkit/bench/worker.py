@@ -41,7 +41,7 @@ def main() -> None:
 
     say({"setting": system.setting, "files": _sizes(system.files), "task_files": _sizes(system.task_files)})
     for line in sys.stdin:
-        texts = json.loads(line)
+        texts = [text if isinstance(text, str) else tuple(text) for text in json.loads(line)]
         started = time.perf_counter()
         logits = system.logits(texts)
         seconds = time.perf_counter() - started

@@ -1,0 +1,200 @@
+"""Benches of tiny bundles: what is measured is what it is called, and reports say the same in every form."""
+
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from commands import ptexport
+from links import links_of
+from tiny import ROWS
+
+from ptexport.runtime import Engine
+from ptexport.runtime.bundle import Bundle
+from ptexport.runtime.errors import BenchError, DataError
+from ptexport.toolkit.bench import turns
+from ptexport.toolkit.bench.compare import compare
+from ptexport.toolkit.bench.pages import html, markdown
+from ptexport.toolkit.bench.quality import interval
+from ptexport.toolkit.bench.report import Figure, Machine, Plot, Report, Series, Table
+from ptexport.toolkit.bench.turns import Contender, Loads, Plan, bundle_worker, measure
+from ptexport.toolkit.bench.workers import WORKER, Worker
+
+MACHINE = Machine(processor="tiny", cpus=2, memory_mb=1024, system="Linux", python="3", versions={"numpy": "2"})
+
+
+def report_of(*figures: Figure, **changes: object) -> Report:
+    given = {
+        "kind": "speed",
+        "title": "tiny <b>&",
+        "made": "2026-11-25T07:00+00:00",
+        "command": "ptexport bench speed tiny",
+        "machine": MACHINE,
+        "bundles": {"tiny": "0" * 64},
+        "verdict": ["tiny is ahead"],
+        "how": ["in turn"],
+        "tables": [Table(title="times", columns=["size", "a|b"], rows=[["1x28", "3.0"]], note="medians")],
+        "plots": [Plot(title="latency", x_label="x", y_label="y", series=[Series(name="a", x=[1, 2], y=[3, 4])])],
+        "figures": list(figures),
+        "left_out": {"other": "not installed"},
+    }
+    return Report(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def ratio(*values: float, name: str = "ratio/peft/1x28", better: str = "higher") -> Figure:
+    return Figure.of(name, values, "x", better)  # type: ignore[arg-type]
+
+
+def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
+    report = report_of(ratio(2.0, 3.0, 2.5))
+    assert report.figures[0] == Figure(name="ratio/peft/1x28", value=2.5, low=2, high=3, unit="x", better="higher")
+    text, page = markdown(report), html(report).decode()
+    for said in ("tiny is ahead", "times", "3.0", "medians", "not installed", "in turn", "ptexport bench speed tiny"):
+        assert said in text
+        assert said in page
+    assert "a\\|b" in text
+    assert "tiny <b>" not in page
+    assert page.count("<svg") == 1
+    assert not links_of(page)
+    path = tmp_path / "report.json"
+    path.write_bytes(msgspec.json.encode(report))
+    assert Report.read(tmp_path) == Report.read(path) == report
+    path.write_text("{}")
+    with pytest.raises(DataError, match="no report this version can read"):
+        Report.read(path)
+
+
+@pytest.mark.parametrize(
+    ("new", "change"),
+    [
+        (ratio(2.3, 2.35, 2.5), "same"),  # within the band
+        (ratio(1.5, 1.6, 2.1), "same"),  # the rounds overlap
+        (ratio(1.8, 1.85, 1.9), "same"),
+        (ratio(1.0, 1.1, 1.2), "worse"),
+        (ratio(3.0, 3.1, 3.2), "better"),
+    ],
+)
+def test_what_changed_is_beyond_the_band_and_beyond_the_rounds(new: Figure, change: str) -> None:
+    old = ratio(2.0, 2.1, 2.2)
+    (compared,) = compare(report_of(old), report_of(new), band=0.15).compared
+    assert compared.change == change
+    (turned,) = compare(
+        report_of(msgspec.structs.replace(old, better="lower")),
+        report_of(msgspec.structs.replace(new, better="lower")),
+        band=0.15,
+    ).compared
+    assert turned.change == {"worse": "better", "better": "worse", "same": "same"}[change]
+
+
+def test_comparing_by_the_command(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in ("old.json", "new.json", "other.json"))
+    old.write_bytes(msgspec.json.encode(report_of(ratio(2.0, 2.1), ratio(5.0, name="ratio/gone/1x28"))))
+    new.write_bytes(msgspec.json.encode(report_of(ratio(1.0, 1.1))))
+    other.write_bytes(msgspec.json.encode(report_of(ratio(1.0), kind="serve")))
+    done = ptexport("bench", "compare", old, new)
+    assert (done.returncode, "worse" in done.stdout, "only in the first: ratio/gone" in done.stdout) == (1, True, True)
+    assert "ratio/peft/1x28; measure again, or find what changed" in done.stderr
+    assert ptexport("bench", "compare", new, old, "--json").returncode == 0
+    assert ptexport("bench", "compare", old, new, "--band", "60").returncode == 0
+    assert "compare two of one kind" in ptexport("bench", "compare", old, other).stderr
+    with pytest.raises(BenchError, match="no figure in common"):
+        compare(report_of(), report_of(ratio(1)), band=0)
+
+
+def test_the_interval_is_wilsons() -> None:
+    """As in Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3."""
+    for right, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        assert interval(right, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_rows_of_other_answers_are_not_timed(
+    llama_bundle: Path, bert_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a system that cannot be opened is left out with what it said; the first one is needed."""
+    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+    contenders = [
+        Contender(name="first", start=bundle_worker("first", str(llama_bundle), 1), tolerance=None),
+        Contender(name="same", start=bundle_worker("same", str(llama_bundle), 1), tolerance=1e-6),
+        Contender(name="other", start=bundle_worker("other", str(bert_bundle), 1), tolerance=1e-2),
+        Contender(name="none", start=bundle_worker("none", "nowhere", 1), tolerance=None),
+    ]
+    asked: list[int] = []
+
+    def texts(turn: int) -> list[str]:
+        asked.append(turn)
+        return [f"story {turn}"]
+
+    loads = Loads(texts={"a text": texts}, compared=[["slow", "bright"]])
+    told: list[tuple[int, int]] = []
+    plan = Plan(rounds=2, seconds=60, starts=1)
+    results = measure(contenders, loads, plan, 1, lambda done, total: told.append((done, total)))
+    assert list(results.systems) == ["first", "same"]
+    assert "what answers otherwise is not timed" in results.left_out["other"]
+    assert "manifest.json: missing" in results.left_out["none"]
+    same = results.systems["same"]
+    assert (same.max_abs_diff, same.flips, len(same.seconds["a text"]), len(same.start_s)) == (0, 0, 2, 1)
+    assert same.file_bytes == sum(path.stat().st_size for path in files_of(llama_bundle))
+    assert 0 < same.task_bytes < same.file_bytes
+    assert 20e6 < same.resident_bytes <= same.peak_bytes + 20e6
+    assert min(results.ratios("same", "a text")) > 0
+    assert all(rate[0] > 1e8 for rate in results.ceiling.values())
+    assert (asked, told[-1]) == ([0, 1, 2, 3], (2, 2))
+    with pytest.raises(BenchError, match="nowhere"):
+        measure(contenders[-1:], loads, plan, 1, lambda done, total: None)
+
+
+def files_of(bundle: Path) -> list[Path]:
+    return [bundle / name for name in Bundle.open(bundle).manifest.files]
+
+
+def test_a_worker_answers_as_the_engine_does_and_says_why_it_ends(llama_bundle: Path) -> None:
+    texts = ["slow", "the film was bright"]
+    with bundle_worker("tiny", str(llama_bundle), 1)() as worker:
+        worker.read()
+        answer = worker.ask(texts)
+        with pytest.raises(BenchError, match=r"tiny: its process ended with 1 .*TextEncode|tiny: its process ended"):
+            worker.ask([["a pair", "that the template does not take"]])
+    with Engine.open(llama_bundle, threads=1) as engine:
+        np.testing.assert_allclose(answer["logits"], engine.logits(texts), atol=1e-6)
+    assert answer["seconds"] > 0
+    with Worker("nobody", WORKER, ["serve", "nobody", "", "x", "1"], threads=1) as worker, pytest.raises(BenchError):
+        worker.read()
+
+
+def test_quality_by_the_command(
+    llama_bundle: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+    second = tmp_path / "second"
+    shutil.copytree(llama_bundle, second)
+    out = tmp_path / "report"
+    arguments = ("bench", "quality", llama_bundle, second, "--data", rows_file, "--out", out, "--quick", "--threads", 1)
+    done = ptexport(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    engine = Engine.open(llama_bundle)
+    right = sum(p.label == label for p, (_, label) in zip(engine.predict([t for t, _ in ROWS]), ROWS, strict=True))
+    figures = {figure["name"]: figure for figure in record["figures"]}
+    assert figures["accuracy/reviews, fp32"]["value"] == pytest.approx(100 * right / len(ROWS))
+    assert figures["accuracy/second, fp32"] == {**figures["accuracy/reviews, fp32"], "name": "accuracy/second, fp32"}
+    assert "0.0 points more accurate" in record["verdict"][0]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert all(text not in (out / "report.html").read_text() for text, _ in ROWS)
+    again = ptexport(*arguments)
+    assert (again.returncode, "--force" in again.stderr) == (1, True)
+    twice = ptexport("bench", "quality", second, second, "--data", rows_file, "--out", tmp_path / "x")
+    assert "two are called 'second, fp32'; rename a folder" in twice.stderr
+
+
+def test_what_speed_refuses(llama_bundle: Path, bert_run: Path, tmp_path: Path) -> None:
+    def refusal(*options: object) -> str:
+        done = ptexport("bench", "speed", llama_bundle, "--out", tmp_path / "report", *options)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        return done.stderr
+
+    assert "is neither a system nor a folder; write peft, " in refusal("--against", "peftt")
+    assert "needs the prompt as it was trained; add --run RUN" in refusal("--against", "peft")
+    assert "give the run it was exported from" in refusal("--against", "peft", "--run", bert_run)
+    assert not (tmp_path / "report").exists()
