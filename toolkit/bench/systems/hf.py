@@ -15,23 +15,23 @@ def load_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     loader = AutoModelForCausalLM if case.config.causal else AutoModelForMaskedLM
     if case.config.word_ids is None:
         loader = AutoModel
-    model = loader.from_pretrained(case.config.model, dtype=dtype).eval().requires_grad_(False)
-    model.set_input_embeddings(nn.Embedding.from_pretrained(longer_table(case, model.get_input_embeddings().weight)))
+    return lengthen(loader.from_pretrained(case.config.model, dtype=dtype).eval().requires_grad_(False), case)
+
+
+def lengthen(model: Any, case: Case) -> Any:
+    """Append the prompt's rows to a model's embedding table; what it gives logits of stays."""
+    table = model.get_input_embeddings().weight
+    longer = torch.cat([table, torch.from_numpy(case.prompt_rows).to(table.dtype)])
+    model.set_input_embeddings(nn.Embedding.from_pretrained(longer))
+    model.config.vocab_size = len(longer)  # by which PEFT finds the table
     return model
 
 
-def longer_table(case: Case, table: Tensor) -> Tensor:
-    """Append the prompt's rows, and where the template has a mask slot its token's row."""
-    parts = [table, torch.from_numpy(case.prompt_rows).to(table.dtype)]
-    if case.config.mask_id is not None:
-        slot = mask_slot(case) - case.config.vocab
-        parts = [table, parts[1][:slot], table[case.config.mask_id][None]]
-    return torch.cat(parts)
-
-
-def mask_slot(case: Case) -> int:
-    """The id that stands where a masked model answers: the last past the table."""
-    return max(case.tokenizer().get_vocab().values())
+def given_besides(case: Case) -> dict[str, Any]:
+    """What spares a causal model keys and values that nobody reads, and logits of all positions but the last."""
+    if not case.config.causal:
+        return {}
+    return {"use_cache": False} | ({"logits_to_keep": 1} if case.config.word_ids is not None else {})
 
 
 class Inputs:
@@ -57,14 +57,14 @@ class Reader:
     def __init__(self, case: Case) -> None:
         self._config = case.config
         self._label_rows, self._label_bias = torch.from_numpy(case.label_rows), torch.from_numpy(case.label_bias)
-        self._mask_slot = mask_slot(case) if case.config.read == "mask" else None
+        self._mask_slot = case.config.vocab + len(case.prompt_rows) - 1 if case.config.read == "mask" else None
 
     def __call__(self, output: Any, input_ids: Tensor) -> list[list[float]]:
         """Read a model's output.
 
         Args:
             output: of all positions, or of the last alone.
-            input_ids: int64 [b, s], of all positions, to find the mask slot.
+            input_ids: int64 [b, s], of the last s positions of these or of all, to find the mask slot.
         """
         read, words = self._config.read, self._config.word_ids
         if read == "pooled":
@@ -77,9 +77,12 @@ class Reader:
             picked = of_all[torch.arange(len(of_all)), place]
         else:
             picked = of_all[:, 0 if read == "first" else -1]
-        if words is None:
-            return self.of_states(picked)
-        means = [picked[:, ids].float().mean(1) for ids in words]
+        return self.of_states(picked) if words is None else self.of_words(picked)
+
+    def of_words(self, picked: Tensor) -> list[list[float]]:
+        """Average the logits of each label's words; of the vocabulary, float [b, v]."""
+        assert self._config.word_ids is not None
+        means = [picked[:, ids].float().mean(1) for ids in self._config.word_ids]
         logits: list[list[float]] = (torch.stack(means, 1) / self._config.temperature).tolist()
         return logits
 

@@ -18,7 +18,7 @@ _EXAMPLE = (2, 16)
 
 def prepare(case: Case, folder: Path) -> None:
     """Export the model."""
-    export_onnx(case, _Whole(load_model(case), output_name(case)), folder / MODEL)
+    export_onnx(case, _Whole(load_model(case), case), folder / MODEL)
 
 
 def output_name(case: Case) -> str:
@@ -29,18 +29,17 @@ def output_name(case: Case) -> str:
 
 
 def export_onnx(case: Case, module: nn.Module, path: Path) -> None:
-    """Export a module that takes the ids by name, with free batch and length."""
+    """Export a module that takes ids, attention mask and, where there are some, token types; batch and length are free."""
     names = ["input_ids", "attention_mask", "token_type_ids"][: 3 if case.config.token_types else 2]
-    example = {name: torch.zeros(_EXAMPLE, dtype=torch.long) for name in names}
-    example["attention_mask"] = torch.ones(_EXAMPLE, dtype=torch.long)
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    example = tuple(torch.full(_EXAMPLE, int(name == "attention_mask")) for name in names)
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     torch.onnx.export(
         module,
-        kwargs=example,
+        example,
         f=path,
         input_names=names,
         output_names=[output_name(case)],
-        dynamic_shapes={"given": {name: {0: batch, 1: length} for name in names}},
+        dynamic_shapes=[free] * len(names),
         opset_version=18,
         dynamo=True,
         external_data=True,
@@ -51,17 +50,15 @@ def export_onnx(case: Case, module: nn.Module, path: Path) -> None:
 class _Whole(nn.Module):
     """The model, and one of its outputs."""
 
-    def __init__(self, model: Any, output: str) -> None:
+    def __init__(self, model: Any, case: Case) -> None:
         super().__init__()
-        self.model, self._output = model, output
+        self.model, self._output = model, output_name(case)
+        self._besides = {"use_cache": False} if case.config.causal else {}
 
-    def forward(self, **given: Tensor) -> Tensor:
-        cache = (
-            {}
-            if self.model.config.is_encoder_decoder or not hasattr(self.model.config, "use_cache")
-            else {"use_cache": False}
-        )
-        output: Tensor = getattr(self.model(**given, **cache), self._output)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        answered = self.model(input_ids=input_ids, attention_mask=attention_mask, **types, **self._besides)
+        output: Tensor = getattr(answered, self._output)
         return output
 
 

@@ -1,13 +1,14 @@
 """Transformers and PyTorch at their best here: compiled or not, fp32 or bf16, the leading prompt read once."""
 
 import json
+import math
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ptexport.toolkit.bench.case import Case, make_texts, plain_words
@@ -15,32 +16,37 @@ from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_model
 from ptexport.toolkit.bench.systems.peft_eager import checkpoint_files
 
 SETTING = "setting.json"
-_TRIED_BATCH, _TRIED_TOKENS, _TRIED_ROUNDS = 8, 28, 5
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MODES = ("eager", "compiled", "compiled with its weights as constants")
+_TRIED_SIZES, _TRIED_ROUNDS = ((1, 28), (8, 28), (8, 100)), 5
 
 
 def prepare(case: Case, folder: Path) -> None:
-    """Try each setting on a batch, and note the quickest."""
+    """Try each setting on some batches, and note the quickest."""
     seconds = {}
-    for dtype in ("fp32", "bf16"):
-        for compiled in (False, True):
+    for dtype in _DTYPES:
+        for mode in _MODES:
             try:
-                model = _Model(case, dtype, compiled=compiled)
-                seconds[f"{dtype}, {'compiled' if compiled else 'eager'}"] = _time(case, model)
+                seconds[f"{dtype}, {mode}"] = _time(case, Scorer(case, dtype, mode))
             except torch._dynamo.exc.TorchDynamoException:  # no C++ compiler on this machine, or not this model
                 continue
     quickest = min(seconds, key=lambda name: seconds[name])
     (folder / SETTING).write_text(json.dumps({"setting": quickest, "tried_s": seconds}), encoding="utf-8")
 
 
-def _time(case: Case, model: "_Model") -> float:
+def _time(case: Case, scorer: "Scorer") -> float:
+    """Seconds a call, the geometric mean over the sizes."""
     words = plain_words(case.tokenizer())
-    times = []
-    for number in range(_TRIED_ROUNDS + 2):
-        texts = make_texts(words, _TRIED_BATCH, _TRIED_TOKENS, f"try {number}")
-        started = time.perf_counter()
-        model.logits(texts)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
+    medians = []
+    for size in _TRIED_SIZES:
+        times = []
+        for number in range(_TRIED_ROUNDS + 2):
+            texts = make_texts(words, *size, f"try {number}")
+            started = time.perf_counter()
+            scorer.logits(texts)
+            times.append(time.perf_counter() - started)
+        medians.append(statistics.median(times[2:]))
+    return math.prod(medians) ** (1 / len(medians))
 
 
 class System:
@@ -48,42 +54,59 @@ class System:
 
     def __init__(self, case: Case, folder: Path, threads: int) -> None:
         self.setting: str = json.loads((folder / SETTING).read_text("utf-8"))["setting"]
-        dtype, how = self.setting.split(", ")
-        self._model = _Model(case, dtype, compiled=how == "compiled")
+        dtype, mode = self.setting.split(", ")
+        self._scorer = Scorer(case, dtype, mode)
         self.task_files = [case.path / "arrays.safetensors", case.path / "tokenizer.json"]
         self.files = [*checkpoint_files(Path(case.config.model)), *self.task_files]
 
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        return self._model.logits(texts)
+        return self._scorer.logits(texts)
 
 
-class _Model:
-    """A model at one setting, and the keys and values of the leading prompt."""
+class Scorer:
+    """A model at one setting.
 
-    def __init__(self, case: Case, dtype: str, *, compiled: bool) -> None:
-        self._model = load_model(case, torch.float32 if dtype == "fp32" else torch.bfloat16)
-        self._run: Any = torch.compile(self._model, dynamic=True) if compiled else self._model
-        self._inputs, self._reader = Inputs(case), Reader(case)
-        self._one_position = {"logits_to_keep": 1} if case.config.causal and case.config.word_ids is not None else {}
-        self._leading: list[tuple[Tensor, Tensor]] = []
-        if case.config.causal and case.config.leading_ids:
-            with torch.inference_mode():
-                cache = DynamicCache()
-                self._model(input_ids=torch.tensor([case.config.leading_ids]), past_key_values=cache, use_cache=True)
-            self._leading = [(layer.keys, layer.values) for layer in cache.layers]
+    Args:
+        case: what is asked.
+        dtype: one of _DTYPES.
+        mode: one of _MODES.
+    """
+
+    def __init__(self, case: Case, dtype: str, mode: str) -> None:
+        model = _AfterPrompt(load_model(case, _DTYPES[dtype]), case)
+        torch.compiler.reset()
+        torch._inductor.config.freezing = mode == _MODES[2]
+        self._run: Any = model if mode == _MODES[0] else torch.compile(model, dynamic=True)
+        self._inputs, self._reader, self._n_leading = Inputs(case), Reader(case), model.n_leading
 
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        given: dict[str, Any] = self._inputs(texts)
-        ids = given["input_ids"]
-        if self._leading:
-            n_leading = self._leading[0][0].shape[2]
-            given["input_ids"] = ids[:, n_leading:]
-            states = [
-                (keys.expand(len(ids), -1, -1, -1), values.expand(len(ids), -1, -1, -1))
-                for keys, values in self._leading
-            ]
-            given["past_key_values"] = DynamicCache(states)
-        return self._reader(self._run(**given, **self._one_position), ids)
+        given = self._inputs(texts)
+        given["input_ids"] = given["input_ids"][:, self._n_leading :]
+        return self._reader(self._run(**given), given["input_ids"])
+
+
+class _AfterPrompt(nn.Module):
+    """A model, and on a causal one the keys and values of the leading part of the prompt, which it has read."""
+
+    def __init__(self, model: Any, case: Case) -> None:
+        super().__init__()
+        self.model = model
+        words = case.config.word_ids is not None
+        self._besides = {"logits_to_keep": 1} if case.config.causal and words else {}
+        self.n_leading = len(case.config.leading_ids) if case.config.causal else 0
+        self._leading: list[tuple[Tensor, Tensor]] = []
+        if self.n_leading:
+            cache = DynamicCache()
+            with torch.inference_mode():
+                model(input_ids=torch.tensor([case.config.leading_ids]), past_key_values=cache, use_cache=True)
+            self._leading = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+
+    def forward(self, input_ids: Tensor, **given: Tensor) -> Any:
+        """Answer ids, int64 [b, s], of the positions after the leading part."""
+        shape = (len(input_ids), -1, -1, -1)
+        states = [(keys.expand(shape), values.expand(shape)) for keys, values in self._leading]
+        past = {"past_key_values": DynamicCache(states)} if states else {}
+        return self.model(input_ids=input_ids, **given, **past, **self._besides)
