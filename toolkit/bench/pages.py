@@ -137,8 +137,8 @@ def _draw_points(axes: "Axes", plot: Plot) -> None:
     if plot.log_x:
         axes.set_xscale("log")
         _plain_powers(axes.xaxis)
-        ticks = sorted({x for series in plot.series for x in series.x})
-        if len(ticks) <= 8:
+        ticks = plot.series[0].x
+        if all(series.x == ticks for series in plot.series):
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             axes.minorticks_off()
     axes.margins(x=0.12, y=0.12)
