@@ -21,9 +21,9 @@ import onnx_ir as ir
 
 from ptexport.exporters.summary import summarize_graph
 from ptexport.runtime import Engine
+from ptexport.runtime.batches import batches
 from ptexport.runtime.buckets import MAX_BATCH_ROWS
 from ptexport.runtime.bundle import MODEL, WEIGHTS
-from ptexport.runtime.engine import batches
 from ptexport.runtime.rows import read_rows
 
 ROUNDS = 7

@@ -19,8 +19,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 from numpy.typing import NDArray
 
+from ptexport.runtime.batches import logits_of
 from ptexport.runtime.bundle import MODEL, WEIGHTS, Bundle
-from ptexport.runtime.engine import batches
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.rows import read_rows
 from ptexport.runtime.tokens import TextEncoder
@@ -44,9 +44,7 @@ class Answers:
         given = list(read_rows(rows))
         self.labels = np.array([self.bundle.labels.index(str(row.label)) for row in given])
         encodings = encoder.encode([row.texts for row in given])
-        self.logits = np.empty((len(given), len(self.bundle.labels)), dtype=np.float32)
-        for batch in batches([len(encoding) for encoding in encodings]):
-            self.logits[batch] = self.graph.run(encoder.pad([encodings[i] for i in batch]))
+        self.logits = logits_of(self.graph, encodings, (len(self.bundle.labels),))
         some = encodings[:60]
         among = self.graph.run(encoder.pad(some))
         alone = np.concatenate([self.graph.run(encoder.pad([encoding])) for encoding in some])

@@ -20,8 +20,8 @@ from ptexport.exporters.observe import largest
 from ptexport.exporters.passes import DeadCodePass, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.quantize import ByteTablePass, Product, Recipe, SplitGemmPass, find_products, quantize
 from ptexport.exporters.recipes import FIRST, find_ranges, measure_costs, plans, roles
+from ptexport.runtime.batches import score
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
-from ptexport.runtime.engine import batches
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import FileEntry, PassEntry, Precision, PrecisionEntry
@@ -66,8 +66,7 @@ class LabelledRows:
         """
         graph = Graph.open(model)
         answers = np.empty(len(self.encodings), dtype=np.int64)
-        for batch in batches([len(encoding) for encoding in self.encodings]):
-            logits = graph.run(TextEncoder.pad([self.encodings[i] for i in batch]))
+        for batch, logits in score(graph, self.encodings):
             if not np.isfinite(logits).all():
                 row = batch[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
                 raise ExportError(f"row {row}: its logits are no numbers in this precision; choose another")

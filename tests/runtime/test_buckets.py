@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ptexport.runtime.batches import batches
 from ptexport.runtime.buckets import MAX_BATCH_ROWS, Buckets
-from ptexport.runtime.engine import Engine, batches
+from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.onnx_file import OnnxFile

@@ -19,6 +19,7 @@ from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.chunks import CHUNK_TEXTS, SLICE_TEXTS
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import Graph
+from ptexport.runtime.opened import Opened
 from ptexport.runtime.tokens import TextEncoder
 
 TEXTS = [" ".join(["slow", "bright", "it"][: 1 + i % 3] * (1 + i % 5)) for i in range(150)]
@@ -69,7 +70,7 @@ def test_pairs_and_choices_as_they_come(llama_bundle: Path) -> None:
     def engine(second: str) -> Engine:
         manifest = msgspec.structs.replace(bundle.manifest, fields=["text", second])
         named = dataclasses.replace(bundle, manifest=manifest)
-        return Engine(named, TextEncoder(tokenizer, fields=manifest.fields), graph)
+        return Engine(named, Opened(manifest, TextEncoder(tokenizer, fields=manifest.fields), graph))
 
     pairs = [(text, "dull") for text in TEXTS[:9]]
     assert close_to(list(engine("text_b").predict_iter(iter(pairs))), engine("text_b").predict(pairs))

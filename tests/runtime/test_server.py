@@ -24,6 +24,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.errors import ServeError
 from ptexport.runtime.graph import Graph
+from ptexport.runtime.opened import Opened
 from ptexport.runtime.server import MAX_BODY_BYTES, make_app, serve
 from ptexport.runtime.tokens import TextEncoder
 
@@ -297,8 +298,7 @@ def test_pairs(llama_bundle: Path) -> None:
     encoder = TextEncoder(tokenizer, fields=manifest.fields)
     engine = Engine(
         Bundle(path=llama_bundle, manifest=manifest, labels=manifest.labels or []),
-        encoder,
-        Graph.open(llama_bundle / MODEL),
+        Opened(manifest, encoder, Graph.open(llama_bundle / MODEL)),
     )
     client = TestClient(make_app(engine))
     expected = engine.predict([("the film", "was bright")])[0].probabilities
@@ -314,7 +314,9 @@ def test_a_failure_of_ours_is_a_sentence_too(llama_bundle: Path) -> None:
     bundle, graph = Bundle.open(llama_bundle), Graph.open(llama_bundle / MODEL)
     graph._pool = None  # type: ignore[assignment]
     encoder = TextEncoder.from_json((llama_bundle / TOKENIZER).read_text(encoding="utf-8"), fields=["text"])
-    client = TestClient(make_app(Engine(bundle, encoder, graph)), raise_server_exceptions=False)
+    client = TestClient(
+        make_app(Engine(bundle, Opened(bundle.manifest, encoder, graph))), raise_server_exceptions=False
+    )
     response = client.post("/predict", json={"texts": ["slow"]})
     assert (response.status_code, response.json().keys()) == (500, {"error"})
 
