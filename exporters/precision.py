@@ -24,7 +24,8 @@ from ptexport.runtime.batches import score
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import FileEntry, PassEntry, Precision, PrecisionEntry
+from ptexport.runtime.manifest import FileEntry, PassEntry, Precision
+from ptexport.runtime.measured import PrecisionEntry
 from ptexport.runtime.tokens import Ids, TextEncoder
 
 CALIBRATION_ROWS = 64

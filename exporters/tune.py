@@ -12,7 +12,7 @@ import numpy as np
 from ptexport.exporters.parity import mixed_batches
 from ptexport.runtime.bundle import MODEL, TOKENIZER
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import Candidate, Timing
+from ptexport.runtime.measured import Candidate, Timing
 from ptexport.runtime.tokens import Ids, Text, TextEncoder
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template

@@ -3,6 +3,7 @@
 Data flow: rows -> texts -> ids -> logits -> Prediction
 
     errors.py    every error ptexport raises
+    measured.py  what a bundle says was measured of it
     manifest.py  what a bundle says of itself
     bundle.py    a folder on disk -> verified bytes and paths
     signature.py who made a bundle: model.sig and keys

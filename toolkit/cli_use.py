@@ -56,8 +56,6 @@ def predict(
     from ptexport.runtime import Engine, TaskEngine
     from ptexport.runtime.bundle import holds_tasks
     from ptexport.runtime.rows import count_lines, read_rows
-    from ptexport.runtime.streaming import label_file
-    from ptexport.toolkit.progress import reporting
 
     if bool(texts) == (rows is not None):
         raise click.UsageError("Give TEXTS or --input, one of the two.")
@@ -79,18 +77,27 @@ def predict(
         _print_answers(engine, given, as_json=as_json or rows is not None, strict=strict, top_k=top_k)
         return
     total = len(typed) if rows is None else count_lines(rows)
+    how = {"resume": resume, "force": force, "strict": strict, "top_k": top_k}
+    _write_answers(engine, given, total, output, as_json=as_json, log_file=log_file, **how)
+
+
+def _write_answers(
+    engine: "Engine",
+    rows: Iterator["Row"],
+    total: int | None,
+    output: Path,
+    *,
+    as_json: bool,
+    log_file: Path | None,
+    **how: Any,
+) -> None:
+    """Label rows into a file, as `label_file` does, and say how many there were."""
+    from ptexport.runtime.streaming import label_file
+    from ptexport.toolkit.progress import reporting
+
     with reporting(as_json=as_json, log_file=log_file) as report:
         try:
-            counts = label_file(
-                engine,
-                given,
-                output,
-                resume=resume,
-                force=force,
-                strict=strict,
-                top_k=top_k,
-                report=lambda done: report.rows(done, total),
-            )
+            counts = label_file(engine, rows, output, report=lambda done: report.rows(done, total), **how)
         except KeyboardInterrupt as e:
             raise OutputError(f"{output}: interrupted; go on with --resume") from e
         report.all_rows()

@@ -25,7 +25,8 @@ from ptexport.exporters.tune import SIZES, time_candidates, winner
 from ptexport.runtime.bundle import Bundle
 from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.manifest import Candidate, TargetName, Timing
+from ptexport.runtime.manifest import TargetName
+from ptexport.runtime.measured import Candidate, Timing
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.tuning import load_backbone_of
 
