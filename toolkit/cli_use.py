@@ -61,10 +61,12 @@ def predict(
         raise click.UsageError("Give TEXTS or --input, one of the two.")
     if resume and (output is None or force):
         raise click.UsageError("--resume goes with --output and without --force.")
+    if output is None and (log_file is not None or force):
+        raise click.UsageError(f"{'--force' if force else '--log-file'} goes with --output; answers are printed.")
     if rows is not None and output is not None and output.is_file() and rows.exists() and output.samefile(rows):
         raise OutputError(f"{output}: is the input; choose another name")
     if holds_tasks(bundle):
-        if output is not None or resume or strict or rows is not None or top_k is not None or task is None:
+        if output is not None or strict or rows is not None or top_k is not None or task is None:
             raise click.UsageError("A bundle of many tasks takes TEXTS and --task NAME, or --task all.")
         _print_tasks(TaskEngine.open(bundle, **opening), texts, task, as_json=as_json)
         return

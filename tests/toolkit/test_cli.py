@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tiny import Quiet
 
 from ptexport.exporters.export import ExportConfig, export
+from ptexport.toolkit.cli import cli
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -30,6 +32,14 @@ def test_predict_prints_answers_and_files_keep_order(llama_bundle: Path, tmp_pat
     assert [answer["text"] for answer in answers] == [f"story {i}" for i in range(1100)]
     done = ptexport("predict", llama_bundle, "--input", rows, "--output", out)
     assert (done.returncode, "exists already" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("option", [("--log-file", "log.jsonl"), ("--force",), ("--resume",)])
+def test_what_is_about_an_output_needs_one(option: tuple[str, ...], llama_bundle: Path, tmp_path: Path) -> None:
+    given = [option[0], *(str(tmp_path / name) for name in option[1:])]
+    done = CliRunner().invoke(cli, ["predict", str(llama_bundle), "slow", *given])
+    assert (done.exit_code, f"{option[0]} goes with --output" in done.output) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
