@@ -7,9 +7,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.batches import logits_of, score
+from ptexport.runtime.batches import batches, logits_of, score
 from ptexport.runtime.bundle import TOKENIZER, Bundle
-from ptexport.runtime.chunks import in_chunks
+from ptexport.runtime.chunks import Work, at_once, in_chunks, in_slices
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.golden import check_golden, golden_texts, tolerance_of
 from ptexport.runtime.graph import Execution, Graph
@@ -159,8 +159,8 @@ class Engine:
     async def predict_async(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Prediction]:
         """Label texts as `predict` does, in a thread of the engine's own, so that the event loop goes on.
 
-        All its callers share that thread, in turns of `chunks.SLICE_TEXTS` texts. Cancelled, no more than the turn that
-        has begun is computed.
+        All its callers share that thread, in turns of one batch, which on a CPU has at most `buckets.CPU_BATCH_TOKENS`
+        tokens, padding counted, or one text. Cancelled, no more than the turn that has begun is computed.
 
         Args:
             texts: as `predict` takes them.
@@ -174,15 +174,21 @@ class Engine:
         """
         _check(texts, top_k)
         turns = self._opened.get().turns
-        return await turns.answer(lambda some, first: self._predict(some, first, top_k), [*texts])
+        return await turns.do(in_slices(lambda some, first: self._predicting(some, first, top_k), [*texts]))
 
     def _predict(self, texts: Sequence[Text], first: int, top_k: int | None) -> list[Prediction]:
+        return at_once(self._predicting(texts, first, top_k))
+
+    def _predicting(self, texts: Sequence[Text], first: int, top_k: int | None) -> Work[list[Prediction]]:
         if top_k is None and self.manifest.labels is None:
             top_k = OPEN_TOP_K
         loaded = self._opened.get()
         encodings = loaded.encoders.encode(texts, first=first)
         answers: dict[int, Prediction] = {}
-        for rows, logits in score(loaded.graph, encodings):
+        for rows in batches([len(encoding) for encoding in encodings], loaded.graph.batch_tokens):
+            if answers:
+                yield
+            logits = score(loaded.graph, [encodings[row] for row in rows])
             truncated = [bool(encodings[row].overflowing) for row in rows]
             made = predictions(logits, self.labels, self.manifest.abstain_below, truncated, top_k=top_k)
             answers.update(zip(rows, made, strict=True))

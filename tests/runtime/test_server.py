@@ -242,16 +242,16 @@ def test_sigterm_finishes_what_has_begun(llama_bundle: Path) -> None:
 
 SLOW_SERVER = """
 import sys, time
-from ptexport.runtime import Engine, server
+from ptexport.runtime import Engine, graph, server
 server.DRAIN_S = 1
-answer = Engine._predict
-Engine._predict = lambda *given: time.sleep(0.5) or answer(*given)
+run = graph.Graph.run
+graph.Graph.run = lambda *given: time.sleep(0.25) or run(*given)
 server.serve(Engine.open(sys.argv[1]), host="127.0.0.1", port=0, on_ready=lambda url: print(url, flush=True))
 """
 
 
 def test_what_takes_too_long_to_finish_is_told_so(llama_bundle: Path) -> None:
-    """16 slices of half a second, with one second to finish; without the pauses it is the engine as it is."""
+    """32 turns of a quarter of a second, with one second to finish; without the pauses it is the engine as it is."""
     command = [sys.executable, "-c", SLOW_SERVER, str(llama_bundle)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
