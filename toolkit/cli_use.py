@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,7 +230,10 @@ def evaluate(
 @shared.opening
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens in JSON.")
 def serve(bundle: Path, host: str, port: int, as_json: bool, **opening: Any) -> None:
-    """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict."""
+    """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict.
+
+    SIGTERM and Ctrl-C stop it within 30 s: it finishes what has begun, and answers the rest with status 503.
+    """
     with shared.extra("serve"):
         from ptexport.runtime.server import serve as run_server
     from ptexport.runtime import Engine
@@ -245,3 +249,4 @@ def serve(bundle: Path, host: str, port: int, as_json: bool, **opening: Any) -> 
 
     with shared.extra("serve"):  # uvicorn loads its event loop and parser when it starts
         run_server(engine, host=host, port=port, on_ready=ready)
+    os._exit(0)  # at once: returning would wait for the engine's thread, which may compute what nobody waits for

@@ -270,6 +270,33 @@ def test_what_takes_too_long_to_finish_is_told_so(llama_bundle: Path) -> None:
         assert time.monotonic() - started < 4
 
 
+STUCK_COMMAND = """
+import sys, time
+from ptexport.runtime import graph, server
+from ptexport.toolkit.cli import main
+server.DRAIN_S = 1
+run = graph.Graph.run
+graph.Graph.run = lambda self, ids: time.sleep(20 * (len(ids["input_ids"]) == 32)) or run(self, ids)
+main()
+"""
+
+
+def test_no_turn_keeps_the_command_from_ending(llama_bundle: Path) -> None:
+    """A turn takes 20 s here; what is said is one second, and a little for leaving."""
+    command = [sys.executable, "-c", STUCK_COMMAND, "serve", str(llama_bundle), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        with ThreadPoolExecutor() as pool:
+            long = pool.submit(httpx.post, f"{url}/predict", json={"texts": ["slow"] * 32}, timeout=60)
+            time.sleep(0.3)
+            process.terminate()
+            started = time.monotonic()
+            assert long.result().status_code == 503
+        assert process.wait(60) == 0
+        assert time.monotonic() - started < 4
+
+
 def test_sigint_is_a_success(llama_bundle: Path) -> None:
     process, _ = start(llama_bundle, "--host", "localhost")
     process.send_signal(signal.SIGINT)
