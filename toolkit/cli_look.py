@@ -37,7 +37,8 @@ def inspect(folder: Path, plot: Path | None, require_signature: Path | None, as_
         if not is_bundle:
             silence_libraries()
         record = describe(folder, require_signature=require_signature)
-        summary = _summarize(folder, record["max_length"], needed=plot is not None) if is_bundle else None
+        longest = max(part["max_length"] for part in record.get("tasks", [record]))
+        summary = _summarize(folder, longest, needed=plot is not None) if is_bundle else None
     if is_bundle:
         record["structure"] = msgspec.to_builtins(summary)
     if plot is not None and summary is not None:

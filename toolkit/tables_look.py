@@ -17,18 +17,27 @@ if TYPE_CHECKING:
 
 def print_description(record: dict[str, Any]) -> None:
     """Print what is in a bundle or run."""
+    console = Console()
+    _print_facts(console, record["kind"], record)
+    for task in record.get("tasks", ()):
+        _print_facts(console, "task", task)
+
+
+def _print_facts(console: Console, kind: str, record: dict[str, Any]) -> None:
+    """Print what is said of a bundle, a run, or one of a bundle's tasks."""
     table = Table(show_header=False)
     for name, value in record.items():
-        if name not in ("nearest_words", "template_tokens", "structure", "kind", "name", "golden"):
+        if name not in ("nearest_words", "template_tokens", "structure", "kind", "name", "golden", "tasks"):
             table.add_row(name, escape(_brief(value)))
-    console = Console()
-    console.print(f"{record['kind']} {record['name']}", markup=False, highlight=False)
+    console.print(f"{kind} {record['name']}", markup=False, highlight=False)
     console.print(table)
+    if "template_tokens" not in record:  # its tasks have some
+        return
     pieces = [
         f"{{{piece}}}" if isinstance(piece, str) else f"{piece[0]}={piece[1]}" for piece in record["template_tokens"]
     ]
     console.print(f"tokens: {'  '.join(pieces)}", markup=False, highlight=False, soft_wrap=True)
-    for row, words in enumerate(record["nearest_words"] or []):
+    for row, words in enumerate(record["nearest_words"] or [], record.get("first_row", 0)):
         near = ", ".join(f"{word!r} {cosine:.2f}" for word, cosine in words)
         console.print(f"[P {row}] is nearest to {near}", markup=False, highlight=False, soft_wrap=True)
     if record["nearest_words"] is None and "warning" not in record:
