@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -21,9 +21,9 @@ import onnx_ir as ir
 
 from ptexport.exporters.summary import summarize_graph
 from ptexport.runtime import Engine
+from ptexport.runtime.batches import batches
 from ptexport.runtime.buckets import MAX_BATCH_ROWS
 from ptexport.runtime.bundle import MODEL, WEIGHTS
-from ptexport.runtime.engine import batches
 from ptexport.runtime.rows import read_rows
 
 ROUNDS = 7
@@ -102,15 +102,16 @@ def in_batches(engine: Engine, rows: Path) -> None:
     encoder, graph, _ = engine._opened.get()
     encodings = encoder.encode([row.texts for row in read_rows(rows)])
     lengths = [len(encoding) for encoding in encodings]
+    sorted_ = list(batches(lengths, graph.batch_tokens))
     arrival = [list(range(len(lengths)))[i : i + MAX_BATCH_ROWS] for i in range(0, len(lengths), MAX_BATCH_ROWS)]
 
-    def run(order: Iterator[list[int]]) -> None:
+    def run(order: Sequence[Sequence[int]]) -> None:
         for batch in order:
             graph.run(encoder.pad([encodings[i] for i in batch]))
 
-    pairs = in_turn(lambda: run(iter(arrival)), lambda: run(batches(lengths)), 3)
-    ratios = [late / sorted_ for late, sorted_ in pairs]
-    padded = [share_padded(lengths, order) for order in (arrival, list(batches(lengths)))]
+    pairs = in_turn(lambda: run(arrival), lambda: run(sorted_), 3)
+    ratios = [late / early for late, early in pairs]
+    padded = [share_padded(lengths, order) for order in (arrival, sorted_)]
     print(
         f"{len(lengths)} texts: {statistics.median(ratios):.2f} times the throughput of batches of {MAX_BATCH_ROWS} in "
         f"order of arrival ({spread(ratios)}); {padded[1]:.0%} padding instead of {padded[0]:.0%}"

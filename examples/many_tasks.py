@@ -3,7 +3,8 @@
 usage: python examples/many_tasks.py [FOLDER]
 
 The tasks are random: what a prompt was trained for changes no time. Prints each figure beside its limit and writes
-FOLDER/many_tasks.json. A time is the smallest of several calls, which take turns; memory is a fresh process's.
+FOLDER/many_tasks.json. A time is the smallest of several calls, which take turns with a pause before each, until the
+other session's threads have stopped spinning; memory is a fresh process's.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+
+PAUSE_S = 0.2
 
 MEMORY = """
 import gc, re, sys
@@ -142,6 +145,7 @@ def smallest(*calls: Callable[[], object], times: int = 9) -> list[float]:
     best = [float("inf")] * len(calls)
     for _ in range(times):
         for number, call in enumerate(calls):
+            time.sleep(PAUSE_S)
             started = time.perf_counter()
             call()
             best[number] = min(best[number], time.perf_counter() - started)

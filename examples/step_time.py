@@ -144,7 +144,8 @@ def train_peft(task: str, folder: Path) -> None:
 
 def train_ptexport(template: str, folder: Path, n_batches: int = 1) -> None:
     """Train as `ptexport train` does; the training waits for its turn where others draw a bar."""
-    from ptexport.toolkit.plan import TrainConfig, make_plan
+    from ptexport.toolkit.asked import TrainConfig
+    from ptexport.toolkit.plan import make_plan
     from ptexport.toolkit.run import TrainSettings
     from ptexport.toolkit.train import train
 

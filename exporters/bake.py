@@ -12,7 +12,8 @@ from ptexport.exporters.read_pass import ReadPositionPass
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.manifest import FileEntry, PassEntry, PrecisionEntry
+from ptexport.runtime.manifest import FileEntry, PassEntry
+from ptexport.runtime.measured import PrecisionEntry
 from ptexport.toolkit.folders import clone
 from ptexport.toolkit.run import Run, RunConfig
 

@@ -1,6 +1,7 @@
 """A manifest and a run's metrics -> the bundle's model card, for people."""
 
-from ptexport.runtime.manifest import Manifest, Parity, PrecisionEntry
+from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.measured import Parity, PrecisionEntry
 from ptexport.toolkit.run import Metrics
 
 _CARD = """\

@@ -34,18 +34,8 @@ from ptexport.exporters.traced import Trace
 from ptexport.exporters.tune import time_candidates, winner
 from ptexport.runtime.bundle import FILES, MANIFEST, PARITY_HTML, PARITY_JSON, README, TOKENIZER
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.manifest import (
-    FORMAT,
-    BackboneEntry,
-    Candidate,
-    Field,
-    GoldenRow,
-    GraphEntry,
-    Manifest,
-    Parity,
-    Precision,
-    TargetName,
-)
+from ptexport.runtime.manifest import FORMAT, BackboneEntry, Field, GraphEntry, Manifest, Precision, TargetName
+from ptexport.runtime.measured import Candidate, GoldenRow, Parity
 from ptexport.runtime.providers import load_onnxruntime
 from ptexport.runtime.rows import Row, check_label, check_texts, read_rows
 from ptexport.runtime.tokens import Text, TextEncoder

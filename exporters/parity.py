@@ -26,7 +26,7 @@ from ptexport.runtime.bundle import MODEL, TOKENIZER
 from ptexport.runtime.engine import OPEN_TOP_K
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import Comparison, GoldenRow, Parity
+from ptexport.runtime.measured import Comparison, GoldenRow, Parity
 from ptexport.runtime.rows import Row
 from ptexport.runtime.tokens import Text, TextEncoder
 from ptexport.toolkit.backbone import Backbone

@@ -20,11 +20,12 @@ from ptexport.exporters.observe import largest
 from ptexport.exporters.passes import DeadCodePass, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.quantize import ByteTablePass, Product, Recipe, SplitGemmPass, find_products, quantize
 from ptexport.exporters.recipes import FIRST, find_ranges, measure_costs, plans, roles
+from ptexport.runtime.batches import batches, score
 from ptexport.runtime.bundle import MODEL, WEIGHTS, file_entry
-from ptexport.runtime.engine import batches
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import FileEntry, PassEntry, Precision, PrecisionEntry
+from ptexport.runtime.manifest import FileEntry, PassEntry, Precision
+from ptexport.runtime.measured import PrecisionEntry
 from ptexport.runtime.tokens import Ids, TextEncoder
 
 CALIBRATION_ROWS = 64
@@ -66,8 +67,8 @@ class LabelledRows:
         """
         graph = Graph.open(model)
         answers = np.empty(len(self.encodings), dtype=np.int64)
-        for batch in batches([len(encoding) for encoding in self.encodings]):
-            logits = graph.run(TextEncoder.pad([self.encodings[i] for i in batch]))
+        for batch in batches([len(encoding) for encoding in self.encodings], graph.batch_tokens):
+            logits = score(graph, [self.encodings[i] for i in batch])
             if not np.isfinite(logits).all():
                 row = batch[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
                 raise ExportError(f"row {row}: its logits are no numbers in this precision; choose another")

@@ -7,7 +7,7 @@ bundle needs them.
 import msgspec
 import numpy as np
 
-from ptexport.runtime.manifest import Comparison, Parity
+from ptexport.runtime.measured import Comparison, Parity
 
 REPORT_FORMAT = 1
 

@@ -27,7 +27,8 @@ from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import HASHED_TASKS, MANIFEST, MODEL, TEMPLATES, TOKENIZER, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import FORMAT, Comparison, FileEntry, Parity, TargetName, TaskEntry, TasksManifest
+from ptexport.runtime.manifest import FORMAT, FileEntry, TargetName, TaskEntry, TasksManifest
+from ptexport.runtime.measured import Comparison, Parity
 from ptexport.runtime.providers import load_onnxruntime
 from ptexport.runtime.signature import SIGNATURE
 from ptexport.runtime.tasks import TaskEncoders
@@ -70,18 +71,12 @@ def export_tasks(
     """
     (chosen,) = choose_opsets(target, opset, tune=False)
     check_free(out, force=force, files=FILES)
-    onnxruntime = load_onnxruntime()
-    names = [path.resolve().name for path in runs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ExportError(f"tasks: got {twice[0]} twice, need a name for each; rename a run's folder")
-    joined = Joined({name: Run.read(path) for name, path in zip(names, runs, strict=True)})
+    load_onnxruntime()  # which may be missing: said before the work rather than after it
+    joined = _read(runs)
     progress.stage("loading the backbone")
     backbone = load_backbone_of(joined.first.config, runs[0], stage=progress.stage)
-    fan_out = joined.of_all is not None
     progress.stage("tracing it (once per backbone)")
-    read = joined.first.config.read
-    traced = trace(backbone, read, leading=joined.leading, opset=chosen, kind=joined.kind)
+    traced = trace(backbone, joined.first.config.read, leading=joined.leading, opset=chosen, kind=joined.kind)
     with new_folder(out, force=force, files=FILES) as folder:
         progress.stage(f"baking {len(runs)} tasks in")
         files = bake_tasks(joined, traced, folder)
@@ -89,27 +84,56 @@ def export_tasks(
         progress.stage("comparing with Transformers")
         tasks = check_tasks(joined, backbone, folder, progress.rows)
         for task in tasks:
-            fail_on_difference(task.parity)
-            if task.fan_out is not None and not task.fan_out.max_abs_diff <= task.parity.tolerance:
-                got = f"largest difference {task.fan_out.max_abs_diff:.2g}"
-                raise ExportError(f"task {task.name}: parity (all tasks of one row): {got}; please report the model")
-        info = traced.info
-        manifest = TasksManifest(
-            format=FORMAT,
-            name=out.resolve().name,
-            files=files,
-            backbone=backbone_entry(joined.first.config.facts),
-            target=target,
-            opset=info.opset,
-            ir_version=info.ir_version,
-            precision="fp32",
-            read=read,
-            fan_out=fan_out,
-            tasks=tasks,
-            versions={**joined.first.versions, **info.versions, "onnxruntime": str(onnxruntime.__version__)},
-        )
+            _fail_on_difference(task)
+        manifest = _manifest(out, target, joined, traced, files, tasks)
         (folder / MANIFEST).write_bytes(manifest.to_json())
     return manifest
+
+
+def _manifest(
+    out: Path,
+    target: TargetName,
+    joined: Joined,
+    traced: Trace,
+    files: dict[str, FileEntry],
+    tasks: list[TaskEntry],
+) -> TasksManifest:
+    info = traced.info
+    return TasksManifest(
+        format=FORMAT,
+        name=out.resolve().name,
+        files=files,
+        backbone=backbone_entry(joined.first.config.facts),
+        target=target,
+        opset=info.opset,
+        ir_version=info.ir_version,
+        precision="fp32",
+        read=joined.first.config.read,
+        fan_out=joined.of_all is not None,
+        tasks=tasks,
+        versions={
+            **joined.first.versions,
+            **info.versions,
+            "onnxruntime": str(load_onnxruntime().__version__),
+        },
+    )
+
+
+def _read(runs: Sequence[Path]) -> Joined:
+    """Read runs and join them, each as a task by its folder's name."""
+    names = [path.resolve().name for path in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"tasks: got {twice[0]} twice, need a name for each; rename a run's folder")
+    return Joined({name: Run.read(path) for name, path in zip(names, runs, strict=True)})
+
+
+def _fail_on_difference(task: TaskEntry) -> None:
+    """Refuse a task that is answered otherwise than its model does, alone or together with all others."""
+    fail_on_difference(task.parity)
+    if task.fan_out is not None and not task.fan_out.max_abs_diff <= task.parity.tolerance:
+        got = f"largest difference {task.fan_out.max_abs_diff:.2g}"
+        raise ExportError(f"task {task.name}: parity (all tasks of one row): {got}; please report the model")
 
 
 def bake_tasks(joined: Joined, traced: Trace, folder: Path) -> dict[str, FileEntry]:

@@ -3,6 +3,7 @@
 Data flow: rows -> texts -> ids -> logits -> Prediction
 
     errors.py    every error ptexport raises
+    measured.py  what a bundle says was measured of it
     manifest.py  what a bundle says of itself
     bundle.py    a folder on disk -> verified bytes and paths
     signature.py who made a bundle: model.sig and keys
@@ -21,11 +22,12 @@ Data flow: rows -> texts -> ids -> logits -> Prediction
     home.py      where the cache is
     tensorrt.py  a bundle -> how TensorRT runs it, and where its engines are kept
     graph.py     ids -> logits
+    batches.py   encodings -> logits, batch by batch
     golden.py    whether this machine computes what the model did
     info.py      what an open engine runs on
     predictions.py logits -> predictions
-    opened.py    what an engine holds until it is closed, in its process
     chunks.py    texts by the piece: as they come, or in turns
+    opened.py    a bundle -> what an engine holds until it is closed, in its process
     engine.py    texts -> predictions
     tasks.py     the same for a bundle of many tasks, in one session
     streaming.py rows of files in, predictions out

@@ -11,6 +11,8 @@ from ptexport.runtime.errors import DataError
 
 MAX_BATCH_ROWS = 32
 MAX_BATCH_TOKENS = 4096
+CPU_BATCH_TOKENS = 1024
+"""On a CPU more tokens at once are no faster (SmolLM2 and MiniLM, 2 cores), take more memory, and let others wait."""
 _ROWS = (1, 2, 4, 8, 16, MAX_BATCH_ROWS)
 _SHORTEST = 16
 _USUAL = (8, 64)  # rows and tokens that TensorRT makes its engine fastest for

@@ -79,14 +79,6 @@ class Bundle:
         labels = _open_labels(path / CONFIG) if manifest.labels is None else manifest.labels
         return cls(path=path, manifest=manifest, labels=labels, statuses=statuses)
 
-    def check_unchanged(self) -> None:
-        """Refuse a bundle whose files were replaced or written to since they were verified, as a deployment does.
-
-        Raises:
-            BundleError: they were.
-        """
-        _check_unchanged(self.path, self.statuses)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TasksBundle:
@@ -109,14 +101,35 @@ class TasksBundle:
         manifest, statuses = _open(path, TasksManifest, HASHED_TASKS, require_signature)
         return cls(path=path, manifest=manifest, statuses=statuses)
 
-    def check_unchanged(self) -> None:
-        """Refuse it as `Bundle.check_unchanged` does."""
-        _check_unchanged(self.path, self.statuses)
-
 
 def holds_tasks(path: Path) -> bool:
     """Whether a bundle was made of several runs."""
     return (path / TEMPLATES).exists()
+
+
+def open_bundle(path: Path, *, require_signature: str | Path | None = None) -> Bundle | TasksBundle:
+    """Verify a bundle of one task or of many, whichever it is.
+
+    Raises:
+        BundleError, MissingExtraError: as `Bundle.open`.
+    """
+    return (TasksBundle if holds_tasks(path) else Bundle).open(path, require_signature=require_signature)
+
+
+def check_unchanged(bundle: Bundle | TasksBundle) -> None:
+    """Refuse a bundle whose files were replaced or written to since they were verified, as a deployment does.
+
+    Raises:
+        BundleError: they were.
+    """
+    for name, status in bundle.statuses.items():
+        file = bundle.path / name
+        try:
+            same = _status(file.lstat()) == status
+        except OSError:
+            same = False
+        if not same:
+            raise BundleError(f"{file}: was changed while the bundle was opened; open it again")
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -169,16 +182,6 @@ def _look(path: Path, names: tuple[str, ...]) -> dict[str, FileStatus]:
 
 def _status(status: os.stat_result) -> FileStatus:
     return FileStatus(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _check_unchanged(path: Path, statuses: Mapping[str, FileStatus]) -> None:
-    for name, status in statuses.items():
-        try:
-            same = _status((path / name).lstat()) == status
-        except OSError:
-            same = False
-        if not same:
-            raise BundleError(f"{path / name}: was changed while the bundle was opened; open it again")
 
 
 def _read(path: Path) -> bytes:

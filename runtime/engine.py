@@ -1,21 +1,19 @@
 """Texts -> ids -> logits -> predictions; knows batching and threads, nothing of how the graph was made."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
 
-from ptexport.runtime.buckets import MAX_BATCH_ROWS, MAX_BATCH_TOKENS
-from ptexport.runtime.bundle import MODEL, TOKENIZER, WEIGHTS, Bundle
-from ptexport.runtime.chunks import Turns, in_chunks
+from ptexport.runtime.batches import batches, logits_of, score
+from ptexport.runtime.bundle import TOKENIZER, Bundle
+from ptexport.runtime.chunks import Work, at_once, in_chunks, in_slices
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.golden import check_golden, golden_texts, tolerance_of
 from ptexport.runtime.graph import Execution, Graph
-from ptexport.runtime.info import EngineInfo, info_of
+from ptexport.runtime.info import EngineInfo
 from ptexport.runtime.manifest import Manifest
 from ptexport.runtime.opened import Opened
 from ptexport.runtime.predictions import Prediction, predictions
@@ -27,14 +25,6 @@ OPEN_TOP_K = 5
 """Labels whose probabilities are given where every word of the vocabulary is one."""
 
 
-class _Loaded(NamedTuple):
-    """What an engine frees when it is closed."""
-
-    encoder: TextEncoder
-    graph: Graph
-    turns: Turns
-
-
 class Engine:
     """A bundle, opened. Answers do not depend on how texts are batched beyond rounding (about 1e-5 of a logit).
 
@@ -42,10 +32,9 @@ class Engine:
     EngineError, as it does once the engine was closed. As a context manager it closes itself.
     """
 
-    def __init__(self, bundle: Bundle, encoder: TextEncoder, graph: Graph) -> None:
+    def __init__(self, bundle: Bundle, opened: Opened[TextEncoder]) -> None:
         self._bundle = bundle
-        self._opened = Opened(_Loaded(encoder, graph, Turns()))
-        self._golden = math.nan
+        self._opened = opened
 
     @classmethod
     def open(
@@ -85,20 +74,19 @@ class Engine:
         """
         execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
         bundle = Bundle.open(Path(path), require_signature=require_signature)
-        manifest = bundle.manifest
+        manifest, labels = bundle.manifest, bundle.labels
 
-        def finish(graph: Graph) -> "Engine":
-            # After the graph, so that the tokenizer fits into what loading that has freed.
+        def encoder() -> TextEncoder:
             tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
-            engine = cls(bundle, TextEncoder.from_json(tokenizer_json, fields=manifest.fields), graph)
-            logits = engine.logits(golden_texts(manifest.golden))
-            tolerance = tolerance_of(manifest.parity, graph.provider)
-            engine._golden = check_golden(manifest.golden, engine.labels, logits, tolerance, str(bundle.path))
-            return engine
+            return TextEncoder.from_json(tokenizer_json, fields=manifest.fields)
 
-        engine = execution.open(bundle.path / MODEL, manifest.files, manifest.max_length, finish)
-        bundle.check_unchanged()
-        return engine
+        def prove(encoder: TextEncoder, graph: Graph) -> float:
+            logits = logits_of(graph, encoder.encode(golden_texts(manifest.golden)), (len(labels),))
+            tolerance = tolerance_of(manifest.parity, graph.provider)
+            return check_golden(manifest.golden, labels, logits, tolerance, str(bundle.path))
+
+        opened = Opened.open(bundle, execution, max_length=manifest.max_length, encoders=encoder, prove=prove)
+        return cls(bundle, opened)
 
     def close(self) -> None:
         """Free the tokenizer and, with the last engine of its backbone, the session.
@@ -112,7 +100,7 @@ class Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._opened.close()
 
     def warm_up(self) -> None:
         """Run every shape of batch once, so that no call is the first of its shape; on the CPU there is none to run."""
@@ -126,12 +114,7 @@ class Engine:
     @property
     def info(self) -> EngineInfo:
         """What runs where, as long as it is open."""
-        return info_of(
-            self._opened.get().graph,
-            golden_max_abs_diff=self._golden,
-            bundle=self.manifest.digest,
-            weights_sha256=self.manifest.files[WEIGHTS].sha256,
-        )
+        return self._opened.info()
 
     @property
     def labels(self) -> list[str]:
@@ -176,8 +159,8 @@ class Engine:
     async def predict_async(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Prediction]:
         """Label texts as `predict` does, in a thread of the engine's own, so that the event loop goes on.
 
-        All its callers share that thread, in turns of `chunks.SLICE_TEXTS` texts. Cancelled, no more than the turn that
-        has begun is computed.
+        All its callers share that thread, in turns of one batch, which on a CPU has at most `buckets.CPU_BATCH_TOKENS`
+        tokens, padding counted, or one text. Cancelled, no more than the turn that has begun is computed.
 
         Args:
             texts: as `predict` takes them.
@@ -191,14 +174,21 @@ class Engine:
         """
         _check(texts, top_k)
         turns = self._opened.get().turns
-        return await turns.answer(lambda some, first: self._predict(some, first, top_k), [*texts])
+        return await turns.do(in_slices(lambda some, first: self._predicting(some, first, top_k), [*texts]))
 
     def _predict(self, texts: Sequence[Text], first: int, top_k: int | None) -> list[Prediction]:
+        return at_once(self._predicting(texts, first, top_k))
+
+    def _predicting(self, texts: Sequence[Text], first: int, top_k: int | None) -> Work[list[Prediction]]:
         if top_k is None and self.manifest.labels is None:
             top_k = OPEN_TOP_K
-        encodings, scored = self._score(texts, first)
+        loaded = self._opened.get()
+        encodings = loaded.encoders.encode(texts, first=first)
         answers: dict[int, Prediction] = {}
-        for rows, logits in scored:
+        for rows in batches([len(encoding) for encoding in encodings], loaded.graph.batch_tokens):
+            if answers:
+                yield
+            logits = score(loaded.graph, [encodings[row] for row in rows])
             truncated = [bool(encodings[row].overflowing) for row in rows]
             made = predictions(logits, self.labels, self.manifest.abstain_below, truncated, top_k=top_k)
             answers.update(zip(rows, made, strict=True))
@@ -238,10 +228,10 @@ class Engine:
                 raise DataError(f"text {number}: need a text and its choices; write choose([(text, [choice, choice])])")
         given = [check_choices(choices, f"text {number}") for number, (_, choices) in enumerate(rows, first)]
         pairs = [(text, choice) for (text, _), choices in zip(rows, given, strict=True) for choice in choices]
-        encodings, scored = self._score(pairs, 0)
-        scores = np.empty(len(encodings), dtype=np.float32)
-        for numbers, logits in scored:
-            scores[numbers] = logits[:, 0] - logits[:, 1]
+        loaded = self._opened.get()
+        encodings = loaded.encoders.encode(pairs)
+        logits = logits_of(loaded.graph, encodings, (len(self.labels),))
+        scores: NDArray[np.float32] = logits[:, 0] - logits[:, 1]
         answers: list[Prediction] = []
         end = 0
         for choices in given:
@@ -253,22 +243,8 @@ class Engine:
     def logits(self, texts: Sequence[Text]) -> NDArray[np.float32]:
         """Score texts, as `predict` does; float32 [texts, labels] before the softmax."""
         _check(texts)
-        encodings, scored = self._score(texts, 0)
-        logits = np.empty((len(encodings), len(self.labels)), dtype=np.float32)
-        for rows, part in scored:
-            logits[rows] = part
-        return logits
-
-    def _score(
-        self, texts: Sequence[Text], first: int
-    ) -> tuple[list[Encoding], Iterator[tuple[list[int], NDArray[np.float32]]]]:
-        """Encode texts, and score them batch by batch: the numbers of its rows, and their logits."""
-        encoder, graph, _ = self._opened.get()
-        encodings = encoder.encode(texts, first=first)
-        lengths = [len(encoding) for encoding in encodings]
-        return encodings, (
-            (rows, graph.run(encoder.pad([encodings[row] for row in rows]))) for rows in batches(lengths)
-        )
+        loaded = self._opened.get()
+        return logits_of(loaded.graph, loaded.encoders.encode(texts), (len(self.labels),))
 
 
 def _check(texts: object, top_k: object = None, *, once: bool = False) -> None:
@@ -280,15 +256,3 @@ def _check(texts: object, top_k: object = None, *, once: bool = False) -> None:
         raise DataError(f"texts: got {type(texts).__name__}, need a list of texts; make one, or use predict_iter")
     if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
         raise DataError(f"top_k: got {top_k!r}, need a whole number of at least 1; leave it out for all labels")
-
-
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Group row numbers, longest first so that the first batch needs the most memory, by rows and padded tokens."""
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) == MAX_BATCH_ROWS or (len(batch) + 1) * lengths[batch[0]] > MAX_BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptexport.runtime.errors import BundleError
-from ptexport.runtime.manifest import GoldenRow, Parity
+from ptexport.runtime.measured import GoldenRow, Parity
 from ptexport.runtime.providers import CPU, Provider
 from ptexport.runtime.tokens import Text
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.buckets import Buckets
+from ptexport.runtime.buckets import CPU_BATCH_TOKENS, MAX_BATCH_TOKENS, Buckets
 from ptexport.runtime.buffers import BufferPool, Buffers, Shape
 from ptexport.runtime.bundle import WEIGHTS
 from ptexport.runtime.cpus import available_cpus, quota_cpus
@@ -46,6 +46,7 @@ class Graph:
         threads: CPUs it uses.
         inputs: names of the ids that it takes.
         buckets: shapes that batches are padded to; None: none are.
+        batch_tokens: what a batch of more rows than one should hold at most, padding counted.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Graph:
         self.threads = threads
         self.inputs = [value.name for value in session.get_inputs()]
         self.buckets = buckets
+        self.batch_tokens = MAX_BATCH_TOKENS if buckets else CPU_BATCH_TOKENS
         self._shared = shared  # held, so that the next graph of its key finds it
         device = (self.provider.device_type, self.provider.device)
         values = {name: OrtValue.ortvalue_from_numpy(array, *device) for name, array in (arrays or {}).items()}

@@ -4,6 +4,7 @@ Source: Open Inference Protocol, version 2, REST (kserve/open-inference-protocol
 Messages never repeat what the caller wrote, field names included: a text can be anywhere by mistake.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
@@ -65,8 +66,16 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
     """
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise RequestError(f"body: {_without_names(str(e))}; send {kind.form}") from e
+    except msgspec.ValidationError as e:
+        raise RequestError(f"{_wrong(str(e), kind)}; send {kind.form}") from e
+    except UnicodeDecodeError as e:
+        raise RequestError(f"body: got bytes that are not UTF-8, need JSON in UTF-8; send {kind.form}") from e
+    except (msgspec.DecodeError, RecursionError) as e:
+        if _holds_half_a_pair(body):
+            raise RequestError("body: got half of a surrogate pair, need Unicode; escape both halves or none") from e
+        why = "its end is missing" if "truncated" in str(e) else str(e).removeprefix("JSON is malformed: ")
+        got = f"no JSON ({why})" if body.strip() else "nothing"
+        raise RequestError(f"body: got {got}, need an object; send {kind.form}") from e
 
 
 def texts_of_predict(request: PredictRequest, fields: Sequence[str]) -> list[Text]:
@@ -183,9 +192,37 @@ def _check_count(n: int) -> None:
         raise RequestError(f"body: got {n} texts, need at most {MAX_TEXTS}; send several requests")
 
 
-def _without_names(message: str) -> str:
-    """Say where an unknown field is, not what it is called; msgspec's other messages name types and places only."""
-    if not message.startswith("Object contains unknown field"):
-        return message
-    place = re.search(r" - at `\$[\w.\[\]]*`$", message)
-    return "Object contains an unknown field" + (place[0] if place else "")
+_PLACE = re.compile(
+    r" - at `\$\.(texts(?:\[\d+\]){0,2}|id|parameters"
+    r"|(?:inputs|outputs)(?:\[\d+\](?:\.(?:name|shape|datatype|data|parameters)(?:\[\d+\]){0,2})?)?)`$"
+)
+_KINDS = {"object": "an object", "array": "a list", "str": "a string", "int": "a whole number", "float": "a number"}
+
+
+def _wrong(message: str, kind: type[PredictRequest | InferRequest]) -> str:
+    """Say what msgspec says of a value in our words, and where an unknown field is rather than what it is called."""
+    place = _PLACE.search(message)
+    where, said = (place[1], message[: place.start()]) if place else ("body", message)
+    if said.startswith("Object contains unknown field"):
+        of = InferInput if where.startswith("inputs[") else InferOutput if where.startswith("outputs[") else kind
+        known = ", ".join(of.__struct_fields__)
+        return f"{where}: got an unknown field, need no other than {known}"
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", said):
+        return f"{where}: got no field {missing[1]}, need it"
+    if other := re.fullmatch(r"Expected `([\w |]+)`, got `(\w+)`", said):
+        got, *need = (_KINDS.get(name, name) for name in (other[2], *other[1].split(" | ")))
+        return f"{where}: got {got}, need {' or '.join(need)}"
+    if length := re.fullmatch(r"Expected `array` of length (\d+)", said):
+        return f"{where}: got a list of another length, need {length[1]}"
+    return f"{where}: got another value than the protocol has"
+
+
+def _holds_half_a_pair(body: bytes) -> bool:
+    """Whether it is JSON but for an escape of half a character above U+FFFF, which `json` takes."""
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False

@@ -23,7 +23,8 @@ from ptexport.runtime.predictions import Prediction
 from ptexport.runtime.tokens import Text
 
 MAX_BODY_BYTES = 1 << 20
-DRAIN_S = 30
+DRAIN_S = 29
+"""With what uvicorn takes for itself this stays below 30, after which Kubernetes kills."""
 
 _SENTENCES = {
     "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol such as /v2",
@@ -38,6 +39,28 @@ def make_app(engine: Engine) -> Starlette:
     Args:
         engine: requests take turns as `predict_async` gives them, since one session uses all CPUs.
     """
+    routes = [
+        Route("/v2", _server),
+        Route("/v2/health/live", _live),
+        Route("/v2/health/ready", _ready),
+        *_routes_of(engine),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: _http_error,
+            RequestError: _bad_request,
+            DataError: _bad_request,
+            ClientDisconnect: _gone,
+            Exception: _failed,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routes_of(engine: Engine) -> list[Route]:
+    """What is said of a model, and what it is asked."""
     manifest = engine.manifest
 
     async def answer(texts: list[Text]) -> list[Prediction]:
@@ -46,20 +69,11 @@ def make_app(engine: Engine) -> Starlette:
         except asyncio.CancelledError as e:
             raise HTTPException(503, f"server: stopped after {DRAIN_S} s of finishing; send the texts again") from e
 
-    async def live(_: Request) -> Response:
-        return _json({"live": True})
-
-    async def ready(_: Request) -> Response:
-        return _json({"ready": True})
-
-    async def server(_: Request) -> Response:
-        return _json({"name": "ptexport", "version": version("ptexport"), "extensions": []})
-
     async def model(request: Request) -> Response:
         _check_name(request, manifest.name)
         return _json(protocol.model_metadata(manifest))
 
-    async def model_ready(request: Request) -> Response:
+    async def ready(request: Request) -> Response:
         _check_name(request, manifest.name)
         return _json({"name": manifest.name, "ready": True})
 
@@ -76,33 +90,31 @@ def make_app(engine: Engine) -> Starlette:
         predictions = await answer(protocol.texts_of_predict(body, manifest.fields))
         return _json(protocol.predict_response(predictions))
 
-    routes = [
-        Route("/v2", server),
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
+    return [
         Route("/v2/models/{name}", model),
-        Route("/v2/models/{name}/ready", model_ready),
+        Route("/v2/models/{name}/ready", ready),
         Route("/v2/models/{name}/infer", infer, methods=["POST"]),
         Route("/predict", predict, methods=["POST"]),
     ]
-    app = Starlette(
-        routes=routes,
-        exception_handlers={
-            HTTPException: _http_error,
-            RequestError: _bad_request,
-            DataError: _bad_request,
-            ClientDisconnect: _gone,
-            Exception: _failed,
-        },
-    )
-    app.router.redirect_slashes = False
-    return app
+
+
+async def _live(_: Request) -> Response:
+    return _json({"live": True})
+
+
+async def _ready(_: Request) -> Response:
+    return _json({"ready": True})
+
+
+async def _server(_: Request) -> Response:
+    return _json({"name": "ptexport", "version": version("ptexport"), "extensions": []})
 
 
 def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then refuse connections, finish what has begun and return.
 
-    What has not finished after 30 s is answered with status 503.
+    What has not finished after `DRAIN_S` is answered with status 503. A turn of the engine that has begun by then is
+    computed to its end for nobody: a process that is to end at once must not wait for its threads.
 
     Both signals' handlers stay ours afterwards. Call it on the main thread.
 

@@ -67,11 +67,14 @@ def verify_signature(path: Path, public_key: Path) -> dict[str, str]:
     with _needing_the_extra():
         from model_signing import hashing, manifest, verifying
     hashes: dict[str, str] = {}
+    signed_by_key = False
 
     class AllFiles(hashing.Config):
         """Hashes every file but the signature, whatever that says can be left out."""
 
         def hash(self, model_path: hashing.PathLike, *, files_to_hash: object = None) -> manifest.Manifest:
+            nonlocal signed_by_key
+            signed_by_key = True  # files are looked at once the signature has proved to be the key's
             made = super().hash(model_path)
             hashes.update({item.identifier: item.digest.digest_hex for item in made.resource_descriptors()})
             return made
@@ -89,8 +92,11 @@ def verify_signature(path: Path, public_key: Path) -> dict[str, str]:
         # Of files that differ it prints both digests, as a list of Python objects; the first one's name is enough.
         said = reason(e).replace("\\'", "'").removeprefix("Signature mismatch: ")
         first = said.split(": Expected")[0].lstrip("['\"").rstrip(']"')
-        why = f"is not that of its files by the key {public_key} ({first})"
-        raise SignatureError(f"{signature}: {why}; get the bundle from who signed it, or name their key") from e
+        if signed_by_key:
+            why = f"was changed after it was signed by the key {public_key} ({first})"
+            raise SignatureError(f"{path}: {why}; copy the bundle again from who signed it") from e
+        why = f"is no signature by the key {public_key} ({first.rstrip('. ')})"
+        raise SignatureError(f"{signature}: {why}; name the key of who signed the bundle, or copy it again") from e
     return hashes
 
 

@@ -5,24 +5,24 @@ templates.json  what a task's tokenizer has of its own: `{"tasks": {name: …}, 
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from ptexport.runtime.bundle import MODEL, TEMPLATES, TOKENIZER, WEIGHTS, TasksBundle
+from ptexport.runtime.batches import logits_of
+from ptexport.runtime.bundle import TEMPLATES, TOKENIZER, TasksBundle
 from ptexport.runtime.chunks import in_chunks
-from ptexport.runtime.engine import batches
 from ptexport.runtime.errors import BundleError, DataError, reason
 from ptexport.runtime.golden import check_golden, golden_texts, tolerance_of
 from ptexport.runtime.graph import Execution, Graph
-from ptexport.runtime.info import EngineInfo, info_of
+from ptexport.runtime.info import EngineInfo
 from ptexport.runtime.manifest import TaskEntry, TasksManifest
-from ptexport.runtime.opened import Opened
+from ptexport.runtime.opened import Loaded, Opened
 from ptexport.runtime.predictions import Prediction, predictions
 from ptexport.runtime.tensorrt import Build
 from ptexport.runtime.tokens import Text, TextEncoder
@@ -54,24 +54,16 @@ class TaskEncoders:
         self.max_length = max(template["truncation"]["max_length"] for template in used)
 
 
-class _Loaded(NamedTuple):
-    """What an engine frees when it is closed."""
-
-    encoders: TaskEncoders
-    graph: Graph
-
-
 class TaskEngine:
     """A bundle of many tasks, opened as one session. Answers are those of a bundle of each task alone.
 
     Threads, processes and closing are as `Engine` has them.
     """
 
-    def __init__(self, manifest: TasksManifest, encoders: TaskEncoders, graph: Graph) -> None:
+    def __init__(self, manifest: TasksManifest, opened: Opened[TaskEncoders]) -> None:
         self.manifest = manifest
-        self._opened = Opened(_Loaded(encoders, graph))
+        self._opened = opened
         self._numbers = {task.name: number for number, task in enumerate(manifest.tasks)}
-        self._golden = math.nan
 
     @classmethod
     def open(
@@ -104,14 +96,26 @@ class TaskEngine:
                 f"{bundle.path / TEMPLATES}: not what an export writes ({reason(e)}); export again"
             ) from e
 
-        def finish(graph: Graph) -> "TaskEngine":
-            engine = cls(manifest, encoders, graph)
-            engine._golden = max(engine._check_golden(task, str(bundle.path)) for task in manifest.tasks)
-            return engine
+        opened = Opened.open(
+            bundle,
+            execution,
+            max_length=encoders.max_length,
+            encoders=lambda: encoders,
+            prove=partial(_prove, manifest, str(bundle.path)),
+            share=False,
+        )
+        return cls(manifest, opened)
 
-        engine = execution.open(bundle.path / MODEL, manifest.files, encoders.max_length, finish, share=False)
-        bundle.check_unchanged()
-        return engine
+    def close(self) -> None:
+        """Free the tokenizers and the session, as `Engine.close` does."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        self._opened.get()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
     def warm_up(self) -> None:
         """Run every shape of batch once, as `Engine.warm_up` does."""
@@ -120,30 +124,7 @@ class TaskEngine:
     @property
     def info(self) -> EngineInfo:
         """What runs where, as long as it is open."""
-        return info_of(
-            self._opened.get().graph,
-            golden_max_abs_diff=self._golden,
-            bundle=self.manifest.digest,
-            weights_sha256=self.manifest.files[WEIGHTS].sha256,
-        )
-
-    def _check_golden(self, task: TaskEntry, where: str) -> float:
-        loaded = self._opened.get()
-        encodings = loaded.encoders.of_task[task.name].encode(golden_texts(task.golden))
-        logits = self._logits(loaded.graph, encodings)
-        tolerance = tolerance_of(task.parity, loaded.graph.provider)
-        return check_golden(task.golden, task.labels, logits[:, self._numbers[task.name]], tolerance, where)
-
-    def close(self) -> None:
-        """Free the tokenizers and the session, once the calls that have begun are answered."""
-        self._opened.close()
-
-    def __enter__(self) -> Self:
-        self._opened.get()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return self._opened.info()
 
     def predict(self, texts: Sequence[Text], *, task: str | Sequence[str]) -> list[Prediction]:
         """Label texts, each for a task; those of different tasks share batches.
@@ -193,21 +174,23 @@ class TaskEngine:
         whole = [row for row, encoding in enumerate(encodings) if not encoding.overflowing]
         cut = [row for row, encoding in enumerate(encodings) if encoding.overflowing]
         answers: dict[int, dict[str, Prediction]] = {}
-        for row, logits in zip(whole, self._logits(loaded.graph, [encodings[row] for row in whole]), strict=True):
+        for row, logits in zip(
+            whole, _logits(self.manifest, loaded.graph, [encodings[row] for row in whole]), strict=True
+        ):
             answers[row] = {
                 name: self._prediction(number, logits[number], encodings[row]) for name, number in self._numbers.items()
             }
         answers |= dict(zip(cut, self._one_by_one(loaded, [texts[row] for row in cut]), strict=True))
         return [answers[row] for row in range(len(encodings))]
 
-    def _one_by_one(self, loaded: _Loaded, texts: Sequence[Text]) -> list[dict[str, Prediction]]:
+    def _one_by_one(self, loaded: Loaded[TaskEncoders], texts: Sequence[Text]) -> list[dict[str, Prediction]]:
         """Label texts for every task, each read once per task."""
         names = list(self._numbers)
         asked = self._predict(loaded, [text for text in texts for _ in names], names * len(texts))
         return [dict(zip(names, asked[i : i + len(names)], strict=True)) for i in range(0, len(asked), len(names))]
 
     def _predict(
-        self, loaded: _Loaded, texts: Sequence[Text], names: Sequence[str], first: int = 0
+        self, loaded: Loaded[TaskEncoders], texts: Sequence[Text], names: Sequence[str], first: int = 0
     ) -> list[Prediction]:
         encodings: dict[int, Encoding] = {}
         for name in dict.fromkeys(names):
@@ -218,20 +201,30 @@ class TaskEngine:
             encodings |= dict(zip(rows, encoded, strict=True))
         in_order = [encodings[row] for row in range(len(names))]
         numbers = [self._numbers[name] for name in names]
-        logits = self._logits(loaded.graph, in_order)[np.arange(len(names)), numbers]
+        logits = _logits(self.manifest, loaded.graph, in_order)[np.arange(len(names)), numbers]
         return [
             self._prediction(number, row, encoding)
             for number, row, encoding in zip(numbers, logits, in_order, strict=True)
         ]
 
-    def _logits(self, graph: Graph, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
-        most = max(len(task.labels) for task in self.manifest.tasks)
-        logits = np.empty((len(encodings), len(self._numbers), most), dtype=np.float32)
-        for rows in batches([len(encoding) for encoding in encodings]):
-            logits[rows] = graph.run(TextEncoder.pad([encodings[row] for row in rows]))
-        return logits
-
     def _prediction(self, number: int, logits: NDArray[np.float32], encoding: Encoding) -> Prediction:
         task = self.manifest.tasks[number]
         own = logits[None, : len(task.labels)]
         return predictions(own, task.labels, task.abstain_below, [bool(encoding.overflowing)])[0]
+
+
+def _logits(manifest: TasksManifest, graph: Graph, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+    """Score encodings for every task; float32 [n, tasks, most labels]."""
+    return logits_of(graph, encodings, (len(manifest.tasks), max(len(task.labels) for task in manifest.tasks)))
+
+
+def _prove(manifest: TasksManifest, where: str, encoders: TaskEncoders, graph: Graph) -> float:
+    """Run each task's golden rows."""
+
+    def of_task(number: int, task: TaskEntry) -> float:
+        logits = _logits(manifest, graph, encoders.of_task[task.name].encode(golden_texts(task.golden)))
+        return check_golden(
+            task.golden, task.labels, logits[:, number], tolerance_of(task.parity, graph.provider), where
+        )
+
+    return max(of_task(number, task) for number, task in enumerate(manifest.tasks))

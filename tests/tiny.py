@@ -11,8 +11,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from ptexport.runtime.manifest import Parity
-from ptexport.toolkit.plan import TrainConfig
+from ptexport.runtime.measured import Parity
+from ptexport.toolkit.asked import TrainConfig
 from ptexport.toolkit.run import Run, TrainSettings
 from ptexport.toolkit.train import train_into
 

@@ -27,7 +27,8 @@ Data flow: template, labels, rows -> train -> Run
     audit.py       what is odd about rows, and which prove parity
     calibration.py logits of dev rows -> a temperature and a threshold
     resume.py      a training under way <-> a file to go on from
-    plan.py        what is asked for -> parts that fit together
+    asked.py       one training, as asked for
+    plan.py        that -> parts that fit together
     train.py       a plan -> a Run
     peft_adapter.py a folder that PEFT wrote -> its weights, and the model they adapt
     peft_plan.py   an import as asked for -> parts that fit together
@@ -37,7 +38,8 @@ Data flow: template, labels, rows -> train -> Run
     folders.py     writes folders whole or not at all
     cache.py       the cache of converted models and traced backbones
     progress.py    bars on a terminal, JSON lines for machines
-    tables.py      what is printed when a command is done
+    tables.py      what is printed when something was made or measured
+    tables_look.py what is printed by those that look
     evaluate.py    a bundle + labelled rows -> figures
     page.py        figures -> an HTML page with plots
     html.py        the look of such pages

@@ -31,7 +31,7 @@ def oddities(
             f"{joined} of {len(data.train)} training rows would be other tokens as one string, since "
             f"{template.source!r} glues characters to a text; a space between them avoids it"
         )
-    truncated = count_truncated(encodings)
+    truncated = sum(bool(encoding.overflowing) for encoding in encodings)
     if truncated:
         yield f"{truncated} of {len(encodings)} rows are too long with the template, so cut; --strict refuses them"
     empty = sum(not (row.text.strip() or (row.text_b or "").strip()) for row in data.train)
@@ -51,11 +51,6 @@ def oddities(
     torn = sum(len(labels) > 1 for labels in labels_of.values())
     if torn:
         yield f"{torn} training texts have more than one label"
-
-
-def count_truncated(encodings: Sequence[Encoding]) -> int:
-    """Count rows whose texts were longer than the tokenizer takes."""
-    return sum(bool(encoding.overflowing) for encoding in encodings)
 
 
 def choose_check_rows(rows: Sequence[Row]) -> list[Row]:

@@ -20,7 +20,7 @@ def doctor(bundle: Path | None, out: Path | None, device: int, as_json: bool, fo
     import msgspec
 
     from ptexport.toolkit.doctor import examine
-    from ptexport.toolkit.tables import print_checks, print_report
+    from ptexport.toolkit.tables_look import print_checks, print_report
 
     if bundle is None:
         if out is not None:

@@ -26,7 +26,7 @@ def inspect(folder: Path, plot: Path | None, require_signature: Path | None, as_
     from ptexport.runtime.bundle import MANIFEST
     from ptexport.toolkit.describe import describe
     from ptexport.toolkit.progress import silence_libraries
-    from ptexport.toolkit.tables import print_description, print_summary
+    from ptexport.toolkit.tables_look import print_description, print_summary
 
     is_bundle = (folder / MANIFEST).is_file()
     if require_signature is not None and not is_bundle:
@@ -37,7 +37,8 @@ def inspect(folder: Path, plot: Path | None, require_signature: Path | None, as_
         if not is_bundle:
             silence_libraries()
         record = describe(folder, require_signature=require_signature)
-        summary = _summarize(folder, record["max_length"], needed=plot is not None) if is_bundle else None
+        longest = max(part["max_length"] for part in record.get("tasks", [record]))
+        summary = _summarize(folder, longest, needed=plot is not None) if is_bundle else None
     if is_bundle:
         record["structure"] = msgspec.to_builtins(summary)
     if plot is not None and summary is not None:
@@ -87,7 +88,7 @@ def cache(prune: float | None, as_json: bool) -> None:
     """List converted models and traced backbones, or remove old ones."""
     with shared.extra("train"):
         from ptexport.toolkit import cache as cache_
-    from ptexport.toolkit.tables import print_entries
+    from ptexport.toolkit.tables_look import print_entries
 
     entries = cache_.list_entries() if prune is None else cache_.prune(unused_days=prune)
     if as_json:

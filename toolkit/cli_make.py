@@ -140,7 +140,7 @@ def train(
     """
     with shared.extra("train"):
         from ptexport.toolkit import cities, processes, progress, sweep, tables
-        from ptexport.toolkit.plan import TrainConfig
+        from ptexport.toolkit.asked import TrainConfig
         from ptexport.toolkit.run import METRICS, TrainSettings
         from ptexport.toolkit.train import train_into
     if labels is None:

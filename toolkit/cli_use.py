@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,17 +57,17 @@ def predict(
     from ptexport.runtime import Engine, TaskEngine
     from ptexport.runtime.bundle import holds_tasks
     from ptexport.runtime.rows import count_lines, read_rows
-    from ptexport.runtime.streaming import label_file
-    from ptexport.toolkit.progress import reporting
 
     if bool(texts) == (rows is not None):
         raise click.UsageError("Give TEXTS or --input, one of the two.")
     if resume and (output is None or force):
         raise click.UsageError("--resume goes with --output and without --force.")
+    if output is None and (log_file is not None or force):
+        raise click.UsageError(f"{'--force' if force else '--log-file'} goes with --output; answers are printed.")
     if rows is not None and output is not None and output.is_file() and rows.exists() and output.samefile(rows):
         raise OutputError(f"{output}: is the input; choose another name")
     if holds_tasks(bundle):
-        if output is not None or resume or strict or rows is not None or top_k is not None or task is None:
+        if output is not None or strict or rows is not None or top_k is not None or task is None:
             raise click.UsageError("A bundle of many tasks takes TEXTS and --task NAME, or --task all.")
         _print_tasks(TaskEngine.open(bundle, **opening), texts, task, as_json=as_json)
         return
@@ -79,18 +80,27 @@ def predict(
         _print_answers(engine, given, as_json=as_json or rows is not None, strict=strict, top_k=top_k)
         return
     total = len(typed) if rows is None else count_lines(rows)
+    how = {"resume": resume, "force": force, "strict": strict, "top_k": top_k}
+    _write_answers(engine, given, total, output, as_json=as_json, log_file=log_file, **how)
+
+
+def _write_answers(
+    engine: "Engine",
+    rows: Iterator["Row"],
+    total: int | None,
+    output: Path,
+    *,
+    as_json: bool,
+    log_file: Path | None,
+    **how: Any,
+) -> None:
+    """Label rows into a file, as `label_file` does, and say how many there were."""
+    from ptexport.runtime.streaming import label_file
+    from ptexport.toolkit.progress import reporting
+
     with reporting(as_json=as_json, log_file=log_file) as report:
         try:
-            counts = label_file(
-                engine,
-                given,
-                output,
-                resume=resume,
-                force=force,
-                strict=strict,
-                top_k=top_k,
-                report=lambda done: report.rows(done, total),
-            )
+            counts = label_file(engine, rows, output, report=lambda done: report.rows(done, total), **how)
         except KeyboardInterrupt as e:
             raise OutputError(f"{output}: interrupted; go on with --resume") from e
         report.all_rows()
@@ -220,7 +230,10 @@ def evaluate(
 @shared.opening
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens in JSON.")
 def serve(bundle: Path, host: str, port: int, as_json: bool, **opening: Any) -> None:
-    """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict."""
+    """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict.
+
+    SIGTERM and Ctrl-C stop it within 30 s: it finishes what has begun, and answers the rest with status 503.
+    """
     with shared.extra("serve"):
         from ptexport.runtime.server import serve as run_server
     from ptexport.runtime import Engine
@@ -236,3 +249,4 @@ def serve(bundle: Path, host: str, port: int, as_json: bool, **opening: Any) -> 
 
     with shared.extra("serve"):  # uvicorn loads its event loop and parser when it starts
         run_server(engine, host=host, port=port, on_ready=ready)
+    os._exit(0)  # at once: returning would wait for the engine's thread, which may compute what nobody waits for

@@ -1,7 +1,7 @@
 """A run or bundle folder -> what is in it, as plain values; without torch for bundles."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ptexport.runtime.bundle import MANIFEST, MODEL, TOKENIZER, Bundle
+from ptexport.runtime.bundle import MANIFEST, MODEL, TEMPLATES, TOKENIZER, Bundle, open_bundle
 from ptexport.runtime.errors import DataError, ModelError, RunError
 from ptexport.runtime.signature import SIGNATURE
 
@@ -18,7 +18,9 @@ N_NEAREST = 5
 
 
 def describe(path: Path, *, require_signature: Path | None = None) -> dict[str, Any]:
-    """Describe a bundle, once its hashes are verified, and its signature where a key is given; or a run.
+    """Describe a bundle, of one task or of many, once its hashes are verified, and its signature where a key is given.
+
+    Or a run.
 
     Raises:
         BundleError: the bundle does not verify (says why).
@@ -57,8 +59,7 @@ def nearest_words(
 
 
 def _bundle(path: Path, require_signature: Path | None) -> dict[str, Any]:
-    bundle = Bundle.open(path, require_signature=require_signature)
-    manifest = bundle.manifest
+    bundle = open_bundle(path, require_signature=require_signature)
     tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")
     signature = (
         "none" if not (path / SIGNATURE).exists() else "not checked" if require_signature is None else "verified"
@@ -67,13 +68,27 @@ def _bundle(path: Path, require_signature: Path | None) -> dict[str, Any]:
         "kind": "bundle",
         "verified": True,
         "signature": signature,
-        **msgspec.to_builtins(manifest),
+        **msgspec.to_builtins(bundle.manifest),
     }
-    record["template_tokens"] = _template_tokens(json.loads(tokenizer_json)["post_processor"], manifest.fields)
-    of_layers = manifest.method in ("p-tuning-v2", "prefix")
-    n_rows = 0 if of_layers else manifest.graph.prompt_tokens
-    record["nearest_words"] = _nearest_in_bundle(path, n_rows, tokenizer_json)
+    nearest = _nearest_in(path, Tokenizer.from_str(tokenizer_json))
+    if isinstance(bundle, Bundle):
+        manifest = bundle.manifest
+        record["template_tokens"] = _template_tokens(json.loads(tokenizer_json)["post_processor"], manifest.fields)
+        record["nearest_words"] = nearest(0, _n_rows(manifest.method, manifest.graph.prompt_tokens))
+        return record
+    templates = json.loads((path / TEMPLATES).read_text(encoding="utf-8"))["tasks"]
+    first_row = 0
+    for told, task in zip(record["tasks"], bundle.manifest.tasks, strict=True):
+        n_rows = _n_rows(task.method, task.prompt_tokens)
+        told["template_tokens"] = _template_tokens(templates[task.name]["post_processor"], task.fields)
+        told["first_row"], told["nearest_words"] = first_row, nearest(first_row, n_rows)
+        first_row += n_rows
     return record
+
+
+def _n_rows(method: str, prompt_tokens: int) -> int:
+    """Count the rows past the vocabulary that a task's virtual tokens are; those of layers are none."""
+    return 0 if method in ("p-tuning-v2", "prefix") else prompt_tokens
 
 
 def _template_tokens(post_processor: dict[str, Any], fields: Sequence[str]) -> list[str | list[Any]]:
@@ -88,17 +103,33 @@ def _template_tokens(post_processor: dict[str, Any], fields: Sequence[str]) -> l
     ]
 
 
-def _nearest_in_bundle(path: Path, n_prompt: int, tokenizer_json: str) -> list[list[tuple[str, float]]] | None:
-    """None where onnx_ir, which reads the graph's constants, is not installed."""
+def _nearest_in(path: Path, tokenizer: Tokenizer) -> Callable[[int, int], list[list[tuple[str, float]]] | None]:
+    """Read a graph's rows, and give what finds the words near some of them, from one on.
+
+    It gives None where onnx_ir, which reads the graph's constants, is not installed.
+    """
     try:
         import onnx_ir as ir
     except ModuleNotFoundError:
-        return None
-    constants = ir.load(path / MODEL).graph.initializers
-    rows, table = (constants[name].const_value for name in ("prompt_rows", "table.weight"))
-    assert rows is not None
-    assert table is not None
-    return nearest_words(rows.numpy()[:n_prompt], table.numpy(), Tokenizer.from_str(tokenizer_json))
+        return lambda first, n: None
+    constants = {name: value.const_value for name, value in ir.load(path / MODEL).graph.initializers.items()}
+    rows, table = _array(constants, "prompt_rows"), _array(constants, "table.weight")
+    return lambda first, n: nearest_words(rows[first : first + n], table, tokenizer)
+
+
+def _array(constants: Mapping[str, Any], name: str) -> NDArray[np.float32]:
+    """Read an array of a graph, in whatever precision it is there."""
+    arrays = {
+        own.removeprefix("one."): value.numpy()  # as a graph of many tasks names what a graph of one has
+        for own, value in constants.items()
+        if own.removeprefix("one.").startswith(name)
+    }
+    if f"{name}.int8" in arrays:  # in blocks of a row
+        blocks: NDArray[np.float32] = arrays[f"{name}.int8"] * arrays[f"{name}.scale"]
+        return blocks.reshape(len(blocks), -1)
+    (array,) = arrays.values()
+    whole: NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return whole
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from ptexport.runtime.errors import (
     saying_what_the_disk_refused,
 )
 from ptexport.runtime.streaming import write_whole
+from ptexport.toolkit.asked import TrainConfig, check_templates, settle
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.cli_options import FiniteRange
 from ptexport.toolkit.methods import METHODS, Head
-from ptexport.toolkit.plan import TrainConfig, check_templates, load_backbone_for, settle
+from ptexport.toolkit.plan import load_backbone_for
 from ptexport.toolkit.run import Metrics, TrainSettings
 from ptexport.toolkit.template import MAX_PROMPT_TOKENS
 from ptexport.toolkit.train import train_into

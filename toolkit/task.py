@@ -23,7 +23,7 @@ from ptexport.toolkit.verbalizer import Verbalizer
 from ptexport.toolkit.words import WordTokenizer
 
 if TYPE_CHECKING:
-    from ptexport.toolkit.plan import TrainConfig
+    from ptexport.toolkit.asked import TrainConfig
 
 
 DEFAULT_MAX_LENGTH = 512

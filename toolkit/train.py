@@ -10,13 +10,14 @@ import torch
 
 from ptexport.runtime.errors import OutputError, TrainError
 from ptexport.toolkit import processes
+from ptexport.toolkit.asked import TrainConfig
 from ptexport.toolkit.audit import choose_check_rows
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.calibration import fit_temperature, fit_threshold, measure_log_prior
 from ptexport.toolkit.encoder import SoftPrompt
 from ptexport.toolkit.folders import kept_folder
 from ptexport.toolkit.methods import find_method
-from ptexport.toolkit.plan import Plan, TrainConfig, make_plan, run_config
+from ptexport.toolkit.plan import Plan, make_plan, run_config
 from ptexport.toolkit.resume import Ticket, check_same, hash_data, load_state, save_state
 from ptexport.toolkit.run import BACKBONE, FILES, METRICS, RESUME, Baked, Metrics, Run, RunConfig, Stopped
 from ptexport.toolkit.scoring import Examples

@@ -18,7 +18,8 @@ import ptexport.runtime
 from ptexport.exporters.operators import not_for_tensorrt
 from ptexport.runtime.bundle import MODEL, TOKENIZER, file_entry
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import GoldenRow, Manifest
+from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.measured import GoldenRow
 from ptexport.runtime.tokens import TextEncoder
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from ptexport.exporters.parity import check_parity, compare, fail_on_difference
 from ptexport.exporters.trace import trace
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import Parity
+from ptexport.runtime.measured import Parity
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.run import Run

@@ -20,7 +20,8 @@ from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace, trace_key
 from ptexport.runtime.errors import DataError, ExportError, RunError
 from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import Comparison, Manifest, Parity, Read
+from ptexport.runtime.manifest import Manifest, Read
+from ptexport.runtime.measured import Comparison, Parity
 from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.classifier import PromptClassifier

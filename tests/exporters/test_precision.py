@@ -28,6 +28,7 @@ from ptexport.runtime.errors import DataError, ExportError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Manifest
 from ptexport.runtime.tokens import Ids, TextEncoder
+from ptexport.toolkit.describe import describe
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.tuning import load_backbone_of
 
@@ -50,6 +51,12 @@ def run_folder(
 
 def exported(run: Path, out: Path, **options: object) -> Manifest:
     return export(ExportConfig(run=run, out=out, **options), Quiet())  # type: ignore[arg-type]
+
+
+def check_words(bundle: Path, run: Path) -> None:
+    """What `inspect` reads off the bundle's rows and table is what they were made of."""
+    for got, need in zip(describe(bundle)["nearest_words"], describe(run)["nearest_words"], strict=True):
+        np.testing.assert_allclose([cosine for _, cosine in got], [cosine for _, cosine in need], atol=0.01)
 
 
 def operators(bundle: Path) -> set[tuple[str, str]]:
@@ -86,6 +93,7 @@ def test_half_answers_nearly_alike_in_half_the_bytes(run_folder: Path, opset: in
         assert "Softmax" in kept
         assert not_for_tensorrt(ir.load(tmp_path / "fp16" / "model.onnx")) == []
     assert kept & {"ReduceMean", "LayerNormalization"}
+    check_words(tmp_path / "fp16", run_folder)
 
 
 def test_what_is_too_large_for_half_stays_in_float32(rows_file: Path, tmp_path: Path) -> None:
@@ -150,6 +158,7 @@ def test_bfloat16_is_written_and_said_not_to_be_run(run_folder: Path, tmp_path: 
     control = np.concatenate([evaluated(model, row) for row in ids])
     differs, controls = (float(np.abs(logits - expected).mean()) for logits in (got, control))
     assert 1e-5 < differs < controls / 4
+    check_words(tmp_path / "bf16", run_folder)
 
 
 def test_int8_does_not_depend_on_neighbours(run_folder: Path, tmp_path: Path) -> None:
@@ -174,6 +183,7 @@ def test_int8_does_not_depend_on_neighbours(run_folder: Path, tmp_path: Path) ->
     assert differences["int8"] < 1e-3
     assert differences["int4"] < 1e-3
     assert differences["int8-dynamic"] > 1e-2, "the control"
+    check_words(tmp_path / "int8", run_folder)
 
 
 def test_int8_of_standard_operators(run_folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from ptexport.exporters.parity import (
 )
 from ptexport.exporters.report import ParityReport, VariantReport, summarize
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.manifest import Manifest, Parity
+from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.measured import Parity
 from ptexport.toolkit.cities import load_cities
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.tuning import load_backbone_of

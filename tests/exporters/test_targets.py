@@ -21,11 +21,12 @@ from ptexport.exporters.operators import not_for_tensorrt, tensorrt_operators
 from ptexport.exporters.parity import texts_to_check
 from ptexport.exporters.targets import TARGETS, check_target
 from ptexport.exporters.trace import IR_VERSION, OPSETS, trace
-from ptexport.exporters.tune import SIZES, time_candidates, winner
+from ptexport.exporters.tune import PAUSE_S, ROUNDS, SIZES, time_candidates, winner
 from ptexport.runtime.bundle import Bundle
 from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.manifest import Candidate, TargetName, Timing
+from ptexport.runtime.manifest import TargetName
+from ptexport.runtime.measured import Candidate, Timing
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.tuning import load_backbone_of
 
@@ -114,9 +115,18 @@ class Stages(Quiet):
         self.names.append(name)
 
 
-def test_tuning_times_every_graph_and_says_so(llama_run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What tuning waits, which tests do not."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    return waited
+
+
+def test_tuning_times_every_graph_and_says_so(llama_run: Path, pauses: list[float], tmp_path: Path) -> None:
     stages = Stages()
     export(ExportConfig(run=llama_run, out=tmp_path / "bundle", tune=True), stages)
+    assert pauses == [PAUSE_S] * len(SIZES) * (ROUNDS + 1) * 2, "before each run, so that no other thread spins"
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir() if path.is_dir()) == []
     graph = Bundle.open(tmp_path / "bundle").manifest.graph
     assert [candidate.opset for candidate in graph.tuned] == [18, 23]
@@ -149,6 +159,7 @@ def test_the_fastest_wins_if_its_labels_are_the_same(other: Candidate, expected:
     assert winner([candidate(18, 10.0, 100.0, 50.0), other]) == expected
 
 
+@pytest.mark.usefixtures("pauses")
 def test_control_a_graph_with_other_labels_is_seen(llama_run: Path, tmp_path: Path) -> None:
     run = Run.read(llama_run)
     folders = {opset: bake_at(run, opset, tmp_path / str(opset)) for opset in (18, 23)}

@@ -26,6 +26,7 @@ from ptexport.runtime.tasks import TaskEngine
 from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.cli import cli
+from ptexport.toolkit.describe import describe
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.tokenizer import TemplateToken, TextSlot
 from ptexport.toolkit.tuning import load_backbone_of
@@ -244,8 +245,27 @@ def check_signing(bundle: Path, folder: Path) -> None:
     (bundle / "templates.json").write_text(templates)
 
 
+def check_inspection(bundle: Path, runs: list[Path]) -> None:
+    """What is said of each task is what is said of its run; [P k] are numbered on from task to task."""
+    done = CliRunner().invoke(cli, ["inspect", str(bundle), "--json"], catch_exceptions=False)
+    record = json.loads(done.output)
+    assert [task["name"] for task in record["tasks"]] == [run.name for run in runs]
+    assert record["structure"]["layers"] == 2
+    first = 0
+    for task, run in zip(record["tasks"], map(describe, runs), strict=True):
+        assert (task["template"], task["labels"], task["first_row"]) == (run["template"], run["labels"], first)
+        words = [[word for word, _ in near] for near in run["nearest_words"]]
+        assert [[word for word, _ in near] for near in task["nearest_words"]] == words
+        named = [piece[0] for piece in task["template_tokens"] if isinstance(piece, list)]
+        assert {f"[P {first + i}]" for i in range(len(words))} <= set(named)
+        first += len(words)
+    said = CliRunner().invoke(cli, ["inspect", str(bundle)], catch_exceptions=False).output
+    assert all(what in said for what in ("task task-1", f"[P {first - 1}] is nearest to", "attention, 2 layers"))
+
+
 def test_a_bundle_of_many_is_refused_where_one_is_needed(runs_of: Callable[[str], list[Path]], tmp_path: Path) -> None:
     export_tasks(runs_of("bert"), tmp_path / "all", Quiet())
+    check_inspection(tmp_path / "all", runs_of("bert"))
     with pytest.raises(BundleError, match="holds many tasks, need one"):
         Engine.open(tmp_path / "all")
     engine = TaskEngine.open(tmp_path / "all")

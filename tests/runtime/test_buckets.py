@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptexport.runtime.buckets import MAX_BATCH_ROWS, Buckets
-from ptexport.runtime.engine import Engine, batches
+from ptexport.runtime.batches import batches
+from ptexport.runtime.buckets import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Buckets
+from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.onnx_file import OnnxFile
@@ -33,7 +34,7 @@ def test_every_batch_of_the_engine_has_a_shape_within_the_profile(longest: int, 
     assert all(low <= middle <= high for low, middle, high in zip(least, usual, most, strict=True))
     lengths = data.draw(st.lists(st.integers(1, longest), min_size=1, max_size=100))
     shapes = set(buckets.shapes())
-    for batch in batches(lengths):
+    for batch in batches(lengths, MAX_BATCH_TOKENS):
         tokens = max(lengths[row] for row in batch)
         shape = buckets.fit(len(batch), tokens)
         assert shape in shapes, "warmed up"

@@ -11,14 +11,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, processors
 
 from ptexport.runtime import Engine, Prediction
+from ptexport.runtime.buckets import CPU_BATCH_TOKENS
 from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.chunks import CHUNK_TEXTS, SLICE_TEXTS
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.graph import Graph
+from ptexport.runtime.opened import Opened
 from ptexport.runtime.tokens import TextEncoder
 
 TEXTS = [" ".join(["slow", "bright", "it"][: 1 + i % 3] * (1 + i % 5)) for i in range(150)]
@@ -69,7 +72,7 @@ def test_pairs_and_choices_as_they_come(llama_bundle: Path) -> None:
     def engine(second: str) -> Engine:
         manifest = msgspec.structs.replace(bundle.manifest, fields=["text", second])
         named = dataclasses.replace(bundle, manifest=manifest)
-        return Engine(named, TextEncoder(tokenizer, fields=manifest.fields), graph)
+        return Engine(named, Opened(manifest, TextEncoder(tokenizer, fields=manifest.fields), graph))
 
     pairs = [(text, "dull") for text in TEXTS[:9]]
     assert close_to(list(engine("text_b").predict_iter(iter(pairs))), engine("text_b").predict(pairs))
@@ -140,19 +143,21 @@ def test_awaited_while_the_loop_goes_on(engine: Engine) -> None:
 
 
 def test_in_turns_and_cancelled(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small question waits for one slice of a large one; what is cancelled is not computed."""
+    """A small question waits for one batch of a large one, which is bounded; what is cancelled is not computed."""
     engine = Engine.open(llama_bundle)
-    answer, sizes = engine._predict, []
+    graph, shapes = engine._opened.get().graph, []
+    run = graph.run
 
-    def slowly(texts: Sequence[str], first: int, top_k: int | None) -> list[Prediction]:
-        sizes.append(len(texts))
+    def slowly(ids: dict[str, np.ndarray]) -> np.ndarray:
+        shapes.append(ids["input_ids"].shape)
         time.sleep(0.05)
-        return answer(texts, first, top_k)
+        return run(ids)
 
-    monkeypatch.setattr(engine, "_predict", slowly)
+    monkeypatch.setattr(graph, "run", slowly)
+    long = "slow bright it " * 30
 
     async def ask() -> None:
-        large = asyncio.create_task(engine.predict_async(["slow"] * SLICE_TEXTS * 20))
+        large = asyncio.create_task(engine.predict_async([long] * SLICE_TEXTS * 5))
         await asyncio.sleep(0.02)
         await engine.predict_async(["bright"])
         assert not large.done()
@@ -162,9 +167,11 @@ def test_in_turns_and_cancelled(llama_bundle: Path, monkeypatch: pytest.MonkeyPa
         await engine.predict_async(["dull"])
 
     asyncio.run(ask())
-    assert sizes[:2] == [SLICE_TEXTS, 1]
-    assert sizes[-1] == 1
-    assert len(sizes) < 6
+    (rows, tokens), small = shapes[:2]
+    assert tokens > 32, "fewer rows than a batch has at most"
+    assert CPU_BATCH_TOKENS - tokens < rows * tokens <= CPU_BATCH_TOKENS
+    assert small[0] == shapes[-1][0] == 1
+    assert len(shapes) < 6
 
 
 def test_twenty_four_threads_answer_as_one(engine: Engine) -> None:

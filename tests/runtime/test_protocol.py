@@ -113,16 +113,25 @@ def test_outputs_are_known_and_asked_for_once(outputs: list[str]) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "body: Input data was truncated; send"),
-        (b"[]", "body: Expected `object`, got `array`; send"),
-        (b"{}", "body: Object missing required field `texts`; send"),
-        (b'{"texts": 1}', "body: Expected `array`, got `int` - at `$.texts`; send"),
-        (b'{"texts": [null]}', "body: Expected `str | array`, got `null` - at `$.texts[0]`; send"),
-        (b'{"texts": [["a", 1]]}', "body: Expected `str`, got `int` - at `$.texts[0][1]`; send"),
-        (b'{"texts": [["a"]]}', "body: Expected `array` of length 2 - at `$.texts[0]`; send"),
-        (b'{"texts": ["\\ud800 alone"]}', "body: JSON is malformed: unexpected end of escaped utf-16"),
-        (b'{"texts": ["\xed\xa0\x80"]}', "body: 'utf-8' codec can't decode byte 0xed"),
-        (b'{"texts": [' + b"[" * 100_000, "body: "),
+        (b"", "body: got nothing, need an object; send"),
+        (b"{", "body: got no JSON (its end is missing), need an object; send"),
+        (b"{} x", "body: got no field texts, need it; send"),
+        (b'{"texts": []} x', "body: got no JSON (trailing characters (byte 15)), need an object; send"),
+        (b"[]", "body: got a list, need an object; send"),
+        (b"{}", "body: got no field texts, need it; send"),
+        (b'{"texts": [], "labels": []}', "body: got an unknown field, need no other than texts; send"),
+        (b'{"texts": 1}', "texts: got a whole number, need a list; send"),
+        (b'{"texts": [null]}', "texts[0]: got null, need a string or a list; send"),
+        (b'{"texts": [["a", 1]]}', "texts[0][1]: got a whole number, need a string; send"),
+        (b'{"texts": [["a"]]}', "texts[0]: got a list of another length, need 2; send"),
+        (
+            b'{"texts": ["\\ud800 alone"]}',
+            "body: got half of a surrogate pair, need Unicode; escape both halves or none",
+        ),
+        (b'{"texts": ["\\ud800"]}', "body: got half of a surrogate pair, need Unicode; escape both halves or none"),
+        (b'{"texts": ["\\\\ud800", "\\x"]}', "body: got no JSON (invalid escape character in string (byte"),
+        (b'{"texts": ["\xed\xa0\x80"]}', "body: got bytes that are not UTF-8, need JSON in UTF-8; send"),
+        (b'{"texts": [' + b"[" * 100_000, "texts[0][0]: got a list, need a string; send"),
     ],
 )
 def test_bodies_that_cannot_be_decoded(body: bytes, message: str) -> None:
@@ -131,10 +140,27 @@ def test_bodies_that_cannot_be_decoded(body: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": []}, "inputs[0]: got an unknown field, need no other than name, shape, datatype, data, parameters"),
+        ({"shape": [1.5]}, "inputs[0].shape[0]: got a number, need a whole number; send"),
+        ({"data": ["a", [3]]}, "inputs[0].data[1][0]: got a whole number, need a string; send"),
+        ({"parameters": 1}, "inputs[0].parameters: got a whole number, need an object; send"),
+    ],
+)
+def test_tensors_that_cannot_be_decoded(change: dict[str, Any], message: str) -> None:
+    body = msgspec.json.encode({"inputs": [tensor(["a"], [1]) | change]})
+    with pytest.raises(RequestError, match="^" + re.escape(message)):
+        decode(body, InferRequest)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"texts": [], "private": 1}',
         b'{"texts": [], "private ` - at `$": 1}',
+        b'{"texts": [], "x` - at `$.private": 1}',
+        b'{"texts": [], "x` - at `$.inputs[0].private": 1}',
         b'{"texts": ["private\\ud800"]}',
         b'{"texts": ["private\xff"]}',
         b'{"texts": ["private", 7]}',

@@ -24,6 +24,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.errors import ServeError
 from ptexport.runtime.graph import Graph
+from ptexport.runtime.opened import Opened
 from ptexport.runtime.server import MAX_BODY_BYTES, make_app, serve
 from ptexport.runtime.tokens import TextEncoder
 
@@ -114,13 +115,12 @@ def test_health_and_metadata(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"{", "body: Input data was truncated"),
-        (b'{"text": []}', "body: Object contains an unknown field"),
-        (b'{"texts": [1]}', "body: Expected `str | array`, got `int`"),
+        (b"{", "body: got no JSON (its end is missing)"),
+        (b'{"text": []}', "body: got an unknown field, need no other than texts; send"),
+        (b'{"texts": [1]}', "texts[0]: got a whole number, need a string or a list"),
         (b'{"texts": [["a", "b"]]}', "texts[0]: got a list of 2 strings, need a string"),
-        (b'{"texts": ["\\ud800"]}', "body: "),
-        (b'{"texts": ["\\udc00 alone"]}', "body: JSON is malformed"),
-        (b'{"texts": ["\xff"]}', "body: 'utf-8' codec"),
+        (b'{"texts": ["\\udc00 alone"]}', "body: got half of a surrogate pair, need Unicode; escape both halves"),
+        (b'{"texts": ["\xff"]}', "body: got bytes that are not UTF-8"),
         (b'{"texts": [' + b'"",' * 1024 + b'""]}', "body: got 1025 texts, need at most 1024"),
     ],
 )
@@ -137,7 +137,7 @@ def test_bad_bodies_get_a_sentence(client: httpx.Client, body: bytes, message: s
         ({"inputs": [tensor(name="x")]}, "inputs: got 1 tensor(s), need ['text']"),
         ({"inputs": [tensor(shape=[3])]}, "input 'text': got shape [3], need [2]"),
         ({"inputs": [tensor(datatype="INT64")]}, "input 'text': got another datatype, need BYTES"),
-        ({"inputs": [tensor(data=[1, 2])]}, "body: Expected `str | array`, got `int`"),
+        ({"inputs": [tensor(data=[1, 2])]}, "inputs[0].data[0]: got a whole number, need a string or a list"),
         ({"inputs": [tensor()], "outputs": [{"name": "logits"}]}, "outputs: got an unknown or repeated name"),
     ],
 )
@@ -241,16 +241,16 @@ def test_sigterm_finishes_what_has_begun(llama_bundle: Path) -> None:
 
 SLOW_SERVER = """
 import sys, time
-from ptexport.runtime import Engine, server
+from ptexport.runtime import Engine, graph, server
 server.DRAIN_S = 1
-answer = Engine._predict
-Engine._predict = lambda *given: time.sleep(0.5) or answer(*given)
+run = graph.Graph.run
+graph.Graph.run = lambda *given: time.sleep(0.25) or run(*given)
 server.serve(Engine.open(sys.argv[1]), host="127.0.0.1", port=0, on_ready=lambda url: print(url, flush=True))
 """
 
 
 def test_what_takes_too_long_to_finish_is_told_so(llama_bundle: Path) -> None:
-    """16 slices of half a second, with one second to finish; without the pauses it is the engine as it is."""
+    """32 turns of a quarter of a second, with one second to finish; without the pauses it is the engine as it is."""
     command = [sys.executable, "-c", SLOW_SERVER, str(llama_bundle)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -265,6 +265,33 @@ def test_what_takes_too_long_to_finish_is_told_so(llama_bundle: Path) -> None:
             started = time.monotonic()
             assert long.result().status_code == 503
             assert long.result().json()["error"].startswith("server: stopped after 1 s of finishing")
+        assert process.wait(60) == 0
+        assert time.monotonic() - started < 4
+
+
+STUCK_COMMAND = """
+import sys, time
+from ptexport.runtime import graph, server
+from ptexport.toolkit.cli import main
+server.DRAIN_S = 1
+run = graph.Graph.run
+graph.Graph.run = lambda self, ids: time.sleep(20 * (len(ids["input_ids"]) == 32)) or run(self, ids)
+main()
+"""
+
+
+def test_no_turn_keeps_the_command_from_ending(llama_bundle: Path) -> None:
+    """A turn takes 20 s here; what is said is one second, and a little for leaving."""
+    command = [sys.executable, "-c", STUCK_COMMAND, "serve", str(llama_bundle), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        with ThreadPoolExecutor() as pool:
+            long = pool.submit(httpx.post, f"{url}/predict", json={"texts": ["slow"] * 32}, timeout=60)
+            time.sleep(0.3)
+            process.terminate()
+            started = time.monotonic()
+            assert long.result().status_code == 503
         assert process.wait(60) == 0
         assert time.monotonic() - started < 4
 
@@ -297,8 +324,7 @@ def test_pairs(llama_bundle: Path) -> None:
     encoder = TextEncoder(tokenizer, fields=manifest.fields)
     engine = Engine(
         Bundle(path=llama_bundle, manifest=manifest, labels=manifest.labels or []),
-        encoder,
-        Graph.open(llama_bundle / MODEL),
+        Opened(manifest, encoder, Graph.open(llama_bundle / MODEL)),
     )
     client = TestClient(make_app(engine))
     expected = engine.predict([("the film", "was bright")])[0].probabilities
@@ -314,7 +340,9 @@ def test_a_failure_of_ours_is_a_sentence_too(llama_bundle: Path) -> None:
     bundle, graph = Bundle.open(llama_bundle), Graph.open(llama_bundle / MODEL)
     graph._pool = None  # type: ignore[assignment]
     encoder = TextEncoder.from_json((llama_bundle / TOKENIZER).read_text(encoding="utf-8"), fields=["text"])
-    client = TestClient(make_app(Engine(bundle, encoder, graph)), raise_server_exceptions=False)
+    client = TestClient(
+        make_app(Engine(bundle, Opened(bundle.manifest, encoder, graph))), raise_server_exceptions=False
+    )
     response = client.post("/predict", json={"texts": ["slow"]})
     assert (response.status_code, response.json().keys()) == (500, {"error"})
 

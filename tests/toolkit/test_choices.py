@@ -24,10 +24,10 @@ from ptexport.exporters.tasks import export_tasks
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, ExportError, PtexportError
 from ptexport.runtime.rows import Row, read_rows
+from ptexport.toolkit.asked import TrainConfig
 from ptexport.toolkit.cli import cli
 from ptexport.toolkit.data import load_data
 from ptexport.toolkit.evaluate import evaluate
-from ptexport.toolkit.plan import TrainConfig
 from ptexport.toolkit.run import Run, TrainSettings
 from ptexport.toolkit.scoring import Examples
 from ptexport.toolkit.train import train

@@ -1,4 +1,4 @@
-"""The command line as people use it, in a process of its own: answers, sentences and exit codes."""
+"""The command line as people use it: answers, sentences and exit codes."""
 
 import json
 import os
@@ -26,6 +26,13 @@ def test_predict_prints_answers_and_files_keep_order(llama_bundle: Path, tmp_pat
     assert [answer["text"] for answer in answers] == [f"story {i}" for i in range(1100)]
     done = ptexport("predict", llama_bundle, "--input", rows, "--output", out)
     assert (done.returncode, "exists already" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("option", [("--log-file", "log.jsonl"), ("--force",), ("--resume",)])
+def test_what_is_about_an_output_needs_one(option: tuple[str, ...], llama_bundle: Path, tmp_path: Path) -> None:
+    done = ptexport("predict", llama_bundle, "slow", option[0], *(tmp_path / name for name in option[1:]))
+    assert (done.returncode, f"{option[0]} goes with --output" in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.trace import trace
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import ExportError, ModelError, PtexportError, TrainError
+from ptexport.toolkit.asked import TrainConfig
 from ptexport.toolkit.backbone import load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.methods import Tuned
-from ptexport.toolkit.plan import TrainConfig, make_plan
+from ptexport.toolkit.plan import make_plan
 from ptexport.toolkit.run import Run, TrainSettings
 from ptexport.toolkit.search import word_ids
 from ptexport.toolkit.steps import Loss

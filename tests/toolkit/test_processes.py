@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 from tiny import LABELS, Quiet
 
 from ptexport.runtime.errors import TrainError
+from ptexport.toolkit.asked import TrainConfig
 from ptexport.toolkit.cli import cli
-from ptexport.toolkit.plan import TrainConfig, make_plan
+from ptexport.toolkit.plan import make_plan
 from ptexport.toolkit.run import TrainSettings
 
 BIN = Path(sys.executable).parent

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptexport.runtime.tokens import TextEncoder
+from ptexport.toolkit.asked import TrainConfig
 from ptexport.toolkit.classifier import PromptClassifier
 from ptexport.toolkit.cli_make import train as cli_train
-from ptexport.toolkit.plan import Plan, TrainConfig, make_plan
+from ptexport.toolkit.plan import Plan, make_plan
 from ptexport.toolkit.run import Run, TrainSettings
 from ptexport.toolkit.scoring import Examples
 from ptexport.toolkit.states import CutRows

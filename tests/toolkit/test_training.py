@@ -16,11 +16,11 @@ from tiny import LABELS, Quiet
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
 from ptexport.runtime.rows import Row
 from ptexport.toolkit import resume, training
+from ptexport.toolkit.asked import TrainConfig
 from ptexport.toolkit.audit import choose_check_rows
 from ptexport.toolkit.backbone import Backbone, load_backbone
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.encoder import EncoderKind, PromptEncoder
-from ptexport.toolkit.plan import TrainConfig
 from ptexport.toolkit.run import TrainSettings
 from ptexport.toolkit.train import train
 
@@ -242,7 +242,7 @@ import resource, sys
 from pathlib import Path
 from tiny import LABELS, Quiet
 from ptexport.toolkit.run import TrainSettings
-from ptexport.toolkit.plan import TrainConfig
+from ptexport.toolkit.asked import TrainConfig
 from ptexport.toolkit.train import train
 
 class Tight(Quiet):
