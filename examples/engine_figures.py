@@ -1,9 +1,8 @@
-"""Measure how an engine starts, how much memory it takes and how near to the machine's arithmetic it is.
+"""Measure what `ptexport bench` does not: the import, Python's share of a call, and what batches by length save.
 
 usage: python examples/engine_figures.py BUNDLE ROWS
 
-Prints a line a figure. ROWS is a file of texts of different lengths. Starts are of whole processes; ratios of what is
-measured in turn in this one. Three minutes for SmolLM2 on 2 cores.
+Prints a line a figure. ROWS is a file of texts of different lengths. Two minutes for SmolLM2 on 2 cores.
 """
 
 import os
@@ -16,29 +15,14 @@ from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import numpy as np
-import onnx_ir as ir
-
-from ptexport.exporters.summary import summarize_graph
 from ptexport.runtime import Engine
 from ptexport.runtime.batches import batches
 from ptexport.runtime.buckets import MAX_BATCH_ROWS
-from ptexport.runtime.bundle import MODEL, WEIGHTS
 from ptexport.runtime.rows import read_rows
 
 ROUNDS = 7
-SIZE = 2048  # of the square matrices
-BATCH, TOKENS = 8, 28
 
 IMPORT = "import time; t = time.perf_counter(); import ptexport.runtime; print(time.perf_counter() - t)"
-OPEN = """
-import re, sys
-from ptexport.runtime import Engine
-engine = Engine.open(sys.argv[1], provider="cpu")
-engine.predict(["Nairobi"])
-status = open("/proc/self/status").read()
-print(*(int(re.search(rf"{name}:\\s+(\\d+) kB", status)[1]) for name in ("VmRSS", "VmHWM")))
-"""
 
 
 def main() -> None:
@@ -46,21 +30,9 @@ def main() -> None:
     bundle, rows = Path(sys.argv[1]), Path(sys.argv[2])
     imports = [float(python(IMPORT)) for _ in range(ROUNDS)]
     print(f"import ptexport.runtime: {statistics.median(imports):.2f} s")
-    started = []
-    for _ in range(ROUNDS):
-        before = time.perf_counter()
-        said = python(OPEN, str(bundle))
-        started.append(time.perf_counter() - before)
-    resident, peak = (int(kilobytes) * 1024 for kilobytes in said.split())
-    weights = (bundle / WEIGHTS).stat().st_size
-    print(f"process that opens and predicts: {statistics.median(started):.2f} s, {spread(started)} s")
-    print(
-        f"resident: {resident / weights:.2f} of the weights' {weights / 1e6:.0f} MB, at the peak {peak / weights:.2f}"
-    )
     engine = Engine.open(bundle, provider="cpu")
     overhead(engine)
     in_batches(engine, rows)
-    arithmetic(engine, bundle)
 
 
 def python(code: str, *arguments: str) -> str:
@@ -122,29 +94,6 @@ def share_padded(lengths: Sequence[int], order: Sequence[Sequence[int]]) -> floa
     """Compute how much of what is run is padding."""
     run = sum(len(batch) * max(lengths[i] for i in batch) for batch in order)
     return 1 - sum(lengths) / run
-
-
-def arithmetic(engine: Engine, bundle: Path) -> None:
-    """Compare the rate of arithmetic with that of a large product of float32 matrices in this process."""
-    graph = engine._opened.get().graph
-    flops = summarize_graph(ir.load(bundle / MODEL), TOKENS).flops
-    if flops is None:
-        print("arithmetic: of unknown sizes")
-        return
-    random = np.random.default_rng(0)
-    left, right = (random.standard_normal((SIZE, SIZE), dtype=np.float32) for _ in range(2))
-    ids = {name: np.ones((BATCH, TOKENS), dtype=np.int64) for name in graph.inputs}
-    ids["input_ids"] = random.integers(1000, 20000, size=(BATCH, TOKENS))
-    if "token_type_ids" in ids:
-        ids["token_type_ids"][:] = 0
-    pairs = in_turn(lambda: left @ right, lambda: graph.run(ids), 4 * ROUNDS)
-    rates = [(2 * SIZE**3 / product, BATCH * flops / whole) for product, whole in pairs]
-    shares = [of_graph / of_product for of_product, of_graph in rates]
-    of_product, of_graph = (statistics.median(rate) / 1e9 for rate in zip(*rates, strict=True))
-    print(
-        f"{BATCH} x {TOKENS}: {of_graph:.0f} GFLOP/s, {statistics.median(shares):.0%} of a product of {SIZE} x {SIZE} "
-        f"matrices ({of_product:.0f}), {spread(shares)}"
-    )
 
 
 if __name__ == "__main__":
