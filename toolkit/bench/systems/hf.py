@@ -22,7 +22,7 @@ def lengthen(model: Any, case: Case) -> Any:
     """Append the prompt's rows to a model's embedding table; what it gives logits of stays."""
     table = model.get_input_embeddings().weight
     longer = torch.cat([table, torch.from_numpy(case.prompt_rows).to(table.dtype)])
-    model.set_input_embeddings(nn.Embedding.from_pretrained(longer))
+    model.set_input_embeddings(nn.Embedding(len(longer), longer.shape[1], _weight=longer, _freeze=True))
     model.config.vocab_size = len(longer)  # by which PEFT finds the table
     return model
 
@@ -73,7 +73,8 @@ class Reader:
         if read == "mean":
             return self.of_states(of_all.mean(1))
         if read == "mask":
-            place = (input_ids == self._mask_slot).int().argmax(1) + (of_all.shape[1] - input_ids.shape[1])
+            assert self._mask_slot is not None, "set above"
+            place = torch.eq(input_ids, self._mask_slot).int().argmax(1) + (of_all.shape[1] - input_ids.shape[1])
             picked = of_all[torch.arange(len(of_all)), place]
         else:
             picked = of_all[:, 0 if read == "first" else -1]

@@ -36,7 +36,7 @@ def adapt(model: Any, case: Case, task: str) -> Any:
     leading = case.config.leading_ids
     if not leading:
         return model
-    adapted = get_peft_model(model, PromptTuningConfig(task_type=task, num_virtual_tokens=len(leading)))
+    adapted: Any = get_peft_model(model, PromptTuningConfig(task_type=task, num_virtual_tokens=len(leading)))
     rows = model.get_input_embeddings()(torch.tensor(leading))
     with torch.no_grad():
         adapted.prompt_encoder["default"].embedding.weight.copy_(rows)
@@ -46,7 +46,7 @@ def adapt(model: Any, case: Case, task: str) -> Any:
 def adapter_files(model: Any, folder: Path) -> list[Path]:
     """Save the adapter, to see what a device is sent for a task."""
     if hasattr(model, "peft_config"):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)  # the table is longer, but not trained
     return sorted(path for path in folder.iterdir() if path.name.startswith("adapter_"))
 
 

@@ -20,9 +20,7 @@ class System:
         from transformers import AutoModelForSequenceClassification
 
         path, n_labels = case.config.model, len(case.label_rows)
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, num_labels=n_labels
-        )
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, num_labels=n_labels)
         model = lengthen(loaded.eval().requires_grad_(False), case)
         _set_head(model, case)
         model.config.pad_token_id = model.config.vocab_size  # texts of one length are not padded: no id is padding

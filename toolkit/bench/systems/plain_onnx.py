@@ -29,12 +29,12 @@ def output_name(case: Case) -> str:
 
 
 def export_onnx(case: Case, module: nn.Module, path: Path) -> None:
-    """Export a module that takes ids, attention mask and, where there are some, token types; batch and length are free."""
+    """Export a module of ids, attention mask and, where there are some, token types, of any batch and length."""
     names = ["input_ids", "attention_mask", "token_type_ids"][: 3 if case.config.token_types else 2]
     example = tuple(torch.full(_EXAMPLE, int(name == "attention_mask")) for name in names)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     torch.onnx.export(
-        module,
+        module.eval(),
         example,
         f=path,
         input_names=names,
