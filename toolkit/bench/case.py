@@ -27,6 +27,7 @@ from ptexport.toolkit.words import WordTokenizer
 
 CASE, ARRAYS, TOKENIZER = "case.json", "arrays.safetensors", "tokenizer.json"
 N_WORDS = 2000
+_SUFFIX = "-case"
 
 
 class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +85,11 @@ class Case:
         config = msgspec.json.decode((path / CASE).read_bytes(), type=CaseConfig)
         return cls(path=path, config=config, **load_file(path / ARRAYS))
 
+    @property
+    def digest(self) -> str:
+        """Its hash, of which rivals' entries in the cache are named too."""
+        return self.path.name.removesuffix(_SUFFIX)
+
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer: the whole template, nothing folded."""
         return Tokenizer.from_file(str(self.path / TOKENIZER))
@@ -134,7 +140,7 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
         (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS)
 
-    return Case.open(cached_folder("bench", digest.hexdigest()[:24], "case", make=make))
+    return Case.open(cached_folder("bench", digest.hexdigest()[:24] + _SUFFIX, make=make))
 
 
 def check_same_task(run: Run, manifest: Manifest) -> None:
