@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from numpy.typing import NDArray
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case, make_case
-from ptexport.toolkit.bench.systems import System, peft_eager, peft_seqcls, plain_onnx
+from ptexport.toolkit.bench.systems import System, encoder_onnx, peft_eager, peft_seqcls, plain_onnx
 from ptexport.toolkit.bench.systems.transformers_torch import Scorer
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.run import Run
@@ -91,6 +92,19 @@ def test_a_plain_export_answers_as_the_model_it_was_made_of(bert_run: Path, bert
     answered = logits(plain_onnx.System(other, tmp_path, 1).logits)
     assert difference(answered, logits(eager(other, tmp_path))) < 1e-4
     assert difference(answered, bundle_logits(bert_bundle)) > 1e-3
+
+
+def test_an_encoder_in_the_graph_makes_the_rows(llama_run: Path, llama_bundle: Path, tmp_path: Path) -> None:
+    """And not from other rows of its own; a graph that takes its ids cannot have them folded away."""
+    case = case_of(llama_run)
+    encoder_onnx.prepare(case, tmp_path)
+    system = encoder_onnx.System(case, tmp_path, 1)
+    expected = bundle_logits(llama_bundle)
+    assert difference(logits(system.logits), expected) < 1e-4
+    system._prompt_ids = system._prompt_ids[::-1].copy()
+    assert difference(logits(system.logits), expected) > 1e-3
+    with pytest.raises(BenchError, match="without an encoder; leave it out"):
+        encoder_onnx.prepare(replace(case, config=structs.replace(case.config, encoder=None)), tmp_path)
 
 
 def test_peft_for_sequence_classification_is_not_asked_what_its_head_does_not_read(

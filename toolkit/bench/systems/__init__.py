@@ -86,4 +86,11 @@ RIVALS = {
         "position",
         prepared=True,
     ),
+    "encoder-onnx": Rival(
+        module="encoder_onnx",
+        does="the prompt encoder inside the graph, as PaddleNLP exports its prompt models, in ONNX Runtime as it "
+        "comes: each call makes the rows, puts them among the words' and reads the whole prompt; logits of the whole "
+        "vocabulary at the position that is read",
+        prepared=True,
+    ),
 }

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems.hf import Inputs, Reader, given_besides, load_model
+from ptexport.toolkit.bench.systems.hf import Inputs, Reader, given_besides, load_lengthened
 
 
 class System:
@@ -16,7 +16,7 @@ class System:
 
     def __init__(self, case: Case, folder: Path, threads: int) -> None:
         task = "CAUSAL_LM" if case.config.causal and case.config.word_ids is not None else "FEATURE_EXTRACTION"
-        self._model = adapt(load_model(case), case, task)
+        self._model = adapt(load_lengthened(case), case, task)
         self._n_leading = len(case.config.leading_ids)
         self._inputs, self._reader, self._besides = Inputs(case), Reader(case), given_besides(case)
         self.task_files: list[Path] = adapter_files(self._model, folder)
