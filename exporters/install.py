@@ -92,6 +92,13 @@ def _model(pack: Pack, path: Path, bundle: Bundle) -> bytes:
         wanted, found = getattr(need.graph, what), getattr(got.graph, what)
         if wanted != found:
             raise PackError(f"{path}: is for {what} {wanted}, {bundle.path} has {found}; name another, or pack again")
+    products = [m.graph.lowered.products if m.graph.lowered else {} for m in (need, got)]
+    if products[0] != products[1]:
+        said = [", ".join(f"{n} in {recipe}" for recipe, n in sorted(some.items())) for some in products]
+        raise PackError(
+            f"{path}: has products {said[0]}, {bundle.path} {said[1]}; name another, or make one of them again with "
+            "another --max-accuracy-drop or --keep-fp32"
+        )
     file = OnnxFile.parse((bundle.path / MODEL).read_bytes(), str(bundle.path / MODEL))
     if set(file.arrays) != set(pack.arrays):
         raise PackError(

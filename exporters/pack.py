@@ -6,9 +6,12 @@ from tempfile import TemporaryDirectory
 
 from ptexport.exporters.export import ExportConfig, ExportProgress, export
 from ptexport.exporters.ptpack import Pack
+from ptexport.exporters.targets import TARGETS
 from ptexport.runtime.errors import ExportError, OutputError, saying_what_the_disk_refused
 from ptexport.runtime.streaming import write_whole
 from ptexport.toolkit.run import Run
+
+_CONSTANTS = "its graphs hold arrays of the task as constants, where a pack cannot put others"
 
 
 def pack(config: ExportConfig, progress: ExportProgress) -> Pack:
@@ -16,7 +19,8 @@ def pack(config: ExportConfig, progress: ExportProgress) -> Pack:
 
     Raises:
         OutputError: the file exists, or cannot be written.
-        ExportError: the run's backbone was trained with it, or its labels are a vocabulary; or as `export` raises it.
+        ExportError: the run's backbone was trained with it, or its labels are a vocabulary; or graphs for the target or
+            in the precision have constants where others have the task's arrays; or as `export` raises it.
         RunError: the run cannot be read, or its backbone is not the one trained on.
         ModelError: its backbone cannot be loaded.
         DataError: `config.rows` holds none, or others than the template takes.
@@ -31,6 +35,8 @@ def pack(config: ExportConfig, progress: ExportProgress) -> Pack:
             f"{config.run}: its labels are a vocabulary, {run.baked.label_rows.nbytes / 1e6:.0f} MB of rows; export it "
             "instead"
         )
+    if not TARGETS[config.target].shares:
+        raise ExportError(f"target {config.target}: {_CONSTANTS}; pack it for cpu or cuda, or export it instead")
     with saying_what_the_disk_refused(config.out):
         config.out.parent.mkdir(parents=True, exist_ok=True)
         place = TemporaryDirectory(prefix=f".{config.out.name}.", dir=config.out.parent)
@@ -38,5 +44,7 @@ def pack(config: ExportConfig, progress: ExportProgress) -> Pack:
         folder = Path(name) / config.out.stem
         export(replace(config, out=folder, force=False), progress)
         made = Pack.of(folder, run.metrics)
+        if set(made.arrays) != set(run.baked.arrays()):
+            raise ExportError(f"precision {config.precision}: {_CONSTANTS}; choose another, or export it instead")
         write_whole(config.out, made.to_bytes(), force=config.force)
     return made

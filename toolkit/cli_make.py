@@ -1,12 +1,12 @@
 """The commands that make things: train, import and export. They need the extra `train`."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from ptexport.runtime.errors import TrainError
-from ptexport.runtime.manifest import Precision, TargetName
+from ptexport.runtime.manifest import Precision
 from ptexport.toolkit import cli_options as shared
 from ptexport.toolkit.methods import METHODS
 
@@ -227,36 +227,11 @@ def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
-@click.option(
-    "--target",
-    type=click.Choice(get_args(TargetName)),
-    default="cpu",
-    show_default=True,
-    help="What the graph is made for; see docs/export.md.",
-)
+@shared.target
 @click.option("--opset", type=click.Choice(["18", "23"]), help="23: native attention [default: by target].")
 @click.option("--tune", is_flag=True, help="Time the graphs that the target takes on this machine; take the fastest.")
 @click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
-@click.option(
-    "--precision",
-    type=click.Choice(get_args(Precision)),
-    default="fp32",
-    show_default=True,
-    help="What the graph computes in; see docs/precision.md.",
-)
-@click.option(
-    "--max-accuracy-drop",
-    type=shared.FiniteRange(0, 100),
-    metavar="POINTS",
-    help="Most that a lower precision may lose on the rows [default: 0.5].",
-)
-@click.option(
-    "--keep-fp32",
-    multiple=True,
-    metavar="auto|NAME",
-    help="With int8, int8-dynamic, int4: keep in fp32 the products of weights so named, such as '*.down_proj.weight', "
-    "or as few as needed; NAME may be repeated.",
-)
+@shared.lowering
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -285,10 +260,7 @@ def export(
     for option, given in (("--rows", rows is not None), ("--tune", tune), ("--precision", precision != "fp32")):
         if given and len(runs) > 1:
             raise click.UsageError(f"{option} goes with one run; several are checked on their own rows, in fp32.")
-    if precision in ("fp32", "bf16") and max_accuracy_drop is not None:
-        raise click.UsageError(f"--max-accuracy-drop: of {precision} none is measured; leave it out.")
-    if "auto" in keep_fp32 and len(keep_fp32) > 1:
-        raise click.UsageError("--keep-fp32: give auto, or names, not both.")
+    lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)
     options["opset"] = None if opset is None else int(opset)
     progress.silence_libraries()
     if len(runs) > 1:
@@ -299,10 +271,7 @@ def export(
         else:
             tables.print_tasks(tasks, out)
         return
-    if max_accuracy_drop is not None:
-        options["max_accuracy_drop"] = max_accuracy_drop
-    kept = "auto" if keep_fp32 == ("auto",) else keep_fp32
-    config = ExportConfig(run=runs[0], out=out, rows=rows, tune=tune, precision=precision, keep_fp32=kept, **options)
+    config = ExportConfig(run=runs[0], out=out, rows=rows, tune=tune, **lowered, **options)
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
         manifest = run_export(config, report)
     if as_json:

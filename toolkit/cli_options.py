@@ -5,11 +5,12 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from ptexport.runtime.errors import MissingExtraError, OutputError
+from ptexport.runtime.manifest import Precision, TargetName
 
 
 class FiniteRange(click.FloatRange):
@@ -66,6 +67,58 @@ def opening(command: _Command) -> _Command:
     for option in reversed(_OPENING):
         command = option(command)
     return command
+
+
+target = click.option(
+    "--target",
+    type=click.Choice(get_args(TargetName)),
+    default="cpu",
+    show_default=True,
+    help="What the graph is made for; see docs/export.md.",
+)
+_LOWERING = (
+    click.option(
+        "--precision",
+        type=click.Choice(get_args(Precision)),
+        default="fp32",
+        show_default=True,
+        help="What the graph computes in; see docs/precision.md.",
+    ),
+    click.option(
+        "--max-accuracy-drop",
+        type=FiniteRange(0, 100),
+        metavar="POINTS",
+        help="Most that a lower precision may lose on the rows [default: 0.5].",
+    ),
+    click.option(
+        "--keep-fp32",
+        multiple=True,
+        metavar="auto|NAME",
+        help="With int8, int8-dynamic, int4: keep in fp32 the products of weights so named, such as "
+        "'*.down_proj.weight', or as few as needed; NAME may be repeated.",
+    ),
+)
+
+
+def lowering(command: _Command) -> _Command:
+    """Add the options that choose a precision; `lowered` reads them."""
+    for option in reversed(_LOWERING):
+        command = option(command)
+    return command
+
+
+def lowered(precision: Precision, max_accuracy_drop: float | None, keep_fp32: tuple[str, ...]) -> dict[str, Any]:
+    """Make of them what `ExportConfig` takes under its names.
+
+    Raises:
+        UsageError: they do not go together.
+    """
+    if precision in ("fp32", "bf16") and max_accuracy_drop is not None:
+        raise click.UsageError(f"--max-accuracy-drop: of {precision} none is measured; leave it out.")
+    if "auto" in keep_fp32 and len(keep_fp32) > 1:
+        raise click.UsageError("--keep-fp32: give auto, or names, not both.")
+    options: dict[str, Any] = {"precision": precision, "keep_fp32": "auto" if keep_fp32 == ("auto",) else keep_fp32}
+    return options if max_accuracy_drop is None else {**options, "max_accuracy_drop": max_accuracy_drop}
 
 
 def check_output(path: Path, *, force: bool) -> None:

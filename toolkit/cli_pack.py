@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ptexport.runtime.manifest import Precision
 from ptexport.toolkit import cli_options as shared
 
 
@@ -14,19 +15,31 @@ from ptexport.toolkit import cli_options as shared
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file, as task.ptpack.")
 @click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="As of the bundle.")
 @click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
+@shared.target
+@shared.lowering
 @shared.force
 @shared.as_json
 @shared.log_file
-def pack(opset: str, as_json: bool, log_file: Path | None, **options: Any) -> None:
+def pack(
+    opset: str,
+    as_json: bool,
+    log_file: Path | None,
+    precision: Precision,
+    max_accuracy_drop: float | None,
+    keep_fp32: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Write what is new for a task into one file, for devices that have a bundle of its backbone.
 
-    The run is exported and compared with the model as 'export' does it.
+    The run is exported and compared with the model as 'export' does it, for the target and in the precision of those
+    bundles.
     """
     with shared.extra("train"):
         from ptexport.exporters.export import ExportConfig
         from ptexport.exporters.pack import pack as run_pack
         from ptexport.toolkit import progress
-    config = ExportConfig(opset=int(opset), **options)
+    lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)
+    config = ExportConfig(opset=int(opset), **lowered, **options)
     progress.silence_libraries()
     with progress.reporting(as_json=as_json, log_file=log_file) as report:
         made = run_pack(config, report)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -84,6 +85,37 @@ def test_install_writes_what_export_writes(
     assert (tmp_path / "new" / "README.md").read_text(encoding="utf-8") == card.replace("# task", "# new").replace(
         '"task"', '"new"'
     )
+
+
+def test_a_pack_in_integers(other_run: Path, llama_run: Path, tmp_path: Path) -> None:
+    """Installed, its files have the hashes of those that were proved, and answer as they did."""
+    lower: dict[str, Any] = {"precision": "int8", "max_accuracy_drop": 100.0}
+    path = tmp_path / "task.ptpack"
+    made = pack(ExportConfig(run=other_run, out=path, **lower), Quiet())
+    assert made.record.manifest.graph.lowered is not None
+    export(ExportConfig(run=llama_run, out=tmp_path / "on-device", **lower), Quiet())
+    manifest = install(path, tmp_path / "on-device", tmp_path / "new", check=True)
+    assert manifest.graph == made.record.manifest.graph
+    other = Manifest.from_json((tmp_path / "on-device" / "manifest.json").read_bytes(), "")
+    assert other.graph.lowered is not None
+    blocks = msgspec.structs.replace(other.graph.lowered, products={"int8-blocks": 14})
+    graph = msgspec.structs.replace(other.graph, lowered=blocks)
+    (tmp_path / "on-device" / "manifest.json").write_bytes(msgspec.structs.replace(other, graph=graph).to_json())
+    shutil.rmtree(tmp_path / "new")
+    refused(path, tmp_path / "on-device", "has products 14 in row, .* 14 in int8-blocks; name another, or make one")
+
+
+def test_what_no_pack_can_bring(llama_run: Path, tmp_path: Path) -> None:
+    for options, message in (
+        ({"target": "web"}, "target web: its graphs hold arrays of the task as constants, .*; pack it for cpu or cuda"),
+        (
+            {"precision": "int8-dynamic", "max_accuracy_drop": 100.0},
+            "precision int8-dynamic: its graphs hold arrays of",
+        ),
+    ):
+        with pytest.raises(ExportError, match=message):
+            pack(ExportConfig(run=llama_run, out=tmp_path / "a.ptpack", **options), Quiet())  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_device_needs_neither_torch_nor_onnx(other_pack: Path, llama_bundle: Path, tmp_path: Path) -> None:

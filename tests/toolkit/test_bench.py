@@ -145,6 +145,14 @@ def test_rows_of_other_answers_are_not_timed(
         measure(contenders[-1:], loads, plan, 1, lambda done, total: None)
 
 
+def test_a_process_keeps_to_its_cpus_and_becomes_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "import json, os, sys; print(json.dumps([__name__, len(os.sched_getaffinity(0)), sys.argv[1:]]))"
+    (tmp_path / "tells.py").write_text(said)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Worker("tells", "tells", ["a", "b"], threads=1) as worker:
+        assert worker.read() == ["__main__", 1, ["a", "b"]]
+
+
 def files_of(bundle: Path) -> list[Path]:
     return [bundle / name for name in Bundle.open(bundle).manifest.files]
 

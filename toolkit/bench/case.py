@@ -6,7 +6,7 @@ hash, so what rivals export for it is found again.
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from ptexport.runtime.errors import BenchError
 from ptexport.runtime.manifest import Manifest, Read
 from ptexport.toolkit.cache import cached_folder
 from ptexport.toolkit.checkpoint import Checkpoint
+from ptexport.toolkit.methods import EncoderKind
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.verbalizer import Verbalizer
@@ -27,6 +28,8 @@ from ptexport.toolkit.words import WordTokenizer
 
 CASE, ARRAYS, TOKENIZER = "case.json", "arrays.safetensors", "tokenizer.json"
 N_WORDS = 2000
+_SUFFIX = "-case"
+_ENCODER = "encoder."
 
 
 class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +48,7 @@ class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         mask_id: id of the backbone's own mask token, where the template has one.
         word_ids: words of each label; None for a linear head.
         temperature: that logits are divided by.
+        encoder: the prompt encoder that made the rows; None: the rows themselves were trained, or it is not known.
     """
 
     model: str
@@ -58,6 +62,7 @@ class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     mask_id: int | None
     word_ids: list[list[int]] | None
     temperature: float
+    encoder: EncoderKind | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,7 @@ class Case:
         prompt_rows: float32 [p, e]; row k is of id `vocab + k`.
         label_rows: float32 [c, h], of a linear head.
         label_bias: float32 [c], likewise.
+        encoder_weights: of the prompt encoder, by its own names.
     """
 
     path: Path
@@ -77,12 +83,20 @@ class Case:
     prompt_rows: NDArray[np.float32]
     label_rows: NDArray[np.float32]
     label_bias: NDArray[np.float32]
+    encoder_weights: dict[str, NDArray[np.float32]]
 
     @classmethod
     def open(cls, path: Path) -> "Case":
         """Read a folder that `make_case` made."""
         config = msgspec.json.decode((path / CASE).read_bytes(), type=CaseConfig)
-        return cls(path=path, config=config, **load_file(path / ARRAYS))
+        arrays = load_file(path / ARRAYS)
+        encoder_weights = {name: arrays.pop(_ENCODER + name) for name in _without(_ENCODER, arrays)}
+        return cls(path=path, config=config, encoder_weights=encoder_weights, **arrays)
+
+    @property
+    def digest(self) -> str:
+        """Its hash, of which rivals' entries in the cache are named too."""
+        return self.path.name.removesuffix(_SUFFIX)
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer: the whole template, nothing folded."""
@@ -121,9 +135,12 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
         mask_id=words.id(mask) if config.read == "mask" and mask is not None else None,
         word_ids=_word_ids(run, words),
         temperature=run.temperature,
+        encoder=config.encoder if _without(_ENCODER, run.trained) and config.encoder != "none" else None,
     )
     baked = run.baked
     arrays = {"prompt_rows": baked.prompt_rows, "label_rows": baked.label_rows, "label_bias": baked.label_bias}
+    if case.encoder is not None:
+        arrays |= {_ENCODER + name: run.trained[_ENCODER + name] for name in _without(_ENCODER, run.trained)}
     encoded = msgspec.json.format(msgspec.json.encode(case), indent=2)
     digest = hashlib.sha256(encoded + tokenizer_json.encode())
     for array in arrays.values():
@@ -134,7 +151,7 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
         (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS)
 
-    return Case.open(cached_folder("bench", digest.hexdigest()[:24], "case", make=make))
+    return Case.open(cached_folder("bench", digest.hexdigest()[:24] + _SUFFIX, make=make))
 
 
 def check_same_task(run: Run, manifest: Manifest) -> None:
@@ -169,6 +186,10 @@ def make_texts(words: Sequence[str], batch: int, tokens: int, seed: str) -> list
     """Make texts of so many tokens, other ones for each seed."""
     choose = random.Random(seed)
     return [" ".join(choose.choices(words, k=tokens)) for _ in range(batch)]
+
+
+def _without(prefix: str, names: Iterable[str]) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def _word_ids(run: Run, words: WordTokenizer) -> list[list[int]] | None:

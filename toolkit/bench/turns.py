@@ -15,7 +15,7 @@ from ptexport.toolkit.bench.workers import WORKER, Worker
 Texts = Sequence[str | Sequence[str]]
 """Texts of one call, or pairs of texts."""
 
-WARM_UP = 2
+WARM_UP = 1
 PAUSE_S = 0.2  # until the threads of the one before have stopped spinning
 
 
@@ -250,7 +250,7 @@ def how_measured(plan: Plan, threads: int) -> list[str]:
         f"{PAUSE_S:g} s apart so that one's threads have stopped spinning before the next begins; who is first rotates."
     )
     turns = (
-        f"{WARM_UP} turns warm up, then {plan.rounds} are timed, or {plan.few_rounds} at least where they would take "
+        f"One turn warms up, then {plan.rounds} are timed, or {plan.few_rounds} at least where they would take "
         f"more than {plan.seconds:.0f} s in all."
     )
     return [apart, turns]

@@ -1,15 +1,12 @@
 """Processes of a bench: what rivals need is made once, then each answers lines of JSON, whatever these say."""
 
-import ctypes
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,8 +17,6 @@ from ptexport.toolkit.cache import cached_folder
 
 WORKER = "ptexport.toolkit.bench.worker"
 _LAST_LINES = 3
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Worker:
@@ -41,13 +36,12 @@ class Worker:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on exit
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", "ptexport.toolkit.bench.held", str(threads), module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
             env=_environment(threads, overlay),
-            preexec_fn=partial(_begin, threads),
         )
 
     def read(self) -> Any:
@@ -93,12 +87,6 @@ class Worker:
         return "; ".join(lines[-_LAST_LINES:]) or "it said nothing"
 
 
-def _begin(threads: int) -> None:
-    """Keep to some CPUs, and end with the bench, however that ends: nobody else would stop a server."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-
-
 def _environment(threads: int, overlay: Path | None) -> dict[str, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     if overlay is not None:
@@ -127,7 +115,7 @@ def make_ready(name: str, rival: Rival, case: Case, threads: int, stage: Callabl
             worker.wait()
 
     # What torch or ONNX Runtime make of it changes with their versions.
-    folder = cached_folder("bench", case.path.parent.name, f"{name}-{_versions()}", make=make)
+    folder = cached_folder("bench", f"{case.digest}-{name}-{_versions()}", make=make)
     return lambda: Worker(name, WORKER, arguments("serve", folder), threads=threads, overlay=overlay)
 
 
@@ -162,4 +150,4 @@ def _overlay(name: str, requirements: tuple[str, ...], stage: Callable[[str], No
                 f"{name}: pip cannot install {', '.join(requirements)} ({lines[-1] if lines else 'silent'})"
             )
 
-    return cached_folder("bench", "overlays", f"{name}-{digest}", make=make)
+    return cached_folder("bench", f"overlay-{name}-{digest}", make=make)

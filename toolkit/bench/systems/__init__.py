@@ -62,24 +62,35 @@ class Rival:
 RIVALS = {
     "peft": Rival(
         module="peft_eager",
-        does="PEFT as trained: the leading part of the prompt as its virtual tokens, PyTorch in inference mode, logits "
-        "of the whole vocabulary at every position (CAUSAL_LM), or the states under a linear head",
+        does="PEFT as trained, PyTorch in inference mode: the leading part of the prompt as its virtual tokens, read "
+        "with every text; on a causal model no keys and values are kept, and logits of the whole vocabulary are made "
+        "at the last position alone (`logits_to_keep=1`)",
     ),
     "peft-seqcls": Rival(
         module="peft_seqcls",
-        does="PEFT for sequence classification: the same, but only the label rows at the last position (SEQ_CLS)",
+        does="PEFT for sequence classification (SEQ_CLS): the same, but its classification layer is the label rows, "
+        "so that no logits of the vocabulary are made",
     ),
     "transformers": Rival(
         module="transformers_torch",
-        does="Transformers and PyTorch at the quickest of eager and torch.compile, fp32 and bf16, tried beforehand: "
-        "logits of one position, keys and values of the leading prompt computed once",
+        does="Transformers in PyTorch, at the quickest on this machine of fp32 and bf16, each eager, `torch.compile` "
+        "and `torch.compile` with its weights as constants, tried beforehand: on a causal model the leading part of "
+        "the prompt is read once for all and logits of the vocabulary are made at the last position alone",
         tolerance=None,
         prepared=True,
     ),
     "plain-onnx": Rival(
         module="plain_onnx",
-        does="torch.onnx.export of the untouched model, its embedding table made longer by the prompt: the prompt is "
-        "read with every text, logits of the whole vocabulary at every position; ONNX Runtime's own defaults",
+        does="`torch.onnx.export` of the untouched model, its embedding table made longer by the prompt, in ONNX "
+        "Runtime as it comes: the prompt is read with every text, logits of the whole vocabulary are made at every "
+        "position",
+        prepared=True,
+    ),
+    "encoder-onnx": Rival(
+        module="encoder_onnx",
+        does="the prompt encoder inside the graph, as PaddleNLP exports its prompt models, in ONNX Runtime as it "
+        "comes: each call makes the rows, puts them among the words' and reads the whole prompt; logits of the whole "
+        "vocabulary at the position that is read",
         prepared=True,
     ),
 }

@@ -1,4 +1,4 @@
-"""The untouched Transformers model of a case, its embedding table made longer by the prompt, and its logits' labels."""
+"""The Transformers model of a case, untouched or its embedding table made longer by the prompt; its logits' labels."""
 
 from typing import Any
 
@@ -15,14 +15,19 @@ def load_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     loader = AutoModelForCausalLM if case.config.causal else AutoModelForMaskedLM
     if case.config.word_ids is None:
         loader = AutoModel
-    return lengthen(loader.from_pretrained(case.config.model, dtype=dtype).eval().requires_grad_(False), case)
+    return loader.from_pretrained(case.config.model, dtype=dtype).eval().requires_grad_(False)
+
+
+def load_lengthened(case: Case, dtype: torch.dtype = torch.float32) -> Any:
+    """Load the model with the prompt's rows in its embedding table."""
+    return lengthen(load_model(case, dtype), case)
 
 
 def lengthen(model: Any, case: Case) -> Any:
     """Append the prompt's rows to a model's embedding table; what it gives logits of stays."""
     table = model.get_input_embeddings().weight
     longer = torch.cat([table, torch.from_numpy(case.prompt_rows).to(table.dtype)])
-    model.set_input_embeddings(nn.Embedding.from_pretrained(longer))
+    model.set_input_embeddings(nn.Embedding(len(longer), longer.shape[1], _weight=longer, _freeze=True))
     model.config.vocab_size = len(longer)  # by which PEFT finds the table
     return model
 
@@ -66,18 +71,22 @@ class Reader:
             output: of all positions, or of the last alone.
             input_ids: int64 [b, s], of the last s positions of these or of all, to find the mask slot.
         """
-        read, words = self._config.read, self._config.word_ids
-        if read == "pooled":
+        if self._config.word_ids is not None:
+            return self.of_words(self.pick(output.logits, input_ids))
+        if self._config.read == "pooled":
             return self.of_states(output.pooler_output)
-        of_all = output.logits if words is not None else output.last_hidden_state
+        return self.of_states(self.pick(output.last_hidden_state, input_ids))
+
+    def pick(self, of_all: Tensor, input_ids: Tensor) -> Tensor:
+        """Take of all positions, float [b, s, …], what is read; ids as above."""
+        read = self._config.read
         if read == "mean":
-            return self.of_states(of_all.mean(1))
+            return of_all.mean(1)
         if read == "mask":
-            place = (input_ids == self._mask_slot).int().argmax(1) + (of_all.shape[1] - input_ids.shape[1])
-            picked = of_all[torch.arange(len(of_all)), place]
-        else:
-            picked = of_all[:, 0 if read == "first" else -1]
-        return self.of_states(picked) if words is None else self.of_words(picked)
+            assert self._mask_slot is not None, "set above"
+            place = torch.eq(input_ids, self._mask_slot).int().argmax(1) + (of_all.shape[1] - input_ids.shape[1])
+            return of_all[torch.arange(len(of_all)), place]
+        return of_all[:, 0 if read == "first" else -1]
 
     def of_words(self, picked: Tensor) -> list[list[float]]:
         """Average the logits of each label's words; of the vocabulary, float [b, v]."""

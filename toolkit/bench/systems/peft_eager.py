@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems.hf import Inputs, Reader, given_besides, load_model
+from ptexport.toolkit.bench.systems.hf import Inputs, Reader, given_besides, load_lengthened
 
 
 class System:
@@ -16,7 +16,7 @@ class System:
 
     def __init__(self, case: Case, folder: Path, threads: int) -> None:
         task = "CAUSAL_LM" if case.config.causal and case.config.word_ids is not None else "FEATURE_EXTRACTION"
-        self._model = adapt(load_model(case), case, task)
+        self._model = adapt(load_lengthened(case), case, task)
         self._n_leading = len(case.config.leading_ids)
         self._inputs, self._reader, self._besides = Inputs(case), Reader(case), given_besides(case)
         self.task_files: list[Path] = adapter_files(self._model, folder)
@@ -36,7 +36,7 @@ def adapt(model: Any, case: Case, task: str) -> Any:
     leading = case.config.leading_ids
     if not leading:
         return model
-    adapted = get_peft_model(model, PromptTuningConfig(task_type=task, num_virtual_tokens=len(leading)))
+    adapted: Any = get_peft_model(model, PromptTuningConfig(task_type=task, num_virtual_tokens=len(leading)))
     rows = model.get_input_embeddings()(torch.tensor(leading))
     with torch.no_grad():
         adapted.prompt_encoder["default"].embedding.weight.copy_(rows)
@@ -46,7 +46,7 @@ def adapt(model: Any, case: Case, task: str) -> Any:
 def adapter_files(model: Any, folder: Path) -> list[Path]:
     """Save the adapter, to see what a device is sent for a task."""
     if hasattr(model, "peft_config"):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)  # the table is longer, but not trained
     return sorted(path for path in folder.iterdir() if path.name.startswith("adapter_"))
 
 

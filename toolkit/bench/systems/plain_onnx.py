@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ptexport.runtime.providers import load_onnxruntime
 from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_model
+from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_lengthened
 
 MODEL = "model.onnx"
 _EXAMPLE = (2, 16)
@@ -18,7 +18,7 @@ _EXAMPLE = (2, 16)
 
 def prepare(case: Case, folder: Path) -> None:
     """Export the model."""
-    export_onnx(case, _Whole(load_model(case), case), folder / MODEL)
+    export_onnx(_Whole(load_lengthened(case), case), folder / MODEL, input_names(case), output_name(case))
 
 
 def output_name(case: Case) -> str:
@@ -28,23 +28,45 @@ def output_name(case: Case) -> str:
     return "pooler_output" if case.config.read == "pooled" else "last_hidden_state"
 
 
-def export_onnx(case: Case, module: nn.Module, path: Path) -> None:
-    """Export a module that takes ids, attention mask and, where there are some, token types; batch and length are free."""
-    names = ["input_ids", "attention_mask", "token_type_ids"][: 3 if case.config.token_types else 2]
-    example = tuple(torch.full(_EXAMPLE, int(name == "attention_mask")) for name in names)
+def input_names(case: Case) -> list[str]:
+    """What the model takes, each int64 [b, s]."""
+    return ["input_ids", "attention_mask", "token_type_ids"][: 3 if case.config.token_types else 2]
+
+
+def export_onnx(
+    module: nn.Module, path: Path, names: list[str], output: str, fixed: dict[str, Tensor] | None = None
+) -> None:
+    """Export a module.
+
+    Args:
+        module: takes all inputs by name and returns a tensor.
+        path: of the file.
+        names: of inputs of any batch and length.
+        output: name of what it returns.
+        fixed: more inputs, of the shapes that these have.
+    """
+    fixed = fixed or {}
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     torch.onnx.export(
-        module,
-        example,
+        module.eval(),
+        kwargs={name: torch.full(_EXAMPLE, int(name == "attention_mask")) for name in names} | fixed,
         f=path,
-        input_names=names,
-        output_names=[output_name(case)],
-        dynamic_shapes=[free] * len(names),
+        input_names=[*names, *fixed],
+        output_names=[output],
+        dynamic_shapes=dict.fromkeys(names, free) | {name: {} for name in fixed},
         opset_version=18,
         dynamo=True,
         external_data=True,
         verbose=False,
     )
+
+
+def open_session(path: Path, threads: int) -> Any:
+    """Open a graph in ONNX Runtime as it comes."""
+    onnxruntime = load_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class _Whole(nn.Module):
@@ -68,10 +90,7 @@ class System:
     setting = "fp32, opset 18"
 
     def __init__(self, case: Case, folder: Path, threads: int) -> None:
-        onnxruntime = load_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+        self._session = open_session(folder / MODEL, threads)
         self._inputs, self._reader, self._output = Inputs(case), Reader(case), output_name(case)
         self.files = sorted(path for path in folder.iterdir() if path.name.startswith(MODEL))
         self.task_files = self.files  # the prompt is in the embedding table

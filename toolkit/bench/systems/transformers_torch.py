@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ptexport.toolkit.bench.case import Case, make_texts, plain_words
-from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_model
+from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_lengthened
 from ptexport.toolkit.bench.systems.peft_eager import checkpoint_files
 
 SETTING = "setting.json"
@@ -74,7 +74,7 @@ class Scorer:
     """
 
     def __init__(self, case: Case, dtype: str, mode: str) -> None:
-        model = _AfterPrompt(load_model(case, _DTYPES[dtype]), case)
+        model = _AfterPrompt(load_lengthened(case, _DTYPES[dtype]), case)
         torch.compiler.reset()
         torch._inductor.config.freezing = mode == _MODES[2]
         self._run: Any = model if mode == _MODES[0] else torch.compile(model, dynamic=True)

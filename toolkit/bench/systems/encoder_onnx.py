@@ -1,0 +1,101 @@
+"""The prompt encoder inside the graph, as PaddleNLP's prompt models are exported: each call makes the rows.
+
+Source: PaddleNLP's SoftTemplate and export, paddlenlp/prompt/template.py: the prompt's ids are an input, so nothing of
+the encoder can be computed beforehand; logits are of the whole vocabulary at the position that is read.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptexport.runtime.errors import BenchError
+from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_model
+from ptexport.toolkit.bench.systems.plain_onnx import MODEL, export_onnx, input_names, open_session
+from ptexport.toolkit.encoder import PromptEncoder
+
+_OUTPUT = "picked"
+_PROMPT_IDS = "soft_token_ids"  # as PaddleNLP names them
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """Export the model and the encoder.
+
+    Raises:
+        BenchError: the run has no encoder.
+    """
+    if case.config.encoder is None:
+        raise BenchError("encoder-onnx: this run trained its rows without an encoder; leave it out")
+    module = _Encoding(load_model(case), case)
+    export_onnx(module, folder / MODEL, input_names(case), _OUTPUT, {_PROMPT_IDS: module.prompt_ids})
+
+
+class _Encoding(nn.Module):
+    """The encoder, the model, and of its output what is read."""
+
+    def __init__(self, model: Any, case: Case) -> None:
+        super().__init__()
+        kind = case.config.encoder
+        assert kind is not None, "checked by prepare"
+        n_prompt, width = case.encoder_weights["embeddings"].shape
+        self.encoder = PromptEncoder(kind, n_prompt, width, scale=1.0).requires_grad_(False)
+        self.encoder.load_state_dict({name: torch.from_numpy(array) for name, array in case.encoder_weights.items()})
+        self.model, self._vocab, self._reader = model, case.config.vocab, Reader(case)
+        self._words, self._pooled = case.config.word_ids is not None, case.config.read == "pooled"
+        self._besides = {"use_cache": False} if case.config.causal else {}
+        self.prompt_ids = torch.arange(n_prompt)
+        self.register_buffer("mask_row", torch.from_numpy(case.prompt_rows[n_prompt:]))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        soft_token_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        given = {"attention_mask": attention_mask, "inputs_embeds": self._embed(input_ids, soft_token_ids)}
+        if token_type_ids is not None:
+            given["token_type_ids"] = token_type_ids
+        if not self._words:
+            output = self.model(**given, **self._besides)
+            states: Tensor = output.pooler_output if self._pooled else output.last_hidden_state
+            return states if self._pooled else self._reader.pick(states, input_ids)
+
+        def pick(module: nn.Module, arguments: Any, output: Any) -> Any:
+            output.last_hidden_state = self._reader.pick(output.last_hidden_state, input_ids)[:, None]
+            return output
+
+        # The language-model head, whatever it is in this architecture, then sees one position.
+        with self.model.base_model.register_forward_hook(pick):
+            logits: Tensor = self.model(**given, **self._besides).logits
+        return logits[:, 0]
+
+    def _embed(self, input_ids: Tensor, soft_token_ids: Tensor) -> Tensor:
+        chosen = {"embeddings": self.encoder.embeddings[soft_token_ids]}
+        rows = torch.cat([torch.func.functional_call(self.encoder, chosen, ()), self.get_buffer("mask_row")])
+        is_prompt = input_ids >= self._vocab
+        words = self.model.get_input_embeddings()(torch.where(is_prompt, 0, input_ids))
+        return torch.where(is_prompt[..., None], rows[torch.where(is_prompt, input_ids - self._vocab, 0)], words)
+
+
+class System:
+    """The graph in ONNX Runtime."""
+
+    setting = "fp32, opset 18"
+
+    def __init__(self, case: Case, folder: Path, threads: int) -> None:
+        self._session = open_session(folder / MODEL, threads)
+        self._inputs, reader = Inputs(case), Reader(case)
+        self._read = reader.of_states if case.config.word_ids is None else reader.of_words
+        n_prompt = len(case.encoder_weights["embeddings"])
+        self._prompt_ids = torch.arange(n_prompt).numpy()
+        self.files = sorted(path for path in folder.iterdir() if path.name.startswith(MODEL))
+        self.task_files = self.files  # the encoder is in the graph
+
+    def logits(self, texts: list[str]) -> list[list[float]]:
+        """Score texts."""
+        given = {name: ids.numpy() for name, ids in self._inputs(texts).items()}
+        (picked,) = self._session.run(None, given | {_PROMPT_IDS: self._prompt_ids})
+        return self._read(torch.from_numpy(picked))
