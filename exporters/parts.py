@@ -154,7 +154,7 @@ def place_of_nodes(flow: Flow) -> dict[str, Place]:
     """Find each node's part, by its name.
 
     What is no weight, no attention and no norm belongs to the weight or norm before it, as a bias, a rotation or an
-    activation does. What computes on no state, such as masks, positions and the leading keys, is "other" in no layer.
+    activation does, and what rounds to integers to the weight behind it. What computes on no state, such as masks, positions and the leading keys, is "other" in no layer.
     """
     found: dict[str, Place] = {}
     latest: dict[ir.Value, tuple[int, Place]] = {}  # of each value, the last node before it that has a part of its own
@@ -167,6 +167,8 @@ def place_of_nodes(flow: Flow) -> dict[str, Place]:
             elif _begins_norm(node):
                 behind = flow.next_place(node)
                 place = Place("norms", None if behind is None else behind.layer)
+            elif node.op_type in _RANGES:
+                place = flow.next_place(node)
             elif before:
                 number, place = max(before, key=lambda known: known[0])
         if place is not None:

@@ -34,7 +34,8 @@ _EACH = (
     "not stand out; shares are of their sum."
 )
 _LAYER_NOTE = (
-    f"{_EACH} A bias, a rotation, an activation and a residual sum belong to the product before them. "
+    f"{_EACH} A bias, a rotation, an activation and a residual sum belong to the product before them, "
+    "what rounds to integers to the one behind it. "
     f'"{SHARED}": what is computed on no text, once for all layers, and the leading keys and values. "{HEAD}": the '
     "last norm, and all behind it."
 )
@@ -237,8 +238,8 @@ def _verdict(config: ProfileConfig, found: _Found) -> list[str]:
     sentences.append(f"{rows.get(NOWHERE, 0.0):.2f} ms of {total:.2f} ms could not be placed in the model.")
     if inside > _BUSY * total:
         sentences.append(
-            f"Kernels took {inside / total - 1:.0%} longer in a run than their medians add up to: something else was "
-            "using these CPUs. Measure again without it."
+            f"Kernels took {inside / total - 1:.0%} longer in a run than their medians add up to, as where something else "
+            "uses these CPUs; measure again without it."
         )
     return sentences
 
