@@ -150,6 +150,40 @@ class Flow:
         return places
 
 
+def place_of_nodes(flow: Flow) -> dict[str, Place]:
+    """Find each node's part, by its name.
+
+    What is no weight, no attention and no norm belongs to the weight or norm before it, as a bias, a rotation or an
+    activation does, and what rounds to integers to the weight behind it. What computes on no state, such as masks, positions and the leading keys, is "other" in no layer.
+    """
+    found: dict[str, Place] = {}
+    latest: dict[ir.Value, tuple[int, Place]] = {}  # of each value, the last node before it that has a part of its own
+    for number, node in enumerate(flow.nodes):
+        place = flow.places.get(node)
+        if place is None and flow.is_state(node):
+            before = [latest[value] for value in _given(node) if value in latest]
+            if flow.looks_up(node):
+                place = Place("embeddings")
+            elif _begins_norm(node):
+                behind = flow.next_place(node)
+                place = Place("norms", None if behind is None else behind.layer)
+            elif node.op_type in _RANGES:
+                place = flow.next_place(node)
+            elif before:
+                number, place = max(before, key=lambda known: known[0])
+        if place is not None:
+            latest.update(dict.fromkeys(node.outputs, (number, place)))
+        if node.name:
+            found[node.name] = place or Place("other")
+    return found
+
+
+def _begins_norm(node: ir.Node) -> bool:
+    """Whether a node is a norm, or the mean that one begins with, where it is written out, or the square in that."""
+    behind = {user.op_type for user, _ in node.outputs[0].uses()}
+    return node.op_type in (*_NORMS, "ReduceMean") or (node.op_type in ("Pow", "Mul") and behind == {"ReduceMean"})
+
+
 def constants_by_place(flow: Flow) -> dict[Place, list[ir.Value]]:
     """Find each constant's part by its first use."""
     found: dict[ir.Value, Place] = {}

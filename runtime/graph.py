@@ -218,7 +218,8 @@ class Execution:
         return Engines.of(provider, files, inputs, buckets).open(model, self.build, load)
 
 
-def _load(model: Path, threads: int, provider: Provider) -> Any:
+def session_options(threads: int) -> Any:
+    """Choose what every session of ours is opened with, as an onnxruntime.SessionOptions."""
     options = load_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -229,4 +230,8 @@ def _load(model: Path, threads: int, provider: Provider) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if quota_cpus() is None else "0")
     # Where a CPU's fast product of uint8 and int8 may overflow (AVX2 without VNNI), take the exact one.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    return open_session(str(model), options, provider)
+    return options
+
+
+def _load(model: Path, threads: int, provider: Provider) -> Any:
+    return open_session(str(model), session_options(threads), provider)

@@ -210,3 +210,44 @@ def serve(
         threads=threads,
     )
     finish(out, report, force=force, as_json=as_json)
+
+
+@bench.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Texts in a call.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=28, show_default=True, help="Of each text, the prompt not counted."
+)
+@click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use].")
+@reported
+def profile(
+    bundle: Path,
+    batch: int,
+    tokens: int,
+    out: Path,
+    threads: int | None,
+    log_file: Path | None,
+    *,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Show where BUNDLE's time goes on this machine's CPUs: by kind of operator, by layer, and outside of both."""
+    prepare(out, force=force)
+    from ptexport.runtime.bundle import MODEL
+    from ptexport.toolkit.bench.profile import ProfileConfig
+    from ptexport.toolkit.bench.profile_report import bench_profile
+    from ptexport.toolkit.progress import reporting
+
+    with shared.extra("train"):
+        import onnx_ir as ir
+
+        from ptexport.exporters.parts import Flow, place_of_nodes
+
+    def places_of() -> dict[str, tuple[str, int | None]]:
+        places = place_of_nodes(Flow(list(ir.load(bundle / MODEL).graph)))
+        return {name: (place.name, place.layer) for name, place in places.items()}
+
+    config = ProfileConfig(bundle=bundle, batch=batch, tokens=tokens, threads=threads, command=command_line())
+    with reporting(as_json=as_json, log_file=log_file) as progress:
+        report = bench_profile(config, places_of, progress.rows)
+    finish(out, report, force=force, as_json=as_json)
