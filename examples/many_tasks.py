@@ -117,11 +117,18 @@ def export(runs: list[Path], out: Path) -> Path:
 
 
 def bake_like(bundle: Path, run: Path, out: Path) -> Path:
-    """Make a bundle of a run as its sibling was exported, but for the proof, which takes no memory when it is open."""
+    """Make a bundle of a run as its sibling was exported, but for the proof, which takes no memory when it is open.
+
+    Its golden rows are what it answers itself.
+    """
     from ptexport.exporters.bake import bake
     from ptexport.exporters.traced import Trace, trace_key
-    from ptexport.runtime.bundle import MANIFEST, Bundle
+    from ptexport.runtime.batches import logits_of
+    from ptexport.runtime.bundle import MANIFEST, MODEL, TOKENIZER, Bundle
+    from ptexport.runtime.golden import golden_texts
+    from ptexport.runtime.graph import Graph
     from ptexport.runtime.home import cache_home
+    from ptexport.runtime.tokens import TextEncoder
     from ptexport.toolkit.run import Run
 
     if not out.exists():
@@ -129,7 +136,15 @@ def bake_like(bundle: Path, run: Path, out: Path) -> Path:
         key = trace_key(made.config.facts, made.config.read, leading=made.baked.leading, opset=18)
         out.mkdir()
         files = bake(made, Trace.read(cache_home() / "traces" / key), out).files
-        manifest = msgspec.structs.replace(Bundle.open(bundle).manifest, files=files)
+        sibling = Bundle.open(bundle)
+        encoder = TextEncoder.from_json((out / TOKENIZER).read_text(encoding="utf-8"), fields=sibling.manifest.fields)
+        encodings = encoder.encode(golden_texts(sibling.manifest.golden))
+        logits = logits_of(Graph.open(out / MODEL), encodings, (len(sibling.labels),)).tolist()
+        golden = [
+            msgspec.structs.replace(row, logits=dict(zip(sibling.labels, own, strict=True)))
+            for row, own in zip(sibling.manifest.golden, logits, strict=True)
+        ]
+        manifest = msgspec.structs.replace(sibling.manifest, files=files, golden=golden)
         (out / MANIFEST).write_bytes(manifest.to_json())
     return out
 

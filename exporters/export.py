@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,11 @@ from ptexport.exporters.targets import TARGETS, check_precision, check_target, c
 from ptexport.exporters.trace import trace, trace_into
 from ptexport.exporters.traced import Trace
 from ptexport.exporters.tune import time_candidates, winner
-from ptexport.runtime.bundle import FILES, MANIFEST, PARITY_HTML, PARITY_JSON, README, TOKENIZER
+from ptexport.runtime.batches import logits_of
+from ptexport.runtime.bundle import FILES, MANIFEST, MODEL, PARITY_HTML, PARITY_JSON, README, TOKENIZER
 from ptexport.runtime.errors import ExportError
+from ptexport.runtime.golden import check_golden, golden_texts
+from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import FORMAT, BackboneEntry, Field, GraphEntry, Manifest, Precision, TargetName
 from ptexport.runtime.measured import Candidate, GoldenRow, Parity
 from ptexport.runtime.providers import load_onnxruntime
@@ -140,7 +143,8 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         if config.precision != "bf16":  # which nothing here runs
             progress.stage("comparing with Transformers")
             compared = compare_graph(run, expected, folder, texts, lengths, precision=config.precision)
-            parity = _passed(config.precision, summarize(compared, rows=len(texts), tolerance=tolerance_of(run)))
+            parity = summarize(compared, rows=len(texts), tolerance=tolerance_of(run))
+            parity = _passed(config.precision, parity, lambda: _golden_difference(run, golden, folder))
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
         manifest = _manifest(config, run, traced, baked, parity, golden, tuned, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
@@ -150,15 +154,26 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
     return manifest
 
 
-def _passed(precision: Precision, parity: Parity) -> Parity:
-    """Refuse a graph that does not answer as the model does; of a lower precision, one whose answers are no numbers."""
+def _passed(precision: Precision, parity: Parity, golden_difference: Callable[[], float]) -> Parity:
+    """Refuse a graph that does not answer as the model does; of a lower precision, one whose answers are no numbers.
+
+    Golden rows must pass wherever the bundle is opened, so of a lower precision they choose the tolerance too.
+    """
     if precision == "fp32":
         fail_on_difference(parity)
         return parity
     most = max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
     if not math.isfinite(most + (parity.all_lengths or 0)):
         raise ExportError(f"precision {precision}: a logit is no number; choose another")
-    return msgspec.structs.replace(parity, tolerance=2 * most)
+    return msgspec.structs.replace(parity, tolerance=2 * max(most, golden_difference()))
+
+
+def _golden_difference(run: Run, golden: Sequence[GoldenRow], folder: Path) -> float:
+    """Run the golden rows; the largest difference of a logit."""
+    encoder = TextEncoder.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), fields=_fields(run))
+    labels = run.config.labels
+    logits = logits_of(Graph.open(folder / MODEL), encoder.encode(golden_texts(golden)), (len(labels),))
+    return check_golden(golden, labels, logits, math.inf, str(folder))
 
 
 def _write_report(

@@ -73,7 +73,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         rows: rows compared; their text is not kept.
-        tolerance: largest `max_abs_diff` that passes; in lower precisions twice the largest seen, for other machines.
+        tolerance: largest `max_abs_diff` that passes; in lower precisions twice the largest seen, of golden rows too.
         alone: each row by itself.
         padded_right: rows of mixed lengths together, padding after the text.
         padded_left: the same, padding before the text.

@@ -205,9 +205,8 @@ def open_session(model: str, options: Any, provider: Provider) -> Any:
     try:
         session = onnxruntime.InferenceSession(model, options, providers=provider.named(), enable_fallback=0)
     except Exception as e:
-        if provider.name == CPU:
-            raise
-        raise ProviderError(f"provider {provider.name}: cannot run this graph ({said(e)}); use provider cpu") from e
+        advice = "export it for the CPU, or use another provider" if provider.name == CPU else "use provider cpu"
+        raise ProviderError(f"provider {provider.name}: cannot run this graph ({said(e)}); {advice}") from e
     got = session.get_providers()
     if got[0] != provider.name:
         raise ProviderError(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -18,16 +19,19 @@ from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.half_pass import HalfPass
 from ptexport.exporters.operators import not_for_tensorrt
-from ptexport.exporters.parity import expected_logits, texts_to_check
+from ptexport.exporters.parity import expected_logits, golden_rows, texts_to_check
 from ptexport.exporters.precision import LabelledRows, lower
 from ptexport.exporters.quantize import ByteTablePass
 from ptexport.exporters.recipes import not_tame, plans
 from ptexport.exporters.row_pass import RowProductsPass
 from ptexport.exporters.trace import trace
-from ptexport.runtime.errors import DataError, ExportError
+from ptexport.runtime.engine import Engine
+from ptexport.runtime.errors import DataError, ExportError, ProviderError
 from ptexport.runtime.graph import Graph
 from ptexport.runtime.manifest import Manifest
+from ptexport.runtime.measured import GoldenRow
 from ptexport.runtime.tokens import Ids, TextEncoder
+from ptexport.toolkit.backbone import Backbone
 from ptexport.toolkit.describe import describe
 from ptexport.toolkit.run import Run
 from ptexport.toolkit.tuning import load_backbone_of
@@ -139,6 +143,23 @@ def _write_weights(folder: Path, state: dict[str, torch.Tensor]) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_golden_rows_that_are_rounded_most_pass_where_the_bundle_is_opened(
+    llama_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that no check row is like, played by golden rows that are half a logit off."""
+
+    def off(run: Run, backbone: Backbone) -> list[GoldenRow]:
+        first, *rest = golden_rows(run, backbone)
+        return [msgspec.structs.replace(first, logits={k: v + 0.5 for k, v in first.logits.items()}), *rest]
+
+    monkeypatch.setattr("ptexport.exporters.export.golden_rows", off)
+    manifest = exported(llama_run, tmp_path / "bundle", precision="fp16")
+    seen = Engine.open(tmp_path / "bundle", provider="cpu").info.golden_max_abs_diff
+    assert manifest.parity is not None
+    assert seen == pytest.approx(0.5, abs=0.1)
+    assert manifest.parity.tolerance == pytest.approx(2 * seen)
+
+
 def test_bfloat16_is_written_and_said_not_to_be_run(run_folder: Path, tmp_path: Path) -> None:
     """ONNX Runtime's CPU has no products in it; onnx's own evaluator has."""
     manifest = exported(run_folder, tmp_path / "bf16", precision="bf16", target="cuda")
@@ -159,6 +180,8 @@ def test_bfloat16_is_written_and_said_not_to_be_run(run_folder: Path, tmp_path: 
     differs, controls = (float(np.abs(logits - expected).mean()) for logits in (got, control))
     assert 1e-5 < differs < controls / 4
     check_words(tmp_path / "bf16", run_folder)
+    with pytest.raises(ProviderError, match=r"provider CPUExec.*: cannot run this graph \(.*\); export it for the CPU"):
+        Engine.open(tmp_path / "bf16", provider="cpu")
 
 
 def test_int8_does_not_depend_on_neighbours(run_folder: Path, tmp_path: Path) -> None:
