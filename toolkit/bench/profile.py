@@ -12,12 +12,15 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer
 
+from ptexport.runtime.batches import batches
+from ptexport.runtime.buckets import CPU_BATCH_TOKENS
 from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.cpus import available_cpus
-from ptexport.runtime.engine import Engine, batches
+from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.runtime.graph import Graph, session_options
 from ptexport.runtime.onnx_file import OnnxFile
+from ptexport.runtime.opened import Opened
 from ptexport.runtime.providers import Provider, open_session
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.bench import turns
@@ -151,7 +154,7 @@ def _texts(config: ProfileConfig, bundle: Bundle) -> list[list[str]]:
     longest = bundle.manifest.max_length - n_fixed
     if config.tokens > longest:
         raise BenchError(f"--tokens: got {config.tokens}, the bundle takes at most {longest}; ask for fewer")
-    most = len(next(batches([config.tokens + n_fixed] * config.batch)))
+    most = len(next(batches([config.tokens + n_fixed] * config.batch, CPU_BATCH_TOKENS)))
     if config.batch > most:
         raise BenchError(
             f"--batch: got {config.batch}, an engine runs at most {most} such texts at once; ask for fewer"
@@ -173,7 +176,7 @@ def _engine(bundle: Bundle, session: _Timed, threads: int) -> Engine:
     model = bundle.path / MODEL
     encoder = TextEncoder.from_json((bundle.path / TOKENIZER).read_text("utf-8"), fields=bundle.manifest.fields)
     arrays = OnnxFile.parse(model.read_bytes(), os.fspath(model)).arrays
-    return Engine(bundle, encoder, Graph(session, arrays, threads=threads))
+    return Engine(bundle, Opened(bundle.manifest, encoder, Graph(session, arrays, threads=threads)))
 
 
 def read_runs(profile: bytes) -> list[ProfiledRun]:
