@@ -1,0 +1,101 @@
+"""What torch.onnx wrote out, in the form that ONNX Runtime computes in fewer passes over the activations.
+
+All is of standard operators before and after, and the same to the last bit. docs/benchmarks.md says what each is worth.
+A pass that finds nothing to rewrite changes nothing.
+"""
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from ptexport.exporters.passes import Edit
+from ptexport.exporters.row_pass import constant
+
+_LOWEST = np.finfo(np.float32).min
+
+
+def rewrites() -> list[Edit]:
+    """List them, in no particular order but after `ReadPositionPass`, which needs what they leave no shape of."""
+    return [FiniteMaskPass()]
+
+
+class _RewritePass(ir.passes.InPlacePass):
+    """Offer each node to a rule."""
+
+    what = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rewritten = 0
+
+    @property
+    def did(self) -> str:
+        """What the manifest says."""
+        return f"{self.rewritten} {self.what}"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite where the rule does."""
+        for node in list(model.graph):
+            self.rewritten += self.rewrite(model.graph, node)
+        return ir.passes.PassResult(model, modified=self.rewritten > 0)
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool:
+        """Rewrite what ends in a node, if it is of the kind."""
+        raise NotImplementedError
+
+
+class FiniteMaskPass(_RewritePass):
+    """Mask attention with the lowest number in place of -inf, so that no row of a Softmax is without a number.
+
+    Requires: nothing.
+    Ensures: a row with a visible key is what it was, for a masked score is still the lowest number and its exponential
+        0. A row without one, which is padding that nothing reads, is the mean of all values where it was 0.
+    """
+
+    what = "attentions masked with the lowest number, their tests for NaN dropped"
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool:
+        """Write Where(IsNaN(probabilities), 0, probabilities) as probabilities."""
+        if node.op_type != "Where":
+            return False
+        probabilities = node.inputs[2]
+        softmax, is_nan = _made_by(probabilities, "Softmax"), _made_by(node.inputs[0], "IsNaN")
+        if probabilities is None or softmax is None or is_nan is None or is_nan.inputs[0] is not probabilities:
+            return False
+        scores = _made_by(softmax.inputs[0], "Add")
+        masks = [] if scores is None else [mask for value in scores.inputs if (mask := _mask(value)) is not None]
+        if len(masks) != 1:
+            return False
+        if "mask.lowest" not in graph.initializers:
+            constant(graph, "mask.lowest", _LOWEST)
+        masks[0].replace_input_with(2, graph.initializers["mask.lowest"])
+        ir.convenience.replace_all_uses_with(node.outputs[0], probabilities)
+        return True
+
+
+def _mask(value: ir.Value | None) -> ir.Node | None:
+    """Find where a mask of 0 and -inf, or the lowest number, was made; a read position may have been taken of it."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in ("Transpose", "GatherND"):
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
+    if node is None or node.op_type != "Where":
+        return None
+    visible, masked = _constant(node.inputs[1]), _constant(node.inputs[2])
+    if visible is None or masked is None or visible.any():
+        return None
+    return node if (masked <= _LOWEST).all() else None
+
+
+def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def _replace(graph: ir.Graph, node: ir.Node, new: ir.Node) -> None:
+    graph.insert_before(node, new)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [new], node.outputs, new.outputs)

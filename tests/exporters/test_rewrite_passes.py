@@ -1,0 +1,105 @@
+"""Rewrites of a traced graph: the same numbers as without them, what ONNX Runtime makes of them, and controls."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from ptexport.exporters.bake import bake, pipeline
+from ptexport.exporters.parity import check_parity, fail_on_difference
+from ptexport.exporters.passes import Edit
+from ptexport.exporters.rewrite_passes import (
+    FiniteMaskPass,
+    rewrites,
+)
+from ptexport.exporters.trace import trace
+from ptexport.exporters.traced import Trace
+from ptexport.runtime.errors import ExportError
+from ptexport.toolkit.run import Run
+from ptexport.toolkit.tuning import load_backbone_of
+
+# How often each finds its kind in two layers.
+REWRITTEN = {
+    "llama_run": {"FiniteMask": 2},
+    "bert_run": {"FiniteMask": 2},
+}
+
+
+def traced_of(run: Run) -> Trace:
+    return trace(load_backbone_of(run.config, Path()), run.config.read, leading=run.baked.leading, opset=18)
+
+
+def baked(run: Run, folder: Path, passes: list[Edit]) -> Path:
+    first, *rest = pipeline(run)
+    folder.mkdir()
+    bake(run, traced_of(run), folder, [first, *passes, *rest[len(rewrites()) :]])
+    return folder
+
+
+def logits(folder: Path) -> NDArray[np.float32]:
+    """Answer rows padded on either side, node by node: what is fused may round in another way."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    ids = np.random.default_rng(0).integers(5, 30, size=(3, 9))
+    mask = np.ones_like(ids)
+    mask[1, :4], mask[2, 6:] = 0, 0
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    found: NDArray[np.float32] = session.run(None, {value.name: given[value.name] for value in session.get_inputs()})[0]
+    return found
+
+
+@pytest.mark.parametrize("fixture", REWRITTEN)
+def test_each_gives_the_same_numbers(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    run = Run.read(request.getfixturevalue(fixture))
+    expected = logits(baked(run, tmp_path / "as-traced", []))
+    found = {}
+    for rewrite in rewrites():
+        name = type(rewrite).__name__.removesuffix("Pass")
+        got = logits(baked(run, tmp_path / name, [rewrite]))
+        found[name] = int(rewrite.did.split()[0])
+        np.testing.assert_array_equal(got, expected)
+    assert found == REWRITTEN[fixture]
+
+
+@pytest.mark.parametrize("fixture", REWRITTEN)
+def test_onnxruntime_fuses_what_they_leave(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    run = Run.read(request.getfixturevalue(fixture))
+    operators = {}
+    for name, passes in (("as-traced", []), ("rewritten", rewrites())):
+        folder = baked(run, tmp_path / name, passes)
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(folder / "fused.onnx")
+        onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(folder / "fused.onnx", load_external_data=False).graph
+        operators[name] = Counter(node.op_type for node in graph.node)
+    assert operators["rewritten"]["IsNaN"] == 0 < operators["as-traced"]["IsNaN"]
+
+
+class ShallowMask(FiniteMaskPass):
+    """Wrong on purpose: masked keys are seen a little."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        done = super().call(model)
+        model.graph.initializers["mask.lowest"].const_value = ir.tensor(np.float32(-1), name="mask.lowest")
+        return done
+
+
+@pytest.mark.parametrize(
+    ("fixture", "wrong"),
+    [
+        ("bert_run", ShallowMask()),
+    ],
+)
+def test_control_a_wrong_one_is_seen(fixture: str, wrong: Edit, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    run = Run.read(request.getfixturevalue(fixture))
+    folder = baked(run, tmp_path / "wrong", [wrong])
+    backbone = load_backbone_of(run.config, Path())
+    parity = check_parity(run, backbone, folder, run.check_rows, lambda done, total: None)
+    with pytest.raises(ExportError, match="no bundle was written"):
+        fail_on_difference(parity)
