@@ -16,7 +16,7 @@ _LOWEST = np.finfo(np.float32).min
 
 def rewrites() -> list[Edit]:
     """List them, in no particular order but after `ReadPositionPass`, which needs what they leave no shape of."""
-    return [FiniteMaskPass()]
+    return [FiniteMaskPass(), KeyTransposePass()]
 
 
 class _RewritePass(ir.passes.InPlacePass):
@@ -84,6 +84,48 @@ def _mask(value: ir.Value | None) -> ir.Node | None:
     if visible is None or masked is None or visible.any():
         return None
     return node if (masked <= _LOWEST).all() else None
+
+
+class KeyTransposePass(_RewritePass):
+    """Swap the last two axes of keys at once, and not between two Reshapes, behind which it is computed apart.
+
+    Requires: nothing.
+    Ensures: the same elements, in one Transpose with the one that puts heads before positions.
+    """
+
+    what = "keys transposed once"
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool:
+        """Write [b, h, s, d] -> [b x h, s, d] -> [b x h, d, s] -> [b, h, d, s] without the two in between."""
+        swap = _made_by(node.inputs[0], "Transpose") if node.op_type == "Reshape" else None
+        before = None if swap is None else _made_by(swap.inputs[0], "Reshape")
+        if swap is None or before is None or list(swap.attributes["perm"].as_ints()) != [0, 2, 1]:
+            return False
+        keys = before.inputs[0]
+        if keys is None or keys.shape is None or len(keys.shape) != 4:
+            return False
+        if _axes(before.inputs[1], keys) != [None, 2, 3] or _axes(node.inputs[1], keys) != [0, 1, 3, 2]:
+            return False
+        transposed = ir.node("Transpose", [keys], attributes={"perm": [0, 1, 3, 2]})
+        _replace(graph, node, transposed)
+        return True
+
+
+def _axes(sizes: ir.Value | None, of: ir.Value) -> list[int | None]:
+    """Say which of a value's axes each size is of; None: it is another number."""
+    concat = _made_by(sizes, "Concat")
+    axes: list[int | None] = []
+    for value in () if concat is None else concat.inputs:
+        part = _made_by(value, "Slice")
+        shape = None if part is None else _made_by(part.inputs[0], "Shape")
+        bounds = [] if part is None else [_constant(bound) for bound in part.inputs[1:3]]
+        if shape is None or shape.inputs[0] is not of or shape.attributes.get_int("start", 0) != 0:
+            axes.append(None)
+        else:
+            assert of.shape is not None
+            start, end = (None if bound is None else int(bound.item()) for bound in bounds)
+            axes += list(range(len(of.shape)))[start:end] if None not in (start, end) else [None]
+    return axes
 
 
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:

@@ -15,6 +15,7 @@ from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.passes import Edit
 from ptexport.exporters.rewrite_passes import (
     FiniteMaskPass,
+    KeyTransposePass,
     rewrites,
 )
 from ptexport.exporters.trace import trace
@@ -25,8 +26,8 @@ from ptexport.toolkit.tuning import load_backbone_of
 
 # How often each finds its kind in two layers.
 REWRITTEN = {
-    "llama_run": {"FiniteMask": 2},
-    "bert_run": {"FiniteMask": 2},
+    "llama_run": {"FiniteMask": 2, "KeyTranspose": 2},
+    "bert_run": {"FiniteMask": 2, "KeyTranspose": 2},
 }
 
 
@@ -79,6 +80,7 @@ def test_onnxruntime_fuses_what_they_leave(fixture: str, tmp_path: Path, request
         graph = onnx.load(folder / "fused.onnx", load_external_data=False).graph
         operators[name] = Counter(node.op_type for node in graph.node)
     assert operators["rewritten"]["IsNaN"] == 0 < operators["as-traced"]["IsNaN"]
+    assert operators["rewritten"]["Transpose"] == operators["as-traced"]["Transpose"] - 2
 
 
 class ShallowMask(FiniteMaskPass):
@@ -103,3 +105,22 @@ def test_control_a_wrong_one_is_seen(fixture: str, wrong: Edit, tmp_path: Path, 
     parity = check_parity(run, backbone, folder, run.check_rows, lambda done, total: None)
     with pytest.raises(ExportError, match="no bundle was written"):
         fail_on_difference(parity)
+
+
+def test_control_keys_that_are_laid_out_anew_are_left(bert_run: Path) -> None:
+    """Two Reshapes around a swap are a Transpose only if the second puts the axes where they were, swapped."""
+    graph = ir.load(traced_of(Run.read(bert_run)).path / "model.onnx")
+    swaps = [
+        node for node in graph.graph if node.op_type == "Transpose" and len(node.attributes["perm"].as_ints()) == 3
+    ]
+    for swap in swaps:
+        ((reshape, _),) = swap.outputs[0].uses()
+        sizes = reshape.inputs[1]
+        concat = None if sizes is None else sizes.producer()
+        assert concat is not None
+        _, second, third = concat.inputs
+        concat.replace_input_with(1, third)
+        concat.replace_input_with(2, second)
+    left = KeyTransposePass()
+    left(graph)
+    assert (len(swaps), left.rewritten) == (2, 0)
