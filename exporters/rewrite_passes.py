@@ -16,7 +16,7 @@ _LOWEST = np.finfo(np.float32).min
 
 def rewrites() -> list[Edit]:
     """List them, in no particular order but after `ReadPositionPass`, which needs what they leave no shape of."""
-    return [FiniteMaskPass(), KeyTransposePass()]
+    return [FiniteMaskPass(), KeyTransposePass(), FixedSizesPass()]
 
 
 class _RewritePass(ir.passes.InPlacePass):
@@ -126,6 +126,36 @@ def _axes(sizes: ir.Value | None, of: ir.Value) -> list[int | None]:
             start, end = (None if bound is None else int(bound.item()) for bound in bounds)
             axes += list(range(len(of.shape)))[start:end] if None not in (start, end) else [None]
     return axes
+
+
+class FixedSizesPass(_RewritePass):
+    """Write down the sizes of a Reshape that are computed of the inputs' for each batch.
+
+    Requires: shapes are as traced.
+    Ensures: 0 stands for a size that stays, -1 for the one, at most, that does not.
+    """
+
+    what = "Reshapes of constant sizes"
+
+    def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool:
+        """Write Reshape(value, [batch, sequence, 12, 32]) as Reshape(value, [0, 0, 12, 32])."""
+        if node.op_type != "Reshape" or _constant(node.inputs[1]) is not None or node.inputs[0] is None:
+            return False
+        before, after = node.inputs[0].shape, node.outputs[0].shape
+        if before is None or after is None or 0 in after:
+            return False
+        sizes = [
+            size if isinstance(size, int) else 0 if i < len(before) and size == before[i] else -1
+            for i, size in enumerate(after)
+        ]
+        if sizes.count(-1) > 1:
+            return False
+        name = f"sizes.{'.'.join(map(str, sizes))}"
+        if name not in graph.initializers:
+            constant(graph, name, np.array(sizes, dtype=np.int64))
+        node.replace_input_with(1, graph.initializers[name])
+        node.attributes.pop("allowzero", None)
+        return True
 
 
 def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
