@@ -10,12 +10,14 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from ptexport.exporters import rewrite_passes
 from ptexport.exporters.bake import bake, pipeline
 from ptexport.exporters.parity import check_parity, fail_on_difference
 from ptexport.exporters.passes import Edit
 from ptexport.exporters.rewrite_passes import (
     FiniteMaskPass,
     FixedSizesPass,
+    GeluPass,
     KeyTransposePass,
     rewrites,
 )
@@ -28,9 +30,10 @@ from ptexport.toolkit.tuning import load_backbone_of
 # How often each finds its kind in two layers: of Reshapes, heads apart three times and together once a layer, less two
 # that the read position's queries and output need; of Llama also keys and values for all heads.
 REWRITTEN = {
-    "llama_run": {"FiniteMask": 2, "KeyTranspose": 2, "FixedSizes": 10},
-    "bert_run": {"FiniteMask": 2, "KeyTranspose": 2, "FixedSizes": 6},
+    "llama_run": {"FiniteMask": 2, "KeyTranspose": 2, "FixedSizes": 10, "Gelu": 0},
+    "bert_run": {"FiniteMask": 2, "KeyTranspose": 2, "FixedSizes": 6, "Gelu": 3},
 }
+FUSED = {"llama_run": {}, "bert_run": {"BiasGelu": 3}}
 
 
 def traced_of(run: Run) -> Trace:
@@ -70,7 +73,7 @@ def test_each_gives_the_same_numbers(fixture: str, tmp_path: Path, request: pyte
     assert found == REWRITTEN[fixture]
 
 
-@pytest.mark.parametrize("fixture", REWRITTEN)
+@pytest.mark.parametrize("fixture", FUSED)
 def test_onnxruntime_fuses_what_they_leave(fixture: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     run = Run.read(request.getfixturevalue(fixture))
     operators = {}
@@ -81,6 +84,8 @@ def test_onnxruntime_fuses_what_they_leave(fixture: str, tmp_path: Path, request
         onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(folder / "fused.onnx", load_external_data=False).graph
         operators[name] = Counter(node.op_type for node in graph.node)
+    assert not operators["as-traced"].keys() & FUSED[fixture].keys()
+    assert {kind: operators["rewritten"][kind] for kind in FUSED[fixture]} == FUSED[fixture]
     assert operators["rewritten"]["IsNaN"] == 0 < operators["as-traced"]["IsNaN"]
     assert operators["rewritten"]["Transpose"] == operators["as-traced"]["Transpose"] - 2
 
@@ -106,11 +111,24 @@ class SwappedSizes(FixedSizesPass):
         return super().call(model)
 
 
+class AnyFactor(GeluPass):
+    """Wrong on purpose: quarters in place of halves."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        done = super().call(model)
+        for node in model.graph:
+            if str(node.inputs[0].name if node.inputs and node.inputs[0] else "").endswith(".whole"):
+                quarter = rewrite_passes.constant(model.graph, f"quarter.{node.name}", np.float32(0.25))
+                node.replace_input_with(1, quarter)
+        return done
+
+
 @pytest.mark.parametrize(
     ("fixture", "wrong"),
     [
         ("bert_run", ShallowMask()),
         ("bert_run", SwappedSizes()),
+        ("bert_run", AnyFactor()),
     ],
 )
 def test_control_a_wrong_one_is_seen(fixture: str, wrong: Edit, tmp_path: Path, request: pytest.FixtureRequest) -> None:
