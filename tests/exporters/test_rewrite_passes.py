@@ -19,6 +19,7 @@ from ptexport.exporters.rewrite_passes import (
     FixedSizesPass,
     GeluPass,
     KeyTransposePass,
+    RootMeanSquarePass,
     rewrites,
 )
 from ptexport.exporters.trace import trace
@@ -30,10 +31,10 @@ from ptexport.toolkit.tuning import load_backbone_of
 # How often each finds its kind in two layers: of Reshapes, heads apart three times and together once a layer, less two
 # that the read position's queries and output need; of Llama also keys and values for all heads.
 REWRITTEN = {
-    "llama_run": {"FiniteMask": 2, "KeyTranspose": 2, "FixedSizes": 10, "Gelu": 0},
-    "bert_run": {"FiniteMask": 2, "KeyTranspose": 2, "FixedSizes": 6, "Gelu": 3},
+    "llama_run": {"FiniteMask": 2, "KeyTranspose": 2, "FixedSizes": 10, "Gelu": 0, "RootMeanSquare": 5},
+    "bert_run": {"FiniteMask": 2, "KeyTranspose": 2, "FixedSizes": 6, "Gelu": 3, "RootMeanSquare": 0},
 }
-FUSED = {"llama_run": {}, "bert_run": {"BiasGelu": 3}}
+FUSED = {"llama_run": {"SimplifiedLayerNormalization": 5}, "bert_run": {"BiasGelu": 3}}
 
 
 def traced_of(run: Run) -> Trace:
@@ -69,7 +70,10 @@ def test_each_gives_the_same_numbers(fixture: str, tmp_path: Path, request: pyte
         name = type(rewrite).__name__.removesuffix("Pass")
         got = logits(baked(run, tmp_path / name, [rewrite]))
         found[name] = int(rewrite.did.split()[0])
-        np.testing.assert_array_equal(got, expected)
+        if name == "RootMeanSquare":
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(got, expected)
     assert found == REWRITTEN[fixture]
 
 
@@ -123,12 +127,25 @@ class AnyFactor(GeluPass):
         return done
 
 
+class SquaredRoot(RootMeanSquarePass):
+    """Wrong on purpose: divides by the mean of squares itself."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        done = super().call(model)
+        for node in model.graph:
+            root = node.inputs[1].producer() if node.op_type == "Div" and node.inputs[1] is not None else None
+            if root is not None and root.op_type == "Sqrt":
+                node.replace_input_with(1, root.inputs[0])
+        return done
+
+
 @pytest.mark.parametrize(
     ("fixture", "wrong"),
     [
         ("bert_run", ShallowMask()),
         ("bert_run", SwappedSizes()),
         ("bert_run", AnyFactor()),
+        ("llama_run", SquaredRoot()),
     ],
 )
 def test_control_a_wrong_one_is_seen(fixture: str, wrong: Edit, tmp_path: Path, request: pytest.FixtureRequest) -> None:
