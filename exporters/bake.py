@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ptexport.exporters.passes import BindInputsPass, DeadCodePass, Edit, ForgetIntermediateShapesPass, edit
 from ptexport.exporters.read_pass import ReadPositionPass
+from ptexport.exporters.rewrite_passes import rewrites
 from ptexport.exporters.traced import Trace
 from ptexport.runtime.bundle import CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, file_entry
 from ptexport.runtime.errors import ExportError
@@ -22,7 +23,7 @@ def pipeline(run: Run, *, overridable: bool = True) -> list[Edit]:
     """List the edits that make a traced graph a task's, in order; see `BindInputsPass` for `overridable`."""
     one_position: list[Edit] = [] if run.config.read == "mean" else [ReadPositionPass()]
     rest: list[Edit] = [DeadCodePass(), ForgetIntermediateShapesPass()]
-    return [*one_position, BindInputsPass(run.baked.arrays(), overridable=overridable), *rest]
+    return [*one_position, *rewrites(), BindInputsPass(run.baked.arrays(), overridable=overridable), *rest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

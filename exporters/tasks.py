@@ -20,7 +20,8 @@ from ptexport.exporters.parity import (
     texts_to_check,
     tolerance_of,
 )
-from ptexport.exporters.passes import BindInputsPass, ForgetIntermediateShapesPass, edit
+from ptexport.exporters.passes import BindInputsPass, DeadCodePass, ForgetIntermediateShapesPass, edit
+from ptexport.exporters.rewrite_passes import rewrites
 from ptexport.exporters.targets import check_target, choose_opsets
 from ptexport.exporters.trace import trace
 from ptexport.exporters.traced import Trace
@@ -139,7 +140,7 @@ def _fail_on_difference(task: TaskEntry) -> None:
 def bake_tasks(joined: Joined, traced: Trace, folder: Path) -> dict[str, FileEntry]:
     """Write graph, weights and tokenizers into an empty folder."""
     model = ir.load(traced.path / MODEL)
-    edit(model, BindInputsPass(joined.arrays()), ForgetIntermediateShapesPass())
+    edit(model, *rewrites(), BindInputsPass(joined.arrays()), DeadCodePass(), ForgetIntermediateShapesPass())
     ir.save(model, folder / MODEL)
     clone(traced.path / WEIGHTS, folder / WEIGHTS)
     tokenizers = joined.tokenizers()

@@ -144,9 +144,10 @@ def test_the_manifest_says_what_each_pass_did(llama_run: Path, tmp_path: Path) -
     run = Run.read(llama_run)
     traced = trace(load_backbone_of(run.config, Path()), "last", leading=True, opset=18)
     done = bake(run, traced, tmp_path).passes
-    assert [entry.name for entry in done] == ["ReadPosition", "BindInputs", "DeadCode", "ForgetIntermediateShapes"]
+    names = [entry.name for entry in done]
+    assert (names[0], names[-3:]) == ("ReadPosition", ["BindInputs", "DeadCode", "ForgetIntermediateShapes"])
     assert "nodes compute the read position alone" in done[0].did
-    assert "leading_states" in done[1].did
+    assert "leading_states" in done[-3].did
 
 
 def test_a_graph_that_reads_no_position_is_refused(bert_run: Path) -> None:
