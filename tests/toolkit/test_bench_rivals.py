@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case, make_case
+from ptexport.toolkit.bench.systems import RIVALS as NAMED
 from ptexport.toolkit.bench.systems import System, encoder_onnx, peft_eager, peft_seqcls, plain_onnx
 from ptexport.toolkit.bench.systems.transformers_torch import Scorer
+from ptexport.toolkit.bench.workers import make_ready
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.run import Run
 
@@ -105,6 +107,17 @@ def test_an_encoder_in_the_graph_makes_the_rows(llama_run: Path, llama_bundle: P
     assert difference(logits(system.logits), expected) > 1e-3
     with pytest.raises(BenchError, match="without an encoder; leave it out"):
         encoder_onnx.prepare(replace(case, config=structs.replace(case.config, encoder=None)), tmp_path)
+
+
+@pytest.mark.soak  # installs packages
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_optimum_in_packages_of_its_own_answers_as_the_bundle_does(family: str, request: pytest.FixtureRequest) -> None:
+    case = case_of(request.getfixturevalue(f"{family}_run"))
+    expected = bundle_logits(request.getfixturevalue(f"{family}_bundle"))
+    start = make_ready("optimum-onnx", NAMED["optimum-onnx"], case, 1, lambda stage: None)
+    with start() as worker:
+        assert worker.read()["files"] > 0
+        assert difference(logits(lambda texts: worker.ask(texts)["logits"]), expected) < 1e-4
 
 
 def test_peft_for_sequence_classification_is_not_asked_what_its_head_does_not_read(

@@ -115,14 +115,14 @@ def make_ready(name: str, rival: Rival, case: Case, threads: int, stage: Callabl
             worker.wait()
 
     # What torch or ONNX Runtime make of it changes with their versions.
-    folder = cached_folder("bench", f"{case.digest}-{name}-{_versions()}", make=make)
+    folder = cached_folder("bench", f"{case.digest}-{name}-{_versions(rival)}", make=make)
     return lambda: Worker(name, WORKER, arguments("serve", folder), threads=threads, overlay=overlay)
 
 
-def _versions() -> str:
+def _versions(rival: Rival) -> str:
     from importlib.metadata import version
 
-    said = "".join(version(package) for package in ("torch", "transformers"))
+    said = "\n".join([version("torch"), version("transformers"), *rival.requirements])
     return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 

@@ -93,4 +93,23 @@ RIVALS = {
         "vocabulary at the position that is read",
         prepared=True,
     ),
+    "optimum-onnx": Rival(
+        module="optimum_onnx",
+        does="optimum-onnx with a Transformers that it goes with, in packages of its own: its export and its "
+        "`ORTModelFor…`, the embedding table made longer by the prompt, without keys and values; for sequence "
+        "classification where that reads what the run does, else of all that it gives",
+        prepared=True,
+        requirements=(
+            "optimum-onnx==0.1.0",
+            "optimum==2.1.0",
+            "transformers==4.57.6",
+            "huggingface_hub==0.36.0",
+            "tokenizers==0.22.1",
+            "requests==2.34.2",
+            "urllib3==2.8.0",
+            "idna==3.20",
+            "certifi==2026.10.18",
+            "charset-normalizer==3.5.2",
+        ),
+    ),
 }

@@ -23,6 +23,25 @@ def load_lengthened(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     return lengthen(load_model(case, dtype), case)
 
 
+def load_classifier(case: Case) -> Any:
+    """Load it for sequence classification, its layer the label rows; None: that reads another state than the run."""
+    from transformers import AutoModelForSequenceClassification
+
+    path, n_labels = case.config.model, len(case.label_rows)
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, num_labels=n_labels)
+    model = lengthen(loaded.eval().requires_grad_(False), case)
+    rows, bias = torch.from_numpy(case.label_rows), torch.from_numpy(case.label_bias)
+    if case.config.causal and case.config.read == "last" and not case.label_bias.any():
+        model.score.weight.copy_(rows)
+    elif case.config.read == "pooled" and isinstance(getattr(model, "classifier", None), nn.Linear):
+        model.classifier.weight.copy_(rows)
+        model.classifier.bias.copy_(bias)
+    else:
+        return None
+    model.config.pad_token_id = model.config.vocab_size  # texts of one length are not padded: no id is padding
+    return model
+
+
 def lengthen(model: Any, case: Case) -> Any:
     """Append the prompt's rows to a model's embedding table; what it gives logits of stays."""
     table = model.get_input_embeddings().weight
