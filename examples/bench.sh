@@ -1,13 +1,15 @@
 #!/bin/sh
-# The reports that docs/benchmarks.md quotes, in FOLDER: about an hour on 2 cores the first time.
+# The reports that docs/benchmarks.md quotes, in FOLDER: two hours on 2 cores the first time, one after that.
 #
-#   sh examples/bench.sh FOLDER
+#   sh examples/bench.sh FOLDER [--quick]
 set -eu
 folder=$1
+shift
 mkdir -p "$folder"
 python examples/bench_cases.py "$folder"
-rivals=peft,transformers,plain-onnx
-for case in smollm2 smollm2-linear minilm; do
-    ptexport bench speed "$folder/$case/fp32" --run "$folder/$case/run" --against "$folder/$case/int8,$rivals" \
-        --out "$folder/$case-speed" --force
+for case in minilm smollm2 smollm2-linear; do
+    ptexport bench speed "$folder/$case/fp32" --run "$folder/$case/run" --out "$folder/$case-speed" --force "$@" \
+        --against "$folder/$case/int8,peft,peft-seqcls,transformers,plain-onnx,optimum-onnx"
 done
+ptexport bench profile "$folder/minilm/fp32" --out "$folder/minilm-profile" --force
+ptexport bench serve "$folder/minilm/fp32" --out "$folder/minilm-serve" --force "$@"

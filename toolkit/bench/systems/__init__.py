@@ -63,13 +63,12 @@ RIVALS = {
     "peft": Rival(
         module="peft_eager",
         does="PEFT as trained, PyTorch in inference mode: the leading part of the prompt as its virtual tokens, read "
-        "with every text; on a causal model no keys and values are kept, and logits of the whole vocabulary are made "
-        "at the last position alone (`logits_to_keep=1`)",
+        "with every text; with label words logits of the whole vocabulary at every position (CAUSAL_LM)",
     ),
     "peft-seqcls": Rival(
         module="peft_seqcls",
         does="PEFT for sequence classification (SEQ_CLS): the same, but its classification layer is the label rows, "
-        "so that no logits of the vocabulary are made",
+        "so that no logits of the vocabulary are made: PEFT at its best",
     ),
     "transformers": Rival(
         module="transformers_torch",

@@ -51,13 +51,6 @@ def lengthen(model: Any, case: Case) -> Any:
     return model
 
 
-def given_besides(case: Case) -> dict[str, Any]:
-    """What spares a causal model keys and values that nobody reads, and logits of all positions but the last."""
-    if not case.config.causal:
-        return {}
-    return {"use_cache": False} | ({"logits_to_keep": 1} if case.config.word_ids is not None else {})
-
-
 class Inputs:
     """Texts -> what Transformers takes; all of one length."""
 

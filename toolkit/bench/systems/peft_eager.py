@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems.hf import Inputs, Reader, given_besides, load_lengthened
+from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_lengthened
 
 
 class System:
@@ -18,7 +18,7 @@ class System:
         task = "CAUSAL_LM" if case.config.causal and case.config.word_ids is not None else "FEATURE_EXTRACTION"
         self._model = adapt(load_lengthened(case), case, task)
         self._n_leading = len(case.config.leading_ids)
-        self._inputs, self._reader, self._besides = Inputs(case), Reader(case), given_besides(case)
+        self._inputs, self._reader = Inputs(case), Reader(case)
         self.task_files: list[Path] = adapter_files(self._model, folder)
         self.files = [*checkpoint_files(Path(case.config.model)), *self.task_files]
 
@@ -26,7 +26,7 @@ class System:
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
         given = {name: ids[:, self._n_leading :] for name, ids in self._inputs(texts).items()}
-        return self._reader(self._model(**given, **self._besides), given["input_ids"])
+        return self._reader(self._model(**given), given["input_ids"])
 
 
 def adapt(model: Any, case: Case, task: str) -> Any:
