@@ -154,7 +154,8 @@ def place_of_nodes(flow: Flow) -> dict[str, Place]:
     """Find each node's part, by its name.
 
     What is no weight, no attention and no norm belongs to the weight or norm before it, as a bias, a rotation or an
-    activation does, and what rounds to integers to the weight behind it. What computes on no state, such as masks, positions and the leading keys, is "other" in no layer.
+    activation does, and what rounds to integers to the weight behind it. What computes on no state, such as masks,
+    positions and the leading keys, is "other" in no layer.
     """
     found: dict[str, Place] = {}
     latest: dict[ir.Value, tuple[int, Place]] = {}  # of each value, the last node before it that has a part of its own

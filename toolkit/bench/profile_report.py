@@ -238,8 +238,8 @@ def _verdict(config: ProfileConfig, found: _Found) -> list[str]:
     sentences.append(f"{rows.get(NOWHERE, 0.0):.2f} ms of {total:.2f} ms could not be placed in the model.")
     if inside > _BUSY * total:
         sentences.append(
-            f"Kernels took {inside / total - 1:.0%} longer in a run than their medians add up to, as where something else "
-            "uses these CPUs; measure again without it."
+            f"Kernels took {inside / total - 1:.0%} longer in a run than their medians add up to, as where something "
+            "else uses these CPUs; measure again without it."
         )
     return sentences
 
