@@ -10,7 +10,8 @@ from ptexport.toolkit.cli import cli
 
 def reference() -> str:
     """Return the page."""
-    context = click.Context(cli, info_name="ptexport", max_content_width=100, terminal_width=100)
+    names = cli.context_settings["help_option_names"]
+    context = click.Context(cli, info_name="ptexport", help_option_names=names)
     parts = ["# Commands", "", "Exit code 0: done. 1: failed, with one sentence. 2: wrong use.", ""]
     for command in cli.commands.values():
         parts += describe(command, context)
