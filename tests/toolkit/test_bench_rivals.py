@@ -96,6 +96,7 @@ def test_a_plain_export_answers_as_the_model_it_was_made_of(bert_run: Path, bert
     assert difference(answered, bundle_logits(bert_bundle)) > 1e-3
 
 
+@pytest.mark.soak
 def test_an_encoder_in_the_graph_makes_the_rows(llama_run: Path, llama_bundle: Path, tmp_path: Path) -> None:
     """And not from other rows of its own; a graph that takes its ids cannot have them folded away."""
     case = case_of(llama_run)

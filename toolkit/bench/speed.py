@@ -23,7 +23,7 @@ from ptexport.toolkit.run import Run
 SIZES: tuple[Size, ...] = tuple((batch, tokens) for tokens in (8, 28, 100, 250) for batch in (1, 8, 32))
 QUICK_SIZES: tuple[Size, ...] = ((1, 28), (8, 28), (1, 100))
 COMPARED: tuple[Size, ...] = ((1, 28), (8, 28), (1, 1), (1, 100))
-SAME_BUNDLE = 1e-2  # of a logit, between bundles in fp32
+SAME_BUNDLE = 1e-2  # of the range of logits, between bundles in fp32
 
 
 class Progress(Protocol):

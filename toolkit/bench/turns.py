@@ -47,7 +47,8 @@ class Contender:
     Attributes:
         name: in the report.
         start: starts its process.
-        tolerance: most that a logit may differ from the first one's; None: it is only shown.
+        tolerance: most that a logit may differ from the first one's, as a share of the range of that one's logits;
+            None: it is only shown.
     """
 
     name: str
@@ -182,10 +183,10 @@ def _open_all(
         logits = np.array([row for answer in answers for row in answer["logits"]])
         expected = expected if number else logits
         difference = float(np.abs(logits - expected).max())
-        if contender.tolerance is not None and not difference <= contender.tolerance:
+        if contender.tolerance is not None and not difference <= contender.tolerance * np.ptp(expected):
             left_out[contender.name] = (
-                f"a logit differs by {difference:.2g} from {contenders[0].name}'s, more than {contender.tolerance:g}: "
-                "what answers otherwise is not timed"
+                f"a logit differs by {difference:.2g} from {contenders[0].name}'s, which range over "
+                f"{np.ptp(expected):.2g}: what answers otherwise is not timed"
             )
             continue
         systems[contender.name] = Measured(

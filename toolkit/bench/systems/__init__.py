@@ -46,8 +46,8 @@ class Rival:
     Attributes:
         module: in this package.
         does: what it is, for the report and the docs.
-        tolerance: most that a logit may differ from the bundle's; None: its weights are rounded otherwise, so the
-            difference is only shown.
+        tolerance: most that a logit may differ from the bundle's, as a share of the range of the bundle's; None: its
+            weights are rounded otherwise, so the difference is only shown.
         prepared: whether it exports something first.
         requirements: what is installed for it alone.
     """
