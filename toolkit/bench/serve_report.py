@@ -11,7 +11,6 @@ from ptexport.toolkit.bench.serve_figures import PERCENTILES, best_clients, figu
 SLOW = 5  # times the p99 of a server with nothing else to do
 LATE = 0.2  # of a run's p99
 BUSY = 0.8  # of a CPU
-GAIN = 1.2  # times one client's throughput: less is no gain
 
 
 def serve_report(
@@ -120,9 +119,6 @@ def _closed_verdict(results: Results, figures: Mapping[str, Figure]) -> list[str
     clients = "1 client" if best == 1 else f"{best} clients"
     added = f"{_number(more.value)} ms ({_number(more.low)} to {_number(more.high)})"
     cost = f"HTTP adds {added}" if more.low > 0 else f"what HTTP adds, {added}, is within noise"
-    company = (
-        "the server gains by company" if gain > GAIN else "texts are computed one after another, so more only wait"
-    )
     peak = (
         f"At most {_number(results.peak)} texts a second are answered, with {clients}: "
         f"{_spread(figures['ratio/throughput'])} times what one caller of Engine.predict gets without a server."
@@ -134,7 +130,7 @@ def _closed_verdict(results: Results, figures: Mapping[str, Figure]) -> list[str
     return [
         peak,
         turns,
-        f"The best number of clients gets {gain:.2f} times what one gets: {company}.",
+        f"More clients get at most {gain:.2f} times as much answered as one; beyond that they wait for each other.",
     ]
 
 
