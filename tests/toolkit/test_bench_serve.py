@@ -20,6 +20,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.bundle import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.errors import BenchError
 from ptexport.runtime.graph import Graph
+from ptexport.runtime.opened import Opened
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.bench import serve
 from ptexport.toolkit.bench.load import Run, Seen, Texts
@@ -151,7 +152,7 @@ def test_answers_that_differ_are_not_timed(server: tuple[str, int], llama_bundle
     encoder = TextEncoder.from_json((llama_bundle / TOKENIZER).read_text("utf-8"), fields=["text"])
     graph = Graph.open(llama_bundle / MODEL)
     address, texts = server[0] + "/predict", ["the film was great", "slow"]
-    serve.check_answers(address, Engine(bundle, encoder, graph), texts)
+    serve.check_answers(address, Engine(bundle, Opened(bundle.manifest, encoder, graph)), texts)
     swapped = Engine(Bundle(path=bundle.path, manifest=bundle.manifest, labels=bundle.labels[::-1]), encoder, graph)
     with pytest.raises(BenchError, match="what answers otherwise is not timed"):
         serve.check_answers(address, swapped, texts)
