@@ -152,8 +152,9 @@ def test_answers_that_differ_are_not_timed(server: tuple[str, int], llama_bundle
     encoder = TextEncoder.from_json((llama_bundle / TOKENIZER).read_text("utf-8"), fields=["text"])
     graph = Graph.open(llama_bundle / MODEL)
     address, texts = server[0] + "/predict", ["the film was great", "slow"]
-    serve.check_answers(address, Engine(bundle, Opened(bundle.manifest, encoder, graph)), texts)
-    swapped = Engine(Bundle(path=bundle.path, manifest=bundle.manifest, labels=bundle.labels[::-1]), encoder, graph)
+    opened = Opened(bundle.manifest, encoder, graph)
+    serve.check_answers(address, Engine(bundle, opened), texts)
+    swapped = Engine(Bundle(path=bundle.path, manifest=bundle.manifest, labels=bundle.labels[::-1]), opened)
     with pytest.raises(BenchError, match="what answers otherwise is not timed"):
         serve.check_answers(address, swapped, texts)
     with pytest.raises(BenchError, match="got status 404, need 200"):
