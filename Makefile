@@ -44,7 +44,7 @@ soak: setup
 bench-quick: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/bench_quick.sh build/bench
 
-# The figures that the README and the docs quote; about an hour and a half on 2 cores.
+# The figures that the README and the docs quote; some hours on 2 cores.
 figures: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" python examples/figures.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/bench.sh build/bench

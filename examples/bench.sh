@@ -1,5 +1,5 @@
 #!/bin/sh
-# The reports that docs/benchmarks.md quotes, in FOLDER: two hours on 2 cores the first time, one after that.
+# The reports behind docs/benchmarks.md, in FOLDER: some hours on 2 cores the first time.
 #
 #   sh examples/bench.sh FOLDER [--quick]
 set -eu

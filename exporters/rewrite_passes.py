@@ -1,7 +1,8 @@
 """What torch.onnx wrote out, in the form that ONNX Runtime computes in fewer passes over the activations.
 
-All is of standard operators before and after, and the same to the last bit but for a root mean square, which is rounded
-once less. docs/benchmarks.md says what each is worth. A pass that finds nothing to rewrite changes nothing.
+All is of standard operators before and after, and what is read is the same to the last bit but for a root mean square,
+which is rounded once less. docs/benchmarks.md says what they are worth. A pass that finds nothing to rewrite changes
+nothing.
 """
 
 import numpy as np
@@ -145,7 +146,7 @@ class FixedSizesPass(_RewritePass):
         if before is None or after is None or 0 in after:
             return False
         sizes = [
-            size if isinstance(size, int) else 0 if i < len(before) and size == before[i] else -1
+            size if isinstance(size, int) else 0 if i < len(before) and _same(size, before[i]) else -1
             for i, size in enumerate(after)
         ]
         if sizes.count(-1) > 1:
@@ -156,6 +157,11 @@ class FixedSizesPass(_RewritePass):
         node.replace_input_with(1, graph.initializers[name])
         node.attributes.pop("allowzero", None)
         return True
+
+
+def _same(one: ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+    """Whether two sizes are known to be one; those without a name are not."""
+    return one.value is not None and one == other
 
 
 class GeluPass(_RewritePass):

@@ -26,4 +26,4 @@ def ptexport(*arguments: object, **environment: str) -> subprocess.CompletedProc
         except SystemExit as e:
             code = e.code
     said = (stream.buffer.getvalue().decode() for stream in (out, err))
-    return subprocess.CompletedProcess(words, code if isinstance(code, int) else 0, *said)
+    return subprocess.CompletedProcess(words, code if isinstance(code, int) else int(code is not None), *said)

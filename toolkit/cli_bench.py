@@ -122,7 +122,7 @@ def command_line() -> str:
 )
 @shared.as_json
 def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
-    """Say what changed beyond noise between two reports; exit code 1 if anything got worse."""
+    """Say what changed beyond noise between two reports; exit code 1 if anything got worse or is gone."""
     import dataclasses
 
     import msgspec
@@ -136,6 +136,8 @@ def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
         click.echo(msgspec.json.encode(dataclasses.asdict(comparison)))
     else:
         show_comparison(comparison)
+    if comparison.only_old:
+        raise BenchError(f"{new}: lacks {', '.join(comparison.only_old)} of {old}; measure the same")
     if comparison.worse:
         names = ", ".join(compared.name for compared in comparison.worse)
         raise BenchError(f"{new}: worse than {old} beyond noise in {names}; measure again, or find what changed")

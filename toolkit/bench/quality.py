@@ -83,16 +83,13 @@ def bench_quality(config: QualityConfig, report: Callable[[int, int | None], Non
     Raises:
         DataError: bundles with different labels or texts, or rows that do not fit them (says which line).
         BundleError: a bundle is not what its manifest says.
-        BenchError: two bundles have one folder name and precision, or there are no rows.
+        BenchError: two bundles have one name, or there are no rows.
     """
     threads = min(config.threads or available_cpus(), available_cpus())
     rows = list(read_rows(config.data))
     if not rows:
         raise BenchError(f"{config.data}: has no rows; need labelled ones")
     judged = _judge(config.bundles, rows, threads, report)
-    names = [one.name for one in judged]
-    if len(set(names)) < len(names):
-        raise BenchError(f"bundles: two are called {max(names, key=names.count)!r}; rename a folder")
     contenders = [
         Contender(name=one.name, start=bundle_worker(one.name, str(path), threads), tolerance=None)
         for one, path in zip(judged, config.bundles, strict=True)

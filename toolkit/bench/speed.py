@@ -82,6 +82,10 @@ def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], prog
     assert tokenizer.truncation is not None, "a bundle's tokenizer truncates"
     longest = tokenizer.truncation["max_length"] - n_fixed
     sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= longest]
+    if not sizes:
+        raise BenchError(
+            f"{config.bundle}: leaves {longest} tokens for a text, too few to measure; give another bundle"
+        )
     compared = [make_texts(words, *size, f"compare {size}") for size in COMPARED if size[1] <= longest]
     texts = {name_of(size): partial(_texts, words, size) for size in sizes}
     plan = QUICK if config.quick else FULL

@@ -138,8 +138,11 @@ def measure(
         report: told how many turns are done, of how many.
 
     Raises:
-        BenchError: the first system fails.
+        BenchError: the first system fails, or two have one name.
     """
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names):
+        raise BenchError(f"two are called {max(names, key=names.count)!r}; name each once, or rename a bundle's folder")
     left_out: dict[str, str] = {}
     rates: dict[str, list[float]] = {}
     total = len(loads.texts) * plan.rounds
@@ -151,12 +154,14 @@ def measure(
         for number, (load, texts_of) in enumerate(loads.texts.items()):
             for what, rate in machine.ask("measure").items():
                 rates.setdefault(what, []).append(rate)
-            turns = _take_turns({name: workers[name] for name in systems}, texts_of, plan)
+            turns = _take_turns({name: workers[name] for name in systems}, texts_of, plan, left_out)
             for done, answers in enumerate(turns, 1):
                 report(number * plan.rounds + done, total)
                 for name, answer in answers.items():
                     systems[name].seconds[load].append(answer["seconds"])
                     systems[name].peak_bytes = int(answer["peak_bytes"])
+            for name in left_out:
+                systems.pop(name, None)
         report(total, total)
     for _ in range(plan.starts):
         for contender in contenders:
@@ -204,10 +209,11 @@ def _open_all(
 
 
 def _take_turns(
-    workers: Mapping[str, Worker], texts_of: Callable[[int], Texts], plan: Plan
+    workers: Mapping[str, Worker], texts_of: Callable[[int], Texts], plan: Plan, left_out: dict[str, str]
 ) -> Iterator[dict[str, dict[str, float]]]:
-    """Ask each the same texts, another first each time; the first turns only warm up."""
+    """Ask each the same texts, another first each time; the first turns only warm up. One that ends is left out."""
     names = list(workers)
+    main = names[0]
     started = time.perf_counter()
     for number in range(plan.rounds + WARM_UP):
         done = number - WARM_UP
@@ -218,7 +224,13 @@ def _take_turns(
         first = number % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(PAUSE_S)
-            answers[name] = workers[name].ask(texts)
+            try:
+                answers[name] = workers[name].ask(texts)
+            except BenchError as e:
+                if name == main:
+                    raise
+                left_out[name] = str(e)
+        names = [name for name in names if name in answers]
         if done >= 0:
             yield answers
 

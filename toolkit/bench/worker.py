@@ -16,6 +16,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ptexport.runtime.errors import PtexportError
+
 
 def main() -> None:
     """Do what the arguments say."""
@@ -70,4 +72,7 @@ def _memory() -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PtexportError as e:
+        sys.exit(str(e))

@@ -1,5 +1,6 @@
 """Processes of a bench: what rivals need is made once, then each answers lines of JSON, whatever these say."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -79,7 +80,8 @@ class Worker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             assert stream is not None
-            stream.close()
+            with contextlib.suppress(BrokenPipeError):  # what was written last may still be there
+                stream.close()
 
     def _said(self) -> str:
         self._errors.seek(0)
