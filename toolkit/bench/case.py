@@ -116,6 +116,7 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
         f"method {config.method}, which trained the backbone too": config.tuned is not None,
         f"template {config.template!r}, which takes more than one text": config.template.count("{") > 1,
         "open answers": config.open_answers,
+        "prior correction, which rivals do not know": config.prior_correction,
     }
     for what, stands in refused.items():
         if stands:
