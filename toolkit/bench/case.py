@@ -1,7 +1,7 @@
 """A run -> what every system of a speed bench is asked: the same ids, prompt and words; without torch.
 
-A folder that the systems' processes read: case.json, arrays.safetensors, tokenizer.json. Its name in the cache is its
-hash, so what rivals export for it is found again.
+A folder that the systems' processes read: case.json, arrays.safetensors, encoder.safetensors, tokenizer.json. Its name
+in the cache is its hash, so what rivals export for it is found again.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from ptexport.toolkit.template import Template
 from ptexport.toolkit.verbalizer import Verbalizer
 from ptexport.toolkit.words import WordTokenizer
 
-CASE, ARRAYS, TOKENIZER = "case.json", "arrays.safetensors", "tokenizer.json"
+CASE, ARRAYS, ENCODER, TOKENIZER = "case.json", "arrays.safetensors", "encoder.safetensors", "tokenizer.json"
 N_WORDS = 2000
 _SUFFIX = "-case"
 _ENCODER = "encoder."
@@ -43,9 +43,7 @@ class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         vocab: rows of its embedding table.
         leading_ids: ids of the template's tokens before the text, virtual ones from `vocab` on; all but the last where
             nothing else stands in the template.
-        n_after: tokens of the template after the text.
         read: position whose state becomes logits.
-        mask_id: id of the backbone's own mask token, where the template has one.
         word_ids: words of each label; None for a linear head.
         temperature: that logits are divided by.
         encoder: the prompt encoder that made the rows; None: the rows themselves were trained, or it is not known.
@@ -57,9 +55,7 @@ class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     token_types: bool
     vocab: int
     leading_ids: list[int]
-    n_after: int
     read: Read
-    mask_id: int | None
     word_ids: list[list[int]] | None
     temperature: float
     encoder: EncoderKind | None
@@ -89,9 +85,12 @@ class Case:
     def open(cls, path: Path) -> "Case":
         """Read a folder that `make_case` made."""
         config = msgspec.json.decode((path / CASE).read_bytes(), type=CaseConfig)
-        arrays = load_file(path / ARRAYS)
-        encoder_weights = {name: arrays.pop(_ENCODER + name) for name in _without(_ENCODER, arrays)}
-        return cls(path=path, config=config, encoder_weights=encoder_weights, **arrays)
+        return cls(path=path, config=config, encoder_weights=load_file(path / ENCODER), **load_file(path / ARRAYS))
+
+    @property
+    def task_files(self) -> list[Path]:
+        """What of it is new for another task."""
+        return [self.path / ARRAYS, self.path / TOKENIZER]
 
     @property
     def digest(self) -> str:
@@ -123,7 +122,6 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
             raise BenchError(f"run: {what}; rivals are asked virtual tokens around one text, leave out --against")
     words = WordTokenizer(run.tokenizer_json)
     tokenizer_json = compiled.tokenizer_json()
-    mask = config.facts.tokens.get("mask")
     case = CaseConfig(
         model=str(checkpoint.path),
         fingerprint=config.facts.fingerprint,
@@ -131,26 +129,24 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
         token_types=config.facts.token_types,
         vocab=config.facts.vocab,
         leading_ids=compiled.leading_ids,
-        n_after=compiled.n_fixed - len(compiled.leading_ids),
         read=config.read,
-        mask_id=words.id(mask) if config.read == "mask" and mask is not None else None,
         word_ids=_word_ids(run, words),
         temperature=run.temperature,
         encoder=config.encoder if _without(_ENCODER, run.trained) and config.encoder != "none" else None,
     )
     baked = run.baked
     arrays = {"prompt_rows": baked.prompt_rows, "label_rows": baked.label_rows, "label_bias": baked.label_bias}
-    if case.encoder is not None:
-        arrays |= {_ENCODER + name: run.trained[_ENCODER + name] for name in _without(_ENCODER, run.trained)}
+    encoder = {name: run.trained[_ENCODER + name] for name in _without(_ENCODER, run.trained)} if case.encoder else {}
     encoded = msgspec.json.format(msgspec.json.encode(case), indent=2)
     digest = hashlib.sha256(encoded + tokenizer_json.encode())
-    for array in arrays.values():
+    for array in (*arrays.values(), *encoder.values()):
         digest.update(np.ascontiguousarray(array).tobytes())
 
     def make(folder: Path) -> None:
         (folder / CASE).write_bytes(encoded)
         (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS)
+        for file, some in ((ARRAYS, arrays), (ENCODER, encoder)):
+            save_file({name: np.ascontiguousarray(array) for name, array in some.items()}, folder / file)
 
     return Case.open(cached_folder("bench", digest.hexdigest()[:24] + _SUFFIX, make=make))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from ptexport.runtime.errors import BenchError
+from ptexport.toolkit.bench import systems
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.report import this_machine
 from ptexport.toolkit.bench.systems import Rival
 from ptexport.toolkit.cache import cached_folder
 
@@ -106,26 +108,28 @@ def make_ready(name: str, rival: Rival, case: Case, threads: int, stage: Callabl
     """
     overlay = _overlay(name, rival.requirements, stage) if rival.requirements else None
 
-    def arguments(mode: str, folder: Path) -> list[str]:
-        return [mode, rival.module, str(case.path), str(folder), str(threads)]
+    def arguments(mode: str, module: str, folder: Path) -> list[str]:
+        return [mode, module, str(case.path), str(folder), str(threads)]
 
     def make(folder: Path) -> None:
-        if not rival.prepared:
-            return
         stage(f"making {name} ready (once)")
-        with Worker(name, WORKER, arguments("prepare", folder), threads=threads, overlay=overlay) as worker:
+        with Worker(
+            name, WORKER, arguments("prepare", rival.prepares, folder), threads=threads, overlay=overlay
+        ) as worker:
             worker.wait()
 
-    # What torch or ONNX Runtime make of it changes with their versions.
-    folder = cached_folder("bench", f"{case.digest}-{name}-{_versions(rival)}", make=make)
-    return lambda: Worker(name, WORKER, arguments("serve", folder), threads=threads, overlay=overlay)
+    folder = cached_folder("bench", f"{case.digest}-{name}-{_made_with(rival, threads)}", make=make)
+    return lambda: Worker(name, WORKER, arguments("serve", rival.system, folder), threads=threads, overlay=overlay)
 
 
-def _versions(rival: Rival) -> str:
+def _made_with(rival: Rival, threads: int) -> str:
+    """Hash what changes what is made: versions, our own code, and the CPUs that settings are tried on."""
     from importlib.metadata import version
 
-    said = "\n".join([version("torch"), version("transformers"), *rival.requirements])
-    return hashlib.sha256(said.encode()).hexdigest()[:12]
+    said = [version("torch"), version("transformers"), version("peft"), *rival.requirements]
+    said += [this_machine().processor, str(threads)]
+    code = [path.read_text("utf-8") for path in sorted(Path(systems.__file__).parent.glob("*.py"))]
+    return hashlib.sha256("\n".join(said + code).encode()).hexdigest()[:12]
 
 
 def _overlay(name: str, requirements: tuple[str, ...], stage: Callable[[str], None]) -> Path:

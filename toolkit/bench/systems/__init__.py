@@ -1,8 +1,8 @@
 """Who answers in a speed bench: a bundle, and what people would use instead, each at its best setting.
 
-Each module has a class `System`, opened in a process of its own by worker.py. Rivals that need an export have `prepare`
-too, run once a case and kept in the cache. A rival whose versions clash with ours brings requirements, which are
-installed into a folder of its own that only its process sees.
+A system is a module with a class `System`, opened in a process of its own by worker.py. What it needs once a case, an
+export say, is made by `prepare(case, folder)` of a module, in a process of its own too, and kept in the cache. A rival
+whose versions clash with ours brings requirements, which are installed into a folder that only its processes see.
 """
 
 from dataclasses import dataclass
@@ -44,60 +44,69 @@ class Rival:
     """A system that can be asked for by name.
 
     Attributes:
-        module: in this package.
+        system: module of this package that opens it.
+        prepares: module whose `prepare` fills its folder.
         does: what it is, for the report and the docs.
         tolerance: most that a logit may differ from the bundle's, as a share of the range of the bundle's; None: its
             weights are rounded otherwise, so the difference is only shown.
-        prepared: whether it exports something first.
         requirements: what is installed for it alone.
     """
 
-    module: str
+    system: str
+    prepares: str
     does: str
     tolerance: float | None = 1e-2
-    prepared: bool = False
     requirements: tuple[str, ...] = ()
 
 
 RIVALS = {
     "peft": Rival(
-        module="peft_eager",
+        system="peft_eager",
+        prepares="peft_eager",
         does="PEFT as trained, PyTorch in inference mode: the leading part of the prompt as its virtual tokens, read "
         "with every text; with label words logits of the whole vocabulary at every position (CAUSAL_LM)",
     ),
     "peft-seqcls": Rival(
-        module="peft_seqcls",
+        system="peft_seqcls",
+        prepares="peft_seqcls",
         does="PEFT for sequence classification (SEQ_CLS): the same, but its classification layer is the label rows, "
         "so that no logits of the vocabulary are made: PEFT at its best",
     ),
     "transformers": Rival(
-        module="transformers_torch",
+        system="transformers_torch",
+        prepares="transformers_torch",
         does="Transformers in PyTorch, at the quickest on this machine of fp32 and bf16, each eager, `torch.compile` "
         "and `torch.compile` with its weights as constants, tried beforehand: on a causal model the leading part of "
         "the prompt is read once for all and logits of the vocabulary are made at the last position alone",
         tolerance=0.1,  # it may be in bf16
-        prepared=True,
     ),
     "plain-onnx": Rival(
-        module="plain_onnx",
+        system="graph",
+        prepares="plain_onnx",
         does="`torch.onnx.export` of the untouched model, its embedding table made longer by the prompt, in ONNX "
         "Runtime as it comes: the prompt is read with every text, logits of the whole vocabulary are made at every "
         "position",
-        prepared=True,
     ),
     "encoder-onnx": Rival(
-        module="encoder_onnx",
+        system="graph",
+        prepares="encoder_onnx",
         does="the prompt encoder inside the graph, as PaddleNLP exports its prompt models, in ONNX Runtime as it "
         "comes: each call makes the rows, puts them among the words' and reads the whole prompt; logits of the whole "
         "vocabulary at the position that is read",
-        prepared=True,
+    ),
+    "transformers-onnx": Rival(
+        system="graph",
+        prepares="transformers_onnx",
+        does="Transformers' own exporter (`transformers.exporters`) with its fusions for ONNX Runtime on CPUs, the "
+        "embedding table made longer by the prompt; for sequence classification where that reads what the run does, "
+        "else of all that it gives",
     ),
     "optimum-onnx": Rival(
-        module="optimum_onnx",
+        system="optimum_onnx",
+        prepares="optimum_onnx",
         does="optimum-onnx with a Transformers that it goes with, in packages of its own: its export and its "
         "`ORTModelFor…`, the embedding table made longer by the prompt, without keys and values; for sequence "
         "classification where that reads what the run does, else of all that it gives",
-        prepared=True,
         requirements=(
             "optimum-onnx==0.1.0",
             "optimum==2.1.0",

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_model
-from ptexport.toolkit.bench.systems.plain_onnx import MODEL, export_onnx, input_names, open_session
+from ptexport.toolkit.bench.systems.graph import MODEL, PROMPT_IDS, Exported
+from ptexport.toolkit.bench.systems.hf import load_model
+from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
+from ptexport.toolkit.bench.systems.plain_onnx import OPSET, export_onnx
 from ptexport.toolkit.encoder import PromptEncoder
-
-_OUTPUT = "picked"
-_PROMPT_IDS = "soft_token_ids"  # as PaddleNLP names them
 
 
 def prepare(case: Case, folder: Path) -> None:
@@ -29,7 +28,9 @@ def prepare(case: Case, folder: Path) -> None:
     if case.config.encoder is None:
         raise BenchError("encoder-onnx: this run trained its rows without an encoder; leave it out")
     module = _Encoding(load_model(case), case)
-    export_onnx(module, folder / MODEL, input_names(case), _OUTPUT, {_PROMPT_IDS: module.prompt_ids})
+    prompt_ids = list(range(module.n_prompt))
+    export_onnx(module, folder / MODEL, Inputs(case).names, "picked", {PROMPT_IDS: torch.tensor(prompt_ids)})
+    Exported(setting=f"fp32, opset {OPSET}", gives="picked", prompt_ids=prompt_ids).write(folder)
 
 
 class _Encoding(nn.Module):
@@ -39,14 +40,12 @@ class _Encoding(nn.Module):
         super().__init__()
         kind = case.config.encoder
         assert kind is not None, "checked by prepare"
-        n_prompt, width = case.encoder_weights["embeddings"].shape
-        self.encoder = PromptEncoder(kind, n_prompt, width, scale=1.0).requires_grad_(False)
+        self.n_prompt, width = case.encoder_weights["embeddings"].shape
+        self.encoder = PromptEncoder(kind, self.n_prompt, width, scale=1.0).requires_grad_(False)
         self.encoder.load_state_dict({name: torch.from_numpy(array) for name, array in case.encoder_weights.items()})
         self.model, self._vocab, self._reader = model, case.config.vocab, Reader(case)
-        self._words, self._pooled = case.config.word_ids is not None, case.config.read == "pooled"
         self._besides = {"use_cache": False} if case.config.causal else {}
-        self.prompt_ids = torch.arange(n_prompt)
-        self.register_buffer("mask_row", torch.from_numpy(case.prompt_rows[n_prompt:]))
+        self.register_buffer("mask_row", torch.from_numpy(case.prompt_rows[self.n_prompt :]))
 
     def forward(
         self,
@@ -58,10 +57,9 @@ class _Encoding(nn.Module):
         given = {"attention_mask": attention_mask, "inputs_embeds": self._embed(input_ids, soft_token_ids)}
         if token_type_ids is not None:
             given["token_type_ids"] = token_type_ids
-        if not self._words:
-            output = self.model(**given, **self._besides)
-            states: Tensor = output.pooler_output if self._pooled else output.last_hidden_state
-            return states if self._pooled else self._reader.pick(states, input_ids)
+        if self._reader.output != "logits":
+            states: Tensor = self._reader.pick(self.model(**given, **self._besides)[self._reader.output], input_ids)
+            return states
 
         def pick(module: nn.Module, arguments: Any, output: Any) -> Any:
             output.last_hidden_state = self._reader.pick(output.last_hidden_state, input_ids)[:, None]
@@ -78,24 +76,3 @@ class _Encoding(nn.Module):
         is_prompt = input_ids >= self._vocab
         words = self.model.get_input_embeddings()(torch.where(is_prompt, 0, input_ids))
         return torch.where(is_prompt[..., None], rows[torch.where(is_prompt, input_ids - self._vocab, 0)], words)
-
-
-class System:
-    """The graph in ONNX Runtime."""
-
-    setting = "fp32, opset 18"
-
-    def __init__(self, case: Case, folder: Path, threads: int) -> None:
-        self._session = open_session(folder / MODEL, threads)
-        self._inputs, reader = Inputs(case), Reader(case)
-        self._read = reader.of_states if case.config.word_ids is None else reader.of_words
-        n_prompt = len(case.encoder_weights["embeddings"])
-        self._prompt_ids = torch.arange(n_prompt).numpy()
-        self.files = sorted(path for path in folder.iterdir() if path.name.startswith(MODEL))
-        self.task_files = self.files  # the encoder is in the graph
-
-    def logits(self, texts: list[str]) -> list[list[float]]:
-        """Score texts."""
-        given = {name: ids.numpy() for name, ids in self._inputs(texts).items()}
-        (picked,) = self._session.run(None, given | {_PROMPT_IDS: self._prompt_ids})
-        return self._read(torch.from_numpy(picked))

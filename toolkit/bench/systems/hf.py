@@ -1,11 +1,13 @@
-"""The Transformers model of a case, untouched or its embedding table made longer by the prompt; its logits' labels."""
+"""The Transformers model of a case, untouched or its embedding table made longer by the prompt; what it answers."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 
 
 def load_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
@@ -43,71 +45,23 @@ def load_classifier(case: Case) -> Any:
 
 
 def lengthen(model: Any, case: Case) -> Any:
-    """Append the prompt's rows to a model's embedding table; what it gives logits of stays."""
-    table = model.get_input_embeddings().weight
-    longer = torch.cat([table, torch.from_numpy(case.prompt_rows).to(table.dtype)])
-    model.set_input_embeddings(nn.Embedding(len(longer), longer.shape[1], _weight=longer, _freeze=True))
-    model.config.vocab_size = len(longer)  # by which PEFT finds the table
+    """Append the prompt's rows to a model's embedding table, in place; a head that is tied to it stays so."""
+    vocab = case.config.vocab
+    model.resize_token_embeddings(vocab + len(case.prompt_rows), mean_resizing=False)
+    model.requires_grad_(False).get_input_embeddings().weight[vocab:] = torch.from_numpy(case.prompt_rows)
     return model
 
 
-class Inputs:
-    """Texts -> what Transformers takes; all of one length."""
-
-    def __init__(self, case: Case) -> None:
-        self._tokenizer = case.tokenizer()
-        self._token_types = case.config.token_types
-
-    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """Tokenise, int64 [b, s] each."""
-        encodings = self._tokenizer.encode_batch(texts)
-        ids = torch.tensor([encoding.ids for encoding in encodings])
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if self._token_types:
-            given["token_type_ids"] = torch.tensor([encoding.type_ids for encoding in encodings])
-        return given
+def checkpoint_files(model: Path) -> list[Path]:
+    """The files of a backbone that Transformers reads."""
+    return sorted(path for path in model.iterdir() if path.suffix in (".json", ".safetensors", ".txt"))
 
 
-class Reader:
-    """Logits of the vocabulary, or states -> logits of the labels."""
+def tensors(inputs: Inputs, texts: list[str], start: int = 0) -> dict[str, Tensor]:
+    """Tokenise texts and leave out the first ids of each; int64 [b, s] each."""
+    return {name: torch.from_numpy(ids[:, start:]) for name, ids in inputs(texts).items()}
 
-    def __init__(self, case: Case) -> None:
-        self._config = case.config
-        self._label_rows, self._label_bias = torch.from_numpy(case.label_rows), torch.from_numpy(case.label_bias)
-        self._mask_slot = case.config.vocab + len(case.prompt_rows) - 1 if case.config.read == "mask" else None
 
-    def __call__(self, output: Any, input_ids: Tensor) -> list[list[float]]:
-        """Read a model's output.
-
-        Args:
-            output: of all positions, or of the last alone.
-            input_ids: int64 [b, s], of the last s positions of these or of all, to find the mask slot.
-        """
-        if self._config.word_ids is not None:
-            return self.of_words(self.pick(output.logits, input_ids))
-        if self._config.read == "pooled":
-            return self.of_states(output.pooler_output)
-        return self.of_states(self.pick(output.last_hidden_state, input_ids))
-
-    def pick(self, of_all: Tensor, input_ids: Tensor) -> Tensor:
-        """Take of all positions, float [b, s, …], what is read; ids as above."""
-        read = self._config.read
-        if read == "mean":
-            return of_all.mean(1)
-        if read == "mask":
-            assert self._mask_slot is not None, "set above"
-            place = torch.eq(input_ids, self._mask_slot).int().argmax(1) + (of_all.shape[1] - input_ids.shape[1])
-            return of_all[torch.arange(len(of_all)), place]
-        return of_all[:, 0 if read == "first" else -1]
-
-    def of_words(self, picked: Tensor) -> list[list[float]]:
-        """Average the logits of each label's words; of the vocabulary, float [b, v]."""
-        assert self._config.word_ids is not None
-        means = [picked[:, ids].float().mean(1) for ids in self._config.word_ids]
-        logits: list[list[float]] = (torch.stack(means, 1) / self._config.temperature).tolist()
-        return logits
-
-    def of_states(self, states: Tensor) -> list[list[float]]:
-        """Apply the linear head to states, float [b, h]."""
-        logits: list[list[float]] = (states.float() @ self._label_rows.T + self._label_bias).tolist()
-        return logits
+def read(reader: Reader, output: Any, input_ids: Tensor) -> list[list[float]]:
+    """Read a model's output; ids as `Reader.pick` takes them."""
+    return reader.of_labels(reader.pick(output[reader.output], input_ids).float().numpy())

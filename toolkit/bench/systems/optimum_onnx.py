@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_classifier, load_lengthened
+from ptexport.toolkit.bench.systems.hf import load_classifier, load_lengthened, read, tensors
+from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 
 _CLASSES = {
     "text-classification": "ORTModelForSequenceClassification",
@@ -55,6 +56,6 @@ class System:
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        given = self._inputs(texts)
+        given = tensors(self._inputs, texts)
         output = self._model(**given)
-        return output.logits.tolist() if self._classifies else self._reader(output, given["input_ids"])
+        return output.logits.tolist() if self._classifies else read(self._reader, output, given["input_ids"])

@@ -1,13 +1,31 @@
 """PEFT for sequence classification: of the vocabulary only the label rows, at the position that the model reads."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems.hf import Inputs, load_classifier
-from ptexport.toolkit.bench.systems.peft_eager import adapt, adapter_files, checkpoint_files
+from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_classifier, tensors
+from ptexport.toolkit.bench.systems.inputs import Inputs
+from ptexport.toolkit.bench.systems.peft_eager import load_adapter, save_adapter
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """Save the adapter, the classification layer in it."""
+    save_adapter(_load(case), case, "SEQ_CLS", folder)
+
+
+def _load(case: Case) -> Any:
+    model = load_classifier(case)
+    if model is None:
+        biased = " with a bias" if case.label_bias.any() else ""
+        raise BenchError(
+            "peft-seqcls: reads the last position without a bias on a causal model, the pooled one on others, and "
+            f"this run reads {case.config.read!r}{biased}; leave it out"
+        )
+    return model
 
 
 class System:
@@ -16,23 +34,16 @@ class System:
     setting = "fp32, eager"
 
     def __init__(self, case: Case, folder: Path, threads: int) -> None:
-        model = load_classifier(case)
-        if model is None:
-            biased = " with a bias" if case.label_bias.any() else ""
-            raise BenchError(
-                "peft-seqcls: reads the last position without a bias on a causal model, the pooled one on others, and "
-                f"this run reads {case.config.read!r}{biased}; leave it out"
-            )
         self._besides = {"use_cache": False} if case.config.causal else {}
-        self._model = adapt(model, case, "SEQ_CLS")
+        self._model = load_adapter(_load(case), folder)
         self._n_leading = len(case.config.leading_ids)
         self._inputs = Inputs(case)
-        self.task_files: list[Path] = adapter_files(self._model, folder)
+        self.task_files = sorted(folder.iterdir())
         self.files = [*checkpoint_files(Path(case.config.model)), *self.task_files]
 
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        given = {name: ids[:, self._n_leading :] for name, ids in self._inputs(texts).items()}
+        given = tensors(self._inputs, texts, self._n_leading)
         logits: list[list[float]] = self._model(**given, **self._besides).logits.tolist()
         return logits

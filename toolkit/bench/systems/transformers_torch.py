@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ptexport.toolkit.bench.case import Case, make_texts, plain_words
-from ptexport.toolkit.bench.systems.hf import Inputs, Reader, load_lengthened
-from ptexport.toolkit.bench.systems.peft_eager import checkpoint_files
+from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_lengthened, read, tensors
+from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 
 SETTING = "setting.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -56,7 +56,7 @@ class System:
         self.setting: str = json.loads((folder / SETTING).read_text("utf-8"))["setting"]
         dtype, mode = self.setting.split(", ")
         self._scorer = Scorer(case, dtype, mode)
-        self.task_files = [case.path / "arrays.safetensors", case.path / "tokenizer.json"]
+        self.task_files = case.task_files
         self.files = [*checkpoint_files(Path(case.config.model)), *self.task_files]
 
     def logits(self, texts: list[str]) -> list[list[float]]:
@@ -83,9 +83,9 @@ class Scorer:
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        given = self._inputs(texts)
+        given = tensors(self._inputs, texts)
         given["input_ids"] = given["input_ids"][:, self._n_leading :]
-        return self._reader(self._run(**given), given["input_ids"])
+        return read(self._reader, self._run(**given), given["input_ids"])
 
 
 class _AfterPrompt(nn.Module):
