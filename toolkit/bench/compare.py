@@ -53,7 +53,7 @@ class Comparison:
 def compare(old: Report, new: Report, *, band: float) -> Comparison:
     """Compare.
 
-    A figure has changed if its median moved by more than the band and the rounds of the two do not overlap: neither
+    A figure has changed if its median moved by more than the band and their intervals do not overlap: neither
     alone tells a change from a machine that was busy for a moment.
 
     Args:

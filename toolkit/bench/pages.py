@@ -41,8 +41,8 @@ _BODY = """\
 <ul>{% for sentence in report.how %}<li>{{ sentence }}</li>{% endfor %}</ul>
 <p>For the same: <code>{{ report.command }}</code></p>
 <p class="note">{% for name, version in report.machine.versions.items() %}{{ name }} {{ version }}{{ ", "
-if not loop.last }}{% endfor %}; Python {{ report.machine.python }}; {{ report.machine.system }}. Every figure with its
-smallest and largest round: report.json.</p>
+if not loop.last }}{% endfor %}; Python {{ report.machine.python }}; {{ report.machine.system }}. Every figure with the
+95 % interval of its median: report.json.</p>
 """
 
 

@@ -1,5 +1,7 @@
 """The one shape of every bench's result: figures for machines, tables and plots for people, and a verdict in words."""
 
+import itertools
+import math
 import os
 import platform
 import re
@@ -17,6 +19,7 @@ from ptexport.runtime.errors import DataError, reason
 
 FORMAT = 1
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
+_OUTSIDE = 0.025  # at each end, for 95 %
 _PACKAGES = ("ptexport", "onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "torch", "transformers", "peft")
 
 
@@ -26,8 +29,8 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         name: what it is, the same in every report: "ratio/peft/8x28", "time/bundle/8x28".
         value: the median.
-        low: smallest of all rounds.
-        high: largest.
+        low: where the 95 % interval of the median begins; see `median_interval`.
+        high: where it ends.
         unit: "s", "MB", "x" of a ratio, "%", …
         better: which way it should go; None: it only describes.
     """
@@ -44,9 +47,21 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         cls, name: str, values: Sequence[float], unit: str, better: Literal["higher", "lower"] | None = None
     ) -> "Figure":
         """Summarize rounds, at least one."""
-        return cls(
-            name=name, value=statistics.median(values), low=min(values), high=max(values), unit=unit, better=better
-        )
+        low, high = median_interval(values)
+        return cls(name=name, value=statistics.median(values), low=low, high=high, unit=unit, better=better)
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Between which rounds the median of many more lies with 95 %, whatever their distribution.
+
+    Of fewer than six the smallest and the largest, which are less than that. Source: order statistics, David and
+    Nagaraja 2003, Order Statistics, section 7.1.
+    """
+    n = len(values)
+    fewer_below = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n))  # chance of k or fewer
+    left_out = max(0, sum(chance <= _OUTSIDE for chance in fewer_below) - 1)
+    ranked = sorted(values)
+    return ranked[left_out], ranked[n - 1 - left_out]
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from ptexport.toolkit.bench.report import Figure, Plot, Report, Series, Table, now, this_machine
+from ptexport.toolkit.bench.report import Figure, Plot, Report, Series, Table, median_interval, now, this_machine
 from ptexport.toolkit.bench.turns import Plan, Results, how_measured
 
 Size = tuple[int, int]
@@ -93,7 +93,8 @@ def speed_figures(results: Results) -> list[Figure]:
 
 def said_ratio(ratios: Sequence[float]) -> str:
     """Write a ratio with its spread."""
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    low, high = median_interval(ratios)
+    return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
 def _speed_table(results: Results, sizes: Sequence[Size]) -> Table:
@@ -105,7 +106,11 @@ def _speed_table(results: Results, sizes: Sequence[Size]) -> Table:
             f"{1000 * results.median_s(name, load):.1f}, {said_ratio(results.ratios(name, load))}" for name in others
         ]
         rows.append([_said(size), f"{1000 * results.median_s(first, load):.1f}", *cells])
-    ratio = f"; then how many times as long as {first} in the same turn: median, smallest and largest" if others else ""
+    ratio = (
+        f"; then how many times as long as {first} in the same turn, and where that median lies with 95 %"
+        if others
+        else ""
+    )
     return Table(
         title="Milliseconds a call, texts in, labels out",
         columns=["texts x tokens", *results.systems],

@@ -1,5 +1,7 @@
 """Systems in processes of their own, asked the same in turn, and what was seen of them."""
 
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +18,8 @@ Texts = Sequence[str | Sequence[str]]
 """Texts of one call, or pairs of texts."""
 
 WARM_UP = 1
+WARM_UP_CALLS, MOST_CALLS = 3, 10
+TURN_S = 0.1  # that the first system's calls take in a turn, if one takes less
 PAUSE_S = 0.2  # until the threads of the one before have stopped spinning
 
 
@@ -36,8 +40,8 @@ class Plan:
     starts: int
 
 
-FULL = Plan(rounds=9, seconds=60, starts=3)
-QUICK = Plan(rounds=5, seconds=15, starts=1)
+FULL = Plan(rounds=15, seconds=60, starts=3)
+QUICK = Plan(rounds=9, seconds=12, starts=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +65,7 @@ class Loads:
     """What systems are asked.
 
     Attributes:
-        texts: by name of the load, what makes the texts of a turn; texts of another turn differ.
+        texts: by name of the load, what makes the texts of a call; texts of another call differ.
         compared: calls whose answers are compared before any is timed.
     """
 
@@ -79,7 +83,7 @@ class Measured:
         task_bytes: of those, new for another task.
         max_abs_diff: largest difference of a logit from the first system's.
         flips: rows, of those compared, with another label.
-        seconds: of each turn, by load; turn k of all systems is of the same texts.
+        seconds: a call, the median of each turn, by load; turn k of all systems is of the same texts.
         start_s: from starting a process to its first answer, of each.
         resident_bytes: after the first answer.
         peak_bytes: at most, after all turns.
@@ -157,9 +161,9 @@ def measure(
             turns = _take_turns({name: workers[name] for name in systems}, texts_of, plan, left_out)
             for done, answers in enumerate(turns, 1):
                 report(number * plan.rounds + done, total)
-                for name, answer in answers.items():
-                    systems[name].seconds[load].append(answer["seconds"])
-                    systems[name].peak_bytes = int(answer["peak_bytes"])
+                for name, (seconds, peak_bytes) in answers.items():
+                    systems[name].seconds[load].append(seconds)
+                    systems[name].peak_bytes = peak_bytes
             for name in left_out:
                 systems.pop(name, None)
         report(total, total)
@@ -210,22 +214,27 @@ def _open_all(
 
 def _take_turns(
     workers: Mapping[str, Worker], texts_of: Callable[[int], Texts], plan: Plan, left_out: dict[str, str]
-) -> Iterator[dict[str, dict[str, float]]]:
-    """Ask each the same texts, another first each time; the first turns only warm up. One that ends is left out."""
+) -> Iterator[dict[str, tuple[float, int]]]:
+    """Ask each the same texts, another first each time; the first turns only warm up. One that ends is left out.
+
+    Yields by system the seconds of a call, the median of the turn's, and the bytes that its process had at most.
+    """
     names = list(workers)
     main = names[0]
     started = time.perf_counter()
+    n_calls = WARM_UP_CALLS
+    numbers = itertools.count()
     for number in range(plan.rounds + WARM_UP):
         done = number - WARM_UP
         if done >= plan.few_rounds and time.perf_counter() - started > plan.seconds:
             return
-        texts = texts_of(number)
-        answers = {}
+        calls = [texts_of(next(numbers)) for _ in range(n_calls)]
+        answers: dict[str, tuple[float, int]] = {}
         first = number % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(PAUSE_S)
             try:
-                answers[name] = workers[name].ask(texts)
+                answers[name] = _ask_calls(workers[name], calls)
             except BenchError as e:
                 if name == main:
                     raise
@@ -233,6 +242,13 @@ def _take_turns(
         names = [name for name in names if name in answers]
         if done >= 0:
             yield answers
+        else:
+            n_calls = max(1, min(MOST_CALLS, math.ceil(TURN_S / answers[main][0])))
+
+
+def _ask_calls(worker: Worker, calls: Sequence[Texts]) -> tuple[float, int]:
+    answers = [worker.ask(texts) for texts in calls]
+    return statistics.median(answer["seconds"] for answer in answers), int(answers[-1]["peak_bytes"])
 
 
 def _start(contender: Contender, texts: Texts, measured: Measured) -> None:
@@ -259,10 +275,11 @@ def bundle_worker(name: str, path: str, threads: int) -> Callable[[], Worker]:
 def how_measured(plan: Plan, threads: int) -> list[str]:
     """Say how, for a report."""
     apart = (
-        f"Each system has a process of its own, held to the same {threads} CPUs; they take turns, call by call, "
-        f"{PAUSE_S:g} s apart so that one's threads have stopped spinning before the next begins; who is first rotates."
+        f"Each system has a process of its own, held to the same {threads} CPUs; they take turns, {PAUSE_S:g} s apart "
+        "so that one's threads have stopped spinning before the next begins; who is first rotates."
     )
     turns = (
+        f"A turn is one call or, of short ones, up to {MOST_CALLS} with other texts each, of which the median counts. "
         f"One turn warms up, then {plan.rounds} are timed, or {plan.few_rounds} at least where they would take "
         f"more than {plan.seconds:.0f} s in all."
     )
