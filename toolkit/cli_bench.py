@@ -87,6 +87,7 @@ def speed(
     prepare(out, force=force)
     from ptexport.runtime.bundle import MODEL
     from ptexport.toolkit.bench.speed import SpeedConfig, bench_speed
+    from ptexport.toolkit.bench.speed_report import Cost
     from ptexport.toolkit.progress import reporting
 
     with shared.extra("train"):
@@ -95,12 +96,15 @@ def speed(
         from ptexport.exporters.summary import summarize_graph
     names = [name.strip() for name in against.split(",") if name.strip()]
 
-    def flops_of(n_ids: int) -> int | None:
-        return summarize_graph(ir.load(bundle / MODEL), n_ids).flops
+    def cost_of(n_ids: int) -> Cost | None:
+        summary = summarize_graph(ir.load(bundle / MODEL), n_ids)
+        if summary.flops is None:
+            return None
+        return Cost(summary.flops, sum(part.size_bytes for part in summary.parts if part.name != "embeddings"))
 
     config = SpeedConfig(bundle=bundle, against=names, run=run, threads=threads, quick=quick, command=command_line())
     with reporting(as_json=as_json, log_file=log_file) as progress:
-        report = bench_speed(config, flops_of, progress)
+        report = bench_speed(config, cost_of, progress)
     finish(out, report, force=force, as_json=as_json)
 
 

@@ -13,7 +13,7 @@ from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case, check_same_task, make_case, make_texts, plain_words
 from ptexport.toolkit.bench.report import Report
-from ptexport.toolkit.bench.speed_report import Size, name_of, speed_report
+from ptexport.toolkit.bench.speed_report import Cost, Size, name_of, speed_report
 from ptexport.toolkit.bench.systems import RIVALS
 from ptexport.toolkit.bench.turns import FULL, QUICK, Contender, Loads, bundle_worker, measure, shown_name
 from ptexport.toolkit.bench.workers import make_ready
@@ -57,12 +57,12 @@ class SpeedConfig:
     command: str
 
 
-def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], progress: Progress) -> Report:
+def bench_speed(config: SpeedConfig, cost_of: Callable[[int], Cost | None], progress: Progress) -> Report:
     """Time a bundle against others.
 
     Args:
         config: who takes part.
-        flops_of: FLOPs of the bundle's graph for a row of so many ids; None: not known.
+        cost_of: what the bundle's graph takes for a row of so many ids; None: not known.
         progress: told meanwhile.
 
     Raises:
@@ -100,7 +100,7 @@ def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], prog
         digests=digests,
         command=config.command,
         does={name: rival.does for name, rival in RIVALS.items()},
-        flops_of=lambda tokens: flops_of(tokens + n_fixed),
+        cost_of=lambda tokens: cost_of(tokens + n_fixed),
         threads=threads,
     )
 

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from ptexport.toolkit.bench.report import Figure, Plot, Report, Series, Table, median_interval, now, this_machine
@@ -22,14 +23,27 @@ _FOOTPRINT_NOTE = (
 _CEILING_NOTE = (
     "This machine, in the same run: {sgemm:.0f} GFLOP/s in a product of 2048 x 2048 float32 matrices, {int8:.0f} "
     "billion operations a second in int8, {copy:.1f} GB/s read and written in a copy. The share is the time that the "
-    "graph's products, or reading its files once, would take at these rates over the time it takes; a graph in int8 is "
-    "held against float32 too, so it may pass 100 %."
+    "graph's products, or reading its weights once but for embedding tables, would take at these rates over the time it "
+    "takes; a graph in int8 is held against float32 too, so it may pass 100 %."
 )
 _SAME_QUESTION = (
     "A call is texts in, logits of the labels out, tokenisation included. All systems get the same texts in a turn, "
     "and no text is asked twice; they are words of one token each, so no row is padded. Rivals read the same prompt "
     "and answer the same question; one that answers otherwise is left out."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run of a graph takes.
+
+    Attributes:
+        flops: of its products, for each row.
+        read_bytes: of its weights, for any number of rows; embedding tables, of which few rows are read, left out.
+    """
+
+    flops: int
+    read_bytes: int
 
 
 def name_of(size: Size) -> str:
@@ -46,7 +60,7 @@ def speed_report(
     digests: Mapping[str, str],
     command: str,
     does: Mapping[str, str],
-    flops_of: Callable[[int], int | None],
+    cost_of: Callable[[int], Cost | None],
     threads: int,
 ) -> Report:
     """Say what was measured.
@@ -59,11 +73,11 @@ def speed_report(
         digests: of manifests, by bundle.
         command: what to type for the same.
         does: what each rival is, by name.
-        flops_of: FLOPs that the bundle's graph takes for a text of so many tokens; None: not known.
+        cost_of: what the bundle's graph takes for a text of so many tokens; None: not known.
         threads: CPUs that each system may use.
     """
     rivals = [f"{rival}: {does[rival]}. Here: {m.setting}." for rival, m in results.systems.items() if rival in does]
-    ceiling, shares = _ceiling(results, sizes, flops_of)
+    ceiling, shares = _ceiling(results, sizes, cost_of)
     return Report(
         kind="speed",
         title=f"{name}: speed",
@@ -146,22 +160,21 @@ def footprint_table(results: Results) -> Table:
 
 
 def _ceiling(
-    results: Results, sizes: Sequence[Size], flops_of: Callable[[int], int | None]
+    results: Results, sizes: Sequence[Size], cost_of: Callable[[int], Cost | None]
 ) -> tuple[Table, list[Figure]]:
     """Hold the first system against what the machine could do."""
     sgemm, int8, copy = (statistics.median(results.ceiling[rate]) for rate in ("sgemm_flops", "int8_ops", "copy_bytes"))
     figures = [Figure.of(f"machine/{name}", [rate / 1e9 for rate in r], "G/s") for name, r in results.ceiling.items()]
-    file_bytes = results.systems[results.first].file_bytes
     rows = []
     for batch, tokens in sizes:
-        flops = flops_of(tokens)
-        if flops is None:
+        cost = cost_of(tokens)
+        if cost is None:
             continue
-        seconds = results.systems[results.first].seconds[name_of((batch, tokens))]
-        computing, reading = batch * flops / sgemm, file_bytes / copy
+        seconds, flops = results.systems[results.first].seconds[name_of((batch, tokens))], batch * cost.flops
+        computing, reading = flops / sgemm, cost.read_bytes / copy
         shares = [max(computing, reading) / s for s in seconds]
         figures.append(Figure.of(f"share/{name_of((batch, tokens))}", shares, "of the ceiling"))
-        cells = [f"{batch * flops / 1e9:.2f}", f"{batch * flops / statistics.median(seconds) / 1e9:.0f}"]
+        cells = [f"{flops / 1e9:.2f}", f"{flops / statistics.median(seconds) / 1e9:.0f}"]
         limit = "arithmetic" if computing >= reading else "reading the weights"
         rows.append([_said((batch, tokens)), *cells, f"{statistics.median(shares):.0%}", limit])
     table = Table(
