@@ -23,7 +23,7 @@ _FOOTPRINT_NOTE = (
 _CEILING_NOTE = (
     "This machine, in the same run: {sgemm:.0f} GFLOP/s in a product of 2048 x 2048 float32 matrices, {int8:.0f} "
     "billion operations a second in int8, {copy:.1f} GB/s read and written in a copy. The share is the time that the "
-    "graph's products, or reading its weights once but for embedding tables, would take at these rates over the time it "
+    "graph's products, or reading its weights once, would take at these rates over the time it "
     "takes; a graph in int8 is held against float32 too, so it may pass 100 %."
 )
 _SAME_QUESTION = (
