@@ -32,9 +32,18 @@ class PtexportError(Exception):
     """Root of all errors ptexport raises on purpose."""
 
 
+_REASON_LENGTH = 300
+
+
 def reason(error: BaseException) -> str:
-    """Say in one line why a library failed, for the middle of one of our own sentences."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Say in one line why a library failed, for the middle of one of our own sentences.
+
+    The middle of a long one, which may quote a whole file, is left out: what happened stands first, and where last.
+    """
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if len(said) <= _REASON_LENGTH:
+        return said
+    return f"{said[: _REASON_LENGTH // 2]} … {said[-_REASON_LENGTH // 2 :]}"
 
 
 class TemplateError(PtexportError, ValueError):
