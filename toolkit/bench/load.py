@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from ptexport.toolkit.bench.case import make_texts
+from ptexport.toolkit.bench.texts import make_texts
 
 _TEXTS_AT_ONCE = 64
 

@@ -6,15 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from tokenizers import Tokenizer
-
-from ptexport.runtime.bundle import TOKENIZER, Bundle
+from ptexport.runtime.bundle import Bundle
 from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.case import Case, check_same_task, make_case, make_texts, plain_words
+from ptexport.toolkit.bench.case import Case, check_same_task, make_case
 from ptexport.toolkit.bench.report import Report
 from ptexport.toolkit.bench.speed_report import Size, name_of, speed_report
 from ptexport.toolkit.bench.systems import RIVALS
+from ptexport.toolkit.bench.texts import PlainTexts
 from ptexport.toolkit.bench.turns import FULL, QUICK, Contender, Loads, bundle_worker, measure, shown_name
 from ptexport.toolkit.bench.workers import make_ready
 from ptexport.toolkit.checkpoint import find_checkpoint
@@ -71,23 +70,16 @@ def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], prog
     """
     threads = min(config.threads or available_cpus(), available_cpus())
     bundle = Bundle.open(config.bundle)
-    if bundle.manifest.fields != ["text"]:
-        raise BenchError(
-            f"{config.bundle}: takes {' and '.join(bundle.manifest.fields)}; need one text, see bench quality"
-        )
+    plain = PlainTexts.of(bundle)
     contenders, left_out = _find_contenders(config, bundle, threads, progress)
     digests = {bundle.manifest.name: bundle.manifest.digest}
-    tokenizer = Tokenizer.from_file(str(config.bundle / TOKENIZER))
-    words, n_fixed = plain_words(tokenizer), len(tokenizer.encode(""))
-    assert tokenizer.truncation is not None, "a bundle's tokenizer truncates"
-    longest = tokenizer.truncation["max_length"] - n_fixed
-    sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= longest]
+    sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= plain.longest]
     if not sizes:
         raise BenchError(
-            f"{config.bundle}: leaves {longest} tokens for a text, too few to measure; give another bundle"
+            f"{config.bundle}: leaves {plain.longest} tokens for a text, too few to measure; give another bundle"
         )
-    compared = [make_texts(words, *size, f"compare {size}") for size in COMPARED if size[1] <= longest]
-    texts = {name_of(size): partial(_texts, words, size) for size in sizes}
+    compared = [plain.make(*size, f"compare {size}") for size in COMPARED if size[1] <= plain.longest]
+    texts = {name_of(size): partial(_texts, plain, size) for size in sizes}
     plan = QUICK if config.quick else FULL
     progress.stage("opening what is measured")
     results = measure(contenders, Loads(texts=texts, compared=compared), plan, threads, progress.rows)
@@ -100,13 +92,13 @@ def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], prog
         digests=digests,
         command=config.command,
         does={name: rival.does for name, rival in RIVALS.items()},
-        flops_of=lambda tokens: flops_of(tokens + n_fixed),
+        flops_of=lambda tokens: flops_of(tokens + plain.n_fixed),
         threads=threads,
     )
 
 
-def _texts(words: Sequence[str], size: Size, turn: int) -> list[str]:
-    return make_texts(words, *size, f"{size} {turn}")
+def _texts(plain: PlainTexts, size: Size, turn: int) -> list[str]:
+    return plain.make(*size, f"{size} {turn}")
 
 
 def _find_contenders(
