@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from commands import ptexport
 from links import links_of
-from tiny import ROWS
+from tiny import ROWS, Quiet
 
 from ptexport.runtime import Engine
-from ptexport.runtime.bundle import Bundle
+from ptexport.runtime.bundle import MANIFEST, Bundle
 from ptexport.runtime.errors import BenchError, DataError
-from ptexport.toolkit.bench import turns
+from ptexport.toolkit.bench import speed, turns
 from ptexport.toolkit.bench.compare import compare
 from ptexport.toolkit.bench.pages import html, markdown
 from ptexport.toolkit.bench.quality import interval
@@ -197,6 +197,28 @@ def test_quality_by_the_command(
     assert (again.returncode, "--force" in again.stderr) == (1, True)
     twice = ptexport("bench", "quality", second, second, "--data", rows_file, "--out", tmp_path / "x")
     assert "two are called 'second, fp32'" in twice.stderr
+
+
+def test_speed_tells_which_bundles_took_part(
+    llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+    monkeypatch.setattr(speed, "QUICK", Plan(rounds=2, seconds=60, starts=1))
+    monkeypatch.setattr(speed, "QUICK_SIZES", ((2, 8),))
+    second = tmp_path / "second"
+    shutil.copytree(llama_bundle, second)
+    manifest = msgspec.structs.replace(Bundle.open(llama_bundle).manifest, name="other")
+    (second / MANIFEST).write_bytes(manifest.to_json())
+    config = speed.SpeedConfig(
+        bundle=llama_bundle, against=[str(second)], run=None, threads=1, quick=True, command="ptexport bench speed"
+    )
+    report = speed.bench_speed(config, lambda n_ids: 1000 * n_ids, Quiet())
+    first, other = (Bundle.open(path).manifest.digest for path in (llama_bundle, second))
+    assert report.bundles == {"ptexport, fp32": first, "second, fp32": other}
+    assert first != other
+    assert report.tables[0].columns[1:] == list(report.bundles)
+    assert report.verdict[0].startswith("ptexport, fp32")
+    assert not report.left_out
 
 
 def test_what_speed_refuses(llama_bundle: Path, bert_run: Path, tmp_path: Path) -> None:

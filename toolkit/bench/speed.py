@@ -56,6 +56,21 @@ class SpeedConfig:
     command: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entrants:
+    """Who takes part.
+
+    Attributes:
+        contenders: the bundle first.
+        digests: of the manifests of bundles among them, by their names.
+        left_out: who cannot, with the reason.
+    """
+
+    contenders: list[Contender]
+    digests: dict[str, str]
+    left_out: dict[str, str]
+
+
 def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], progress: Progress) -> Report:
     """Time a bundle against others.
 
@@ -71,8 +86,7 @@ def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], prog
     threads = min(config.threads or available_cpus(), available_cpus())
     bundle = Bundle.open(config.bundle)
     plain = PlainTexts.of(bundle)
-    contenders, left_out = _find_contenders(config, bundle, threads, progress)
-    digests = {bundle.manifest.name: bundle.manifest.digest}
+    entrants = _find_entrants(config, bundle, threads, progress)
     sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= plain.longest]
     if not sizes:
         raise BenchError(
@@ -82,14 +96,14 @@ def bench_speed(config: SpeedConfig, flops_of: Callable[[int], int | None], prog
     texts = {name_of(size): partial(_texts, plain, size) for size in sizes}
     plan = QUICK if config.quick else FULL
     progress.stage("opening what is measured")
-    results = measure(contenders, Loads(texts=texts, compared=compared), plan, threads, progress.rows)
-    results.left_out.update(left_out)
+    results = measure(entrants.contenders, Loads(texts=texts, compared=compared), plan, threads, progress.rows)
+    results.left_out.update(entrants.left_out)
     return speed_report(
         results,
         plan,
         sizes,
         name=bundle.manifest.name,
-        digests=digests,
+        digests=entrants.digests,
         command=config.command,
         does={name: rival.does for name, rival in RIVALS.items()},
         flops_of=lambda tokens: flops_of(tokens + plain.n_fixed),
@@ -101,15 +115,14 @@ def _texts(plain: PlainTexts, size: Size, turn: int) -> list[str]:
     return plain.make(*size, f"{size} {turn}")
 
 
-def _find_contenders(
-    config: SpeedConfig, bundle: Bundle, threads: int, progress: Progress
-) -> tuple[list[Contender], dict[str, str]]:
-    """Find who takes part, the bundle first, and make ready what needs it; and who cannot, with the reason."""
+def _find_entrants(config: SpeedConfig, bundle: Bundle, threads: int, progress: Progress) -> _Entrants:
+    """Find who takes part, and make ready what needs it."""
     case = _case(config, bundle, progress)
     path, left_out = str(config.bundle), {}
     precision = bundle.manifest.graph.precision
     first = f"ptexport, {precision}"
     contenders = [Contender(name=first, start=bundle_worker(first, path, threads), tolerance=None)]
+    digests = {first: bundle.manifest.digest}
     for name in config.against:
         if name in RIVALS:
             assert case is not None, "asked for above"
@@ -126,9 +139,10 @@ def _find_contenders(
             tolerance = SAME_BUNDLE if other.manifest.graph.precision == "fp32" else None
             shown = shown_name(Path(name), other.manifest.graph.precision)
             name, start = shown, bundle_worker(shown, name, threads)
+            digests[name] = other.manifest.digest
         # What rounds otherwise cannot be held to another's answers.
         contenders.append(Contender(name=name, start=start, tolerance=tolerance if precision == "fp32" else None))
-    return contenders, left_out
+    return _Entrants(contenders=contenders, digests=digests, left_out=left_out)
 
 
 def _case(config: SpeedConfig, bundle: Bundle, progress: Progress) -> Case | None:
