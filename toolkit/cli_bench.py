@@ -118,7 +118,7 @@ def command_line() -> str:
     default=15,
     show_default=True,
     metavar="PERCENT",
-    help="What a median may be off before it counts as changed.",
+    help="What a median may be off before it counts as changed; not of accuracies, whose intervals decide.",
 )
 @shared.as_json
 def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:

@@ -88,6 +88,23 @@ def test_what_changed_is_beyond_the_band_and_beyond_the_rounds(new: Figure, chan
     assert turned.change == {"worse": "better", "better": "worse", "same": "same"}[change]
 
 
+def test_of_accuracies_the_intervals_alone_decide() -> None:
+    """The control: the same figures in another unit are within the band."""
+
+    def accuracy(right: int, unit: str = "%") -> Report:
+        low, high = (100 * share for share in interval(right, 1000))
+        value = right / 10
+        return report_of(Figure(name="accuracy/a", value=value, low=low, high=high, unit=unit, better="higher"))
+
+    def change(old: Report, new: Report) -> str:
+        return compare(old, new, band=0.15).compared[0].change
+
+    assert change(accuracy(800), accuracy(720)) == "worse"
+    assert change(accuracy(720), accuracy(800)) == "better"
+    assert change(accuracy(800), accuracy(790)) == "same"
+    assert change(accuracy(800, "x"), accuracy(720, "x")) == "same"
+
+
 def test_comparing_by_the_command(tmp_path: Path) -> None:
     old, new, other = (tmp_path / name for name in ("old.json", "new.json", "other.json"))
     old.write_bytes(msgspec.json.encode(report_of(ratio(2.0, 2.1), ratio(5.0, name="ratio/gone/1x28"))))
@@ -101,6 +118,10 @@ def test_comparing_by_the_command(tmp_path: Path) -> None:
     assert (done.returncode, "ratio/peft/1x28; measure again, or find what changed" in done.stderr) == (1, True)
     assert ptexport("bench", "compare", new, old, "--json").returncode == 0
     assert ptexport("bench", "compare", old, new, "--band", "60").returncode == 0
+    said = {"low": 75, "high": 85, "unit": "%", "better": "higher"}
+    old.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=80, **said))))
+    new.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=79.5, **said))))
+    assert "-0.5 points" in ptexport("bench", "compare", old, new).stdout
     assert "compare two of one kind" in ptexport("bench", "compare", old, other).stderr
     with pytest.raises(BenchError, match="no figure in common"):
         compare(report_of(), report_of(ratio(1)), band=0)

@@ -28,7 +28,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         value: the median.
         low: smallest of all rounds.
         high: largest.
-        unit: "s", "MB", "x" of a ratio, "%", …
+        unit: "s", "MB", "x" of a ratio, "%" of rows, …
         better: which way it should go; None: it only describes.
     """
 
