@@ -22,7 +22,14 @@ from ptexport.toolkit.bench.report import Figure, Machine, Plot, Report, Series,
 from ptexport.toolkit.bench.turns import Contender, Loads, Plan, bundle_worker, measure
 from ptexport.toolkit.bench.workers import WORKER, Worker
 
-MACHINE = Machine(processor="tiny", cpus=2, memory_mb=1024, system="Linux", python="3", versions={"numpy": "2"})
+MACHINE = Machine(
+    processor="an abacus",
+    cpus=2,
+    memory_mb=1024,
+    system="Linux 6 x86_64",
+    python="3.11.4",
+    versions={"numpy": "2.1", "torch": "2.2"},
+)
 
 
 def report_of(*figures: Figure, **changes: object) -> Report:
@@ -32,7 +39,7 @@ def report_of(*figures: Figure, **changes: object) -> Report:
         "made": "2026-11-25T07:00+00:00",
         "command": "ptexport bench speed tiny",
         "machine": MACHINE,
-        "bundles": {"tiny": "0" * 64},
+        "bundles": {"one, fp32": "0123456789abcdef" * 4, "other, int8": "fedcba9876543210" * 4},
         "verdict": ["tiny is ahead"],
         "how": ["in turn"],
         "tables": [Table(title="times", columns=["size", "a|b"], rows=[["1x28", "3.0"]], note="medians")],
@@ -51,7 +58,11 @@ def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
     report = report_of(ratio(2.0, 3.0, 2.5))
     assert report.figures[0] == Figure(name="ratio/peft/1x28", value=2.5, low=2, high=3, unit="x", better="higher")
     text, page = markdown(report), html(report).decode()
-    for said in ("tiny is ahead", "times", "3.0", "medians", "not installed", "in turn", "ptexport bench speed tiny"):
+    for said in (
+        *("tiny is ahead", "times", "3.0", "medians", "other: not installed", "in turn", "ptexport bench speed tiny"),
+        *("25 November 2026, 07:00 on 2 CPUs of an abacus, 1 GiB", "one, fp32: manifest 0123456789abcdef."),
+        *("other, int8: manifest fedcba9876543210.", "numpy 2.1, torch 2.2; Python 3.11.4; Linux 6 x86_64."),
+    ):
         assert said in text
         assert said in page
     assert "a\\|b" in text

@@ -23,8 +23,7 @@ _MARKERS = "osD^vP*X"
 
 _BODY = """\
 <h1>{{ report.title }}</h1>
-<p class="note">{{ made }} on {{ machine }}. {% for name, digest in report.bundles.items() %}{{ name }}: manifest
-{{ digest[:16] }}. {% endfor %}</p>
+<p class="note">{{ made }}</p>
 <ul>{% for sentence in report.verdict %}<li>{{ sentence }}</li>{% endfor %}</ul>
 {% if plots %}<div class="plots">{% for plot in plots %}{{ plot }}{% endfor %}</div>{% endif %}
 {% for table in report.tables %}
@@ -40,8 +39,7 @@ _BODY = """\
 <h2>How</h2>
 <ul>{% for sentence in report.how %}<li>{{ sentence }}</li>{% endfor %}</ul>
 <p>For the same: <code>{{ report.command }}</code></p>
-<p class="note">{% for name, version in report.machine.versions.items() %}{{ name }} {{ version }}{{ ", "
-if not loop.last }}{% endfor %}; Python {{ report.machine.python }}; {{ report.machine.system }}. Every figure with its
+<p class="note">{{ versions }} Every figure with its
 smallest and largest round: report.json.</p>
 """
 
@@ -71,20 +69,20 @@ def html(report: Report) -> bytes:
         report.title,
         _BODY,
         report=report,
-        made=_when(report),
-        machine=describe(report.machine),
+        made=_made(report),
+        versions=_versions(report.machine),
         plots=[svg(partial(_draw, plot), height=_height(plot)) for plot in report.plots],
     )
 
 
 def markdown(report: Report) -> str:
     """Say the same in Markdown, plots left out."""
-    parts = [f"# {report.title}", f"{_when(report)} on {describe(report.machine)}.", _list(report.verdict)]
+    parts = [f"# {report.title}", _made(report), _list(report.verdict)]
     for table in report.tables:
         parts += [f"## {table.title}", table_markdown(table)] + ([table.note] if table.note else [])
     if report.left_out:
         parts += ["## Not measured", _list([f"{name}: {why}" for name, why in report.left_out.items()])]
-    parts += ["## How", _list(report.how), f"For the same: `{report.command}`"]
+    parts += ["## How", _list(report.how), f"For the same: `{report.command}`", _versions(report.machine)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,8 +97,15 @@ def describe(machine: Machine) -> str:
     return f"{machine.cpus} CPUs of {machine.processor}, {machine.memory_mb / 1024:.0f} GiB"
 
 
-def _when(report: Report) -> str:
-    return f"{datetime.fromisoformat(report.made):%d %B %Y, %H:%M}"
+def _made(report: Report) -> str:
+    """Say when, on what, and of which bundles."""
+    bundles = "".join(f" {name}: manifest {digest[:16]}." for name, digest in report.bundles.items())
+    return f"{datetime.fromisoformat(report.made):%d %B %Y, %H:%M} on {describe(report.machine)}.{bundles}"
+
+
+def _versions(machine: Machine) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return f"{packages}; Python {machine.python}; {machine.system}."
 
 
 def _list(sentences: list[str]) -> str:
