@@ -14,10 +14,11 @@ from tiny import ROWS, Quiet
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle import MANIFEST, Bundle
 from ptexport.runtime.errors import BenchError, DataError
+from ptexport.runtime.rows import Row
 from ptexport.toolkit.bench import speed, turns
 from ptexport.toolkit.bench.compare import compare
 from ptexport.toolkit.bench.pages import html, markdown
-from ptexport.toolkit.bench.quality import interval
+from ptexport.toolkit.bench.quality import _how_timed, _some, interval
 from ptexport.toolkit.bench.report import Figure, Machine, Plot, Report, Series, Table
 from ptexport.toolkit.bench.turns import Contender, Loads, Plan, bundle_worker, measure
 from ptexport.toolkit.bench.workers import WORKER, Worker
@@ -204,6 +205,16 @@ def test_a_worker_answers_as_the_engine_does_and_says_why_it_ends(llama_bundle: 
     assert answer["seconds"] > 0
     with Worker("nobody", WORKER, ["serve", "nobody", "", "x", "1"], threads=1) as worker, pytest.raises(BenchError):
         worker.read()
+
+
+def test_a_call_has_no_row_twice_where_there_are_enough() -> None:
+    rows = [Row(text=f"text {number}", label="a", where="") for number in range(32)]
+    for turn in range(5):
+        assert sorted(_some(rows, 32, turn)) == sorted(row.text for row in rows)
+    assert _some(rows, 32, 0) != _some(rows, 32, 1)
+    assert len(_some(rows[:3], 32, 0)) == 32
+    assert _how_timed(32).endswith("but not in one call.")
+    assert _how_timed(31).endswith("not in one call; in a call of 32, more than the file has, some come again.")
 
 
 def test_quality_by_the_command(
