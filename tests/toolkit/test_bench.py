@@ -42,8 +42,12 @@ def report_of(*figures: Figure, **changes: object) -> Report:
         "machine": MACHINE,
         "bundles": {"one, fp32": "0123456789abcdef" * 4, "other, int8": "fedcba9876543210" * 4},
         "verdict": ["tiny is ahead"],
-        "how": ["in turn"],
-        "tables": [Table(title="times", columns=["size", "a|b"], rows=[["1x28", "3.0"]], note="medians")],
+        "how": ["in turn", "as `a <b>` says"],
+        "tables": [
+            Table(
+                title="times", columns=["size", "a|b"], rows=[["29.5, 0.85 (0.76 to 1.17)", "<b> of 3"]], note="medians"
+            )
+        ],
         "plots": [Plot(title="latency", x_label="x", y_label="y", series=[Series(name="a", x=[1, 2], y=[3, 4])])],
         "figures": list(figures),
         "left_out": {"other": "not installed"},
@@ -60,14 +64,24 @@ def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
     assert report.figures[0] == Figure(name="ratio/peft/1x28", value=2.5, low=2, high=3, unit="x", better="higher")
     text, page = markdown(report), html(report).decode()
     for said in (
-        *("tiny is ahead", "times", "3.0", "medians", "other: not installed", "in turn", "ptexport bench speed tiny"),
+        *(
+            "tiny is ahead",
+            "times",
+            "29.5, 0.85",
+            "medians",
+            "other: not installed",
+            "in turn",
+            "ptexport bench speed tiny",
+        ),
         *("25 November 2026, 07:00 on 2 CPUs of an abacus, 1 GiB", "one, fp32: manifest 0123456789abcdef."),
         *("other, int8: manifest fedcba9876543210.", "numpy 2.1, torch 2.2; Python 3.11.4; Linux 6 x86_64."),
     ):
         assert said in text
         assert said in page
     assert "a\\|b" in text
-    assert "tiny <b>" not in page
+    assert "<code>a &lt;b&gt;</code>" in page
+    assert "<td><span>29.5, 0.85</span> <span>(0.76 to 1.17)</span></td><td>&lt;b&gt; of 3</td>" in page
+    assert "<b>" not in page
     assert page.count("<svg") == 1
     assert not links_of(page)
     path = tmp_path / "report.json"

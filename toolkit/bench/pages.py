@@ -1,5 +1,6 @@
 """A report -> the files that say it: JSON for machines, Markdown, and one HTML page that needs nothing else."""
 
+import re
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from ptexport.toolkit.folders import new_folder
 from ptexport.toolkit.html import render, svg
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -20,24 +22,25 @@ FILES = (JSON, MARKDOWN, HTML)
 # Told apart in grey and by the colour-blind too (Okabe and Ito 2008); what is ours comes first.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 _MARKERS = "osD^vP*X"
+_WHOLE = 20  # rows of a table that is not split over pages
 
 _BODY = """\
 <h1>{{ report.title }}</h1>
 <p class="note">{{ made }}</p>
-<ul>{% for sentence in report.verdict %}<li>{{ sentence }}</li>{% endfor %}</ul>
+<ul>{% for sentence in report.verdict %}<li>{{ said(sentence) }}</li>{% endfor %}</ul>
 {% if plots %}<div class="plots">{% for plot in plots %}{{ plot }}{% endfor %}</div>{% endif %}
 {% for table in report.tables %}
 <h2>{{ table.title }}</h2>
-<div class="wide"><table>
-<tr>{% for heading in table.columns %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<div class="wide"><table class="breaks{{ " long" if table.rows | length > whole }}">
+<thead><tr>{% for heading in table.columns %}<th>{{ heading }}</th>{% endfor %}</tr></thead>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ joined(cell) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-{% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}
+{% if table.note %}<p class="note">{{ said(table.note) }}</p>{% endif %}
 {% endfor %}
 {% if report.left_out %}<h2>Not measured</h2>
-<ul>{% for name, why in report.left_out.items() %}<li>{{ name }}: {{ why }}</li>{% endfor %}</ul>{% endif %}
+<ul>{% for name, why in report.left_out.items() %}<li>{{ name }}: {{ said(why) }}</li>{% endfor %}</ul>{% endif %}
 <h2>How</h2>
-<ul>{% for sentence in report.how %}<li>{{ sentence }}</li>{% endfor %}</ul>
+<ul>{% for sentence in report.how %}<li>{{ said(sentence) }}</li>{% endfor %}</ul>
 <p>For the same: <code>{{ report.command }}</code></p>
 <p class="note">{{ versions }} Every figure with its
 smallest and largest round: report.json.</p>
@@ -71,6 +74,9 @@ def html(report: Report) -> bytes:
         report=report,
         made=_made(report),
         versions=_versions(report.machine),
+        whole=_WHOLE,
+        joined=_joined,
+        said=_with_code,
         plots=[svg(partial(_draw, plot), height=_height(plot)) for plot in report.plots],
     )
 
@@ -95,6 +101,22 @@ def table_markdown(table: Table) -> str:
 def describe(machine: Machine) -> str:
     """Name a machine in a line."""
     return f"{machine.cpus} CPUs of {machine.processor}, {machine.memory_mb / 1024:.0f} GiB"
+
+
+def _with_code(sentence: str) -> "Markup":
+    """Set what stands in backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
+
+
+def _joined(cell: str) -> "Markup":
+    """Have a figure break before its brackets and nowhere else: 29.5, 0.85 (0.76 to 1.17)."""
+    from markupsafe import Markup, escape
+
+    if not cell[:1].isdigit():
+        return escape(cell)
+    return Markup(" ").join(Markup("<span>{}</span>").format(part) for part in re.split(r" (?=\()", cell))
 
 
 def _made(report: Report) -> str:
