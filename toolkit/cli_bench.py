@@ -1,10 +1,11 @@
 """The commands that measure: `ptexport bench …`. Each makes a report: JSON, Markdown and a page."""
 
+import functools
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +13,8 @@ from ptexport.runtime.errors import BenchError
 from ptexport.toolkit import cli_options as shared
 
 if TYPE_CHECKING:
+    from ptexport.toolkit import progress
     from ptexport.toolkit.bench.report import Report
-
-_Command = TypeVar("_Command", bound=Callable[..., object])
 
 
 @click.group()
@@ -22,17 +22,39 @@ def bench() -> None:
     """Measure a bundle on this machine, beside what people would use instead."""
 
 
-def reported(command: _Command) -> _Command:
-    """Add the options of every bench that makes a report."""
-    out = click.option(
+_bundle = click.argument("bundle", type=click.Path(path_type=Path))
+_quick = click.option(
+    "--quick",
+    is_flag=True,
+    help="About a minute: fewer sizes, turns, clients and seconds; accuracy is always of all rows.",
+)
+
+
+def reported(measure: "Callable[..., Report]") -> Callable[..., None]:
+    """Make of what measures a command that writes and prints its report, and add the options of all such.
+
+    Args:
+        measure: takes what is told meanwhile, and its own arguments and options and `threads` by name.
+    """
+
+    @functools.wraps(measure)
+    def command(out: Path, log_file: Path | None, *, as_json: bool, force: bool, **given: object) -> None:
+        _prepare(out, force=force)
+        from ptexport.toolkit.progress import reporting
+
+        with reporting(as_json=as_json, log_file=log_file) as progress:
+            report = measure(progress, **given)
+        _finish(out, report, force=force, as_json=as_json)
+
+    out_option = click.option(
         "--out", required=True, type=click.Path(path_type=Path), help="Folder to make for report.json, .md and .html."
     )
-    for option in (shared.log_file, shared.as_json, shared.force, out):
+    for option in (shared.log_file, shared.as_json, shared.force, out_option, shared.threads):
         command = option(command)
     return command
 
 
-def prepare(out: Path, *, force: bool) -> None:
+def _prepare(out: Path, *, force: bool) -> None:
     """Refuse what cannot be written, or drawn, before the work rather than after it."""
     from ptexport.toolkit.bench.pages import FILES
     from ptexport.toolkit.folders import check_free
@@ -43,7 +65,7 @@ def prepare(out: Path, *, force: bool) -> None:
     check_free(out, force=force, files=FILES)
 
 
-def finish(out: Path, report: "Report", *, force: bool, as_json: bool) -> None:
+def _finish(out: Path, report: "Report", *, force: bool, as_json: bool) -> None:
     """Write the report and print it."""
     import msgspec
 
@@ -59,8 +81,13 @@ def finish(out: Path, report: "Report", *, force: bool, as_json: bool) -> None:
         click.echo(f"{out / HTML}")
 
 
+def _command_line() -> str:
+    """What was typed."""
+    return shlex.join(["ptexport", *sys.argv[1:]])
+
+
 @bench.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@_bundle
 @click.option(
     "--against",
     default="",
@@ -68,27 +95,15 @@ def finish(out: Path, report: "Report", *, force: bool, as_json: bool) -> None:
     help="What to compare it with, by comma: names of systems (see docs/benchmarks.md), and other bundles' folders.",
 )
 @click.option("--run", type=click.Path(path_type=Path), help="The run it was exported from; systems by name need it.")
-@click.option("--quick", is_flag=True, help="Three sizes and fewer turns: a minute, once rivals are in the cache.")
-@click.option("--threads", type=click.IntRange(1), help="CPUs that each may use [default: all this process may use].")
+@_quick
 @reported
 def speed(
-    bundle: Path,
-    against: str,
-    run: Path | None,
-    out: Path,
-    threads: int | None,
-    log_file: Path | None,
-    *,
-    quick: bool,
-    as_json: bool,
-    force: bool,
-) -> None:
+    progress: "progress.Report", bundle: Path, against: str, run: Path | None, threads: int | None, *, quick: bool
+) -> "Report":
     """Time BUNDLE against PEFT, Transformers, other exports and other bundles, in turn, on this machine's CPUs."""
-    prepare(out, force=force)
     from ptexport.runtime.bundle import MODEL
     from ptexport.toolkit.bench.speed import SpeedConfig, bench_speed
     from ptexport.toolkit.bench.speed_report import Cost
-    from ptexport.toolkit.progress import reporting
 
     with shared.extra("train"):
         import onnx_ir as ir
@@ -102,15 +117,8 @@ def speed(
             return None
         return Cost(summary.flops, sum(part.size_bytes for part in summary.parts if part.name != "embeddings"))
 
-    config = SpeedConfig(bundle=bundle, against=names, run=run, threads=threads, quick=quick, command=command_line())
-    with reporting(as_json=as_json, log_file=log_file) as progress:
-        report = bench_speed(config, cost_of, progress)
-    finish(out, report, force=force, as_json=as_json)
-
-
-def command_line() -> str:
-    """What was typed."""
-    return shlex.join(["ptexport", *sys.argv[1:]])
+    config = SpeedConfig(bundle=bundle, against=names, run=run, threads=threads, quick=quick, command=_command_line())
+    return bench_speed(config, cost_of, progress)
 
 
 @bench.command()
@@ -122,7 +130,7 @@ def command_line() -> str:
     default=15,
     show_default=True,
     metavar="PERCENT",
-    help="What a median may be off before it counts as changed.",
+    help="What a median may be off before it counts as changed; not of accuracies, whose intervals decide.",
 )
 @shared.as_json
 def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
@@ -152,46 +160,27 @@ def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
 )
-@click.option("--quick", is_flag=True, help="Fewer turns; accuracy is always of all rows.")
-@click.option("--threads", type=click.IntRange(1), help="CPUs that each may use [default: all this process may use].")
+@_quick
 @reported
 def quality(
-    bundles: tuple[Path, ...],
-    data: Path,
-    out: Path,
-    threads: int | None,
-    log_file: Path | None,
-    *,
-    quick: bool,
-    as_json: bool,
-    force: bool,
-) -> None:
+    progress: "progress.Report", bundles: tuple[Path, ...], data: Path, threads: int | None, *, quick: bool
+) -> "Report":
     """Hold BUNDLES of one task, in other precisions or of other methods, against the first: accuracy, size, speed."""
-    prepare(out, force=force)
     from ptexport.toolkit.bench.quality import QualityConfig, bench_quality
-    from ptexport.toolkit.progress import reporting
 
-    config = QualityConfig(bundles=bundles, data=data, threads=threads, quick=quick, command=command_line())
-    with reporting(as_json=as_json, log_file=log_file) as progress:
-        report = bench_quality(config, progress.rows)
-    finish(out, report, force=force, as_json=as_json)
+    config = QualityConfig(bundles=bundles, data=data, threads=threads, quick=quick, command=_command_line())
+    return bench_quality(config, progress.rows)
 
 
 @bench.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--quick", is_flag=True, help="Fewer clients, rounds and seconds: a minute.")
-@click.option(
-    "--threads", type=click.IntRange(1), help="CPUs that the server may use [default: all this process may use]."
-)
+@_bundle
+@_quick
 @reported
-def serve(
-    bundle: Path, out: Path, threads: int | None, log_file: Path | None, *, quick: bool, as_json: bool, force: bool
-) -> None:
+def serve(progress: "progress.Report", bundle: Path, threads: int | None, *, quick: bool) -> "Report":
     """Serve BUNDLE on this machine's CPUs and ask it over HTTP from another process: throughput, latency, queueing."""
     with shared.extra("install"):
         import filelock  # noqa: F401
         import safetensors  # noqa: F401
-    prepare(out, force=force)
     with shared.extra("serve"):
         import uvicorn  # noqa: F401 - here, so that the server's process need not say it
 
@@ -199,50 +188,34 @@ def serve(
     from ptexport.runtime.bundle import Bundle
     from ptexport.runtime.cpus import available_cpus
     from ptexport.toolkit.bench.serve_report import serve_report
-    from ptexport.toolkit.progress import reporting
 
     manifest = Bundle.open(bundle).manifest
     threads = min(threads or available_cpus(), available_cpus())
     plan = QUICK if quick else FULL
-    with reporting(as_json=as_json, log_file=log_file) as progress:
-        progress.stage("opening the bundle")
-        results = measure(bundle, plan, threads=threads, report=progress.rows)
-    report = serve_report(
+    progress.stage("opening the bundle")
+    results = measure(bundle, plan, threads=threads, report=progress.rows)
+    return serve_report(
         results,
         plan,
         title=f"{manifest.name}: serve",
-        command=command_line(),
+        command=_command_line(),
         bundles={f"{manifest.name}, {manifest.graph.precision}": manifest.digest},
         threads=threads,
     )
-    finish(out, report, force=force, as_json=as_json)
 
 
 @bench.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@_bundle
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Texts in a call.")
 @click.option(
     "--tokens", type=click.IntRange(1), default=28, show_default=True, help="Of each text, the prompt not counted."
 )
-@click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use].")
 @reported
-def profile(
-    bundle: Path,
-    batch: int,
-    tokens: int,
-    out: Path,
-    threads: int | None,
-    log_file: Path | None,
-    *,
-    as_json: bool,
-    force: bool,
-) -> None:
+def profile(progress: "progress.Report", bundle: Path, batch: int, tokens: int, threads: int | None) -> "Report":
     """Show where BUNDLE's time goes on this machine's CPUs: by kind of operator, by layer, and outside of both."""
-    prepare(out, force=force)
     from ptexport.runtime.bundle import MODEL
     from ptexport.toolkit.bench.profile import ProfileConfig
     from ptexport.toolkit.bench.profile_report import bench_profile
-    from ptexport.toolkit.progress import reporting
 
     with shared.extra("train"):
         import onnx_ir as ir
@@ -253,7 +226,5 @@ def profile(
         places = place_of_nodes(Flow(list(ir.load(bundle / MODEL).graph)))
         return {name: (place.name, place.layer) for name, place in places.items()}
 
-    config = ProfileConfig(bundle=bundle, batch=batch, tokens=tokens, threads=threads, command=command_line())
-    with reporting(as_json=as_json, log_file=log_file) as progress:
-        report = bench_profile(config, places_of, progress.rows)
-    finish(out, report, force=force, as_json=as_json)
+    config = ProfileConfig(bundle=bundle, batch=batch, tokens=tokens, threads=threads, command=_command_line())
+    return bench_profile(config, places_of, progress.rows)

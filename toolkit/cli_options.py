@@ -37,6 +37,7 @@ require_signature = click.option(
     type=click.Path(path_type=Path),
     help="Refuse what is not signed with this public key, a PEM file.",
 )
+threads = click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use].")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OPENING = (
     click.option(
@@ -48,7 +49,7 @@ _OPENING = (
         "runs, else the CPU. What is named is what runs, or the command fails.",
     ),
     click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU."),
-    click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use]."),
+    threads,
     click.option(
         "--cuda-graph", is_flag=True, help="Record what each shape of batch runs on the GPU, and play it back."
     ),

@@ -19,17 +19,20 @@ _PAGE = """\
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 p { overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.25; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+h1 { font-size: 1.6em; line-height: 1.25; }
+h2 { font-size: 1.2em; margin-top: 1.8em; }
 caption { text-align: left; font-weight: 600; padding: .2rem 0; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid #ccc; padding: .2rem .8rem; text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td:not(:first-child) { white-space: nowrap; }
+.breaks td { white-space: normal; }
+.breaks span { white-space: nowrap; }
 .wide { overflow-x: auto; }
 .plots { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start; }
 .plots svg { flex: 1 1 20rem; min-width: 0; max-width: 32rem; width: 100%; height: auto; }
-.note { color: #666; font-size: .9rem; }
+.note { color: #666; font-size: .9em; }
+@media screen and (min-width: 30rem) { .breaks :is(th, td):not(:first-child) { padding: .2rem .5rem; } }
 @media (max-width: 30rem) { th, td { padding: .2rem .4rem; } }
 @media print {
   body { font-size: 10pt; margin: 0; max-width: none; }
@@ -37,8 +40,11 @@ td:not(:first-child) { white-space: nowrap; }
   table { font-size: 7.5pt; }
   th, td { padding: .1rem .4rem; }
   td:not(:first-child) { white-space: normal; }
-  table, svg { break-inside: avoid; }
+  table, tr, svg, li, p { break-inside: avoid; }
+  table.long { break-inside: auto; }
+  tr:nth-last-child(-n+3) { break-before: avoid; }
   h1, h2 { break-after: avoid; }
+  .wide + .note { break-before: avoid; }
 }
 </style>
 """

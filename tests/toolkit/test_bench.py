@@ -9,20 +9,28 @@ import numpy as np
 import pytest
 from commands import ptexport
 from links import links_of
-from tiny import ROWS
+from tiny import ROWS, Quiet
 
 from ptexport.runtime import Engine
-from ptexport.runtime.bundle import Bundle
+from ptexport.runtime.bundle import MANIFEST, Bundle
 from ptexport.runtime.errors import BenchError, DataError
-from ptexport.toolkit.bench import turns
+from ptexport.runtime.rows import Row
+from ptexport.toolkit.bench import speed, turns
 from ptexport.toolkit.bench.compare import compare
 from ptexport.toolkit.bench.pages import html, markdown
-from ptexport.toolkit.bench.quality import interval
+from ptexport.toolkit.bench.quality import _how_timed, _some, interval
 from ptexport.toolkit.bench.report import Figure, Machine, Plot, Report, Series, Table, median_interval
 from ptexport.toolkit.bench.turns import Contender, Loads, Plan, bundle_worker, measure
 from ptexport.toolkit.bench.workers import WORKER, Worker
 
-MACHINE = Machine(processor="tiny", cpus=2, memory_mb=1024, system="Linux", python="3", versions={"numpy": "2"})
+MACHINE = Machine(
+    processor="an abacus",
+    cpus=2,
+    memory_mb=1024,
+    system="Linux 6 x86_64",
+    python="3.11.4",
+    versions={"numpy": "2.1", "torch": "2.2"},
+)
 
 
 def report_of(*figures: Figure, **changes: object) -> Report:
@@ -32,10 +40,14 @@ def report_of(*figures: Figure, **changes: object) -> Report:
         "made": "2026-11-25T07:00+00:00",
         "command": "ptexport bench speed tiny",
         "machine": MACHINE,
-        "bundles": {"tiny": "0" * 64},
+        "bundles": {"one, fp32": "0123456789abcdef" * 4, "other, int8": "fedcba9876543210" * 4},
         "verdict": ["tiny is ahead"],
-        "how": ["in turn"],
-        "tables": [Table(title="times", columns=["size", "a|b"], rows=[["1x28", "3.0"]], note="medians")],
+        "how": ["in turn", "as `a <b>` says"],
+        "tables": [
+            Table(
+                title="times", columns=["size", "a|b"], rows=[["29.5, 0.85 (0.76 to 1.17)", "<b> of 3"]], note="medians"
+            )
+        ],
         "plots": [Plot(title="latency", x_label="x", y_label="y", series=[Series(name="a", x=[1, 2], y=[3, 4])])],
         "figures": list(figures),
         "left_out": {"other": "not installed"},
@@ -51,11 +63,25 @@ def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
     report = report_of(ratio(2.0, 3.0, 2.5))
     assert report.figures[0] == Figure(name="ratio/peft/1x28", value=2.5, low=2, high=3, unit="x", better="higher")
     text, page = markdown(report), html(report).decode()
-    for said in ("tiny is ahead", "times", "3.0", "medians", "not installed", "in turn", "ptexport bench speed tiny"):
+    for said in (
+        *(
+            "tiny is ahead",
+            "times",
+            "29.5, 0.85",
+            "medians",
+            "other: not installed",
+            "in turn",
+            "ptexport bench speed tiny",
+        ),
+        *("25 November 2026, 07:00 on 2 CPUs of an abacus, 1 GiB", "one, fp32: manifest 0123456789abcdef."),
+        *("other, int8: manifest fedcba9876543210.", "numpy 2.1, torch 2.2; Python 3.11.4; Linux 6 x86_64."),
+    ):
         assert said in text
         assert said in page
     assert "a\\|b" in text
-    assert "tiny <b>" not in page
+    assert "<code>a &lt;b&gt;</code>" in page
+    assert "<td><span>29.5, 0.85</span> <span>(0.76 to 1.17)</span></td><td>&lt;b&gt; of 3</td>" in page
+    assert "<b>" not in page
     assert page.count("<svg") == 1
     assert not links_of(page)
     path = tmp_path / "report.json"
@@ -94,6 +120,23 @@ def test_what_changed_is_beyond_the_band_and_beyond_the_intervals(new: Figure, c
     assert turned.change == {"worse": "better", "better": "worse", "same": "same"}[change]
 
 
+def test_of_accuracies_the_intervals_alone_decide() -> None:
+    """The control: the same figures in another unit are within the band."""
+
+    def accuracy(right: int, unit: str = "%") -> Report:
+        low, high = (100 * share for share in interval(right, 1000))
+        value = right / 10
+        return report_of(Figure(name="accuracy/a", value=value, low=low, high=high, unit=unit, better="higher"))
+
+    def change(old: Report, new: Report) -> str:
+        return compare(old, new, band=0.15).compared[0].change
+
+    assert change(accuracy(800), accuracy(720)) == "worse"
+    assert change(accuracy(720), accuracy(800)) == "better"
+    assert change(accuracy(800), accuracy(790)) == "same"
+    assert change(accuracy(800, "x"), accuracy(720, "x")) == "same"
+
+
 def test_comparing_by_the_command(tmp_path: Path) -> None:
     old, new, other = (tmp_path / name for name in ("old.json", "new.json", "other.json"))
     old.write_bytes(msgspec.json.encode(report_of(ratio(2.0, 2.1), ratio(5.0, name="ratio/gone/1x28"))))
@@ -107,6 +150,10 @@ def test_comparing_by_the_command(tmp_path: Path) -> None:
     assert (done.returncode, "ratio/peft/1x28; measure again, or find what changed" in done.stderr) == (1, True)
     assert ptexport("bench", "compare", new, old, "--json").returncode == 0
     assert ptexport("bench", "compare", old, new, "--band", "60").returncode == 0
+    said = {"low": 75, "high": 85, "unit": "%", "better": "higher"}
+    old.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=80, **said))))
+    new.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=79.5, **said))))
+    assert "-0.5 points" in ptexport("bench", "compare", old, new).stdout
     assert "compare two of one kind" in ptexport("bench", "compare", old, other).stderr
     with pytest.raises(BenchError, match="no figure in common"):
         compare(report_of(), report_of(ratio(1)), band=0)
@@ -181,6 +228,16 @@ def test_a_worker_answers_as_the_engine_does_and_says_why_it_ends(llama_bundle: 
         worker.read()
 
 
+def test_a_call_has_no_row_twice_where_there_are_enough() -> None:
+    rows = [Row(text=f"text {number}", label="a", where="") for number in range(32)]
+    for turn in range(5):
+        assert sorted(_some(rows, 32, turn)) == sorted(row.text for row in rows)
+    assert _some(rows, 32, 0) != _some(rows, 32, 1)
+    assert len(_some(rows[:3], 32, 0)) == 32
+    assert _how_timed(32).endswith("but not in one call.")
+    assert _how_timed(31).endswith("not in one call; in a call of 32, more than the file has, some come again.")
+
+
 def test_quality_by_the_command(
     llama_bundle: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +261,28 @@ def test_quality_by_the_command(
     assert (again.returncode, "--force" in again.stderr) == (1, True)
     twice = ptexport("bench", "quality", second, second, "--data", rows_file, "--out", tmp_path / "x")
     assert "two are called 'second, fp32'" in twice.stderr
+
+
+def test_speed_tells_which_bundles_took_part(
+    llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+    monkeypatch.setattr(speed, "QUICK", Plan(rounds=2, seconds=60, starts=1))
+    monkeypatch.setattr(speed, "QUICK_SIZES", ((2, 8),))
+    second = tmp_path / "second"
+    shutil.copytree(llama_bundle, second)
+    manifest = msgspec.structs.replace(Bundle.open(llama_bundle).manifest, name="other")
+    (second / MANIFEST).write_bytes(manifest.to_json())
+    config = speed.SpeedConfig(
+        bundle=llama_bundle, against=[str(second)], run=None, threads=1, quick=True, command="ptexport bench speed"
+    )
+    report = speed.bench_speed(config, lambda n_ids: 1000 * n_ids, Quiet())
+    first, other = (Bundle.open(path).manifest.digest for path in (llama_bundle, second))
+    assert report.bundles == {"ptexport, fp32": first, "second, fp32": other}
+    assert first != other
+    assert report.tables[0].columns[1:] == list(report.bundles)
+    assert report.verdict[0].startswith("ptexport, fp32")
+    assert not report.left_out
 
 
 def test_what_speed_refuses(llama_bundle: Path, bert_run: Path, tmp_path: Path) -> None:

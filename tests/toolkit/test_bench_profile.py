@@ -1,6 +1,7 @@
 """bench profile on tiny bundles: every kernel is counted once, and where it is in the model it is placed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -12,9 +13,10 @@ from ptexport.exporters.parts import Flow, Place, place_of_nodes
 from ptexport.runtime.bundle import MODEL, Bundle
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench import turns
+from ptexport.toolkit.bench.compare import compare
 from ptexport.toolkit.bench.profile import Kernel, ProfileConfig, place_kernels, read_runs
 from ptexport.toolkit.bench.profile_report import bench_profile
-from ptexport.toolkit.bench.report import Report
+from ptexport.toolkit.bench.report import Figure, Report
 
 PLACES = {
     "mask": ("other", None),
@@ -44,7 +46,7 @@ def profile_of(bundle: Path, *, forget: str = "") -> Report:
 
 
 def values(report: Report, group: str) -> dict[str, float]:
-    named = {figure.name: figure.value for figure in report.figures}
+    named = {figure.name.removesuffix("/2x6"): figure.value for figure in report.figures}
     return {name.removeprefix(f"{group}/"): value for name, value in named.items() if name.startswith(f"{group}/")}
 
 
@@ -126,7 +128,6 @@ def test_all_time_is_counted_once(which: str, request: pytest.FixtureRequest, mo
     assert values(report, "outside")["runtime"] > 0
     assert "could not be placed" in " ".join(report.verdict)
     assert "The profiler slows the run it measures" in " ".join(report.how)
-    assert all(figure.better is None for figure in report.figures)
     for plot in report.plots:
         drawn = sum(sum(series.x) for series in plot.series)
         assert drawn == pytest.approx(sum(sum(series.x) for series in report.plots[0].series))
@@ -139,8 +140,29 @@ def test_a_node_of_no_known_part_is_not_placed(llama_bundle: Path, monkeypatch: 
     layers = values(report, "layer")
     assert list(layers) == ["not placed"]
     assert layers["not placed"] == pytest.approx(values(report, "whole")["kernels"])
-    assert "part/not placed" in {figure.name for figure in report.figures}
+    assert "part/not placed/2x6" in {figure.name for figure in report.figures}
     assert not report.verdict[-1].startswith("0.00 ms")
+
+
+def test_profiles_are_compared_by_what_users_wait_for(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by kinds of operators, which a fusion makes come and go; and not with one of another size."""
+    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+    old = profile_of(llama_bundle)
+
+    def later(change: Callable[[Figure], Figure | None]) -> Report:
+        return msgspec.structs.replace(old, figures=[new for figure in old.figures if (new := change(figure))])
+
+    def slower(figure: Figure) -> Figure:
+        more = {name: 9 * getattr(figure, name) for name in ("value", "low", "high")}
+        return msgspec.structs.replace(figure, **more)
+
+    guarded = ["whole/call/2x6", "whole/plain/2x6"]
+    same = compare(old, later(lambda figure: None if figure.name.startswith("kind/") else figure), band=0.15)
+    assert ([each.name for each in same.compared], same.worse, same.only_old) == (guarded, [], [])
+    assert [each.name for each in compare(old, later(slower), band=0.15).worse] == guarded
+    renamed = later(lambda figure: msgspec.structs.replace(figure, name=figure.name.replace("2x6", "1x6")))
+    with pytest.raises(BenchError, match="no figure in common"):
+        compare(old, renamed, band=0.15)
 
 
 def test_profile_by_the_command(bert_bundle: Path, tmp_path: Path) -> None:

@@ -130,6 +130,32 @@ def test_all_wait_that_are_due_while_the_server_stops(server: tuple[str, int], l
     assert slow("closed", rate=None, connections=1) < 5
 
 
+@pytest.mark.parametrize(
+    ("at_the_end_s", "answered", "said"),
+    [
+        (
+            0.9,
+            104.0,
+            "At 110 % the queue grew: median latency was 200 ms in the first third of a run and 900 ms in the",
+        ),
+        (0.25, 110.0, "At 110 % no queue grew: median latency was 200 ms in the first third of a run and 250 ms in"),
+    ],
+)
+def test_a_queue_grows_where_it_was_seen_to(at_the_end_s: float, answered: float, said: str) -> None:
+    calm = Seen(latencies_s=[0.2], failures={}, answered=100, late_s=[0.0], cpu=0.1)
+    over = msgspec.structs.replace(calm, latencies_s=[0.2] * 10 + [0.3] * 10 + [at_the_end_s] * 10, answered=answered)
+    results = serve.Results(
+        tokens=12, pairs_s=[[(0.1, 0.2)]], calls_s=[[0.1]], closed={1: [calm]}, open={90: [calm], 110: [over]}, peak=100
+    )
+    (queue,) = [
+        sentence
+        for sentence in serve_report(results, SHORT, title="", command="", bundles={}, threads=1).verdict
+        if "queue" in sentence
+    ]
+    assert queue.startswith(said)
+    assert f"{answered:.0f} of 110 texts a second were answered" in queue
+
+
 def test_a_generator_that_cannot_keep_up_is_told_of(load: Worker) -> None:
     behind = asked(load, "too many", rate=30_000, seconds=0.2, timeout_s=0.3)
     in_time = msgspec.structs.replace(behind, late_s=[1e-5], failures={}, cpu=0.1)

@@ -7,5 +7,6 @@ compare.py tells two of them apart.
     quality.py    accuracy against size and speed
     serve.py      a server under load
     profile.py    where the time goes, by operator and layer
+    texts.py      what bundles are asked, where nobody brings rows
     ceiling.py    what this machine's arithmetic and memory could do
 """

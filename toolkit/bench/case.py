@@ -5,8 +5,7 @@ in the cache is its hash, so what rivals export for it is found again.
 """
 
 import hashlib
-import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from ptexport.toolkit.verbalizer import Verbalizer
 from ptexport.toolkit.words import WordTokenizer
 
 CASE, ARRAYS, ENCODER, TOKENIZER = "case.json", "arrays.safetensors", "encoder.safetensors", "tokenizer.json"
-N_WORDS = 2000
 _SUFFIX = "-case"
 _ENCODER = "encoder."
 
@@ -166,23 +164,6 @@ def check_same_task(run: Run, manifest: Manifest) -> None:
             raise BenchError(
                 f"--run: has {what} {of_run!r}, the bundle has {of_bundle!r}; give the run it was exported from"
             )
-
-
-def plain_words(tokenizer: Tokenizer) -> list[str]:
-    """Choose words that are one token each wherever they stand in a text, so that a text has as many as it shall."""
-    names = ("".join(token.split("Ġ")) for token in sorted(tokenizer.get_vocab()))
-    words = sorted({name for name in names if name.isascii() and name.isalpha() and name.islower() and len(name) > 3})
-    encoded = tokenizer.encode_batch([f"{word} {word}" for word in words], add_special_tokens=False)
-    chosen = [word for word, encoding in zip(words, encoded, strict=True) if len(encoding) == 2]
-    if not chosen:
-        raise BenchError("tokenizer: has no words of one token each, of which texts are made here; not supported")
-    return chosen[:N_WORDS]
-
-
-def make_texts(words: Sequence[str], batch: int, tokens: int, seed: str) -> list[str]:
-    """Make texts of so many tokens, other ones for each seed."""
-    choose = random.Random(seed)
-    return [" ".join(choose.choices(words, k=tokens)) for _ in range(batch)]
 
 
 def _without(prefix: str, names: Iterable[str]) -> list[str]:

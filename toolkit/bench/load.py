@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from ptexport.toolkit.bench.case import make_texts
+from ptexport.toolkit.bench.texts import make_texts
 
 _TEXTS_AT_ONCE = 64
 
@@ -66,7 +66,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What was seen of a run.
 
     Attributes:
-        latencies_s: of requests answered with status 200, and of those that timed out, which count as the time-out.
+        latencies_s: of requests answered with status 200, and of those that timed out, which count as the time-out; in
+            the order in which they were due.
         failures: other requests and those that timed out, by what happened.
         answered: with status 200 within the seconds, a second.
         late_s: from when each request was due until this process came to it; empty without a rate.
@@ -152,7 +153,7 @@ class _Load:
         self._slots = asyncio.Semaphore(run.connections)
         self._idle: list[_Connection] = []
         self._begin = self._end = float("inf")
-        self._latencies: list[float] = []
+        self._latencies: list[tuple[float, float]] = []  # when due, and how long it took
         self._failures: Counter[str] = Counter()
         self._late: list[float] = []
         self._answered, self._cpu = 0, 0.0
@@ -166,7 +167,7 @@ class _Load:
         for connection in self._idle:
             connection.transport.abort()
         return Seen(
-            latencies_s=self._latencies,
+            latencies_s=[latency for _, latency in sorted(self._latencies)],
             failures=self._failures,
             answered=self._answered / self._run.seconds,
             late_s=self._late,
@@ -232,11 +233,11 @@ class _Load:
         if not self._begin <= due < self._end:
             return
         if outcome == 200:
-            self._latencies.append(now - due)
+            self._latencies.append((due, now - due))
         else:
             self._failures[str(outcome)] += 1
         if outcome == "time-out":
-            self._latencies.append(self._run.timeout_s)
+            self._latencies.append((due, self._run.timeout_s))
 
     async def _exchange(self) -> int:
         """Ask on the connection that was used last, whose peer least likely gives it up, or on a new one."""

@@ -1,5 +1,6 @@
 """A report -> the files that say it: JSON for machines, Markdown, and one HTML page that needs nothing else."""
 
+import re
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from ptexport.toolkit.folders import new_folder
 from ptexport.toolkit.html import render, svg
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -20,28 +22,27 @@ FILES = (JSON, MARKDOWN, HTML)
 # Told apart in grey and by the colour-blind too (Okabe and Ito 2008); what is ours comes first.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 _MARKERS = "osD^vP*X"
+_WHOLE = 20  # rows of a table that is not split over pages
 
 _BODY = """\
 <h1>{{ report.title }}</h1>
-<p class="note">{{ made }} on {{ machine }}. {% for name, digest in report.bundles.items() %}{{ name }}: manifest
-{{ digest[:16] }}. {% endfor %}</p>
-<ul>{% for sentence in report.verdict %}<li>{{ sentence }}</li>{% endfor %}</ul>
+<p class="note">{{ made }}</p>
+<ul>{% for sentence in report.verdict %}<li>{{ said(sentence) }}</li>{% endfor %}</ul>
 {% if plots %}<div class="plots">{% for plot in plots %}{{ plot }}{% endfor %}</div>{% endif %}
 {% for table in report.tables %}
 <h2>{{ table.title }}</h2>
-<div class="wide"><table>
-<tr>{% for heading in table.columns %}<th>{{ heading }}</th>{% endfor %}</tr>
-{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<div class="wide"><table class="breaks{{ " long" if table.rows | length > whole }}">
+<thead><tr>{% for heading in table.columns %}<th>{{ heading }}</th>{% endfor %}</tr></thead>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ joined(cell) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-{% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}
+{% if table.note %}<p class="note">{{ said(table.note) }}</p>{% endif %}
 {% endfor %}
 {% if report.left_out %}<h2>Not measured</h2>
-<ul>{% for name, why in report.left_out.items() %}<li>{{ name }}: {{ why }}</li>{% endfor %}</ul>{% endif %}
+<ul>{% for name, why in report.left_out.items() %}<li>{{ name }}: {{ said(why) }}</li>{% endfor %}</ul>{% endif %}
 <h2>How</h2>
-<ul>{% for sentence in report.how %}<li>{{ sentence }}</li>{% endfor %}</ul>
+<ul>{% for sentence in report.how %}<li>{{ said(sentence) }}</li>{% endfor %}</ul>
 <p>For the same: <code>{{ report.command }}</code></p>
-<p class="note">{% for name, version in report.machine.versions.items() %}{{ name }} {{ version }}{{ ", "
-if not loop.last }}{% endfor %}; Python {{ report.machine.python }}; {{ report.machine.system }}. Every figure with the
+<p class="note">{{ versions }} Every figure with the
 95 % interval of its median: report.json.</p>
 """
 
@@ -71,20 +72,23 @@ def html(report: Report) -> bytes:
         report.title,
         _BODY,
         report=report,
-        made=_when(report),
-        machine=describe(report.machine),
+        made=_made(report),
+        versions=_versions(report.machine),
+        whole=_WHOLE,
+        joined=_joined,
+        said=_with_code,
         plots=[svg(partial(_draw, plot), height=_height(plot)) for plot in report.plots],
     )
 
 
 def markdown(report: Report) -> str:
     """Say the same in Markdown, plots left out."""
-    parts = [f"# {report.title}", f"{_when(report)} on {describe(report.machine)}.", _list(report.verdict)]
+    parts = [f"# {report.title}", _made(report), _list(report.verdict)]
     for table in report.tables:
         parts += [f"## {table.title}", table_markdown(table)] + ([table.note] if table.note else [])
     if report.left_out:
         parts += ["## Not measured", _list([f"{name}: {why}" for name, why in report.left_out.items()])]
-    parts += ["## How", _list(report.how), f"For the same: `{report.command}`"]
+    parts += ["## How", _list(report.how), f"For the same: `{report.command}`", _versions(report.machine)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,8 +103,31 @@ def describe(machine: Machine) -> str:
     return f"{machine.cpus} CPUs of {machine.processor}, {machine.memory_mb / 1024:.0f} GiB"
 
 
-def _when(report: Report) -> str:
-    return f"{datetime.fromisoformat(report.made):%d %B %Y, %H:%M}"
+def _with_code(sentence: str) -> "Markup":
+    """Set what stands in backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
+
+
+def _joined(cell: str) -> "Markup":
+    """Have a figure break before its brackets and nowhere else: 29.5, 0.85 (0.76 to 1.17)."""
+    from markupsafe import Markup, escape
+
+    if not cell[:1].isdigit():
+        return escape(cell)
+    return Markup(" ").join(Markup("<span>{}</span>").format(part) for part in re.split(r" (?=\()", cell))
+
+
+def _made(report: Report) -> str:
+    """Say when, on what, and of which bundles."""
+    bundles = "".join(f" {name}: manifest {digest[:16]}." for name, digest in report.bundles.items())
+    return f"{datetime.fromisoformat(report.made):%d %B %Y, %H:%M} on {describe(report.machine)}.{bundles}"
+
+
+def _versions(machine: Machine) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return f"{packages}; Python {machine.python}; {machine.system}."
 
 
 def _list(sentences: list[str]) -> str:

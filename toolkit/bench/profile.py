@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tokenizers import Tokenizer
 
 from ptexport.runtime.batches import batches
 from ptexport.runtime.buckets import CPU_BATCH_TOKENS
@@ -24,7 +23,7 @@ from ptexport.runtime.opened import Opened
 from ptexport.runtime.providers import Provider, open_session
 from ptexport.runtime.tokens import TextEncoder
 from ptexport.toolkit.bench import turns
-from ptexport.toolkit.bench.case import make_texts, plain_words
+from ptexport.toolkit.bench.texts import PlainTexts
 
 WARM_UP, RUNS = 2, 10
 COLUMNS = ("attention", "mlp", "norms", "other")
@@ -147,20 +146,15 @@ def measure_profile(config: ProfileConfig, bundle: Bundle, on_turn: Callable[[in
 
 def _texts(config: ProfileConfig, bundle: Bundle) -> list[list[str]]:
     """Make texts for each turn."""
-    if bundle.manifest.fields != ["text"]:
-        raise BenchError(f"{config.bundle}: takes {' and '.join(bundle.manifest.fields)}; need a bundle of one text")
-    tokenizer = Tokenizer.from_file(str(bundle.path / TOKENIZER))
-    n_fixed = len(tokenizer.encode(""))
-    longest = bundle.manifest.max_length - n_fixed
-    if config.tokens > longest:
-        raise BenchError(f"--tokens: got {config.tokens}, the bundle takes at most {longest}; ask for fewer")
-    most = len(next(batches([config.tokens + n_fixed] * config.batch, CPU_BATCH_TOKENS)))
+    plain = PlainTexts.of(bundle)
+    if config.tokens > plain.longest:
+        raise BenchError(f"--tokens: got {config.tokens}, the bundle takes at most {plain.longest}; ask for fewer")
+    most = len(next(batches([config.tokens + plain.n_fixed] * config.batch, CPU_BATCH_TOKENS)))
     if config.batch > most:
         raise BenchError(
             f"--batch: got {config.batch}, an engine runs at most {most} such texts at once; ask for fewer"
         )
-    words = plain_words(tokenizer)
-    return [make_texts(words, config.batch, config.tokens, f"profile {turn}") for turn in range(WARM_UP + RUNS)]
+    return [plain.make(config.batch, config.tokens, f"profile {turn}") for turn in range(WARM_UP + RUNS)]
 
 
 def _open(bundle: Bundle, threads: int, profile: Path | None = None) -> _Timed:

@@ -105,7 +105,7 @@ def bench_profile(
         how=_how(config, measured),
         tables=[_call_table(found), _kind_table(found), _layer_table(found)],
         plots=[_kind_plot(found), _layer_plot(found)],
-        figures=_figures(found),
+        figures=_figures(config, found),
         left_out={},
     )
 
@@ -204,13 +204,17 @@ def _bars(title: str, series: list[Series]) -> Plot:
     return Plot(title=title, x_label="ms a run", y_label="", series=series, kind="bars")
 
 
-def _figures(found: _Found) -> list[Figure]:
-    figures = [Figure.of(f"outside/{name}", found.whole[name], "ms") for name in ("runtime", "between")]
-    figures += [Figure.of(f"whole/{name}", found.whole[name], "ms") for name in ("call", "plain", "run", "kernels")]
+def _figures(config: ProfileConfig, found: _Found) -> list[Figure]:
+    """What users wait for should go down; kinds and layers only tell where it goes, and come and go with fusions."""
+    size = f"{config.batch}x{config.tokens}"
+    figures = [Figure.of(f"whole/{name}/{size}", found.whole[name], "ms", "lower") for name in ("call", "plain")]
+    figures += [Figure.of(f"whole/{name}/{size}", found.whole[name], "ms") for name in ("run", "kernels")]
+    figures += [Figure.of(f"outside/{name}/{size}", found.whole[name], "ms") for name in ("runtime", "between")]
     for group, names in (("kind", found.kinds), ("layer", found.rows), ("part", found.parts)):
         of_runs = [sums_of(names, ms) for ms in found.of_runs]
         for name in of_runs[0]:
-            figures.append(Figure.of(f"{group}/{name.removeprefix('layer ')}", [run[name] for run in of_runs], "ms"))
+            short = name.removeprefix("layer ")
+            figures.append(Figure.of(f"{group}/{short}/{size}", [run[name] for run in of_runs], "ms"))
     return figures
 
 

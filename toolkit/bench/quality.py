@@ -129,8 +129,9 @@ def _load(batch: int) -> str:
 
 
 def _some(rows: Sequence[Row], batch: int, turn: int) -> Texts:
-    """Choose rows for a turn, other ones each time as far as there are enough."""
-    chosen = random.Random(f"{batch} {turn}").choices(rows, k=batch)
+    """Draw rows for a turn, no row twice unless there are too few."""
+    draw = random.Random(f"{batch} {turn}")
+    chosen = draw.sample(rows, batch) if len(rows) >= batch else draw.choices(rows, k=batch)
     texts: list[str | list[str]] = []
     for row in chosen:
         if row.choices is not None:
@@ -162,13 +163,22 @@ def _report(config: QualityConfig, judged: Sequence[_Judged], results: Results, 
         verdict=[_verdict(first, other, results) for other in others] or [_alone(first, accuracies[0])],
         how=[
             _HOW_JUDGED,
-            "Times: calls of 1 and of 32 rows chosen from the file, the same for all in a turn.",
+            _how_timed(n_rows),
             *how_measured(plan, threads),
         ],
         tables=[_table(judged, accuracies, results), footprint_table(results)],
         plots=_plots(judged, accuracies, results),
         figures=[*accuracies, *speed_figures(results), *footprint_figures(results)],
         left_out=results.left_out,
+    )
+
+
+def _how_timed(n_rows: int) -> str:
+    few = [str(batch) for batch in BATCHES if batch > n_rows]
+    again = f"; in a call of {' or '.join(few)}, more than the file has, some come again" if few else ""
+    return (
+        f"Times: calls of {' and of '.join(map(str, BATCHES))} rows, the same for all in a turn. They are drawn from "
+        f"the file for each turn: a row may come again in another turn, but not in one call{again}."
     )
 
 

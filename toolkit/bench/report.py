@@ -31,7 +31,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         value: the median.
         low: where the 95 % interval of the median begins; see `median_interval`.
         high: where it ends.
-        unit: "s", "MB", "x" of a ratio, "%", …
+        unit: "s", "MB", "x" of a ratio, "%" of rows, …
         better: which way it should go; None: it only describes.
     """
 

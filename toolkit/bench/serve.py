@@ -11,14 +11,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
-from tokenizers import Tokenizer
 
-from ptexport.runtime.bundle import TOKENIZER, Bundle
+from ptexport.runtime.bundle import Bundle
 from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.engine import Engine
 from ptexport.runtime.errors import BenchError, reason
-from ptexport.toolkit.bench.case import make_texts, plain_words
 from ptexport.toolkit.bench.load import Run, Seen, Texts
+from ptexport.toolkit.bench.texts import PlainTexts, make_texts
 from ptexport.toolkit.bench.workers import Worker
 
 TOKENS = 28
@@ -204,13 +203,8 @@ def _posting(address: str) -> Iterator[Callable[[str], bytes]]:
 
 
 def _texts(path: Path) -> Texts:
-    bundle = Bundle.open(path)
-    if bundle.manifest.fields != ["text"]:
-        fields = " and ".join(bundle.manifest.fields)
-        raise BenchError(f"{path}: its template takes {fields}, need one text; give another bundle")
-    tokenizer = Tokenizer.from_file(str(path / TOKENIZER))
-    room = bundle.manifest.max_length - len(tokenizer.encode("").ids)
-    return Texts(words=plain_words(tokenizer), tokens=max(1, min(TOKENS, room)))
+    plain = PlainTexts.of(Bundle.open(path))
+    return Texts(words=plain.words, tokens=min(TOKENS, plain.longest))
 
 
 def _run(plan: Plan, name: str, connections: int, rate: float | None, seconds: float) -> Run:

@@ -28,6 +28,11 @@ def figures_of(results: Results) -> dict[str, Figure]:
             ]
             if kind == "open":
                 figures.append(_percentile(f"open/late/{name}", [s.late_s for s in seen], 99))
+                thirds = [_first_and_last_third_ms(s.latencies_s) for s in seen]
+                figures += [
+                    Figure.of(f"open/{third}_third/{name}", ms, "ms")
+                    for third, ms in zip(("first", "last"), zip(*thirds, strict=True), strict=True)
+                ]
     return {figure.name: figure for figure in figures}
 
 
@@ -70,6 +75,12 @@ def _percentile(name: str, rounds: Sequence[Sequence[float]], percent: int) -> F
     each = [_percentile_ms(seconds, percent) for seconds in rounds]
     together = _percentile_ms([value for seconds in rounds for value in seconds], percent)
     return Figure(name=name, value=together, low=min(each), high=max(each), unit="ms", better=None)
+
+
+def _first_and_last_third_ms(latencies_s: Sequence[float]) -> tuple[float, float]:
+    """Take the medians of what was due first and last in a run: where a queue grows they are far apart."""
+    n = -(-len(latencies_s) // 3)
+    return _percentile_ms(latencies_s[:n], 50), _percentile_ms(latencies_s[-n:], 50)
 
 
 def _percentile_ms(seconds: Sequence[float], percent: int) -> float:

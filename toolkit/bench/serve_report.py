@@ -9,6 +9,7 @@ from ptexport.toolkit.bench.serve import FEWEST, MAX_CONNECTIONS, PAUSE_S, TIMEO
 from ptexport.toolkit.bench.serve_figures import PERCENTILES, best_clients, figures_of
 
 SLOW = 5  # times the p99 of a server with nothing else to do
+GROWS = 1.5  # times the latency at the end of a run, where the queue grows
 LATE = 0.2  # of a run's p99
 BUSY = 0.8  # of a CPU
 
@@ -147,12 +148,20 @@ def _open_verdict(results: Results, figures: Mapping[str, Figure]) -> list[str]:
         p99 = _number(figures[f"open/p99/{slow[0]}"].value)
         at = _number(results.peak * slow[0] / 100)
         sentences.append(f"p99 passes {said} at {slow[0]} % of that peak, {at} texts a second: {p99} ms.")
-    over = [percent for percent in results.open if percent > 100]
-    if over:
-        sentences.append(
-            f"At {over[0]} % the queue grows for as long as requests come; its latency says how long they came."
-        )
-    return sentences
+    return sentences + [_queue(percent, results, figures) for percent in results.open if percent > 100]
+
+
+def _queue(percent: int, results: Results, figures: Mapping[str, Figure]) -> str:
+    """Tell whether more waited at the end of a run than when it began."""
+    first, last = (figures[f"open/{third}_third/{percent}"].value for third in ("first", "last"))
+    answered, due = figures[f"open/throughput/{percent}"].value, results.peak * percent / 100
+    seen = (
+        f"median latency was {_number(first)} ms in the first third of a run and {_number(last)} ms in the last, and "
+        f"{_number(answered)} of {_number(due)} texts a second were answered"
+    )
+    if last > GROWS * first:
+        return f"At {percent} % the queue grew: {seen}; latency there says how long requests came."
+    return f"At {percent} % no queue grew: {seen}; the closed loop's peak is not the most that this server answers."
 
 
 def _doubts(results: Results, figures: Mapping[str, Figure]) -> list[str]:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ptexport.toolkit.bench.compare import Comparison
+from ptexport.toolkit.bench.compare import Compared, Comparison
 from ptexport.toolkit.bench.report import Figure, Report
 
 _WIDTH = 150  # where nobody's window limits it
@@ -39,8 +39,7 @@ def show_comparison(comparison: Comparison) -> None:
     for number, heading in enumerate(("figure", "was", "is", "change")):
         table.add_column(heading, justify="right" if number else "left")
     for each in comparison.compared:
-        change = f"{each.new.value / each.old.value - 1:+.0%}" if each.old.value else ""
-        said = f"{change} {each.change}" if each.change != "same" else change
+        said = f"{_change(each)} {each.change}" if each.change != "same" else _change(each)
         table.add_row(escape(each.name), _said(each.old), _said(each.new), said)
     console.print(table)
     for names, where in ((comparison.only_old, "first"), (comparison.only_new, "second")):
@@ -48,6 +47,13 @@ def show_comparison(comparison: Comparison) -> None:
             console.print(f"only in the {where}: {', '.join(names)}", markup=False, highlight=False, soft_wrap=True)
     if not comparison.same_machine:
         console.print("Measured on different machines: ratios may differ by that alone.", highlight=False)
+
+
+def _change(compared: Compared) -> str:
+    old, new = compared.old.value, compared.new.value
+    if compared.unit == "%":
+        return f"{new - old:+.1f} points"
+    return f"{new / old - 1:+.0%}" if old else ""
 
 
 def _said(figure: Figure) -> str:

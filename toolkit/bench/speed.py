@@ -6,15 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from tokenizers import Tokenizer
-
-from ptexport.runtime.bundle import TOKENIZER, Bundle
+from ptexport.runtime.bundle import Bundle
 from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.case import Case, check_same_task, make_case, make_texts, plain_words
+from ptexport.toolkit.bench.case import Case, check_same_task, make_case
 from ptexport.toolkit.bench.report import Report
 from ptexport.toolkit.bench.speed_report import Cost, Size, name_of, speed_report
 from ptexport.toolkit.bench.systems import RIVALS
+from ptexport.toolkit.bench.texts import PlainTexts
 from ptexport.toolkit.bench.turns import FULL, QUICK, Contender, Loads, bundle_worker, measure, shown_name
 from ptexport.toolkit.bench.workers import make_ready
 from ptexport.toolkit.checkpoint import find_checkpoint
@@ -57,6 +56,21 @@ class SpeedConfig:
     command: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entrants:
+    """Who takes part.
+
+    Attributes:
+        contenders: the bundle first.
+        digests: of the manifests of bundles among them, by their names.
+        left_out: who cannot, with the reason.
+    """
+
+    contenders: list[Contender]
+    digests: dict[str, str]
+    left_out: dict[str, str]
+
+
 def bench_speed(config: SpeedConfig, cost_of: Callable[[int], Cost | None], progress: Progress) -> Report:
     """Time a bundle against others.
 
@@ -71,53 +85,44 @@ def bench_speed(config: SpeedConfig, cost_of: Callable[[int], Cost | None], prog
     """
     threads = min(config.threads or available_cpus(), available_cpus())
     bundle = Bundle.open(config.bundle)
-    if bundle.manifest.fields != ["text"]:
-        raise BenchError(
-            f"{config.bundle}: takes {' and '.join(bundle.manifest.fields)}; need one text, see bench quality"
-        )
-    contenders, left_out = _find_contenders(config, bundle, threads, progress)
-    digests = {bundle.manifest.name: bundle.manifest.digest}
-    tokenizer = Tokenizer.from_file(str(config.bundle / TOKENIZER))
-    words, n_fixed = plain_words(tokenizer), len(tokenizer.encode(""))
-    assert tokenizer.truncation is not None, "a bundle's tokenizer truncates"
-    longest = tokenizer.truncation["max_length"] - n_fixed
-    sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= longest]
+    plain = PlainTexts.of(bundle)
+    entrants = _find_entrants(config, bundle, threads, progress)
+    sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= plain.longest]
     if not sizes:
         raise BenchError(
-            f"{config.bundle}: leaves {longest} tokens for a text, too few to measure; give another bundle"
+            f"{config.bundle}: leaves {plain.longest} tokens for a text, too few to measure; give another bundle"
         )
-    compared = [make_texts(words, *size, f"compare {size}") for size in COMPARED if size[1] <= longest]
-    texts = {name_of(size): partial(_texts, words, size) for size in sizes}
+    compared = [plain.make(*size, f"compare {size}") for size in COMPARED if size[1] <= plain.longest]
+    texts = {name_of(size): partial(_texts, plain, size) for size in sizes}
     plan = QUICK if config.quick else FULL
     progress.stage("opening what is measured")
-    results = measure(contenders, Loads(texts=texts, compared=compared), plan, threads, progress.rows)
-    results.left_out.update(left_out)
+    results = measure(entrants.contenders, Loads(texts=texts, compared=compared), plan, threads, progress.rows)
+    results.left_out.update(entrants.left_out)
     return speed_report(
         results,
         plan,
         sizes,
         name=bundle.manifest.name,
-        digests=digests,
+        digests=entrants.digests,
         command=config.command,
         does={name: rival.does for name, rival in RIVALS.items()},
-        cost_of=lambda tokens: cost_of(tokens + n_fixed),
+        cost_of=lambda tokens: cost_of(tokens + plain.n_fixed),
         threads=threads,
     )
 
 
-def _texts(words: Sequence[str], size: Size, turn: int) -> list[str]:
-    return make_texts(words, *size, f"{size} {turn}")
+def _texts(plain: PlainTexts, size: Size, turn: int) -> list[str]:
+    return plain.make(*size, f"{size} {turn}")
 
 
-def _find_contenders(
-    config: SpeedConfig, bundle: Bundle, threads: int, progress: Progress
-) -> tuple[list[Contender], dict[str, str]]:
-    """Find who takes part, the bundle first, and make ready what needs it; and who cannot, with the reason."""
+def _find_entrants(config: SpeedConfig, bundle: Bundle, threads: int, progress: Progress) -> _Entrants:
+    """Find who takes part, and make ready what needs it."""
     case = _case(config, bundle, progress)
     path, left_out = str(config.bundle), {}
     precision = bundle.manifest.graph.precision
     first = f"ptexport, {precision}"
     contenders = [Contender(name=first, start=bundle_worker(first, path, threads), tolerance=None)]
+    digests = {first: bundle.manifest.digest}
     for name in config.against:
         if name in RIVALS:
             assert case is not None, "asked for above"
@@ -134,9 +139,10 @@ def _find_contenders(
             tolerance = SAME_BUNDLE if other.manifest.graph.precision == "fp32" else None
             shown = shown_name(Path(name), other.manifest.graph.precision)
             name, start = shown, bundle_worker(shown, name, threads)
+            digests[name] = other.manifest.digest
         # What rounds otherwise cannot be held to another's answers.
         contenders.append(Contender(name=name, start=start, tolerance=tolerance if precision == "fp32" else None))
-    return contenders, left_out
+    return _Entrants(contenders=contenders, digests=digests, left_out=left_out)
 
 
 def _case(config: SpeedConfig, bundle: Bundle, progress: Progress) -> Case | None:

@@ -70,7 +70,7 @@ def speed_report(
         plan: how much was measured.
         sizes: in the order of the table.
         name: of the bundle.
-        digests: of manifests, by bundle.
+        digests: of the manifests of bundles that took part, by their names.
         command: what to type for the same.
         does: what each rival is, by name.
         cost_of: what the bundle's graph takes for a text of so many tokens; None: not known.

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ptexport.toolkit.bench.case import Case, make_texts, plain_words
+from ptexport.toolkit.bench.case import Case
 from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_lengthened, read, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
+from ptexport.toolkit.bench.texts import make_texts, plain_words
 
 SETTING = "setting.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
