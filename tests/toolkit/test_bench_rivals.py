@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case, make_case
 from ptexport.toolkit.bench.systems import RIVALS as NAMED
-from ptexport.toolkit.bench.systems import encoder_onnx, graph, peft_seqcls
+from ptexport.toolkit.bench.systems import encoder_onnx, graph, llama_cpp, peft_seqcls
 from ptexport.toolkit.bench.systems.transformers_torch import Scorer
 from ptexport.toolkit.bench.workers import make_ready
 from ptexport.toolkit.checkpoint import find_checkpoint
@@ -108,9 +109,10 @@ def test_an_export_answers_as_the_model_it_was_made_of(
     assert difference(answered, bundle_logits(bert_bundle)) > 1e-3
 
 
-def test_a_graph_is_opened_without_torch() -> None:
+@pytest.mark.parametrize("module", [graph, llama_cpp])
+def test_no_torch_is_opened_for_what_needs_none(module: ModuleType) -> None:
     said = subprocess.run(
-        [sys.executable, "-c", f"import sys, {graph.__name__}; print('torch' in sys.modules)"],
+        [sys.executable, "-c", f"import sys, {module.__name__}; print('torch' in sys.modules)"],
         capture_output=True,
         text=True,
         check=True,

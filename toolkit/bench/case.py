@@ -35,6 +35,7 @@ class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         model: folder of the untouched backbone, in Hugging Face's layout.
+        gguf: file that this was converted from; None: it was not.
         fingerprint: of its weights.
         causal: whether each position sees only those before it.
         token_types: whether it takes `token_type_ids`.
@@ -48,6 +49,7 @@ class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     model: str
+    gguf: str | None
     fingerprint: str
     causal: bool
     token_types: bool
@@ -122,6 +124,7 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
     tokenizer_json = compiled.tokenizer_json()
     case = CaseConfig(
         model=str(checkpoint.path),
+        gguf=str(checkpoint.gguf) if checkpoint.gguf is not None else None,
         fingerprint=config.facts.fingerprint,
         causal=config.facts.causal,
         token_types=config.facts.token_types,

@@ -106,6 +106,8 @@ def make_ready(name: str, rival: Rival, case: Case, threads: int, stage: Callabl
         BenchError: it cannot be installed or exported here.
         OutputError: the disk refuses.
     """
+    if rival.reads_gguf and case.config.gguf is None:
+        raise BenchError(f"{name}: reads a GGUF file, and the backbone was not converted from one; leave it out")
     overlay = _overlay(name, rival.requirements, stage) if rival.requirements else None
 
     def arguments(mode: str, module: str, folder: Path) -> list[str]:

@@ -50,6 +50,7 @@ class Rival:
         tolerance: most that a logit may differ from the bundle's, as a share of the range of the bundle's; None: its
             weights are rounded otherwise, so the difference is only shown.
         requirements: what is installed for it alone.
+        reads_gguf: whether it reads the GGUF file that the backbone was converted from.
     """
 
     system: str
@@ -57,6 +58,7 @@ class Rival:
     does: str
     tolerance: float | None = 1e-2
     requirements: tuple[str, ...] = ()
+    reads_gguf: bool = False
 
 
 RIVALS = {
@@ -119,5 +121,16 @@ RIVALS = {
             "certifi==2026.10.18",
             "charset-normalizer==3.5.2",
         ),
+    ),
+    "llama-cpp": Rival(
+        system="llama_cpp",
+        prepares="llama_cpp",
+        does="llama.cpp through llama-cpp-python, on the GGUF file that the backbone was converted from: as it is, or "
+        "its weights made bf16 or Q8_0, whichever is the quickest on this machine, tried beforehand; virtual tokens as "
+        "embeddings, what stands before every text read once for all, logits of the vocabulary at the last position "
+        "alone",
+        tolerance=0.1,  # it rounds activations to 8 bits, or weights to bf16
+        requirements=("llama-cpp-python==0.3.36", "diskcache==5.6.3"),
+        reads_gguf=True,
     ),
 }

@@ -1,9 +1,6 @@
 """Transformers and PyTorch at their best here: compiled or not, fp32 or bf16, the leading prompt read once."""
 
 import json
-import math
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +11,11 @@ from transformers import DynamicCache
 from ptexport.toolkit.bench.case import Case
 from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_lengthened, read, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
-from ptexport.toolkit.bench.texts import make_texts, plain_words
+from ptexport.toolkit.bench.systems.trial import time_calls
 
 SETTING = "setting.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODES = ("eager", "compiled", "compiled with its weights as constants")
-_TRIED_SIZES, _TRIED_ROUNDS = ((1, 28), (8, 28), (8, 100)), 5
 
 
 def prepare(case: Case, folder: Path) -> None:
@@ -28,26 +24,11 @@ def prepare(case: Case, folder: Path) -> None:
     for dtype in _DTYPES:
         for mode in _MODES:
             try:
-                seconds[f"{dtype}, {mode}"] = _time(case, Scorer(case, dtype, mode))
+                seconds[f"{dtype}, {mode}"] = time_calls(case, Scorer(case, dtype, mode).logits)
             except torch._dynamo.exc.TorchDynamoException:  # no C++ compiler on this machine, or not this model
                 continue
     quickest = min(seconds, key=lambda name: seconds[name])
     (folder / SETTING).write_text(json.dumps({"setting": quickest, "tried_s": seconds}), encoding="utf-8")
-
-
-def _time(case: Case, scorer: "Scorer") -> float:
-    """Seconds a call, the geometric mean over the sizes."""
-    words = plain_words(case.tokenizer())
-    medians = []
-    for size in _TRIED_SIZES:
-        times = []
-        for number in range(_TRIED_ROUNDS + 2):
-            texts = make_texts(words, *size, f"try {number}")
-            started = time.perf_counter()
-            scorer.logits(texts)
-            times.append(time.perf_counter() - started)
-        medians.append(statistics.median(times[2:]))
-    return math.prod(medians) ** (1 / len(medians))
 
 
 class System:
