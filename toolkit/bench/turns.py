@@ -17,8 +17,8 @@ from ptexport.toolkit.bench.workers import WORKER, Worker
 Texts = Sequence[str | Sequence[str]]
 """Texts of one call, or pairs of texts."""
 
-WARM_UP = 1
-WARM_UP_CALLS, MOST_CALLS = 3, 10
+WARM_UP = 1  # turns, of one call: it makes room for a new shape
+MOST_CALLS = 10
 TURN_S = 0.1  # that the first system's calls take in a turn, if one takes less
 PAUSE_S = 0.2  # until the threads of the one before have stopped spinning
 
@@ -215,32 +215,31 @@ def _open_all(
 def _take_turns(
     workers: Mapping[str, Worker], texts_of: Callable[[int], Texts], plan: Plan, left_out: dict[str, str]
 ) -> Iterator[dict[str, tuple[float, int]]]:
-    """Ask each the same texts, another first each time; the first turns only warm up. One that ends is left out.
+    """Ask each the same texts, another first each time, warmed up; one that ends is left out.
 
     Yields by system the seconds of a call, the median of the turn's, and the bytes that its process had at most.
     """
     names = list(workers)
     main = names[0]
     started = time.perf_counter()
-    n_calls = WARM_UP_CALLS
-    numbers = itertools.count()
-    for number in range(plan.rounds + WARM_UP):
-        done = number - WARM_UP
-        if done >= plan.few_rounds and time.perf_counter() - started > plan.seconds:
+    calls = map(texts_of, itertools.count())
+    n_calls = 1
+    for number in range(-WARM_UP, plan.rounds):
+        if number >= plan.few_rounds and time.perf_counter() - started > plan.seconds:
             return
-        calls = [texts_of(next(numbers)) for _ in range(n_calls)]
+        asked = list(itertools.islice(calls, n_calls))
         answers: dict[str, tuple[float, int]] = {}
         first = number % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(PAUSE_S)
             try:
-                answers[name] = _ask_calls(workers[name], calls)
+                answers[name] = _ask_calls(workers[name], asked)
             except BenchError as e:
                 if name == main:
                     raise
                 left_out[name] = str(e)
         names = [name for name in names if name in answers]
-        if done >= 0:
+        if number >= 0:
             yield answers
         else:
             n_calls = max(1, min(MOST_CALLS, math.ceil(TURN_S / answers[main][0])))
