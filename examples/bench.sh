@@ -9,7 +9,7 @@ mkdir -p "$folder"
 python examples/bench_cases.py "$folder"
 for case in minilm smollm2 smollm2-linear; do
     ptexport bench speed "$folder/$case/fp32" --run "$folder/$case/run" --out "$folder/$case-speed" --force "$@" \
-        --against "$folder/$case/int8,peft,peft-seqcls,transformers,plain-onnx,optimum-onnx"
+        --against "$folder/$case/int8,peft,peft-seqcls,transformers,plain-onnx,transformers-onnx,optimum-onnx,llama-cpp"
 done
 ptexport bench profile "$folder/minilm/fp32" --out "$folder/minilm-profile" --force
 ptexport bench serve "$folder/minilm/fp32" --out "$folder/minilm-serve" --force "$@"

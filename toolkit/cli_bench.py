@@ -95,12 +95,26 @@ def _command_line() -> str:
     help="What to compare it with, by comma: names of systems (see docs/benchmarks.md), and other bundles' folders.",
 )
 @click.option("--run", type=click.Path(path_type=Path), help="The run it was exported from; systems by name need it.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="What all run on; PyTorch too. CUDA was not run by us yet.",
+)
 @_quick
 @reported
 def speed(
-    progress: "progress.Report", bundle: Path, against: str, run: Path | None, threads: int | None, *, quick: bool
+    progress: "progress.Report",
+    bundle: Path,
+    against: str,
+    run: Path | None,
+    provider: str,
+    threads: int | None,
+    *,
+    quick: bool,
 ) -> "Report":
-    """Time BUNDLE against PEFT, Transformers, other exports and other bundles, in turn, on this machine's CPUs."""
+    """Time BUNDLE against PEFT, Transformers, other exports and other bundles, in turn, on this machine."""
     from ptexport.runtime.bundle import MODEL
     from ptexport.toolkit.bench.speed import SpeedConfig, bench_speed
     from ptexport.toolkit.bench.speed_report import Cost
@@ -117,7 +131,15 @@ def speed(
             return None
         return Cost(summary.flops, sum(part.size_bytes for part in summary.parts if part.name != "embeddings"))
 
-    config = SpeedConfig(bundle=bundle, against=names, run=run, threads=threads, quick=quick, command=_command_line())
+    config = SpeedConfig(
+        bundle=bundle,
+        against=names,
+        run=run,
+        threads=threads,
+        provider=provider,
+        quick=quick,
+        command=_command_line(),
+    )
     return bench_speed(config, cost_of, progress)
 
 

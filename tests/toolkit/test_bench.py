@@ -15,15 +15,17 @@ from ptexport.runtime import Engine
 from ptexport.runtime.bundle import MANIFEST, Bundle
 from ptexport.runtime.errors import BenchError, DataError
 from ptexport.runtime.rows import Row
-from ptexport.toolkit.bench import speed, turns
+from ptexport.toolkit.bench import speed, turns, workers
 from ptexport.toolkit.bench.compare import compare
 from ptexport.toolkit.bench.pages import html, markdown
 from ptexport.toolkit.bench.quality import _how_timed, _some, interval
 from ptexport.toolkit.bench.report import Figure, Machine, Plot, Report, Series, Table, median_interval
-from ptexport.toolkit.bench.speed_report import Cost
-from ptexport.toolkit.bench.turns import Contender, Loads, Plan, bundle_worker, measure
+from ptexport.toolkit.bench.speed_report import Cost, _verdict
+from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.turns import Contender, Loads, Measured, Plan, Results, bundle_worker, measure
 from ptexport.toolkit.bench.workers import WORKER, Worker
 
+HARDWARE = Hardware(threads=1)
 MACHINE = Machine(
     processor="an abacus",
     cpus=2,
@@ -173,10 +175,10 @@ def test_rows_of_other_answers_are_not_timed(
     monkeypatch.setattr(turns, "PAUSE_S", 0.0)
     monkeypatch.setattr(turns, "TURN_S", 0.0)
     contenders = [
-        Contender(name="first", start=bundle_worker("first", str(llama_bundle), 1), tolerance=None),
-        Contender(name="same", start=bundle_worker("same", str(llama_bundle), 1), tolerance=1e-6),
-        Contender(name="other", start=bundle_worker("other", str(bert_bundle), 1), tolerance=1e-2),
-        Contender(name="none", start=bundle_worker("none", "nowhere", 1), tolerance=None),
+        Contender(name="first", start=bundle_worker("first", str(llama_bundle), HARDWARE), tolerance=None),
+        Contender(name="same", start=bundle_worker("same", str(llama_bundle), HARDWARE), tolerance=1e-6),
+        Contender(name="other", start=bundle_worker("other", str(bert_bundle), HARDWARE), tolerance=1e-2),
+        Contender(name="none", start=bundle_worker("none", "nowhere", HARDWARE), tolerance=None),
     ]
     asked: list[int] = []
 
@@ -187,7 +189,7 @@ def test_rows_of_other_answers_are_not_timed(
     loads = Loads(texts={"a text": texts}, compared=[["slow", "bright"]])
     told: list[tuple[int, int]] = []
     plan = Plan(rounds=2, seconds=60, starts=1)
-    results = measure(contenders, loads, plan, 1, lambda done, total: told.append((done, total)))
+    results = measure(contenders, loads, plan, HARDWARE, lambda done, total: told.append((done, total)))
     assert list(results.systems) == ["first", "same"]
     assert "what answers otherwise is not timed" in results.left_out["other"]
     assert "manifest.json: missing" in results.left_out["none"]
@@ -200,7 +202,7 @@ def test_rows_of_other_answers_are_not_timed(
     assert all(rate[0] > 1e8 for rate in results.ceiling.values())
     assert (asked, told[-1]) == ([0, 1, 2], (2, 2))
     with pytest.raises(BenchError, match="nowhere"):
-        measure(contenders[-1:], loads, plan, 1, lambda done, total: None)
+        measure(contenders[-1:], loads, plan, HARDWARE, lambda done, total: None)
 
 
 def test_a_process_keeps_to_its_cpus_and_becomes_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,24 +211,61 @@ def test_a_process_keeps_to_its_cpus_and_becomes_the_module(tmp_path: Path, monk
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Worker("tells", "tells", ["a", "b"], threads=1) as worker:
         assert worker.read() == ["__main__", 1, ["a", "b"]]
+        monkeypatch.setattr(workers, "TIMEOUT_S", 0.01)
+        (tmp_path / "hangs.py").write_text("import time; time.sleep(100)")
+        with (
+            Worker("hangs", "hangs", [], threads=1) as hanging,
+            pytest.raises(BenchError, match="hangs: has not answered"),
+        ):
+            hanging.read()
 
 
 def files_of(bundle: Path) -> list[Path]:
-    return [bundle / name for name in Bundle.open(bundle).manifest.files]
+    return [bundle / MANIFEST, *(bundle / name for name in Bundle.open(bundle).manifest.files)]
 
 
 def test_a_worker_answers_as_the_engine_does_and_says_why_it_ends(llama_bundle: Path) -> None:
     texts = ["slow", "the film was bright"]
-    with bundle_worker("tiny", str(llama_bundle), 1)() as worker:
+    with bundle_worker("tiny", str(llama_bundle), HARDWARE)() as worker:
         worker.read()
         answer = worker.ask(texts)
-        with pytest.raises(BenchError, match=r"tiny: its process ended with 1 .*TextEncode|tiny: its process ended"):
+        with pytest.raises(BenchError, match=r"tiny: its process ended with 1 \(text 0: got 2 strings, need a string"):
             worker.ask([["a pair", "that the template does not take"]])
     with Engine.open(llama_bundle, threads=1) as engine:
         np.testing.assert_allclose(answer["logits"], engine.logits(texts), atol=1e-6)
     assert answer["seconds"] > 0
-    with Worker("nobody", WORKER, ["serve", "nobody", "", "x", "1"], threads=1) as worker, pytest.raises(BenchError):
+    with (
+        Worker("nobody", WORKER, ["serve", "nobody", "", "x", "1", "cpu"], threads=1) as worker,
+        pytest.raises(BenchError, match=r"nobody: its process ended with 1 .*No module named .*nobody"),
+    ):
         worker.read()
+
+
+def test_short_calls_are_several_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as take TURN_S of the first system's time, at most MOST_CALLS, the same for all; their median counts."""
+    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+
+    class Slower:
+        """Takes one millisecond more each call."""
+
+        def __init__(self, first_ms: float) -> None:
+            self.ms, self.asked = first_ms, []  # type: ignore[var-annotated]
+
+        def ask(self, texts: list[str]) -> dict[str, float]:
+            self.asked += texts
+            self.ms += 1
+            return {"seconds": self.ms / 1000, "peak_bytes": len(self.asked)}
+
+    plan = Plan(rounds=2, seconds=60, starts=1)
+    for first_ms, n_calls in ((24, 4), (2, turns.MOST_CALLS), (500, 1)):
+        workers = {"ours": Slower(first_ms), "theirs": Slower(900)}
+        seen = list(turns._take_turns(workers, lambda number: [str(number)], plan, {}))  # type: ignore[arg-type]
+        assert workers["ours"].asked == workers["theirs"].asked == [str(number) for number in range(1 + 2 * n_calls)]
+        middle_ms = first_ms + 1 + (n_calls + 1) / 2
+        assert [turn["ours"].seconds for turn in seen] == pytest.approx(
+            [middle_ms / 1000, (middle_ms + n_calls) / 1000]
+        )
+        assert seen[-1]["theirs"].peak_bytes == 1 + 2 * n_calls
 
 
 def test_a_call_has_no_row_twice_where_there_are_enough() -> None:
@@ -275,7 +314,13 @@ def test_speed_tells_which_bundles_took_part(
     manifest = msgspec.structs.replace(Bundle.open(llama_bundle).manifest, name="other")
     (second / MANIFEST).write_bytes(manifest.to_json())
     config = speed.SpeedConfig(
-        bundle=llama_bundle, against=[str(second)], run=None, threads=1, quick=True, command="ptexport bench speed"
+        bundle=llama_bundle,
+        against=[str(second)],
+        run=None,
+        threads=1,
+        provider="cpu",
+        quick=True,
+        command="ptexport bench speed",
     )
     report = speed.bench_speed(config, lambda n_ids: Cost(1000 * n_ids, 1000), Quiet())
     first, other = (Bundle.open(path).manifest.digest for path in (llama_bundle, second))
@@ -284,6 +329,40 @@ def test_speed_tells_which_bundles_took_part(
     assert report.tables[0].columns[1:] == list(report.bundles)
     assert report.verdict[0].startswith("ptexport, fp32")
     assert not report.left_out
+
+
+def test_the_verdict_says_where_the_bundle_loses() -> None:
+    def system(seconds: list[float], *, start_s: float, megabytes: int) -> Measured:
+        size = megabytes * 1_000_000
+        return Measured(
+            setting="fp32",
+            file_bytes=size,
+            task_bytes=size,
+            max_abs_diff=0,
+            flips=0,
+            seconds={"1x28": seconds, "8x28": seconds},
+            start_s=[start_s],
+            resident_bytes=size,
+            peak_bytes=size,
+        )
+
+    ours = system([1.0, 1.0, 1.0], start_s=2, megabytes=100)
+    others = {
+        "quick": system([0.5, 0.5, 2.0], start_s=1, megabytes=80),
+        "close": system([0.9, 1.5, 1.5], start_s=1.9, megabytes=95),
+        "slow": system([2.0, 2.0, 2.0], start_s=9, megabytes=900),
+    }
+    results = Results(systems={"ours": ours, **others}, left_out={}, ceiling={})
+    quick, close, slow = _verdict(results, [(1, 28), (8, 28)])
+    assert quick == (
+        "ours loses to quick (fp32) at every size; it takes 0.50 times as long. It takes less: a start of 1.00 s to "
+        "2.00 s, 80 to 100 MB of memory after the first answer, 80 to 100 MB of files, 80 to 100 MB for a new task."
+    )
+    assert close == (
+        "ours is ahead of close (fp32) at every size, it takes 1.50 times as long, if not in every turn: "
+        "1 x 28: 1.50 (0.90 to 1.50); 8 x 28: 1.50 (0.90 to 1.50)."
+    )
+    assert slow == "ours is ahead of slow (fp32) at every size and in every turn: it takes 2.00 times as long."
 
 
 def test_what_speed_refuses(llama_bundle: Path, bert_run: Path, tmp_path: Path) -> None:

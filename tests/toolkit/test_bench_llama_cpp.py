@@ -19,13 +19,13 @@ from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench import workers
 from ptexport.toolkit.bench.case import ARRAYS, CASE, Case, make_case
-from ptexport.toolkit.bench.systems import RIVALS, llama_cpp
+from ptexport.toolkit.bench.systems import RIVALS, Hardware, llama_cpp
 from ptexport.toolkit.bench.systems.transformers_torch import Scorer
 from ptexport.toolkit.checkpoint import find_checkpoint
 from ptexport.toolkit.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NAME = "llama-cpp"
+NAME, HARDWARE = "llama-cpp", Hardware(threads=1)
 BATCHES = (["the"], ["the film was very bright", "a slow and dull story"], ["a film"])  # its context grows once
 
 
@@ -78,7 +78,7 @@ def answered(case: Case, folder: Path, overlay: Path) -> NDArray[np.float32]:
     """Answers of the file as it is."""
     folder.mkdir()
     llama_cpp.Tried(model=str(case.config.gguf), seconds={}).write(folder)
-    arguments = ["serve", RIVALS[NAME].system, str(case.path), str(folder), "1"]
+    arguments = ["serve", RIVALS[NAME].system, str(case.path), str(folder), *workers.placed(HARDWARE)]
     with workers.Worker(NAME, workers.WORKER, arguments, threads=1, overlay=overlay) as worker:
         assert worker.read()["setting"] == "all F32, flash attention"
         return np.concatenate([worker.ask(texts)["logits"] for texts in BATCHES])
@@ -95,8 +95,7 @@ def test_it_answers_as_the_bundle_does(llama: Path, llama_run: Path, llama_bundl
     engine = Engine.open(llama_bundle, provider="cpu", threads=1)
     expected = np.concatenate([engine.logits(texts) for texts in BATCHES])
     tolerance = RIVALS[NAME].tolerance
-    assert tolerance is not None
-    start = workers.make_ready(NAME, RIVALS[NAME], case, 1, lambda stage: None)
+    start = workers.make_ready(NAME, RIVALS[NAME], case, HARDWARE, lambda stage: None)
     with start() as worker:
         assert worker.read()["files"] > 0
         got = np.concatenate([worker.ask(texts)["logits"] for texts in BATCHES])
@@ -114,18 +113,20 @@ def test_it_answers_as_the_bundle_does(llama: Path, llama_run: Path, llama_bundl
     config = structs.replace(case.config, word_ids=None)
     linear = replace(case, config=config, label_rows=head, label_bias=np.array([0, 1], np.float32))
     linear = saved(linear, tmp_path / "linear")
-    scorer = Scorer(linear, "fp32", "eager")
+    scorer = Scorer(linear, "fp32", "eager", "cpu")
     expected = np.concatenate([np.array(scorer.logits(texts)) for texts in BATCHES])
     assert difference(answered(linear, tmp_path / "states", overlay), expected) < 1e-3
 
 
 def test_it_is_not_installed_for_a_backbone_that_was_no_gguf_file(llama_run: Path) -> None:
     with pytest.raises(BenchError, match=r"llama-cpp: reads a GGUF file, .* was not converted from one; leave it out"):
-        workers.make_ready(NAME, RIVALS[NAME], case_of(llama_run, None), 1, lambda stage: pytest.fail(stage))
+        workers.make_ready(NAME, RIVALS[NAME], case_of(llama_run, None), HARDWARE, lambda stage: pytest.fail(stage))
 
 
 def test_it_is_not_asked_what_it_does_not_read(bert_run: Path, tmp_path: Path) -> None:
     case = case_of(bert_run, tmp_path / "bert.gguf")
     module = import_module(f"ptexport.toolkit.bench.systems.{RIVALS[NAME].prepares}")
     with pytest.raises(BenchError, match="llama-cpp: reads the last position, and this run reads 'mask'; leave it out"):
-        module.prepare(case, tmp_path)
+        module.prepare(case, tmp_path, HARDWARE)
+    with pytest.raises(BenchError, match="llama-cpp: is installed for CPUs alone; leave it out"):
+        module.prepare(case, tmp_path, Hardware(threads=1, provider="cuda"))

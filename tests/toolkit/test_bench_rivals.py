@@ -19,7 +19,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case, make_case
 from ptexport.toolkit.bench.systems import RIVALS as NAMED
-from ptexport.toolkit.bench.systems import encoder_onnx, graph, llama_cpp, peft_seqcls
+from ptexport.toolkit.bench.systems import Hardware, encoder_onnx, graph, llama_cpp, peft_seqcls
 from ptexport.toolkit.bench.systems.transformers_torch import Scorer
 from ptexport.toolkit.bench.workers import make_ready
 from ptexport.toolkit.checkpoint import find_checkpoint
@@ -27,6 +27,8 @@ from ptexport.toolkit.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # rivals', which their processes ignore too
 BATCHES = (["the film was very bright", "a slow and dull story"], ["the"])  # texts of equal numbers of tokens each
+
+HARDWARE = Hardware(threads=1)
 
 Answers = Callable[[list[str]], list[list[float]]]
 
@@ -41,13 +43,13 @@ def opened(name: str, case: Case, folder: Path) -> Answers:
     rival = NAMED[name]
     prepares, opens = (import_module(f"ptexport.toolkit.bench.systems.{m}") for m in (rival.prepares, rival.system))
     folder.mkdir(exist_ok=True)
-    prepares.prepare(case, folder)
-    answers: Answers = opens.System(case, folder, 1).logits
+    prepares.prepare(case, folder, HARDWARE)
+    answers: Answers = opens.System(case, folder, HARDWARE).logits
     return answers
 
 
 def eager(case: Case, folder: Path) -> Answers:
-    return Scorer(case, "fp32", "eager").logits
+    return Scorer(case, "fp32", "eager", "cpu").logits
 
 
 RIVALS: dict[str, Callable[[Case, Path], Answers]] = {
@@ -128,9 +130,9 @@ def test_an_encoder_in_the_graph_makes_the_rows(llama_run: Path, llama_bundle: P
     assert difference(logits(opened("encoder-onnx", case, tmp_path)), expected) < 1e-4
     exported = msgspec.json.decode((tmp_path / graph.EXPORTED).read_bytes(), type=graph.Exported)
     structs.replace(exported, prompt_ids=exported.prompt_ids[::-1]).write(tmp_path)
-    assert difference(logits(graph.System(case, tmp_path, 1).logits), expected) > 1e-3
+    assert difference(logits(graph.System(case, tmp_path, HARDWARE).logits), expected) > 1e-3
     with pytest.raises(BenchError, match="without an encoder; leave it out"):
-        encoder_onnx.prepare(replace(case, config=structs.replace(case.config, encoder=None)), tmp_path)
+        encoder_onnx.prepare(replace(case, config=structs.replace(case.config, encoder=None)), tmp_path, HARDWARE)
 
 
 @pytest.mark.soak  # installs packages
@@ -138,7 +140,7 @@ def test_an_encoder_in_the_graph_makes_the_rows(llama_run: Path, llama_bundle: P
 def test_optimum_in_packages_of_its_own_answers_as_the_bundle_does(family: str, request: pytest.FixtureRequest) -> None:
     case = case_of(request.getfixturevalue(f"{family}_run"))
     expected = bundle_logits(request.getfixturevalue(f"{family}_bundle"))
-    start = make_ready("optimum-onnx", NAMED["optimum-onnx"], case, 1, lambda stage: None)
+    start = make_ready("optimum-onnx", NAMED["optimum-onnx"], case, HARDWARE, lambda stage: None)
     with start() as worker:
         assert worker.read()["files"] > 0
         assert difference(logits(lambda texts: worker.ask(texts)["logits"]), expected) < 1e-4
@@ -148,4 +150,4 @@ def test_peft_for_sequence_classification_is_not_asked_what_its_head_does_not_re
     bert_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BenchError, match=r"peft-seqcls: reads .* and this run reads 'mask' with a bias; leave it out"):
-        peft_seqcls.prepare(case_of(bert_run), tmp_path)
+        peft_seqcls.prepare(case_of(bert_run), tmp_path, HARDWARE)

@@ -166,6 +166,7 @@ def test_what_needs_a_gpu_fails_where_there_is_none(llama_bundle: Path) -> None:
     for command, message in (
         (("warmup", llama_bundle), "need constants; export it with --target tensorrt"),
         (("predict", llama_bundle, "slow", "--provider", "cuda"), "provider cuda: libcublasLt"),
+        (("bench", "speed", llama_bundle, "--provider", "cuda", "--out", "new"), "provider cuda: libcublasLt"),
         (("predict", llama_bundle, "slow", "--provider", "cpu", "--device", "1"), "device 1, which is for cuda"),
     ):
         done = ptexport(*command)

@@ -5,14 +5,14 @@ in the cache is its hash, so what rivals export for it is found again.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
 from ptexport.runtime.errors import BenchError
@@ -20,7 +20,7 @@ from ptexport.runtime.manifest import Manifest, Read
 from ptexport.toolkit.cache import cached_folder
 from ptexport.toolkit.checkpoint import Checkpoint
 from ptexport.toolkit.methods import EncoderKind
-from ptexport.toolkit.run import Run
+from ptexport.toolkit.run import Run, RunConfig
 from ptexport.toolkit.template import Template
 from ptexport.toolkit.verbalizer import Verbalizer
 from ptexport.toolkit.words import WordTokenizer
@@ -71,7 +71,6 @@ class Case:
         prompt_rows: float32 [p, e]; row k is of id `vocab + k`.
         label_rows: float32 [c, h], of a linear head.
         label_bias: float32 [c], likewise.
-        encoder_weights: of the prompt encoder, by its own names.
     """
 
     path: Path
@@ -79,13 +78,12 @@ class Case:
     prompt_rows: NDArray[np.float32]
     label_rows: NDArray[np.float32]
     label_bias: NDArray[np.float32]
-    encoder_weights: dict[str, NDArray[np.float32]]
 
     @classmethod
     def open(cls, path: Path) -> "Case":
         """Read a folder that `make_case` made."""
         config = msgspec.json.decode((path / CASE).read_bytes(), type=CaseConfig)
-        return cls(path=path, config=config, encoder_weights=load_file(path / ENCODER), **load_file(path / ARRAYS))
+        return cls(path=path, config=config, **load_file(path / ARRAYS))
 
     @property
     def task_files(self) -> list[Path]:
@@ -96,6 +94,10 @@ class Case:
     def digest(self) -> str:
         """Its hash, of which rivals' entries in the cache are named too."""
         return self.path.name.removesuffix(_SUFFIX)
+
+    def encoder_weights(self) -> dict[str, NDArray[np.float32]]:
+        """Read the prompt encoder's weights, by its own names; only one rival needs them."""
+        return load_file(self.path / ENCODER)
 
     def tokenizer(self) -> Tokenizer:
         """Load the tokenizer: the whole template, nothing folded."""
@@ -108,8 +110,41 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
     Raises:
         BenchError: rivals cannot be asked what this run was trained for.
     """
-    config = run.config
+    config, baked = run.config, run.baked
+    _check_asked(config)
     compiled = config.compile(run.tokenizer_json)
+    arrays = {"prompt_rows": baked.prompt_rows, "label_rows": baked.label_rows, "label_bias": baked.label_bias}
+    encoder = {} if config.encoder == "none" else _of_encoder(run.trained)
+    case = CaseConfig(
+        model=str(checkpoint.path),
+        gguf=str(checkpoint.gguf) if checkpoint.gguf is not None else None,
+        fingerprint=config.facts.fingerprint,
+        causal=config.facts.causal,
+        token_types=config.facts.token_types,
+        vocab=config.facts.vocab,
+        leading_ids=compiled.leading_ids,
+        read=config.read,
+        word_ids=_word_ids(run),
+        temperature=run.temperature,
+        encoder=config.encoder if encoder else None,
+    )
+    contents = {
+        CASE: msgspec.json.format(msgspec.json.encode(case), indent=2),
+        TOKENIZER: compiled.tokenizer_json().encode(),
+        ARRAYS: save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
+        ENCODER: save({name: np.ascontiguousarray(array) for name, array in encoder.items()}),
+    }
+
+    def make(folder: Path) -> None:
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+
+    digest = hashlib.sha256(b"".join(contents.values())).hexdigest()
+    return Case.open(cached_folder("bench", digest[:24] + _SUFFIX, make=make))
+
+
+def _check_asked(config: RunConfig) -> None:
+    """Refuse what rivals cannot be asked."""
     refused = {
         f"method {config.method}, whose prompt is keys and values": config.n_prefix > 0,
         f"method {config.method}, which trained the backbone too": config.tuned is not None,
@@ -120,36 +155,6 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
     for what, stands in refused.items():
         if stands:
             raise BenchError(f"run: {what}; rivals are asked virtual tokens around one text, leave out --against")
-    words = WordTokenizer(run.tokenizer_json)
-    tokenizer_json = compiled.tokenizer_json()
-    case = CaseConfig(
-        model=str(checkpoint.path),
-        gguf=str(checkpoint.gguf) if checkpoint.gguf is not None else None,
-        fingerprint=config.facts.fingerprint,
-        causal=config.facts.causal,
-        token_types=config.facts.token_types,
-        vocab=config.facts.vocab,
-        leading_ids=compiled.leading_ids,
-        read=config.read,
-        word_ids=_word_ids(run, words),
-        temperature=run.temperature,
-        encoder=config.encoder if _without(_ENCODER, run.trained) and config.encoder != "none" else None,
-    )
-    baked = run.baked
-    arrays = {"prompt_rows": baked.prompt_rows, "label_rows": baked.label_rows, "label_bias": baked.label_bias}
-    encoder = {name: run.trained[_ENCODER + name] for name in _without(_ENCODER, run.trained)} if case.encoder else {}
-    encoded = msgspec.json.format(msgspec.json.encode(case), indent=2)
-    digest = hashlib.sha256(encoded + tokenizer_json.encode())
-    for array in (*arrays.values(), *encoder.values()):
-        digest.update(np.ascontiguousarray(array).tobytes())
-
-    def make(folder: Path) -> None:
-        (folder / CASE).write_bytes(encoded)
-        (folder / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
-        for file, some in ((ARRAYS, arrays), (ENCODER, encoder)):
-            save_file({name: np.ascontiguousarray(array) for name, array in some.items()}, folder / file)
-
-    return Case.open(cached_folder("bench", digest.hexdigest()[:24] + _SUFFIX, make=make))
 
 
 def check_same_task(run: Run, manifest: Manifest) -> None:
@@ -169,14 +174,15 @@ def check_same_task(run: Run, manifest: Manifest) -> None:
             )
 
 
-def _without(prefix: str, names: Iterable[str]) -> list[str]:
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+def _of_encoder(trained: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Take the prompt encoder's weights, by its own names."""
+    return {name.removeprefix(_ENCODER): array for name, array in trained.items() if name.startswith(_ENCODER)}
 
 
-def _word_ids(run: Run, words: WordTokenizer) -> list[list[int]] | None:
+def _word_ids(run: Run) -> list[list[int]] | None:
     config = run.config
     if config.label_words is None:
         return None
     verbalizer = Verbalizer(labels=tuple(config.labels), words=tuple(map(tuple, config.label_words)))
-    spaced = Template.parse(config.template).answer_spaced
-    return verbalizer.word_ids(words, spaced=spaced, unknown=config.facts.tokens.get("unk"))
+    spaced, unknown = Template.parse(config.template).answer_spaced, config.facts.tokens.get("unk")
+    return verbalizer.word_ids(WordTokenizer(run.tokenizer_json), spaced=spaced, unknown=unknown)

@@ -1,8 +1,9 @@
 """What this machine's arithmetic and memory can do at most: a process that measures it each time it is asked.
 
-    python -m ptexport.toolkit.bench.ceiling THREADS
+    python -m ptexport.toolkit.bench.ceiling THREADS PROVIDER
 
-Answers each line with the rates of a large product of float32 matrices, of one of int8 ones, and of copying memory.
+Answers each line with the rates of a large product of float32 matrices, of one of int8 ones, and of copying memory: of
+the CPUs by the clock, of a GPU by its own events.
 """
 
 import json
@@ -13,43 +14,89 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptexport.runtime.providers import load_onnxruntime
 
-SIZE = 2048  # of the square matrices
+SIZE, GPU_SIZE = 2048, 8192  # of the square matrices
 COPIED_BYTES = 1 << 28  # more than caches hold
 TURNS = 3
+
+Rates = Callable[[], dict[str, float]]
 
 
 def main() -> None:
     """Answer lines until there are no more."""
+    measure = _on_cpus(int(sys.argv[1])) if sys.argv[2] == "cpu" else _on_gpu()
+    for _ in sys.stdin:
+        sys.stdout.write(json.dumps(measure()) + "\n")
+        sys.stdout.flush()
+
+
+def _on_cpus(threads: int) -> Rates:
     random = np.random.default_rng(0)
     floats = [random.standard_normal((SIZE, SIZE), dtype=np.float32) for _ in range(2)]
     integers = [
         random.integers(0, 200, (SIZE, SIZE)).astype(np.uint8),
         random.integers(-90, 90, (SIZE, SIZE)).astype(np.int8),
     ]
-    threads = int(sys.argv[1])
-    product, integer_product = (_product(kind, threads) for kind in ("MatMul", "MatMulInteger"))
+    product, integer_product = _product("MatMul", floats[1], threads), _product("MatMulInteger", integers[1], threads)
     copy = _copying(threads)
-    operations = 2 * SIZE**3
-    for _ in sys.stdin:
-        rates = {
-            "sgemm_flops": operations / _quickest(lambda: product(*floats)),
-            "int8_ops": operations / _quickest(lambda: integer_product(*integers)),
-            "copy_bytes": 2 * COPIED_BYTES / _quickest(copy),  # read and written
-        }
-        sys.stdout.write(json.dumps(rates) + "\n")
-        sys.stdout.flush()
 
-
-def _quickest(run: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(TURNS):
+    def seconds(run: Callable[[], object]) -> float:
         started = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+        return time.perf_counter() - started
+
+    return lambda: _rates(SIZE, seconds, lambda: product(floats[0]), lambda: integer_product(integers[0]), copy)
+
+
+def _on_gpu() -> Rates:
+    """On the GPU that PyTorch uses; in full float32, as graphs are run."""
+    import torch
+
+    event: Any = torch.cuda.Event  # without types
+
+    floats = [torch.randn(GPU_SIZE, GPU_SIZE, device="cuda") for _ in range(2)]
+    integers = [torch.randint(-90, 90, (GPU_SIZE, GPU_SIZE), device="cuda", dtype=torch.int8) for _ in range(2)]
+    source, target = (torch.zeros(COPIED_BYTES, device="cuda", dtype=torch.uint8) for _ in range(2))
+
+    def seconds(run: Callable[[], object]) -> float:
+        begin, end = (event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        milliseconds: float = begin.elapsed_time(end)
+        return milliseconds / 1000
+
+    return lambda: _rates(
+        GPU_SIZE,
+        seconds,
+        lambda: torch.mm(*floats),
+        lambda: torch._int_mm(integers[0], integers[1].T),
+        lambda: target.copy_(source),
+    )
+
+
+def _rates(
+    size: int,
+    seconds: Callable[[Callable[[], object]], float],
+    product: Callable[[], object],
+    integer_product: Callable[[], object],
+    copy: Callable[[], object],
+) -> dict[str, float]:
+    """Time each by its quickest turn; operations and bytes a second."""
+
+    def quickest(run: Callable[[], object]) -> float:
+        return min(seconds(run) for _ in range(TURNS))
+
+    operations = 2 * size**3
+    return {
+        "sgemm_flops": operations / quickest(product),
+        "int8_ops": operations / quickest(integer_product),
+        "copy_bytes": 2 * COPIED_BYTES / quickest(copy),  # read and written
+    }
 
 
 def _copying(threads: int) -> Callable[[], object]:
@@ -60,23 +107,24 @@ def _copying(threads: int) -> Callable[[], object]:
     return lambda: list(pool.map(lambda part: np.copyto(*part), parts))  # which NumPy does without the GIL
 
 
-def _product(kind: str, threads: int) -> Callable[..., Any]:
-    """Make a graph of one product; ONNX Runtime's own is what a bundle can hope for."""
+def _product(kind: str, weights: NDArray[Any], threads: int) -> Callable[[NDArray[Any]], object]:
+    """Make a graph of one product with constants; ONNX Runtime's own is what a bundle can hope for."""
     import onnx_ir as ir
 
-    types = {"MatMul": ("FLOAT", "FLOAT", "FLOAT"), "MatMulInteger": ("UINT8", "INT8", "INT32")}[kind]
-    left, right, out = (
-        ir.Value(name=name, type=ir.TensorType(ir.DataType[type_]), shape=ir.Shape([SIZE, SIZE]))
-        for name, type_ in zip(("left", "right", "out"), types, strict=True)
+    types = {"MatMul": (ir.DataType.FLOAT, ir.DataType.FLOAT), "MatMulInteger": (ir.DataType.UINT8, ir.DataType.INT32)}
+    left, out = (
+        ir.Value(name=name, type=ir.TensorType(type_), shape=ir.Shape([SIZE, SIZE]))
+        for name, type_ in zip(("left", "out"), types[kind], strict=True)
     )
+    right = ir.Value(name="right", const_value=ir.tensor(weights, name="right"))
     node = ir.node(kind, [left, right], outputs=[out])
-    graph = ir.Graph([left, right], [out], nodes=[node], opset_imports={"": 18}, name=kind)
+    graph = ir.Graph([left], [out], nodes=[node], initializers=[right], opset_imports={"": 18}, name=kind)
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda one, two: session.run(None, {"left": one, "right": two})
+    return lambda rows: session.run(None, {"left": rows})
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ _BODY = """\
 <h2>How</h2>
 <ul>{% for sentence in report.how %}<li>{{ said(sentence) }}</li>{% endfor %}</ul>
 <p>For the same: <code>{{ report.command }}</code></p>
-<p class="note">{{ versions }} Every figure with the
-95 % interval of its median: report.json.</p>
+<p class="note">{{ versions }} Every figure with its
+interval: report.json.</p>
 """
 
 

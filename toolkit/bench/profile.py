@@ -159,7 +159,7 @@ def _texts(config: ProfileConfig, bundle: Bundle) -> list[list[str]]:
 
 def _open(bundle: Bundle, threads: int, profile: Path | None = None) -> _Timed:
     """Open a session as an engine does on the CPU, but of its own."""
-    options = session_options(threads)
+    options = session_options(threads, Provider())
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)

@@ -19,6 +19,7 @@ from ptexport.toolkit.bench.speed_report import (
     said_ratio,
     speed_figures,
 )
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.turns import (
     QUICK,
     Contender,
@@ -90,15 +91,16 @@ def bench_quality(config: QualityConfig, report: Callable[[int, int | None], Non
     if not rows:
         raise BenchError(f"{config.data}: has no rows; need labelled ones")
     judged = _judge(config.bundles, rows, threads, report)
+    hardware = Hardware(threads=threads)
     contenders = [
-        Contender(name=one.name, start=bundle_worker(one.name, str(path), threads), tolerance=None)
+        Contender(name=one.name, start=bundle_worker(one.name, str(path), hardware), tolerance=None)
         for one, path in zip(judged, config.bundles, strict=True)
     ]
     texts = {_load(batch): partial(_some, rows, batch) for batch in BATCHES}
     loads = Loads(texts=texts, compared=[_some(rows, 1, -1), _some(rows, N_COMPARED, -2)])
     plan = QUICK if config.quick else PLAN
-    results = measure(contenders, loads, plan, threads, report)
-    return _report(config, judged, results, plan, threads)
+    results = measure(contenders, loads, plan, hardware, report)
+    return _report(config, judged, results, plan, hardware)
 
 
 def _judge(
@@ -149,7 +151,9 @@ def interval(right: int, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _report(config: QualityConfig, judged: Sequence[_Judged], results: Results, plan: Plan, threads: int) -> Report:
+def _report(
+    config: QualityConfig, judged: Sequence[_Judged], results: Results, plan: Plan, hardware: Hardware
+) -> Report:
     first, *others = judged
     n_rows = first.result.evaluation.n_rows
     accuracies = [_accuracy(one) for one in judged]
@@ -164,7 +168,7 @@ def _report(config: QualityConfig, judged: Sequence[_Judged], results: Results, 
         how=[
             _HOW_JUDGED,
             _how_timed(n_rows),
-            *how_measured(plan, threads),
+            *how_measured(plan, hardware),
         ],
         tables=[_table(judged, accuracies, results), footprint_table(results)],
         plots=_plots(judged, accuracies, results),

@@ -29,7 +29,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         name: what it is, the same in every report: "ratio/peft/8x28", "time/bundle/8x28".
         value: the median.
-        low: where the 95 % interval of the median begins; see `median_interval`.
+        low: where its interval begins: of rounds see `median_interval`, of a share of rows Wilson's.
         high: where it ends.
         unit: "s", "MB", "x" of a ratio, "%" of rows, …
         better: which way it should go; None: it only describes.

@@ -9,10 +9,11 @@ from typing import Protocol
 from ptexport.runtime.bundle import Bundle
 from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import BenchError
+from ptexport.runtime.providers import choose_provider
 from ptexport.toolkit.bench.case import Case, check_same_task, make_case
 from ptexport.toolkit.bench.report import Report
 from ptexport.toolkit.bench.speed_report import Cost, Size, name_of, speed_report
-from ptexport.toolkit.bench.systems import RIVALS
+from ptexport.toolkit.bench.systems import RIVALS, Hardware
 from ptexport.toolkit.bench.texts import PlainTexts
 from ptexport.toolkit.bench.turns import FULL, QUICK, Contender, Loads, bundle_worker, measure, shown_name
 from ptexport.toolkit.bench.workers import make_ready
@@ -44,6 +45,7 @@ class SpeedConfig:
         against: names of rivals, and folders of bundles.
         run: that the bundle was exported from; None: there are no rivals by name.
         threads: CPUs that each system may use; None: all that this process may.
+        provider: see Hardware.
         quick: measure less.
         command: what was typed.
     """
@@ -52,6 +54,7 @@ class SpeedConfig:
     against: Sequence[str]
     run: Path | None
     threads: int | None
+    provider: str
     quick: bool
     command: str
 
@@ -81,12 +84,15 @@ def bench_speed(config: SpeedConfig, cost_of: Callable[[int], Cost | None], prog
 
     Raises:
         BenchError: a name is nobody's, or the run is missing or another task's.
+        ProviderError: a library that the provider needs is missing.
         BundleError: the bundle, or one that it is held against, is not what its manifest says.
     """
     threads = min(config.threads or available_cpus(), available_cpus())
+    hardware = Hardware(threads=threads, provider=config.provider)
+    _check_provider(config.provider)
     bundle = Bundle.open(config.bundle)
     plain = PlainTexts.of(bundle)
-    entrants = _find_entrants(config, bundle, threads, progress)
+    entrants = _find_entrants(config, bundle, hardware, progress)
     sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= plain.longest]
     if not sizes:
         raise BenchError(
@@ -96,7 +102,7 @@ def bench_speed(config: SpeedConfig, cost_of: Callable[[int], Cost | None], prog
     texts = {name_of(size): partial(_texts, plain, size) for size in sizes}
     plan = QUICK if config.quick else FULL
     progress.stage("opening what is measured")
-    results = measure(entrants.contenders, Loads(texts=texts, compared=compared), plan, threads, progress.rows)
+    results = measure(entrants.contenders, Loads(texts=texts, compared=compared), plan, hardware, progress.rows)
     results.left_out.update(entrants.left_out)
     return speed_report(
         results,
@@ -107,38 +113,52 @@ def bench_speed(config: SpeedConfig, cost_of: Callable[[int], Cost | None], prog
         command=config.command,
         does={name: rival.does for name, rival in RIVALS.items()},
         cost_of=lambda tokens: cost_of(tokens + plain.n_fixed),
-        threads=threads,
+        hardware=hardware,
     )
+
+
+def _check_provider(name: str) -> None:
+    """Refuse at once what cannot run later.
+
+    Raises:
+        ProviderError: a library that ONNX Runtime needs for it is missing.
+        BenchError: PyTorch, which measures what a GPU could do at most, sees none.
+    """
+    if choose_provider(name).device_type != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BenchError(f"provider {name}: PyTorch {torch.__version__} sees no GPU; install one built for CUDA")
 
 
 def _texts(plain: PlainTexts, size: Size, turn: int) -> list[str]:
     return plain.make(*size, f"{size} {turn}")
 
 
-def _find_entrants(config: SpeedConfig, bundle: Bundle, threads: int, progress: Progress) -> _Entrants:
+def _find_entrants(config: SpeedConfig, bundle: Bundle, hardware: Hardware, progress: Progress) -> _Entrants:
     """Find who takes part, and make ready what needs it."""
     case = _case(config, bundle, progress)
     path, left_out = str(config.bundle), {}
     precision = bundle.manifest.graph.precision
     first = f"ptexport, {precision}"
-    contenders = [Contender(name=first, start=bundle_worker(first, path, threads), tolerance=None)]
+    contenders = [Contender(name=first, start=bundle_worker(first, path, hardware), tolerance=None)]
     digests = {first: bundle.manifest.digest}
     for name in config.against:
         if name in RIVALS:
             assert case is not None, "asked for above"
             try:
-                start = make_ready(name, RIVALS[name], case, threads, progress.stage)
+                start = make_ready(name, RIVALS[name], case, hardware, progress.stage)
             except BenchError as e:
                 left_out[name] = str(e)
                 continue
-            tolerance = RIVALS[name].tolerance
+            tolerance: float | None = RIVALS[name].tolerance
         else:
             other = Bundle.open(Path(name))
             if other.labels != bundle.labels:
                 raise BenchError(f"--against {name}: has other labels; give a bundle of the same task")
             tolerance = SAME_BUNDLE if other.manifest.graph.precision == "fp32" else None
             shown = shown_name(Path(name), other.manifest.graph.precision)
-            name, start = shown, bundle_worker(shown, name, threads)
+            name, start = shown, bundle_worker(shown, name, hardware)
             digests[name] = other.manifest.digest
         # What rounds otherwise cannot be held to another's answers.
         contenders.append(Contender(name=name, start=start, tolerance=tolerance if precision == "fp32" else None))

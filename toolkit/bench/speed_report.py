@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ptexport.toolkit.bench.report import Figure, Plot, Report, Series, Table, median_interval, now, this_machine
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.turns import Plan, Results, how_measured
 
 Size = tuple[int, int]
 """Texts in a call, and tokens of each, the prompt not counted."""
 
 MB = 1e6
+_CLEARLY = 0.9  # of what the first system takes
 _FOOTPRINT = (
     "system", "setting", "start, s", "resident, MB", "at most, MB", "files, MB", "new task, MB", "|Δlogit|, flips",
 )  # fmt: skip
@@ -21,15 +23,15 @@ _FOOTPRINT_NOTE = (
     "answers compared with the first system's before anything was timed."
 )
 _CEILING_NOTE = (
-    "This machine, in the same run: {sgemm:.0f} GFLOP/s in a product of 2048 x 2048 float32 matrices, {int8:.0f} "
+    "This machine, in the same run: {sgemm:.0f} GFLOP/s in a product of large float32 matrices, {int8:.0f} "
     "billion operations a second in int8, {copy:.1f} GB/s read and written in a copy. The share is the time that the "
     "graph's products, or reading its weights once, would take at these rates over the time it "
-    "takes; a graph in int8 is held against float32 too, so it may pass 100 %."
+    "takes; a graph in another precision is held against float32 too, so it may pass 100 %."
 )
 _SAME_QUESTION = (
     "A call is texts in, logits of the labels out, tokenisation included. All systems get the same texts in a turn, "
-    "and no text is asked twice; they are words of one token each, so no row is padded. Rivals read the same prompt "
-    "and answer the same question; one that answers otherwise is left out."
+    "and no text is asked twice; they are words of one token each, so rows are of one length. Rivals read the same "
+    "prompt and answer the same question; one that answers otherwise than a bundle in fp32 is left out."
 )
 
 
@@ -61,7 +63,7 @@ def speed_report(
     command: str,
     does: Mapping[str, str],
     cost_of: Callable[[int], Cost | None],
-    threads: int,
+    hardware: Hardware,
 ) -> Report:
     """Say what was measured.
 
@@ -74,7 +76,7 @@ def speed_report(
         command: what to type for the same.
         does: what each rival is, by name.
         cost_of: what the bundle's graph takes for a text of so many tokens; None: not known.
-        threads: CPUs that each system may use.
+        hardware: that each system could use.
     """
     rivals = [f"{rival}: {does[rival]}. Here: {m.setting}." for rival, m in results.systems.items() if rival in does]
     ceiling, shares = _ceiling(results, sizes, cost_of)
@@ -86,7 +88,7 @@ def speed_report(
         machine=this_machine(),
         bundles=dict(digests),
         verdict=_verdict(results, sizes),
-        how=[*rivals, *how_measured(plan, threads), _SAME_QUESTION],
+        how=[*rivals, *how_measured(plan, hardware), _SAME_QUESTION],
         tables=[_speed_table(results, sizes), footprint_table(results), ceiling],
         plots=_plots(results, sizes),
         figures=[*speed_figures(results), *footprint_figures(results), *shares],
@@ -153,7 +155,7 @@ def footprint_table(results: Results) -> Table:
     rows = []
     for name, measured in results.systems.items():
         sizes = (measured.resident_bytes, measured.peak_bytes, measured.file_bytes, measured.task_bytes)
-        megabytes = [f"{size / MB:.0f}" if size >= 10 * MB else f"{size / MB:.2f}" for size in sizes]
+        megabytes = [_megabytes(size) for size in sizes]
         agrees = "" if name == results.first else f"{measured.max_abs_diff:.1e}, {measured.flips}"
         rows.append([name, measured.setting, f"{statistics.median(measured.start_s):.2f}", *megabytes, agrees])
     return Table(title="Start, memory and files", columns=list(_FOOTPRINT), rows=rows, note=_FOOTPRINT_NOTE)
@@ -188,24 +190,43 @@ def _ceiling(
 
 def _verdict(results: Results, sizes: Sequence[Size]) -> list[str]:
     first, *others = results.systems
-    sentences = []
-    for name in others:
-        ratios = {size: results.ratios(name, name_of(size)) for size in sizes}
-        medians = [statistics.median(values) for values in ratios.values()]
-        which = f"{name} ({results.systems[name].setting})"
-        times = f"it takes {_span(medians)} times as long"
-        lost = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if statistics.median(r) < 1]
-        close = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if min(r) < 1 <= statistics.median(r)]
-        if lost:
-            where = "every size" if len(lost) == len(sizes) else "; ".join(lost)
-            sentences.append(f"{first} loses to {which} at {where}; {times}.")
-        elif close:
-            sentences.append(
-                f"{first} is ahead of {which} at every size, {times}, if not in every turn: {'; '.join(close)}."
-            )
-        else:
-            sentences.append(f"{first} is ahead of {which} at every size and in every turn: {times}.")
+    sentences = [_compare_times(results, sizes, name) + _footprint_lost(results, name) for name in others]
     return sentences or [f"{first} was measured alone; --against names what to compare it with."]
+
+
+def _compare_times(results: Results, sizes: Sequence[Size], name: str) -> str:
+    """Say at which sizes the first system is ahead of another, and where not."""
+    first = results.first
+    ratios = {size: results.ratios(name, name_of(size)) for size in sizes}
+    which = f"{name} ({results.systems[name].setting})"
+    times = f"it takes {_span([statistics.median(values) for values in ratios.values()])} times as long"
+    lost = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if statistics.median(r) < 1]
+    close = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if min(r) < 1 <= statistics.median(r)]
+    if lost:
+        where = "every size" if len(lost) == len(sizes) else "; ".join(lost)
+        return f"{first} loses to {which} at {where}; {times}."
+    if close:
+        return f"{first} is ahead of {which} at every size, {times}, if not in every turn: {'; '.join(close)}."
+    return f"{first} is ahead of {which} at every size and in every turn: {times}."
+
+
+def _footprint_lost(results: Results, name: str) -> str:
+    """Say in what else the first system takes clearly more than another."""
+    ours, theirs = results.systems[results.first], results.systems[name]
+    start_s = [statistics.median(measured.start_s) for measured in (theirs, ours)]
+    lost = [f"a start of {start_s[0]:.2f} s to {start_s[1]:.2f} s"] if start_s[0] < _CLEARLY * start_s[1] else []
+    for what, their_bytes, our_bytes in (
+        ("of memory after the first answer", theirs.resident_bytes, ours.resident_bytes),
+        ("of files", theirs.file_bytes, ours.file_bytes),
+        ("for a new task", theirs.task_bytes, ours.task_bytes),
+    ):
+        if their_bytes < _CLEARLY * our_bytes:
+            lost.append(f"{_megabytes(their_bytes)} to {_megabytes(our_bytes)} MB {what}")
+    return f" It takes less: {', '.join(lost)}." if lost else ""
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / MB:.0f}" if size_bytes >= 10 * MB else f"{size_bytes / MB:.2f}"
 
 
 def _said(size: Size) -> str:

@@ -54,7 +54,7 @@ def plain_words(tokenizer: Tokenizer) -> list[str]:
     Raises:
         BenchError: there are none.
     """
-    names = ("".join(token.split("Ġ")) for token in sorted(tokenizer.get_vocab()))
+    names = (token.replace("Ġ", "") for token in sorted(tokenizer.get_vocab()))
     words = sorted({name for name in names if name.isascii() and name.isalpha() and name.islower() and len(name) > 3})
     encoded = tokenizer.encode_batch([f"{word} {word}" for word in words], add_special_tokens=False)
     chosen = [word for word, encoding in zip(words, encoded, strict=True) if len(encoding) == 2]

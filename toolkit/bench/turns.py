@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.workers import WORKER, Worker
+from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.workers import CEILING, WORKER, Worker, placed
 
 Texts = Sequence[str | Sequence[str]]
 """Texts of one call, or pairs of texts."""
@@ -35,7 +36,7 @@ class Plan:
     """
 
     rounds: int
-    few_rounds: int = 3
+    few_rounds: int = 6  # fewer do not tell where the median lies with 95 %
     seconds: float
     starts: int
 
@@ -73,6 +74,14 @@ class Loads:
     compared: Sequence[Texts]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of a turn: seconds a call, the median, and the bytes that the process had at most so far."""
+
+    seconds: float
+    peak_bytes: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Measured:
     """What was seen of a system.
@@ -98,6 +107,11 @@ class Measured:
     start_s: list[float]
     resident_bytes: int
     peak_bytes: int
+
+    def note(self, load: str, answer: Answer) -> None:
+        """Add a turn at a load."""
+        self.seconds[load].append(answer.seconds)
+        self.peak_bytes = answer.peak_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +144,7 @@ class Results:
 
 
 def measure(
-    contenders: Sequence[Contender], loads: Loads, plan: Plan, threads: int, report: Callable[[int, int], None]
+    contenders: Sequence[Contender], loads: Loads, plan: Plan, hardware: Hardware, report: Callable[[int, int], None]
 ) -> Results:
     """Measure.
 
@@ -138,7 +152,7 @@ def measure(
         contenders: the first is what the others are held against.
         loads: what they are asked.
         plan: how much.
-        threads: CPUs that each may use.
+        hardware: that each may use.
         report: told how many turns are done, of how many.
 
     Raises:
@@ -153,24 +167,20 @@ def measure(
     with ExitStack() as stack:
         workers = {c.name: stack.enter_context(c.start()) for c in contenders}
         systems = _open_all(contenders, workers, loads, left_out)
-        ceiling = [str(threads)]
-        machine = stack.enter_context(Worker("ceiling", "ptexport.toolkit.bench.ceiling", ceiling, threads=threads))
+        machine = stack.enter_context(Worker("ceiling", CEILING, placed(hardware), threads=hardware.threads))
         for number, (load, texts_of) in enumerate(loads.texts.items()):
             for what, rate in machine.ask("measure").items():
                 rates.setdefault(what, []).append(rate)
             turns = _take_turns({name: workers[name] for name in systems}, texts_of, plan, left_out)
             for done, answers in enumerate(turns, 1):
                 report(number * plan.rounds + done, total)
-                for name, (seconds, peak_bytes) in answers.items():
-                    systems[name].seconds[load].append(seconds)
-                    systems[name].peak_bytes = peak_bytes
+                for name, answer in answers.items():
+                    systems[name].note(load, answer)
             for name in left_out:
                 systems.pop(name, None)
         report(total, total)
-    for _ in range(plan.starts):
-        for contender in contenders:
-            if contender.name in systems:
-                _start(contender, loads.compared[0], systems[contender.name])
+    for contender in [c for c in contenders if c.name in systems] * plan.starts:
+        _start(contender, loads.compared[0], systems[contender.name])
     return Results(systems=systems, left_out=left_out, ceiling=rates)
 
 
@@ -214,11 +224,8 @@ def _open_all(
 
 def _take_turns(
     workers: Mapping[str, Worker], texts_of: Callable[[int], Texts], plan: Plan, left_out: dict[str, str]
-) -> Iterator[dict[str, tuple[float, int]]]:
-    """Ask each the same texts, another first each time, warmed up; one that ends is left out.
-
-    Yields by system the seconds of a call, the median of the turn's, and the bytes that its process had at most.
-    """
+) -> Iterator[dict[str, Answer]]:
+    """Ask each the same texts, another first each time, warmed up; one that ends is left out."""
     names = list(workers)
     main = names[0]
     started = time.perf_counter()
@@ -228,7 +235,7 @@ def _take_turns(
         if number >= plan.few_rounds and time.perf_counter() - started > plan.seconds:
             return
         asked = list(itertools.islice(calls, n_calls))
-        answers: dict[str, tuple[float, int]] = {}
+        answers: dict[str, Answer] = {}
         first = number % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(PAUSE_S)
@@ -242,12 +249,12 @@ def _take_turns(
         if number >= 0:
             yield answers
         else:
-            n_calls = max(1, min(MOST_CALLS, math.ceil(TURN_S / answers[main][0])))
+            n_calls = max(1, min(MOST_CALLS, math.ceil(TURN_S / answers[main].seconds)))
 
 
-def _ask_calls(worker: Worker, calls: Sequence[Texts]) -> tuple[float, int]:
+def _ask_calls(worker: Worker, calls: Sequence[Texts]) -> Answer:
     answers = [worker.ask(texts) for texts in calls]
-    return statistics.median(answer["seconds"] for answer in answers), int(answers[-1]["peak_bytes"])
+    return Answer(statistics.median(answer["seconds"] for answer in answers), answers[-1]["peak_bytes"])
 
 
 def _start(contender: Contender, texts: Texts, measured: Measured) -> None:
@@ -266,16 +273,17 @@ def shown_name(path: Path, precision: str) -> str:
     return name if precision in name.split("-") else f"{name}, {precision}"
 
 
-def bundle_worker(name: str, path: str, threads: int) -> Callable[[], Worker]:
+def bundle_worker(name: str, path: str, hardware: Hardware) -> Callable[[], Worker]:
     """What starts the process of a bundle."""
-    return lambda: Worker(name, WORKER, ["serve", "bundle", "", path, str(threads)], threads=threads)
+    return lambda: Worker(name, WORKER, ["serve", "bundle", "", path, *placed(hardware)], threads=hardware.threads)
 
 
-def how_measured(plan: Plan, threads: int) -> list[str]:
+def how_measured(plan: Plan, hardware: Hardware) -> list[str]:
     """Say how, for a report."""
+    gpu = "" if hardware.provider == "cpu" else f" and to {hardware.provider}, whose memory is not measured"
     apart = (
-        f"Each system has a process of its own, held to the same {threads} CPUs; they take turns, {PAUSE_S:g} s apart "
-        "so that one's threads have stopped spinning before the next begins; who is first rotates."
+        f"Each system has a process of its own, held to the same {hardware.threads} CPUs{gpu}; they take turns, "
+        f"{PAUSE_S:g} s apart so that one's threads have stopped spinning before the next begins; who is first rotates."
     )
     turns = (
         f"A turn is one call or, of short ones, up to {MOST_CALLS} with other texts each, of which the median counts. "

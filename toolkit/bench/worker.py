@@ -1,6 +1,6 @@
 """A process of a speed bench: opens one system and answers lines of JSON; knows nothing of the others.
 
-    python -m ptexport.toolkit.bench.worker prepare|serve MODULE CASE FOLDER THREADS
+    python -m ptexport.toolkit.bench.worker prepare|serve MODULE CASE FOLDER THREADS PROVIDER
 
 `prepare` fills FOLDER and ends. `serve` opens the system, says so, and answers each line, a list of texts, with their
 logits, the seconds that took and the memory it has.
@@ -17,25 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from ptexport.runtime.errors import PtexportError
+from ptexport.toolkit.bench.systems import Hardware
 
 
 def main() -> None:
     """Do what the arguments say."""
-    mode, module_name, case_path, folder, threads = sys.argv[1:]
+    mode, module_name, case_path, folder, threads, provider = sys.argv[1:]
     warnings.simplefilter("ignore")
     said = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     module: Any = importlib.import_module(f"ptexport.toolkit.bench.systems.{module_name}")
-    _use_threads(int(threads))
+    hardware = Hardware(threads=int(threads), provider=provider)
+    _use_threads(hardware.threads)
     case = None
     if case_path:
         from ptexport.toolkit.bench.case import Case
 
         case = Case.open(Path(case_path))
     if mode == "prepare":
-        module.prepare(case, Path(folder))
+        module.prepare(case, Path(folder), hardware)
         return
-    system = module.System(case, Path(folder), int(threads))
+    system = module.System(case, Path(folder), hardware)
 
     def say(record: dict[str, object]) -> None:
         said.write(json.dumps(record) + "\n")

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from ptexport.runtime.errors import BenchError
+from ptexport.runtime.providers import load_onnxruntime
 from ptexport.toolkit.bench import systems
 from ptexport.toolkit.bench.case import Case
 from ptexport.toolkit.bench.report import this_machine
-from ptexport.toolkit.bench.systems import Rival
+from ptexport.toolkit.bench.systems import Hardware, Rival
 from ptexport.toolkit.cache import cached_folder
 
-WORKER = "ptexport.toolkit.bench.worker"
+WORKER, CEILING = (f"ptexport.toolkit.bench.{module}" for module in ("worker", "ceiling"))
 _LAST_LINES = 3
+TIMEOUT_S = 900.0  # of one answer: some rivals compile for minutes
 
 
 class Worker:
@@ -51,9 +54,11 @@ class Worker:
         """Read a line.
 
         Raises:
-            BenchError: the process has ended; says what it said last.
+            BenchError: the process has ended, or has said nothing for TIMEOUT_S; says what it said last.
         """
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], TIMEOUT_S)[0]:  # a line at most is under way
+            raise BenchError(f"{self.name}: has not answered for {TIMEOUT_S:.0f} s ({self._said()}); leave it out")
         line = self._process.stdout.readline()
         if not line:
             raise BenchError(f"{self.name}: its process ended with {self._process.wait()} ({self._said()})")
@@ -99,7 +104,9 @@ def _environment(threads: int, overlay: Path | None) -> dict[str, str]:
     return environment
 
 
-def make_ready(name: str, rival: Rival, case: Case, threads: int, stage: Callable[[str], None]) -> Callable[[], Worker]:
+def make_ready(
+    name: str, rival: Rival, case: Case, hardware: Hardware, stage: Callable[[str], None]
+) -> Callable[[], Worker]:
     """Install and export what a rival needs, unless that is in the cache; returns what starts it.
 
     Raises:
@@ -111,32 +118,46 @@ def make_ready(name: str, rival: Rival, case: Case, threads: int, stage: Callabl
     overlay = _overlay(name, rival.requirements, stage) if rival.requirements else None
 
     def arguments(mode: str, module: str, folder: Path) -> list[str]:
-        return [mode, module, str(case.path), str(folder), str(threads)]
+        return [mode, module, str(case.path), str(folder), *placed(hardware)]
 
     def make(folder: Path) -> None:
         stage(f"making {name} ready (once)")
         with Worker(
-            name, WORKER, arguments("prepare", rival.prepares, folder), threads=threads, overlay=overlay
+            name, WORKER, arguments("prepare", rival.prepares, folder), threads=hardware.threads, overlay=overlay
         ) as worker:
             worker.wait()
 
-    folder = cached_folder("bench", f"{case.digest}-{name}-{_made_with(rival, threads)}", make=make)
-    return lambda: Worker(name, WORKER, arguments("serve", rival.system, folder), threads=threads, overlay=overlay)
+    folder = cached_folder("bench", f"{case.digest}-{name}-{_made_with(rival, hardware)}", make=make)
+    return lambda: Worker(
+        name, WORKER, arguments("serve", rival.system, folder), threads=hardware.threads, overlay=overlay
+    )
 
 
-def _made_with(rival: Rival, threads: int) -> str:
+def placed(hardware: Hardware) -> list[str]:
+    """Say it in arguments of worker.py and ceiling.py."""
+    return [str(hardware.threads), hardware.provider]
+
+
+def _made_with(rival: Rival, hardware: Hardware) -> str:
     """Hash what changes what is made: versions, our own code, and the CPUs that settings are tried on."""
     from importlib.metadata import version
 
-    said = [version("torch"), version("transformers"), version("peft"), *rival.requirements]
-    said += [this_machine().processor, str(threads)]
+    said = [
+        version("torch"),
+        version("transformers"),
+        version("peft"),
+        version("onnxscript"),
+        load_onnxruntime().__version__,
+        *rival.requirements,
+    ]
+    said += [this_machine().processor, *placed(hardware)]
     code = [path.read_text("utf-8") for path in sorted(Path(systems.__file__).parent.glob("*.py"))]
     return hashlib.sha256("\n".join(said + code).encode()).hexdigest()[:12]
 
 
 def _overlay(name: str, requirements: tuple[str, ...], stage: Callable[[str], None]) -> Path:
     """Install packages into a folder of the cache, for processes that are told to look there first."""
-    digest = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256("\n".join([sys.version, this_machine().processor, *requirements]).encode()).hexdigest()[:12]
 
     def make(folder: Path) -> None:
         stage(f"installing what {name} needs (once): {', '.join(requirements)}")

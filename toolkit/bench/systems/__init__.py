@@ -1,8 +1,9 @@
 """Who answers in a speed bench: a bundle, and what people would use instead, each at its best setting.
 
 A system is a module with a class `System`, opened in a process of its own by worker.py. What it needs once a case, an
-export say, is made by `prepare(case, folder)` of a module, in a process of its own too, and kept in the cache. A rival
-whose versions clash with ours brings requirements, which are installed into a folder that only its processes see.
+export say, is made by a module's `prepare(case, folder, hardware)`, in a process of its own too, and kept in the
+cache. A rival whose versions clash with ours brings requirements, which are installed into a folder that only its
+processes see.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,19 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # a bundle starts without it
     from ptexport.toolkit.bench.case import Case
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What a system runs on.
+
+    Attributes:
+        threads: CPUs that it may use.
+        provider: execution provider of graphs, cpu or cuda; PyTorch's device of that name is where it runs.
+    """
+
+    threads: int
+    provider: str = "cpu"
 
 
 class System(Protocol):
@@ -26,13 +40,13 @@ class System(Protocol):
     files: list[Path]
     task_files: list[Path]
 
-    def __init__(self, case: "Case", folder: Path, threads: int) -> None:
+    def __init__(self, case: "Case", folder: Path, hardware: Hardware) -> None:
         """Open it.
 
         Args:
             case: what is asked.
             folder: what `prepare` filled; for a bundle the bundle.
-            threads: CPUs to use.
+            hardware: to run on.
         """
 
     def logits(self, texts: list[str]) -> list[list[float]]:
@@ -47,8 +61,7 @@ class Rival:
         system: module of this package that opens it.
         prepares: module whose `prepare` fills its folder.
         does: what it is, for the report and the docs.
-        tolerance: most that a logit may differ from the bundle's, as a share of the range of the bundle's; None: its
-            weights are rounded otherwise, so the difference is only shown.
+        tolerance: most that a logit may differ from the bundle's, as a share of the range of the bundle's.
         requirements: what is installed for it alone.
         reads_gguf: whether it reads the GGUF file that the backbone was converted from.
     """
@@ -56,7 +69,7 @@ class Rival:
     system: str
     prepares: str
     does: str
-    tolerance: float | None = 1e-2
+    tolerance: float = 1e-2
     requirements: tuple[str, ...] = ()
     reads_gguf: bool = False
 
@@ -72,7 +85,7 @@ RIVALS = {
         system="peft_seqcls",
         prepares="peft_seqcls",
         does="PEFT for sequence classification (SEQ_CLS): the same, but its classification layer is the label rows, "
-        "so that no logits of the vocabulary are made: PEFT at its best",
+        "so that no logits of the vocabulary are made",
     ),
     "transformers": Rival(
         system="transformers_torch",
@@ -99,9 +112,9 @@ RIVALS = {
     "transformers-onnx": Rival(
         system="graph",
         prepares="transformers_onnx",
-        does="Transformers' own exporter (`transformers.exporters`) with its fusions for ONNX Runtime on CPUs, the "
-        "embedding table made longer by the prompt; for sequence classification where that reads what the run does, "
-        "else of all that it gives",
+        does="Transformers' own exporter (`transformers.exporters`) with its fusions for ONNX Runtime, but for those "
+        "of keys and values that are kept; the embedding table made longer by the prompt; for sequence classification "
+        "where that reads what the run does, else of all that it gives",
     ),
     "optimum-onnx": Rival(
         system="optimum_onnx",

@@ -4,20 +4,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptexport.runtime import Engine
-from ptexport.runtime.bundle import WEIGHTS
+from ptexport.runtime.bundle import MANIFEST, WEIGHTS
 
 if TYPE_CHECKING:
     from ptexport.toolkit.bench.case import Case
+    from ptexport.toolkit.bench.systems import Hardware
 
 
 class System:
     """A bundle, opened as users do."""
 
-    def __init__(self, case: "Case | None", folder: Path, threads: int) -> None:
-        self._engine = Engine.open(folder, provider="cpu", threads=threads)
+    def __init__(self, case: "Case | None", folder: Path, hardware: "Hardware") -> None:
+        self._engine = Engine.open(folder, provider=hardware.provider, threads=hardware.threads)
         graph = self._engine.manifest.graph
         self.setting = f"{graph.precision}, opset {graph.opset}"
-        self.files = [folder / name for name in self._engine.manifest.files]
+        self.files = [folder / MANIFEST, *(folder / name for name in self._engine.manifest.files)]
         self.task_files = [path for path in self.files if path.name != WEIGHTS]
 
     def logits(self, texts: list[str]) -> list[list[float]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.systems.graph import MODEL, PROMPT_IDS, Exported
 from ptexport.toolkit.bench.systems.hf import load_model
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
@@ -19,7 +20,7 @@ from ptexport.toolkit.bench.systems.plain_onnx import OPSET, export_onnx
 from ptexport.toolkit.encoder import PromptEncoder
 
 
-def prepare(case: Case, folder: Path) -> None:
+def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Export the model and the encoder.
 
     Raises:
@@ -40,11 +41,11 @@ class _Encoding(nn.Module):
         super().__init__()
         kind = case.config.encoder
         assert kind is not None, "checked by prepare"
-        self.n_prompt, width = case.encoder_weights["embeddings"].shape
+        weights = {name: torch.from_numpy(array) for name, array in case.encoder_weights().items()}
+        self.n_prompt, width = weights["embeddings"].shape
         self.encoder = PromptEncoder(kind, self.n_prompt, width, scale=1.0).requires_grad_(False)
-        self.encoder.load_state_dict({name: torch.from_numpy(array) for name, array in case.encoder_weights.items()})
+        self.encoder.load_state_dict(weights)
         self.model, self._vocab, self._reader = model, case.config.vocab, Reader(case)
-        self._besides = {"use_cache": False} if case.config.causal else {}
         self.register_buffer("mask_row", torch.from_numpy(case.prompt_rows[self.n_prompt :]))
 
     def forward(
@@ -58,7 +59,7 @@ class _Encoding(nn.Module):
         if token_type_ids is not None:
             given["token_type_ids"] = token_type_ids
         if self._reader.output != "logits":
-            states: Tensor = self._reader.pick(self.model(**given, **self._besides)[self._reader.output], input_ids)
+            states: Tensor = self._reader.pick(self.model(**given)[self._reader.output], input_ids)
             return states
 
         def pick(module: nn.Module, arguments: Any, output: Any) -> Any:
@@ -67,7 +68,7 @@ class _Encoding(nn.Module):
 
         # The language-model head, whatever it is in this architecture, then sees one position.
         with self.model.base_model.register_forward_hook(pick):
-            logits: Tensor = self.model(**given, **self._besides).logits
+            logits: Tensor = self.model(**given).logits
         return logits[:, 0]
 
     def _embed(self, input_ids: Tensor, soft_token_ids: Tensor) -> Tensor:

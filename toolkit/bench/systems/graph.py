@@ -6,8 +6,10 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ptexport.runtime.providers import load_onnxruntime
+from ptexport.runtime.errors import BenchError
+from ptexport.runtime.providers import choose_provider, load_onnxruntime
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 
 MODEL, EXPORTED = "model.onnx", "exported.json"
@@ -35,13 +37,16 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class System:
     """The graph, its prompt among its weights."""
 
-    def __init__(self, case: Case, folder: Path, threads: int) -> None:
+    def __init__(self, case: Case, folder: Path, hardware: Hardware) -> None:
         self._exported = msgspec.json.decode((folder / EXPORTED).read_bytes(), type=Exported)
         self.setting = self._exported.setting
         onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session: Any = onnxruntime.InferenceSession(folder / MODEL, options, providers=["CPUExecutionProvider"])
+        options.intra_op_num_threads = hardware.threads
+        provider = choose_provider(hardware.provider).name
+        self._session: Any = onnxruntime.InferenceSession(folder / MODEL, options, providers=[provider])
+        if self._session.get_providers()[0] != provider:
+            raise BenchError(f"{self._session.get_providers()[0]} took the graph, not {provider}; leave it out")
         self._inputs, self._reader = Inputs(case), Reader(case)
         self.files = sorted(path for path in folder.iterdir() if path.name.startswith(MODEL))
         self.task_files = self.files

@@ -17,7 +17,7 @@ def load_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     loader = AutoModelForCausalLM if case.config.causal else AutoModelForMaskedLM
     if case.config.word_ids is None:
         loader = AutoModel
-    return loader.from_pretrained(case.config.model, dtype=dtype).eval().requires_grad_(False)
+    return _without_cache(loader.from_pretrained(case.config.model, dtype=dtype).eval().requires_grad_(False))
 
 
 def load_lengthened(case: Case, dtype: torch.dtype = torch.float32) -> Any:
@@ -31,7 +31,7 @@ def load_classifier(case: Case) -> Any:
 
     path, n_labels = case.config.model, len(case.label_rows)
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, num_labels=n_labels)
-    model = lengthen(loaded.eval().requires_grad_(False), case)
+    model = lengthen(_without_cache(loaded.eval().requires_grad_(False)), case)
     rows, bias = torch.from_numpy(case.label_rows), torch.from_numpy(case.label_bias)
     if case.config.causal and case.config.read == "last" and not case.label_bias.any():
         model.score.weight.copy_(rows)
@@ -41,6 +41,12 @@ def load_classifier(case: Case) -> Any:
     else:
         return None
     model.config.pad_token_id = model.config.vocab_size  # texts of one length are not padded: no id is padding
+    return model
+
+
+def _without_cache(model: Any) -> Any:
+    """Keep no keys and values: each text is read once."""
+    model.config.use_cache = False
     return model
 
 
@@ -57,11 +63,11 @@ def checkpoint_files(model: Path) -> list[Path]:
     return sorted(path for path in model.iterdir() if path.suffix in (".json", ".safetensors", ".txt"))
 
 
-def tensors(inputs: Inputs, texts: list[str], start: int = 0) -> dict[str, Tensor]:
+def tensors(inputs: Inputs, texts: list[str], device: str, start: int = 0) -> dict[str, Tensor]:
     """Tokenise texts and leave out the first ids of each; int64 [b, s] each."""
-    return {name: torch.from_numpy(ids[:, start:]) for name, ids in inputs(texts).items()}
+    return {name: torch.from_numpy(ids[:, start:]).to(device) for name, ids in inputs(texts).items()}
 
 
 def read(reader: Reader, output: Any, input_ids: Tensor) -> list[list[float]]:
     """Read a model's output; ids as `Reader.pick` takes them."""
-    return reader.of_labels(reader.pick(output[reader.output], input_ids).float().numpy())
+    return reader.of_labels(reader.pick(output[reader.output], input_ids).float().cpu().numpy())

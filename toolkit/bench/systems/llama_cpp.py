@@ -14,9 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 from ptexport.toolkit.bench.systems.trial import time_calls
 
@@ -41,16 +41,18 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         (folder / TRIED).write_bytes(msgspec.json.encode(self))
 
 
-def prepare(case: Case, folder: Path) -> None:
+def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Try the file as it is, and its weights in types that this processor may multiply quicker; keep the quickest.
 
     Raises:
         BenchError: the case is not one for it.
     """
+    if hardware.provider != "cpu":
+        raise BenchError("llama-cpp: is installed for CPUs alone; leave it out, or ask for --provider cpu")
     if case.config.read != "last":
         raise BenchError(f"llama-cpp: reads the last position, and this run reads {case.config.read!r}; leave it out")
     assert case.config.gguf is not None, "checked before it is made ready"
-    source, threads = Path(case.config.gguf), available_cpus()
+    source, threads = Path(case.config.gguf), hardware.threads
     models = {"as it is": str(source)} | {how: f"{how}.gguf" for how in _FILE_TYPES}
     seconds = {}
     for how, model in models.items():
@@ -83,10 +85,10 @@ def _library() -> Any:
 class System:
     """The model as it was quickest."""
 
-    def __init__(self, case: Case, folder: Path, threads: int) -> None:
+    def __init__(self, case: Case, folder: Path, hardware: Hardware) -> None:
         tried = msgspec.json.decode((folder / TRIED).read_bytes(), type=Tried)
         model = folder / tried.model
-        self._scorer = Scorer(case, model, threads)
+        self._scorer = Scorer(case, model, hardware.threads)
         self.setting = f"{self._scorer.file_type}, flash attention"
         self.task_files = case.task_files
         self.files = [model, *self.task_files]

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from ptexport.runtime.providers import choose_provider
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.systems.hf import load_classifier, load_lengthened, read, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 
@@ -20,7 +22,7 @@ _CLASSES = {
 }
 
 
-def prepare(case: Case, folder: Path) -> None:
+def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Export as a classifier where that reads what the run does: no other logits are made then."""
     from optimum.exporters.onnx import onnx_export_from_model
 
@@ -29,7 +31,6 @@ def prepare(case: Case, folder: Path) -> None:
         model, task = load_lengthened(case), "feature-extraction"
         if case.config.word_ids is not None:
             task = "text-generation" if case.config.causal else "fill-mask"
-    model.config.use_cache = False
     onnx_export_from_model(model, folder, task=task, do_validation=False)
     (folder / "task").write_text(task, encoding="utf-8")
 
@@ -37,16 +38,20 @@ def prepare(case: Case, folder: Path) -> None:
 class System:
     """The graph in ONNX Runtime, called as Optimum calls it."""
 
-    def __init__(self, case: Case, folder: Path, threads: int) -> None:
+    def __init__(self, case: Case, folder: Path, hardware: Hardware) -> None:
         import onnxruntime
         import optimum.onnxruntime as optimum
 
+        self._device = hardware.provider
         task = (folder / "task").read_text("utf-8")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = hardware.threads
         besides = {"use_cache": False} if task == "text-generation" else {}
         self._model: Any = getattr(optimum, _CLASSES[task]).from_pretrained(
-            folder, session_options=options, use_io_binding=False, **besides
+            folder,
+            provider=choose_provider(hardware.provider).name,
+            session_options=options,
+            **besides,
         )
         self.setting = f"fp32, {task}"
         self._classifies, self._inputs, self._reader = task == "text-classification", Inputs(case), Reader(case)
@@ -56,6 +61,6 @@ class System:
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        given = tensors(self._inputs, texts)
+        given = tensors(self._inputs, texts, self._device)
         output = self._model(**given)
         return output.logits.tolist() if self._classifies else read(self._reader, output, given["input_ids"])

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_lengthened, read, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 
 ADAPTER = "adapter_config.json"
 
 
-def prepare(case: Case, folder: Path) -> None:
+def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Save the adapter, which is what a device is sent for a task."""
     task = "CAUSAL_LM" if case.config.causal and case.config.word_ids is not None else "FEATURE_EXTRACTION"
     save_adapter(load_lengthened(case), case, task, folder)
@@ -39,11 +40,13 @@ def save_adapter(model: Any, case: Case, task: str, folder: Path) -> None:
     adapted.save_pretrained(folder, save_embedding_layers=False)  # the table is longer, but not trained
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
-    """Put a saved adapter, if there is one, on a model."""
+def load_adapter(model: Any, folder: Path, device: str) -> Any:
+    """Put a saved adapter, if there is one, on a model, and both on a device."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder).eval() if (folder / ADAPTER).exists() else model
+    if (folder / ADAPTER).exists():
+        model = PeftModel.from_pretrained(model, folder, torch_device=device).eval()
+    return model.to(device)
 
 
 class System:
@@ -51,8 +54,9 @@ class System:
 
     setting = "fp32, eager"
 
-    def __init__(self, case: Case, folder: Path, threads: int) -> None:
-        self._model = load_adapter(load_lengthened(case), folder)
+    def __init__(self, case: Case, folder: Path, hardware: Hardware) -> None:
+        self._device = hardware.provider
+        self._model = load_adapter(load_lengthened(case), folder, self._device)
         self._n_leading = len(case.config.leading_ids)
         self._inputs, self._reader = Inputs(case), Reader(case)
         self.task_files = sorted(folder.iterdir())
@@ -61,5 +65,5 @@ class System:
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        given = tensors(self._inputs, texts, self._n_leading)
+        given = tensors(self._inputs, texts, self._device, self._n_leading)
         return read(self._reader, self._model(**given), given["input_ids"])

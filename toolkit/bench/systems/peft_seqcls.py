@@ -7,12 +7,13 @@ import torch
 
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_classifier, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs
 from ptexport.toolkit.bench.systems.peft_eager import load_adapter, save_adapter
 
 
-def prepare(case: Case, folder: Path) -> None:
+def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Save the adapter, the classification layer in it."""
     save_adapter(_load(case), case, "SEQ_CLS", folder)
 
@@ -33,9 +34,9 @@ class System:
 
     setting = "fp32, eager"
 
-    def __init__(self, case: Case, folder: Path, threads: int) -> None:
-        self._besides = {"use_cache": False} if case.config.causal else {}
-        self._model = load_adapter(_load(case), folder)
+    def __init__(self, case: Case, folder: Path, hardware: Hardware) -> None:
+        self._device = hardware.provider
+        self._model = load_adapter(_load(case), folder, self._device)
         self._n_leading = len(case.config.leading_ids)
         self._inputs = Inputs(case)
         self.task_files = sorted(folder.iterdir())
@@ -44,6 +45,6 @@ class System:
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        given = tensors(self._inputs, texts, self._n_leading)
-        logits: list[list[float]] = self._model(**given, **self._besides).logits.tolist()
+        given = tensors(self._inputs, texts, self._device, self._n_leading)
+        logits: list[list[float]] = self._model(**given).logits.tolist()
         return logits

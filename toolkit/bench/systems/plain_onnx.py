@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.systems.graph import MODEL, Exported
 from ptexport.toolkit.bench.systems.hf import load_lengthened
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
@@ -15,7 +16,7 @@ EXAMPLE = (2, 16)
 OPSET = 18
 
 
-def prepare(case: Case, folder: Path) -> None:
+def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Export the model."""
     output = Reader(case).output
     export_onnx(_Whole(load_lengthened(case), case, output), folder / MODEL, Inputs(case).names, output)
@@ -61,10 +62,9 @@ class _Whole(nn.Module):
     def __init__(self, model: Any, case: Case, output: str) -> None:
         super().__init__()
         self.model, self._output = model, output
-        self._besides = {"use_cache": False} if case.config.causal else {}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        answered = self.model(input_ids=input_ids, attention_mask=attention_mask, **types, **self._besides)
+        answered = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
         output: Tensor = answered[self._output]
         return output

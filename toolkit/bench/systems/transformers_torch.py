@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems import Hardware
 from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_lengthened, read, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 from ptexport.toolkit.bench.systems.trial import time_calls
@@ -18,13 +19,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODES = ("eager", "compiled", "compiled with its weights as constants")
 
 
-def prepare(case: Case, folder: Path) -> None:
+def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Try each setting on some batches, and note the quickest."""
     seconds = {}
     for dtype in _DTYPES:
         for mode in _MODES:
             try:
-                seconds[f"{dtype}, {mode}"] = time_calls(case, Scorer(case, dtype, mode).logits)
+                seconds[f"{dtype}, {mode}"] = time_calls(case, Scorer(case, dtype, mode, hardware.provider).logits)
             except torch._dynamo.exc.TorchDynamoException:  # no C++ compiler on this machine, or not this model
                 continue
     quickest = min(seconds, key=lambda name: seconds[name])
@@ -34,10 +35,10 @@ def prepare(case: Case, folder: Path) -> None:
 class System:
     """The model as the quickest setting has it."""
 
-    def __init__(self, case: Case, folder: Path, threads: int) -> None:
+    def __init__(self, case: Case, folder: Path, hardware: Hardware) -> None:
         self.setting: str = json.loads((folder / SETTING).read_text("utf-8"))["setting"]
         dtype, mode = self.setting.split(", ")
-        self._scorer = Scorer(case, dtype, mode)
+        self._scorer = Scorer(case, dtype, mode, hardware.provider)
         self.task_files = case.task_files
         self.files = [*checkpoint_files(Path(case.config.model)), *self.task_files]
 
@@ -53,10 +54,12 @@ class Scorer:
         case: what is asked.
         dtype: one of _DTYPES.
         mode: one of _MODES.
+        device: of PyTorch.
     """
 
-    def __init__(self, case: Case, dtype: str, mode: str) -> None:
-        model = _AfterPrompt(load_lengthened(case, _DTYPES[dtype]), case)
+    def __init__(self, case: Case, dtype: str, mode: str, device: str) -> None:
+        self._device = device
+        model = _AfterPrompt(load_lengthened(case, _DTYPES[dtype]).to(device), case)
         torch.compiler.reset()
         torch._inductor.config.freezing = mode == _MODES[2]
         self._run: Any = model if mode == _MODES[0] else torch.compile(model, dynamic=True)
@@ -65,7 +68,7 @@ class Scorer:
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
         """Score texts."""
-        given = tensors(self._inputs, texts)
+        given = tensors(self._inputs, texts, self._device)
         given["input_ids"] = given["input_ids"][:, self._n_leading :]
         return read(self._reader, self._run(**given), given["input_ids"])
 
@@ -83,7 +86,11 @@ class _AfterPrompt(nn.Module):
         if self.n_leading:
             cache = DynamicCache()
             with torch.inference_mode():
-                model(input_ids=torch.tensor([case.config.leading_ids]), past_key_values=cache, use_cache=True)
+                model(
+                    input_ids=torch.tensor([case.config.leading_ids], device=model.device),
+                    past_key_values=cache,
+                    use_cache=True,
+                )
             self._leading = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
 
     def forward(self, input_ids: Tensor, **given: Tensor) -> Any:
