@@ -355,7 +355,7 @@ def test_the_verdict_says_where_the_bundle_loses() -> None:
     results = Results(systems={"ours": ours, **others}, left_out={}, ceiling={})
     quick, close, slow = _verdict(results, [(1, 28), (8, 28)])
     assert quick == (
-        "ours loses to quick (fp32) at every size; it takes 0.50 times as long. It takes less: a start of 1.00 s to "
+        "ours loses to quick (fp32) at every size; it takes 0.50 times as long. quick takes less: a start of 1.00 s to "
         "2.00 s, 80 to 100 MB of memory after the first answer, 80 to 100 MB of files, 80 to 100 MB for a new task."
     )
     assert close == (

@@ -1,5 +1,6 @@
 """What a bundle is timed against answers as it does, on tiny models."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,3 +152,12 @@ def test_peft_for_sequence_classification_is_not_asked_what_its_head_does_not_re
 ) -> None:
     with pytest.raises(BenchError, match=r"peft-seqcls: reads .* and this run reads 'mask' with a bias; leave it out"):
         peft_seqcls.prepare(case_of(bert_run), tmp_path, HARDWARE)
+
+
+def test_older_transformers_are_told_the_base_of_rotary_positions(llama_run: Path, tmp_path: Path) -> None:
+    """Those before 5 read it at the top of config.json, and else take 10,000: optimum-onnx answered otherwise."""
+    case = case_of(llama_run)
+    config = json.loads((Path(case.config.model) / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 12_345.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert hf._config(replace(case, config=structs.replace(case.config, model=str(tmp_path)))).rope_theta == 12_345.0

@@ -222,7 +222,7 @@ def _footprint_lost(results: Results, name: str) -> str:
     ):
         if their_bytes < _CLEARLY * our_bytes:
             lost.append(f"{_megabytes(their_bytes)} to {_megabytes(our_bytes)} MB {what}")
-    return f" It takes less: {', '.join(lost)}." if lost else ""
+    return f" {name} takes less: {', '.join(lost)}." if lost else ""
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -17,7 +17,8 @@ def load_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     loader = AutoModelForCausalLM if case.config.causal else AutoModelForMaskedLM
     if case.config.word_ids is None:
         loader = AutoModel
-    return _without_cache(loader.from_pretrained(case.config.model, dtype=dtype).eval().requires_grad_(False))
+    loaded: Any = loader.from_pretrained(case.config.model, config=_config(case), dtype=dtype)
+    return loaded.eval().requires_grad_(False)
 
 
 def load_lengthened(case: Case, dtype: torch.dtype = torch.float32) -> Any:
@@ -29,9 +30,11 @@ def load_classifier(case: Case) -> Any:
     """Load it for sequence classification, its layer the label rows; None: that reads another state than the run."""
     from transformers import AutoModelForSequenceClassification
 
-    path, n_labels = case.config.model, len(case.label_rows)
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, num_labels=n_labels)
-    model = lengthen(_without_cache(loaded.eval().requires_grad_(False)), case)
+    config = _config(case)
+    config.num_labels = len(case.label_rows)
+    loader = AutoModelForSequenceClassification
+    loaded: Any = loader.from_pretrained(case.config.model, config=config, dtype=torch.float32)
+    model = lengthen(loaded.eval().requires_grad_(False), case)
     rows, bias = torch.from_numpy(case.label_rows), torch.from_numpy(case.label_bias)
     if case.config.causal and case.config.read == "last" and not case.label_bias.any():
         model.score.weight.copy_(rows)
@@ -44,10 +47,16 @@ def load_classifier(case: Case) -> Any:
     return model
 
 
-def _without_cache(model: Any) -> Any:
-    """Keep no keys and values: each text is read once."""
-    model.config.use_cache = False
-    return model
+def _config(case: Case) -> Any:
+    """Read the configuration; keys and values are not kept, since each text is read once."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(case.config.model)
+    config.use_cache = False
+    rotary = getattr(config, "rope_parameters", None)
+    if rotary and "rope_theta" in rotary:
+        config.rope_theta = rotary["rope_theta"]  # where Transformers before 5 looks for it
+    return config
 
 
 def lengthen(model: Any, case: Case) -> Any:
