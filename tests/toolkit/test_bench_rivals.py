@@ -20,7 +20,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.case import Case, make_case
 from ptexport.toolkit.bench.systems import RIVALS as NAMED
-from ptexport.toolkit.bench.systems import Hardware, encoder_onnx, graph, llama_cpp, peft_seqcls
+from ptexport.toolkit.bench.systems import Hardware, encoder_onnx, graph, hf, llama_cpp, peft_seqcls
 from ptexport.toolkit.bench.systems.transformers_torch import Scorer
 from ptexport.toolkit.bench.workers import make_ready
 from ptexport.toolkit.checkpoint import find_checkpoint
