@@ -36,7 +36,7 @@ class Comparison:
         compared: figures in both that should go one way, in the order of the new report.
         only_old: names of those that only the old one has.
         only_new: likewise.
-        same_machine: whether processor and CPUs are the same.
+        same_machine: whether processor, CPUs and GPU are the same.
     """
 
     compared: list[Compared]
@@ -73,7 +73,7 @@ def compare(old: Report, new: Report, *, band: float) -> Comparison:
     both = [name for name in after if name in before]
     if not both:
         raise BenchError("reports: have no figure in common; measure the same systems and sizes")
-    machines = [(report.machine.processor, report.machine.cpus) for report in (old, new)]
+    machines = [(report.machine.processor, report.machine.cpus, report.machine.gpu) for report in (old, new)]
     return Comparison(
         compared=[_compared(before[name], after[name], band) for name in both],
         only_old=[name for name in before if name not in after],

@@ -100,7 +100,8 @@ def table_markdown(table: Table) -> str:
 
 def describe(machine: Machine) -> str:
     """Name a machine in a line."""
-    return f"{machine.cpus} CPUs of {machine.processor}, {machine.memory_mb / 1024:.0f} GiB"
+    gpu = "" if machine.gpu is None else f" and {machine.gpu}"
+    return f"{machine.cpus} CPUs of {machine.processor}, {machine.memory_mb / 1024:.0f} GiB{gpu}"
 
 
 def _with_code(sentence: str) -> "Markup":

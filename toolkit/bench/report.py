@@ -16,6 +16,7 @@ import msgspec
 
 from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import DataError, reason
+from ptexport.runtime.gpu import read_gpu
 
 FORMAT = 1
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
@@ -132,6 +133,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         system: kernel and architecture.
         python: its version.
         versions: of packages that matter, where they are installed.
+        gpu: that was measured; None: only CPUs were.
     """
 
     processor: str
@@ -140,6 +142,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     system: str
     python: str
     versions: dict[str, str]
+    gpu: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,8 +199,8 @@ def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="minutes")
 
 
-def this_machine() -> Machine:
-    """Describe this machine."""
+def this_machine(provider: str = "cpu") -> Machine:
+    """Describe this machine, and its first GPU if that provider runs on it."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -212,6 +215,7 @@ def this_machine() -> Machine:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions=versions,
+        gpu=None if provider == "cpu" else read_gpu(0).name,
     )
 
 

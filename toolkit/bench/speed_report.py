@@ -85,7 +85,7 @@ def speed_report(
         title=f"{name}: speed",
         made=now(),
         command=command,
-        machine=this_machine(),
+        machine=this_machine(hardware.provider),
         bundles=dict(digests),
         verdict=_verdict(results, sizes),
         how=[*rivals, *how_measured(plan, hardware), _SAME_QUESTION],
