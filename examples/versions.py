@@ -29,8 +29,8 @@ def programs() -> list[str]:
     return [block.split("```")[0] for block in PAGE.read_text(encoding="utf-8").split("```python\n")[1:]]
 
 
-def run_programs(python: str, bundle: Path, pairs: Path, place: Path) -> Iterator[str]:
-    """Run each as a file of its own, in a folder where the bundles are as on the page; yields what it warns of."""
+def run_programs(python: str, bundle: Path, pairs: Path, place: Path) -> Iterator["subprocess.CompletedProcess[str]"]:
+    """Run each as a file of its own, in a folder where the bundles are as on the page; yields what it said."""
     for name, path in (("demo", bundle), ("pairs", pairs)):
         (place / "build" / name).mkdir(parents=True)
         (place / "build" / name / "bundle").symlink_to(path.resolve())
@@ -42,7 +42,7 @@ def run_programs(python: str, bundle: Path, pairs: Path, place: Path) -> Iterato
         )
         if done.returncode:
             raise RuntimeError(f"program {number} of {PAGE.name}: {done.stderr or done.returncode}")
-        yield done.stderr
+        yield done
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
             command = [python, "-m", "pip", "install", "--quiet", str(ROOT), *requirements.split()]
             subprocess.run(command, check=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
             asked = subprocess.run([python, "-c", VERSIONS], capture_output=True, text=True, check=True)
-            warned = list(run_programs(python, bundle, pairs, place))
+            warned = [done.stderr for done in run_programs(python, bundle, pairs, place)]
             print(f"{asked.stdout.strip()}: {len(warned)} programs ran", *filter(None, warned), sep="\n", flush=True)
 
 

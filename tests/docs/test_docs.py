@@ -158,8 +158,9 @@ def pairs_bundle(llama_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_the_programs_of_embedding(llama_bundle: Path, pairs_bundle: Path, tmp_path: Path) -> None:
     versions = load(ROOT / "examples" / "versions.py")
-    said = list(versions.run_programs(sys.executable, llama_bundle, pairs_bundle, tmp_path))
-    assert len(said) == 9
+    done = list(versions.run_programs(sys.executable, llama_bundle, pairs_bundle, tmp_path))
+    assert [program.stderr for program in done] == [""] * 9
+    said = [program.stdout for program in done]
     assert said[2] == "3000\n"
     assert "was opened before this process was forked" in said[5]
     assert said[7].startswith("engine: is closed; open the bundle again\n['positive', 'negative'] ")
