@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ptexport.toolkit.cli import cli
+from ptexport.toolkit.cli.main import cli
 
 
 def reference() -> str:

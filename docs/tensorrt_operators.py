@@ -1,4 +1,4 @@
-"""Make exporters/tensorrt_operators.json of the table that TensorRT's ONNX parser keeps of what it takes.
+"""Make exporters/targets/tensorrt_operators.json of the table that TensorRT's ONNX parser keeps of what it takes.
 
 git clone https://github.com/onnx/onnx-tensorrt && python docs/tensorrt_operators.py onnx-tensorrt [COMMIT]
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 TABLE = "docs/operators.md"
-TARGET = Path(__file__).parents[1] / "exporters" / "tensorrt_operators.json"
+TARGET = Path(__file__).parents[1] / "exporters" / "targets" / "tensorrt_operators.json"
 
 
 def read(table: str) -> dict[str, dict[str, list[str]]]:

@@ -51,7 +51,7 @@ def save_adapter(path: Path, model: str, task: str, n_virtual: int) -> None:
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from ptexport.toolkit.checkpoint import find_checkpoint
+    from ptexport.toolkit.models.checkpoint import find_checkpoint
 
     torch.manual_seed(0)
     folder = find_checkpoint(model).path

@@ -19,15 +19,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ptexport.exporters.passes import BindInputsPass, DeadCodePass, ForgetIntermediateShapesPass, edit
-from ptexport.exporters.read_pass import ReadPositionPass
-from ptexport.exporters.trace import trace
-from ptexport.runtime.bundle import MODEL, WEIGHTS
-from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import Read
-from ptexport.toolkit.backbone import load_backbone
-from ptexport.toolkit.checkpoint import find_checkpoint
-from ptexport.toolkit.folders import clone
+from ptexport.exporters.passes.bind import BindInputsPass
+from ptexport.exporters.passes.cleanup import DeadCodePass, ForgetIntermediateShapesPass
+from ptexport.exporters.passes.edit import edit
+from ptexport.exporters.passes.read_position import ReadPositionPass
+from ptexport.exporters.trace.trace import trace
+from ptexport.runtime.bundle.folder import MODEL, WEIGHTS
+from ptexport.runtime.bundle.manifest import Pooling
+from ptexport.runtime.ort.graph import Graph
+from ptexport.toolkit.models.backbone import load_backbone
+from ptexport.toolkit.models.checkpoint import find_checkpoint
+from ptexport.toolkit.store.folders import clone
 
 SIZES = ((1, 28), (8, 28))
 
@@ -36,14 +38,20 @@ def main() -> None:
     """Measure both models."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 41
     print(f"{'':<10} {'rows':>4} {'constants':>10} {'defaults':>10} {'given':>10} {'ratios':>12}")
-    measure("minilm", "linear", "first", {"prompt_rows": (10, 384), "label_rows": (6, 384), "label_bias": (6,)}, rounds)
-    shapes = {"prompt_rows": (20, 576), "label_rows": (6, 576), "label_bias": (6,)}
-    measure("smollm2", "words", "last", shapes | {"leading_states": (30, 2, 1, 3, 20, 64)}, rounds)
+    measure(
+        "minilm",
+        "linear",
+        "first",
+        {"prompt_embeddings": (10, 384), "label_weights": (6, 384), "label_bias": (6,)},
+        rounds,
+    )
+    shapes = {"prompt_embeddings": (20, 576), "label_weights": (6, 576), "label_bias": (6,)}
+    measure("smollm2", "words", "last", shapes | {"prefix_kv": (30, 2, 1, 3, 20, 64)}, rounds)
 
 
-def measure(name: str, head: str, read: Read, shapes: Mapping[str, tuple[int, ...]], rounds: int) -> None:
+def measure(name: str, head: str, pooling: Pooling, shapes: Mapping[str, tuple[int, ...]], rounds: int) -> None:
     """Measure one model and print a line per size."""
-    traced = trace(load_backbone(find_checkpoint(name), head), read, leading="leading_states" in shapes, opset=18)
+    traced = trace(load_backbone(find_checkpoint(name), head), pooling, has_prefix_kv="prefix_kv" in shapes, opset=18)
     random = np.random.default_rng(0)
     arrays = {key: random.normal(scale=0.02, size=shape).astype(np.float32) for key, shape in shapes.items()}
     with tempfile.TemporaryDirectory() as parent:

@@ -16,8 +16,8 @@ from pathlib import Path
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from ptexport.runtime import Engine
-from ptexport.runtime.batches import batches
-from ptexport.runtime.buckets import MAX_BATCH_ROWS
+from ptexport.runtime.engine.batching import batches
+from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 from ptexport.runtime.rows import read_rows
 
 ROUNDS = 7

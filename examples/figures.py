@@ -29,11 +29,11 @@ BAKE = """
 import sys, tempfile, time
 from pathlib import Path
 from ptexport.exporters.bake import bake
-from ptexport.exporters.traced import Trace, trace_key
-from ptexport.runtime.home import cache_home
-from ptexport.toolkit.run import Run
+from ptexport.exporters.trace.cached import Trace, trace_key
+from ptexport.runtime.cache_dir import cache_home
+from ptexport.toolkit.run.run import Run
 run = Run.read(Path(sys.argv[1]))
-key = trace_key(run.config.facts, run.config.read, leading=run.baked.leading, opset=18)
+key = trace_key(run.config.facts, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=18)
 seconds = []
 for _ in range(3):
     with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).parent) as folder:
@@ -46,7 +46,7 @@ print(sorted(seconds)[1])
 
 EXPORT = """
 import re, sys
-from ptexport.toolkit.cli import main
+from ptexport.toolkit.cli.main import main
 try:
     main()
 finally:
@@ -98,10 +98,10 @@ def export(out: Path) -> dict[str, object]:
     """A cold export into a cache with the converted model but no trace, then parity on every test row."""
     import onnx_ir as ir
 
-    from ptexport.exporters.operators import not_for_tensorrt
-    from ptexport.runtime.home import cache_home
-    from ptexport.toolkit.cities import labels
-    from ptexport.toolkit.data import load_data
+    from ptexport.exporters.targets.tensorrt import not_for_tensorrt
+    from ptexport.runtime.cache_dir import cache_home
+    from ptexport.toolkit.data.cities import labels
+    from ptexport.toolkit.data.splits import load_data
 
     names = labels(linear=True).split(",")
     test = load_data("cities", dev=None, test=None, labels=names, fields=["text"], seed=0).test

@@ -35,9 +35,9 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ptexport.runtime import Engine
-from ptexport.toolkit import cities
-from ptexport.toolkit.checkpoint import find_checkpoint
-from ptexport.toolkit.progress import silence_libraries
+from ptexport.toolkit.cli.progress_bars import silence_libraries
+from ptexport.toolkit.data import cities
+from ptexport.toolkit.models.checkpoint import find_checkpoint
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 

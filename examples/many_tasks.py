@@ -26,9 +26,9 @@ PAUSE_S = 0.2
 MEMORY = """
 import gc, re, sys
 from pathlib import Path
-from ptexport.runtime.bundle import holds_tasks
-from ptexport.runtime.engine import Engine
-from ptexport.runtime.tasks import TaskEngine
+from ptexport.runtime.bundle.folder import holds_tasks
+from ptexport.runtime.engine.engine import Engine
+from ptexport.runtime.engine.tasks import TaskEngine
 def memory():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 def opened(path):
@@ -62,7 +62,7 @@ def main() -> None:
     check(figures, "memory of ten bundles over one", memory["ten_apart"][0] / memory["one"][0], 1.5)
 
     from ptexport.runtime import Engine
-    from ptexport.runtime.tasks import TaskEngine
+    from ptexport.runtime.engine.tasks import TaskEngine
 
     text = "the film was slow " * 25
     engine, many = Engine.open(one), TaskEngine.open(eight)
@@ -86,8 +86,8 @@ def make_runs(out: Path, name: str, template: str, n_tasks: int) -> list[Path]:
     folders = [out / f"{name}-{t}" for t in range(n_tasks)]
     if all(folder.exists() for folder in folders):
         return folders
-    from ptexport.toolkit.run import Run
-    from ptexport.toolkit.tuning import load_backbone_of
+    from ptexport.toolkit.run.backbone import load_backbone_of
+    from ptexport.toolkit.run.run import Run
 
     rows = out / "rows.jsonl"
     words = {"positive": "bright", "negative": "dull"}
@@ -100,10 +100,10 @@ def make_runs(out: Path, name: str, template: str, n_tasks: int) -> list[Path]:
     backbone = load_backbone_of(run.config, out / name)
     leading_ids = run.config.compile(run.tokenizer_json).leading_ids
     for seed, folder in enumerate(folders):
-        noise = np.random.default_rng(seed).normal(0, 0.02, run.baked.prompt_rows.shape)
-        prompt_rows = run.baked.prompt_rows + noise.astype(np.float32)
-        states = backbone.classifier("last").leading_states(leading_ids, torch.from_numpy(prompt_rows))
-        baked = dataclasses.replace(run.baked, prompt_rows=prompt_rows, leading_states=states.numpy())
+        noise = np.random.default_rng(seed).normal(0, 0.02, run.arrays.prompt_embeddings.shape)
+        prompt_embeddings = run.arrays.prompt_embeddings + noise.astype(np.float32)
+        states = backbone.classifier("last").prefix_kv(leading_ids, torch.from_numpy(prompt_embeddings))
+        baked = dataclasses.replace(run.arrays, prompt_embeddings=prompt_embeddings, prefix_kv=states.numpy())
         folder.mkdir(exist_ok=True)
         dataclasses.replace(run, baked=baked, check_rows=run.check_rows[:4]).write(folder)
     return folders
@@ -122,18 +122,18 @@ def bake_like(bundle: Path, run: Path, out: Path) -> Path:
     Its golden rows are what it answers itself.
     """
     from ptexport.exporters.bake import bake
-    from ptexport.exporters.traced import Trace, trace_key
-    from ptexport.runtime.batches import logits_of
-    from ptexport.runtime.bundle import MANIFEST, MODEL, TOKENIZER, Bundle
-    from ptexport.runtime.golden import golden_texts
-    from ptexport.runtime.graph import Graph
-    from ptexport.runtime.home import cache_home
-    from ptexport.runtime.tokens import TextEncoder
-    from ptexport.toolkit.run import Run
+    from ptexport.exporters.trace.cached import Trace, trace_key
+    from ptexport.runtime.bundle.folder import MANIFEST, MODEL, TOKENIZER, Bundle
+    from ptexport.runtime.cache_dir import cache_home
+    from ptexport.runtime.engine.batching import logits_of
+    from ptexport.runtime.engine.golden import golden_texts
+    from ptexport.runtime.engine.text_encoder import TextEncoder
+    from ptexport.runtime.ort.graph import Graph
+    from ptexport.toolkit.run.run import Run
 
     if not out.exists():
         made = Run.read(run)
-        key = trace_key(made.config.facts, made.config.read, leading=made.baked.leading, opset=18)
+        key = trace_key(made.config.facts, made.config.pooling, has_prefix_kv=made.arrays.has_prefix_kv, opset=18)
         out.mkdir()
         files = bake(made, Trace.read(cache_home() / "traces" / key), out).files
         sibling = Bundle.open(bundle)

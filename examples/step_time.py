@@ -58,7 +58,7 @@ def write_rows(folder: Path, steps: int) -> None:
     """Write texts of exactly so many tokens: words that are one token each, with a space before or without."""
     from tokenizers import Tokenizer
 
-    from ptexport.toolkit.checkpoint import find_checkpoint
+    from ptexport.toolkit.models.checkpoint import find_checkpoint
 
     vocab = Tokenizer.from_file(str(find_checkpoint("smollm2").path / "tokenizer.json")).get_vocab()
     words = sorted(token[1:] for token in vocab if re.fullmatch("Ġ[a-z]{4,8}", token) and token[1:] in vocab)
@@ -114,7 +114,7 @@ def train_peft(task: str, folder: Path) -> None:
     import transformers
     from peft import PromptEncoderConfig, get_peft_model
 
-    from ptexport.toolkit.checkpoint import find_checkpoint
+    from ptexport.toolkit.models.checkpoint import find_checkpoint
 
     began = time.perf_counter()
     path = find_checkpoint("smollm2").path
@@ -144,10 +144,9 @@ def train_peft(task: str, folder: Path) -> None:
 
 def train_ptexport(template: str, folder: Path, n_batches: int = 1) -> None:
     """Train as `ptexport train` does; the training waits for its turn where others draw a bar."""
-    from ptexport.toolkit.asked import TrainConfig
-    from ptexport.toolkit.plan import make_plan
-    from ptexport.toolkit.run import TrainSettings
-    from ptexport.toolkit.train import train
+    from ptexport.toolkit.run.config import TrainConfig, TrainSettings
+    from ptexport.toolkit.training.plan import make_plan
+    from ptexport.toolkit.training.train import train
 
     class Turns:
         """Takes a step at each turn."""
@@ -168,7 +167,7 @@ def train_ptexport(template: str, folder: Path, n_batches: int = 1) -> None:
     plan = make_plan(config, Turns(), None)
     n_leading = len(plan.scorer.leading_ids)  # read once a step, not in each row
     assert {len(encoding) for encoding in plan.learn.encodings} == {N_TOKENS + N_VIRTUAL - n_leading}
-    train(config, Turns(), backbone=plan.task.backbone)
+    train(config, Turns(), backbone=plan.prompt_model.backbone)
 
 
 SYSTEMS: dict[str, Callable[[Path], None]] = {

@@ -7,23 +7,26 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ptexport.exporters.passes import BindInputsPass, DeadCodePass, Edit, ForgetIntermediateShapesPass, edit
-from ptexport.exporters.read_pass import ReadPositionPass
-from ptexport.exporters.rewrite_passes import rewrites
-from ptexport.exporters.traced import Trace
-from ptexport.runtime.bundle import CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, file_entry
+from ptexport.exporters.passes.bind import BindInputsPass
+from ptexport.exporters.passes.cleanup import DeadCodePass, ForgetIntermediateShapesPass
+from ptexport.exporters.passes.edit import Edit, edit
+from ptexport.exporters.passes.ort_rewrites import rewrites
+from ptexport.exporters.passes.read_position import ReadPositionPass
+from ptexport.exporters.trace.cached import Trace
+from ptexport.runtime.bundle.folder import CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS, file_entry
+from ptexport.runtime.bundle.manifest import FileEntry, PassEntry
+from ptexport.runtime.bundle.measured import PrecisionEntry
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.manifest import FileEntry, PassEntry
-from ptexport.runtime.measured import PrecisionEntry
-from ptexport.toolkit.folders import clone
-from ptexport.toolkit.run import Run, RunConfig
+from ptexport.toolkit.run.config import RunConfig
+from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.store.folders import clone
 
 
 def pipeline(run: Run, *, overridable: bool = True) -> list[Edit]:
     """List the edits that make a traced graph a task's, in order; see `BindInputsPass` for `overridable`."""
-    one_position: list[Edit] = [] if run.config.read == "mean" else [ReadPositionPass()]
+    one_position: list[Edit] = [] if run.config.pooling == "mean" else [ReadPositionPass()]
     rest: list[Edit] = [DeadCodePass(), ForgetIntermediateShapesPass()]
-    return [*one_position, *rewrites(), BindInputsPass(run.baked.arrays(), overridable=overridable), *rest]
+    return [*one_position, *rewrites(), BindInputsPass(run.arrays.by_name(), overridable=overridable), *rest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +58,8 @@ def bake(run: Run, trace: Trace, folder: Path, passes: Sequence[Edit] | None = N
     """
     config, info = run.config, trace.info
     facts = config.facts
-    got = (info.fingerprint, info.config_sha256, info.read, info.leading)
-    if got != (facts.fingerprint, facts.config_sha256, config.read, run.baked.leading):
+    got = (info.fingerprint, info.config_sha256, info.pooling, info.has_prefix_kv)
+    if got != (facts.fingerprint, facts.config_sha256, config.pooling, run.arrays.has_prefix_kv):
         raise ExportError(f"{trace.path}: traces another backbone or position than the run's; export again")
     model = ir.load(trace.path / MODEL)
     done = edit(model, *(pipeline(run) if passes is None else passes))

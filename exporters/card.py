@@ -1,8 +1,8 @@
 """A manifest and a run's metrics -> the bundle's model card, for people."""
 
-from ptexport.runtime.manifest import Manifest
-from ptexport.runtime.measured import Parity, PrecisionEntry
-from ptexport.toolkit.run import Metrics
+from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.measured import Parity, PrecisionEntry
+from ptexport.toolkit.run.metrics import Metrics
 
 _CARD = """\
 ---

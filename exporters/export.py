@@ -7,17 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptexport.exporters.autotune import time_candidates, winner
 from ptexport.exporters.bake import BakedGraph, bake, pipeline
 from ptexport.exporters.card import model_card
-from ptexport.exporters.oracle import expected_logits
-from ptexport.exporters.page import page
-from ptexport.exporters.parity import (
+from ptexport.exporters.parity.compare import (
     always_checked,
     compare_graph,
     fail_on_difference,
@@ -26,29 +25,31 @@ from ptexport.exporters.parity import (
     texts_to_check,
     tolerance_of,
 )
-from ptexport.exporters.precision import LabelledRows, lower
-from ptexport.exporters.report import ParityReport, VariantReport, summarize
-from ptexport.exporters.targets import TARGETS, check_precision, check_target, choose_opsets
-from ptexport.exporters.trace import trace, trace_into
-from ptexport.exporters.traced import Trace
-from ptexport.exporters.tune import time_candidates, winner
-from ptexport.runtime.batches import logits_of
-from ptexport.runtime.bundle import FILES, MANIFEST, MODEL, PARITY_HTML, PARITY_JSON, README, TOKENIZER
+from ptexport.exporters.parity.html_page import page
+from ptexport.exporters.parity.reference import expected_logits
+from ptexport.exporters.parity.report import ParityReport, VariantReport, summarize
+from ptexport.exporters.precision.lower import LabelledRows, lower
+from ptexport.exporters.targets.targets import TARGETS, check_precision, check_target, choose_opsets
+from ptexport.exporters.trace.cached import Trace
+from ptexport.exporters.trace.trace import trace, trace_into
+from ptexport.runtime.bundle.folder import FILES, MANIFEST, MODEL, PARITY_HTML, PARITY_JSON, README, TOKENIZER
+from ptexport.runtime.bundle.manifest import FORMAT, BackboneEntry, Field, GraphEntry, Manifest, Precision, TargetName
+from ptexport.runtime.bundle.measured import Candidate, GoldenRow, Parity
+from ptexport.runtime.engine.batching import logits_of
+from ptexport.runtime.engine.golden import check_golden, golden_texts
+from ptexport.runtime.engine.text_encoder import Text, TextEncoder
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.golden import check_golden, golden_texts
-from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import FORMAT, BackboneEntry, Field, GraphEntry, Manifest, Precision, TargetName
-from ptexport.runtime.measured import Candidate, GoldenRow, Parity
-from ptexport.runtime.providers import load_onnxruntime
+from ptexport.runtime.ort.graph import Graph
+from ptexport.runtime.ort.providers import load_onnxruntime
 from ptexport.runtime.rows import Row, check_label, check_texts, read_rows
-from ptexport.runtime.tokens import Text, TextEncoder
-from ptexport.toolkit.backbone import Backbone
-from ptexport.toolkit.data import pairs
-from ptexport.toolkit.facts import BackboneFacts
-from ptexport.toolkit.folders import check_free, new_folder
-from ptexport.toolkit.run import Run
-from ptexport.toolkit.template import Template
-from ptexport.toolkit.tuning import load_backbone_of
+from ptexport.toolkit.data.splits import pairs
+from ptexport.toolkit.models.backbone import Backbone
+from ptexport.toolkit.models.facts import BackboneFacts
+from ptexport.toolkit.progress import Progress
+from ptexport.toolkit.run.backbone import load_backbone_of
+from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.store.folders import check_free, new_folder
+from ptexport.toolkit.template.template import Template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +59,9 @@ class ExportConfig:
     Attributes:
         run: the run's folder.
         out: the bundle's folder; its name is what the server calls the model.
-        target: what it is for; see exporters/targets.py.
+        target: what it is for; see exporters/targets/targets.py.
         opset: 18, portable, or 23, with one Attention node a layer; None: the target's default.
-        tune: time the graphs that the target takes on this machine, and take the fastest.
+        autotune: time the graphs that the target takes on this machine, and take the fastest.
         rows: a file of further rows to check instead of the run's own.
         force: replace a bundle that exists.
         precision: what the graph computes in.
@@ -73,7 +74,7 @@ class ExportConfig:
     out: Path
     target: TargetName = "cpu"
     opset: int | None = None
-    tune: bool = False
+    autotune: bool = False
     rows: Path | None = None
     force: bool = False
     precision: Precision = "fp32"
@@ -88,21 +89,11 @@ class ExportConfig:
         """
         if self.keep_fp32 and self.precision in ("fp32", "fp16", "bf16"):
             raise ExportError(f"keep-fp32: goes with int8, int8-dynamic or int4, got {self.precision}; leave it out")
-        if self.tune and self.precision != "fp32":
+        if self.autotune and self.precision != "fp32":
             raise ExportError(f"tune: times graphs in fp32, got {self.precision}; tune first, then give its --opset")
 
 
-class ExportProgress(Protocol):
-    """What a caller may want to show while an export runs."""
-
-    def stage(self, name: str) -> None:
-        """Report what begins."""
-
-    def rows(self, done: int, total: int) -> None:
-        """Report rows checked."""
-
-
-def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
+def export(config: ExportConfig, progress: Progress) -> Manifest:
     """Export a run.
 
     Raises:
@@ -114,7 +105,7 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         ExportError: the graph does not answer as the model does, or its target would not take it; no bundle is left
             then.
     """
-    opsets = choose_opsets(config.target, config.opset, tune=config.tune)
+    opsets = choose_opsets(config.target, config.opset, autotune=config.autotune)
     check_precision(config.target, config.precision)
     check_free(config.out, force=config.force, files=FILES)
     onnxruntime = load_onnxruntime()
@@ -131,8 +122,8 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
         del backbone
         gc.collect()  # a session has its own copy of the weights: two at once would be the peak of an export
         folder = stack.enter_context(new_folder(config.out, force=config.force, files=FILES))
-        tuned = _tune(run, traces, texts, folder, progress) if config.tune else []
-        (traced,) = [t for t in traces if t.info.opset == (winner(tuned) if tuned else opsets[0])]
+        autotuned = _autotune(run, traces, texts, folder, progress) if config.autotune else []
+        (traced,) = [t for t in traces if t.info.opset == (winner(autotuned) if autotuned else opsets[0])]
         progress.stage("baking the task in")
         baked = bake(run, traced, folder, pipeline(run, overridable=TARGETS[config.target].shares))
         if config.precision != "fp32":
@@ -146,7 +137,7 @@ def export(config: ExportConfig, progress: ExportProgress) -> Manifest:
             parity = summarize(compared, rows=len(texts), tolerance=tolerance_of(run))
             parity = _passed(config.precision, parity, lambda: _golden_difference(run, golden, folder))
         versions = {**run.versions, **traced.info.versions, "onnxruntime": str(onnxruntime.__version__)}
-        manifest = _manifest(config, run, traced, baked, parity, golden, tuned, versions)
+        manifest = _manifest(config, run, traced, baked, parity, golden, autotuned, versions)
         (folder / MANIFEST).write_bytes(manifest.to_json())
         (folder / README).write_text(model_card(manifest, run.metrics), encoding="utf-8")
         if compared is not None:
@@ -194,18 +185,18 @@ def _write_report(
     (folder / PARITY_HTML).write_bytes(page(report))
 
 
-def _traced(run: Run, backbone: Backbone, opset: int, stack: ExitStack, progress: ExportProgress) -> Trace:
-    read, leading = run.config.read, run.baked.leading
-    if run.config.tuned is None:
+def _traced(run: Run, backbone: Backbone, opset: int, stack: ExitStack, progress: Progress) -> Trace:
+    pooling, has_prefix_kv = run.config.pooling, run.arrays.has_prefix_kv
+    if run.config.trained_backbone is None:
         progress.stage("tracing it (once per backbone)")
-        return trace(backbone, read, leading=leading, opset=opset)
+        return trace(backbone, pooling, has_prefix_kv=has_prefix_kv, opset=opset)
     progress.stage("tracing it")
     place = stack.enter_context(TemporaryDirectory(prefix="ptexport-"))
-    return trace_into(Path(place), backbone, read, leading=leading, opset=opset)
+    return trace_into(Path(place), backbone, pooling, has_prefix_kv=has_prefix_kv, opset=opset)
 
 
-def _tune(
-    run: Run, traces: Sequence[Trace], texts: Sequence[Text], folder: Path, progress: ExportProgress
+def _autotune(
+    run: Run, traces: Sequence[Trace], texts: Sequence[Text], folder: Path, progress: Progress
 ) -> list[Candidate]:
     """Bake every trace beside what is to be, where files of one backbone can share their blocks, and time them."""
     with TemporaryDirectory(dir=folder) as parent:
@@ -260,7 +251,7 @@ def _lowered(config: ExportConfig, run: Run, baked: BakedGraph, folder: Path, ro
 def _label_numbers(run: Run, row: Row) -> list[int]:
     """Number a row's label, or those of each of its choices; -1: it has none."""
     labels = run.config.labels
-    if row.label is None or (run.config.open_answers and row.label not in labels):
+    if row.label is None or (run.config.open_vocabulary and row.label not in labels):
         return [-1] * (len(row.choices) if row.choices else 1)
     if row.choices is None:
         check_label(row, labels, "mend the row, or leave its label out")
@@ -274,21 +265,21 @@ def _manifest(
     baked: BakedGraph,
     parity: Parity | None,
     golden: list[GoldenRow],
-    tuned: list[Candidate],
+    autotuned: list[Candidate],
     versions: dict[str, str],
 ) -> Manifest:
     config, info = run.config, traced.info
     facts, template = config.facts, Template.parse(config.template)
-    words = None if config.open_answers else config.label_words
+    words = None if config.open_vocabulary else config.label_words
     return Manifest(
         format=FORMAT,
         name=wanted.out.resolve().name,
-        method=config.method + " --tune-backbone" * config.tune_backbone,
+        method=config.method + " --tune-backbone" * config.train_backbone,
         files=baked.files,
         backbone=backbone_entry(facts),
         template=config.template,
         fields=template.fields,
-        labels=None if config.open_answers else config.labels,
+        labels=None if config.open_vocabulary else config.labels,
         label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
         max_length=config.max_length - config.n_prefix - config.n_folded,
         abstain_below=None if run.metrics is None else run.metrics.abstain_below,
@@ -298,8 +289,8 @@ def _manifest(
             ir_version=info.ir_version,
             precision=wanted.precision,
             lowered=baked.lowered,
-            tuned=tuned,
-            read=config.read,
+            autotuned=autotuned,
+            pooling=config.pooling,
             prompt_tokens=template.n_prompt,
             folded_tokens=config.n_prefix + config.n_folded,
             passes=baked.passes,

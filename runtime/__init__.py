@@ -1,38 +1,17 @@
-"""Opens bundles and answers with labels; knows numpy, ONNX Runtime and tokenizers, and nothing else of ptexport.
+"""Opens bundles and predicts labels. Needs numpy, ONNX Runtime and tokenizers, and imports nothing else of ptexport.
 
-Data flow: rows -> texts -> ids -> logits -> Prediction
+    rows -> texts -> ids -> logits -> Prediction
 
-    errors.py    every error ptexport raises
-    measured.py  what a bundle says was measured of it
-    manifest.py  what a bundle says of itself
-    bundle.py    a folder on disk -> verified bytes and paths
-    signature.py who made a bundle: model.sig and keys
-    wire.py      protobuf's bytes <-> fields
-    onnx_check.py model.onnx -> a refusal of what no export writes
-    cpus.py      how many threads this process may use
-    rows.py      JSONL or CSV -> rows
-    tokens.py    texts -> padded ids
-    onnx_file.py model.onnx <-> what tasks have alike, and the arrays of one
-    sessions.py  one session for all engines of a backbone
-    libraries.py a shared library -> those it needs
-    gpu.py       what a GPU is
-    providers.py which execution provider runs a graph, and proof that it does
-    buckets.py   which shapes of batch a GPU sees
-    buffers.py   ids -> logits through memory that is bound once
-    home.py      where the cache is
-    tensorrt.py  a bundle -> how TensorRT runs it, and where its engines are kept
-    graph.py     ids -> logits
-    batches.py   encodings -> logits, batch by batch
-    golden.py    whether this machine computes what the model did
-    info.py      what an open engine runs on
-    predictions.py logits -> predictions
-    chunks.py    texts by the piece: as they come, or in turns
-    opened.py    a bundle -> what an engine holds until it is closed, in its process
-    engine.py    texts -> predictions
-    tasks.py     the same for a bundle of many tasks, in one session
-    streaming.py rows of files in, predictions out
-    protocol.py  JSON bodies <-> texts and predictions
-    server.py    an Engine behind HTTP
+Rooms, each above what it imports; `docs/architecture.md` has the picture:
+
+    server         engine -> HTTP server
+    label_file.py  rows of a file -> predictions in a file
+    engine         texts -> predictions
+    ort            model.onnx -> logits on a device
+    bundle         bundle folder -> verified files and a manifest
+    rows.py        JSONL or CSV -> rows
+    cache_dir.py   where the cache is
+    errors.py      every error that ptexport raises
 """
 
 import os
@@ -40,7 +19,10 @@ import os
 # ONNX Runtime's official wheels report usage over HTTPS unless this is set before the library loads.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from ptexport.runtime.engine import Engine
+from ptexport.runtime.engine.engine import Engine
+from ptexport.runtime.engine.info import EngineInfo
+from ptexport.runtime.engine.predictions import Prediction
+from ptexport.runtime.engine.task import Task
 from ptexport.runtime.errors import (
     BundleError,
     DataError,
@@ -50,9 +32,6 @@ from ptexport.runtime.errors import (
     PtexportError,
     SignatureError,
 )
-from ptexport.runtime.info import EngineInfo
-from ptexport.runtime.predictions import Prediction
-from ptexport.runtime.tasks import TaskEngine
 
 __all__ = [
     "BundleError",
@@ -65,5 +44,5 @@ __all__ = [
     "ProviderError",
     "PtexportError",
     "SignatureError",
-    "TaskEngine",
+    "Task",
 ]

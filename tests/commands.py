@@ -7,7 +7,7 @@ import subprocess
 import sys
 from unittest import mock
 
-from ptexport.toolkit.cli import main
+from ptexport.toolkit.cli.main import main
 
 
 def ptexport(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from ptexport.runtime.wire import BYTES, VARINT, delimited, fields, varint
+from ptexport.runtime.bundle.protobuf import BYTES, VARINT, delimited, fields, varint
 
 FIELDS = (1, 2, 4, 5, 6, 7, 9, 13, 14, 15, 20, 25)
 """Of ONNX's messages: those that hold others, values, and what is refused."""

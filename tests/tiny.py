@@ -11,10 +11,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from ptexport.runtime.measured import Parity
-from ptexport.toolkit.asked import TrainConfig
-from ptexport.toolkit.run import Run, TrainSettings
-from ptexport.toolkit.train import train_into
+from ptexport.runtime.bundle.measured import Parity
+from ptexport.toolkit.run.config import TrainConfig, TrainSettings
+from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.training.train import train_into
 
 WORDS = ["the", "a", "film", "was", "great", "terrible", "good", "bad", "it", "review", "is", "and", "of", "very"]
 WORDS += ["slow", "fast", "bright", "dull", "story", "Africa", "Asia", "Europe", "North", "South", "Australia", "city"]

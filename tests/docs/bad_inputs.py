@@ -131,7 +131,7 @@ def outcome(workplace: Path, files: dict[str, bytes | None], command: str) -> tu
     """Run a command where `files` are, and return its exit code and what it said on standard error."""
     import shlex
 
-    from ptexport.toolkit.cli import main
+    from ptexport.toolkit.cli.main import main
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "work"
@@ -180,7 +180,7 @@ def tiny_workplace() -> Iterator[Path]:
     from tiny import ROWS, Quiet, save_model, train_tiny
 
     from ptexport.exporters.export import ExportConfig, export
-    from ptexport.toolkit.progress import silence_libraries
+    from ptexport.toolkit.cli.progress_bars import silence_libraries
 
     silence_libraries()
     with tempfile.TemporaryDirectory() as name:

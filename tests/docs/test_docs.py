@@ -15,12 +15,12 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 import ptexport.runtime
-from ptexport.exporters.operators import not_for_tensorrt
-from ptexport.runtime.bundle import MODEL, TOKENIZER, file_entry
-from ptexport.runtime.graph import Graph
-from ptexport.runtime.manifest import Manifest
-from ptexport.runtime.measured import GoldenRow
-from ptexport.runtime.tokens import TextEncoder
+from ptexport.exporters.targets.tensorrt import not_for_tensorrt
+from ptexport.runtime.bundle.folder import MODEL, TOKENIZER, file_entry
+from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.measured import GoldenRow
+from ptexport.runtime.engine.text_encoder import TextEncoder
+from ptexport.runtime.ort.graph import Graph
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,7 +146,7 @@ def pairs_bundle(llama_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     tokenizer = Tokenizer.from_file(str(bundle / TOKENIZER))
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     (bundle / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    manifest = Manifest.from_json((bundle / "manifest.json").read_bytes(), "")
+    manifest = read_manifest((bundle / "manifest.json").read_bytes(), "")
     files = {name: file_entry(bundle / name) for name in manifest.files}
     encoder = TextEncoder.from_json(tokenizer.to_str(), fields=["text", "text_b"])
     logits = Graph.open(bundle / MODEL).run(encoder.pad(encoder.encode([("Oslo", "Lima")])))[0].tolist()

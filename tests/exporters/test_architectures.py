@@ -17,16 +17,16 @@ from torch import Tensor
 
 from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.oracle import Oracle
-from ptexport.exporters.parity import check_parity, compare, fail_on_difference
-from ptexport.exporters.trace import trace
+from ptexport.exporters.parity.compare import check_parity, compare, fail_on_difference
+from ptexport.exporters.parity.reference import Oracle
+from ptexport.exporters.trace.trace import trace
+from ptexport.runtime.bundle.measured import Parity
+from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.errors import ExportError
-from ptexport.runtime.graph import Graph
-from ptexport.runtime.measured import Parity
-from ptexport.runtime.tokens import TextEncoder
-from ptexport.toolkit.backbone import Backbone
-from ptexport.toolkit.run import Run
-from ptexport.toolkit.tuning import load_backbone_of
+from ptexport.runtime.ort.graph import Graph
+from ptexport.toolkit.models.backbone import Backbone
+from ptexport.toolkit.run.backbone import load_backbone_of
+from ptexport.toolkit.run.run import Run
 
 CAUSAL = ("llama", "gpt2", "qwen2", "qwen3")
 MASKED = ("bert", "roberta", "xlm-roberta", "albert", "distilbert", "electra", "modernbert")
@@ -75,7 +75,7 @@ def case(
     run = Run.read(folder)
     backbone = load_backbone_of(run.config, Path())
     (parent / "graph").mkdir()
-    bake(run, trace(backbone, run.config.read, leading=run.baked.leading, opset=18), parent / "graph")
+    bake(run, trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=18), parent / "graph")
     return Case(name=request.param, run=run, backbone=backbone, folder=parent / "graph")
 
 
@@ -87,7 +87,7 @@ def seen(parity: Parity) -> bool:
 
 
 def test_label_words(case: Case) -> None:
-    assert case.run.config.read == ("last" if case.name in CAUSAL else "mask")
+    assert case.run.config.pooling == ("last" if case.name in CAUSAL else "mask")
     parity = case.parity()
     fail_on_difference(parity)
     assert worst(parity) < 2e-5
@@ -107,7 +107,7 @@ def test_a_linear_head(
     run_folder = train_tiny(model_of(name), rows_file, "[P] {text} [P*2]", tmp_path / "run", **changes)
     opset = 23 if name in NEWEST_OPSET else 18
     manifest = export(ExportConfig(run=run_folder, out=tmp_path / "bundle", opset=opset), Quiet())
-    assert (manifest.graph.read, manifest.graph.opset) == ("last" if name in CAUSAL else "mean", opset)
+    assert (manifest.graph.pooling, manifest.graph.opset) == ("last" if name in CAUSAL else "mean", opset)
     assert worst(manifest.parity) < 2e-5
 
 
@@ -122,19 +122,19 @@ def test_a_row_has_as_many_tokens_as_there_are_positions(case: Case) -> None:
 
 def test_each_weight_is_there_once_and_under_its_name(case: Case) -> None:
     """ALBERT's layers share theirs; what is transposed for a product is not there untransposed too."""
-    parameters = dict(case.backbone.classifier(case.run.config.read).named_parameters())
+    parameters = dict(case.backbone.classifier(case.run.config.pooling).named_parameters())
     products = [node for node in ir.load(case.folder / "model.onnx").graph if node.op_type in ("MatMul", "Gemm")]
     names = {str(node.inputs[1].name) for node in products if node.inputs[1] and node.inputs[1].const_value is not None}
-    assert {name.removesuffix(".T") for name in names} <= {*parameters, "label_rows"}
+    assert {name.removesuffix(".T") for name in names} <= {*parameters, "label_weights"}
     size_bytes = 4 * sum(parameter.numel() for parameter in parameters.values())
     assert (case.folder / "model.onnx.data").stat().st_size < size_bytes + 20_000
 
 
 def test_control_a_zeroed_row(case: Case, tmp_path: Path) -> None:
-    rows = case.run.baked.prompt_rows.copy()
+    rows = case.run.arrays.prompt_embeddings.copy()
     rows[2] = 0
-    zeroed = dataclasses.replace(case.run, baked=dataclasses.replace(case.run.baked, prompt_rows=rows))
-    bake(zeroed, trace(case.backbone, case.run.config.read, leading=zeroed.baked.leading, opset=18), tmp_path)
+    zeroed = dataclasses.replace(case.run, baked=dataclasses.replace(case.run.arrays, prompt_embeddings=rows))
+    bake(zeroed, trace(case.backbone, case.run.config.pooling, leading=zeroed.arrays.has_prefix_kv, opset=18), tmp_path)
     assert seen(case.parity(folder=tmp_path))
 
 

@@ -28,8 +28,9 @@ print("asked")
 """
 SERVE = """
 import sys
-from ptexport.runtime import Engine, server
-server.serve(Engine.open(sys.argv[1]), host="127.0.0.1", port=0, on_ready=lambda url: print(url, flush=True))
+from ptexport.runtime import Engine
+from ptexport.runtime.server import app
+app.serve(Engine.open(sys.argv[1]), host="127.0.0.1", port=0, on_ready=lambda url: print(url, flush=True))
 """
 REACH = """
 import socket, sys

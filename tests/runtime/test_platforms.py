@@ -34,10 +34,10 @@ import ptexport.runtime
 from ptexport.runtime import Engine, TaskEngine
 for module in pkgutil.iter_modules(ptexport.runtime.__path__):
     importlib.import_module(f"ptexport.runtime.{module.name}")
-from ptexport.runtime.cpus import available_cpus
+from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.errors import OutputError
 from ptexport.runtime.rows import Row
-from ptexport.runtime.streaming import label_file
+from ptexport.runtime.label_file import label_file
 assert available_cpus() >= 1
 with Engine.open(sys.argv[1]) as engine:
     assert engine.info.golden_max_abs_diff < 1e-3

@@ -1,12 +1,14 @@
-"""`ptexport bench`: what a bundle costs on this machine, beside what people would use instead.
+"""A bundle -> what it costs on this machine, beside its alternatives.
 
-Each kind of bench measures and makes one `report.Report`; pages.py writes any of them as JSON, Markdown and HTML, and
-compare.py tells two of them apart.
+Every bench makes one `Report`. Its rooms: systems (who is measured), speed, serve, profile, quality.
 
-    speed.py      a bundle and its rivals in turn: case.py is what they are asked, systems/ who answers
-    quality.py    accuracy against size and speed
-    serve.py      a server under load
-    profile.py    where the time goes, by operator and layer
-    texts.py      what bundles are asked, where nobody brings rows
-    ceiling.py    what this machine's arithmetic and memory could do
+    report.py   the one result type
+    pages.py    report -> JSON, Markdown and HTML files
+    show.py     report -> terminal
+    compare.py  two reports -> what changed
+    turns.py    systems in their own processes, measured in turn
+    workers.py  those processes
+    held.py     entry point of such a process
+    texts.py    generated texts
+    ceiling.py  what arithmetic and memory of this machine can do at most
 """

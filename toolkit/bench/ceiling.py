@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.providers import load_onnxruntime
+from ptexport.runtime.ort.providers import load_onnxruntime
 
 SIZE, GPU_SIZE = 2048, 8192  # of the square matrices
 COPIED_BYTES = 1 << 28  # more than caches hold

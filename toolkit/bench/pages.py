@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptexport.toolkit.bench.report import HTML, JSON, MARKDOWN, Machine, Plot, Report, Table
-from ptexport.toolkit.folders import new_folder
 from ptexport.toolkit.html import render, svg
+from ptexport.toolkit.store.folders import new_folder
 
 if TYPE_CHECKING:
     from markupsafe import Markup

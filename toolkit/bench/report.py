@@ -14,9 +14,9 @@ from typing import Literal
 
 import msgspec
 
-from ptexport.runtime.cpus import available_cpus
 from ptexport.runtime.errors import DataError, reason
-from ptexport.runtime.gpu import read_gpu
+from ptexport.runtime.ort.cpus import available_cpus
+from ptexport.runtime.ort.cuda_driver import read_gpu
 
 FORMAT = 1
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"

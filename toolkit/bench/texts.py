@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from ptexport.runtime.bundle import TOKENIZER, Bundle
+from ptexport.runtime.bundle.folder import TOKENIZER, Bundle
 from ptexport.runtime.errors import BenchError
 
 N_WORDS = 2000

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.systems import Hardware
-from ptexport.toolkit.bench.workers import CEILING, WORKER, Worker, placed
+from ptexport.toolkit.bench.workers import CEILING, WORKER, Hardware, Worker, placed
 
 Texts = Sequence[str | Sequence[str]]
 """Texts of one call, or pairs of texts."""

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptexport.runtime import Engine
-from ptexport.runtime.bundle import MANIFEST, WEIGHTS
+from ptexport.runtime.bundle.folder import MANIFEST, WEIGHTS
 
 if TYPE_CHECKING:
-    from ptexport.toolkit.bench.case import Case
-    from ptexport.toolkit.bench.systems import Hardware
+    from ptexport.toolkit.bench.systems.case import Case
+    from ptexport.toolkit.bench.workers import Hardware
 
 
 class System:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.graph import MODEL, PROMPT_IDS, Exported
 from ptexport.toolkit.bench.systems.hf import load_model
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 from ptexport.toolkit.bench.systems.plain_onnx import OPSET, export_onnx
-from ptexport.toolkit.encoder import PromptEncoder
+from ptexport.toolkit.bench.workers import Hardware
+from ptexport.toolkit.prompt.encoders import PromptEncoder
 
 
 def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
@@ -46,7 +46,7 @@ class _Encoding(nn.Module):
         self.encoder = PromptEncoder(kind, self.n_prompt, width, scale=1.0).requires_grad_(False)
         self.encoder.load_state_dict(weights)
         self.model, self._vocab, self._reader = model, case.config.vocab, Reader(case)
-        self.register_buffer("mask_row", torch.from_numpy(case.prompt_rows[self.n_prompt :]))
+        self.register_buffer("mask_row", torch.from_numpy(case.prompt_embeddings[self.n_prompt :]))
 
     def forward(
         self,

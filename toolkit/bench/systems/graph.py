@@ -7,10 +7,10 @@ import msgspec
 import numpy as np
 
 from ptexport.runtime.errors import BenchError
-from ptexport.runtime.providers import choose_provider, load_onnxruntime
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.runtime.ort.providers import choose_provider, load_onnxruntime
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
+from ptexport.toolkit.bench.workers import Hardware
 
 MODEL, EXPORTED = "model.onnx", "exported.json"
 PROMPT_IDS = "soft_token_ids"  # as PaddleNLP names them

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 
 
@@ -31,14 +31,14 @@ def load_classifier(case: Case) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     config = _config(case)
-    config.num_labels = len(case.label_rows)
+    config.num_labels = len(case.label_weights)
     loader = AutoModelForSequenceClassification
     loaded: Any = loader.from_pretrained(case.config.model, config=config, dtype=torch.float32)
     model = lengthen(loaded.eval().requires_grad_(False), case)
-    rows, bias = torch.from_numpy(case.label_rows), torch.from_numpy(case.label_bias)
-    if case.config.causal and case.config.read == "last" and not case.label_bias.any():
+    rows, bias = torch.from_numpy(case.label_weights), torch.from_numpy(case.label_bias)
+    if case.config.causal and case.config.pooling == "last" and not case.label_bias.any():
         model.score.weight.copy_(rows)
-    elif case.config.read == "pooled" and isinstance(getattr(model, "classifier", None), nn.Linear):
+    elif case.config.pooling == "pooled" and isinstance(getattr(model, "classifier", None), nn.Linear):
         model.classifier.weight.copy_(rows)
         model.classifier.bias.copy_(bias)
     else:
@@ -62,8 +62,8 @@ def _config(case: Case) -> Any:
 def lengthen(model: Any, case: Case) -> Any:
     """Append the prompt's rows to a model's embedding table, in place; a head that is tied to it stays so."""
     vocab = case.config.vocab
-    model.resize_token_embeddings(vocab + len(case.prompt_rows), mean_resizing=False)
-    model.requires_grad_(False).get_input_embeddings().weight[vocab:] = torch.from_numpy(case.prompt_rows)
+    model.resize_token_embeddings(vocab + len(case.prompt_embeddings), mean_resizing=False)
+    model.requires_grad_(False).get_input_embeddings().weight[vocab:] = torch.from_numpy(case.prompt_embeddings)
     return model
 
 

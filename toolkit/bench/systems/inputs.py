@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems.case import Case
 
 
 class Inputs:
@@ -35,10 +35,10 @@ class Reader:
     """
 
     def __init__(self, case: Case) -> None:
-        self._read, self._word_ids = case.config.read, case.config.word_ids
+        self._read, self._word_ids = case.config.pooling, case.config.word_ids
         self._temperature = case.config.temperature
-        self._label_rows, self._label_bias = case.label_rows, case.label_bias
-        self._mask_slot = case.config.vocab + len(case.prompt_rows) - 1 if self._read == "mask" else None
+        self._label_rows, self._label_bias = case.label_weights, case.label_bias
+        self._mask_slot = case.config.vocab + len(case.prompt_embeddings) - 1 if self._read == "mask" else None
         states = "pooler_output" if self._read == "pooled" else "last_hidden_state"
         self.output = states if self._word_ids is None else "logits"
 

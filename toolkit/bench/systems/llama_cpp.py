@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 from ptexport.toolkit.bench.systems.trial import time_calls
+from ptexport.toolkit.bench.workers import Hardware
 
 TRIED = "tried.json"
 _FILE_TYPES = {"bf16": "LLAMA_FTYPE_MOSTLY_BF16", "Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0"}
@@ -49,8 +49,10 @@ def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """
     if hardware.provider != "cpu":
         raise BenchError("llama-cpp: is installed for CPUs alone; leave it out, or ask for --provider cpu")
-    if case.config.read != "last":
-        raise BenchError(f"llama-cpp: reads the last position, and this run reads {case.config.read!r}; leave it out")
+    if case.config.pooling != "last":
+        raise BenchError(
+            f"llama-cpp: reads the last position, and this run reads {case.config.pooling!r}; leave it out"
+        )
     assert case.config.gguf is not None, "checked before it is made ready"
     source, threads = Path(case.config.gguf), hardware.threads
     models = {"as it is": str(source)} | {how: f"{how}.gguf" for how in _FILE_TYPES}
@@ -188,7 +190,7 @@ class _Context:
         for virtual, run in groupby((input_ids[0] >= vocab).tolist()):
             end = start + len(list(run))
             ids = np.ascontiguousarray(input_ids[:, start:end])
-            rows = np.ascontiguousarray(self._case.prompt_rows[ids - vocab]) if virtual else None
+            rows = np.ascontiguousarray(self._case.prompt_embeddings[ids - vocab]) if virtual else None
             self._decode(ids, rows, answer=answer and end == n_ids)
             start = end
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ptexport.runtime.providers import choose_provider
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.runtime.ort.providers import choose_provider
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.hf import load_classifier, load_lengthened, read, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
+from ptexport.toolkit.bench.workers import Hardware
 
 _CLASSES = {
     "text-classification": "ORTModelForSequenceClassification",

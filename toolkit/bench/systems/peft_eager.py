@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_lengthened, read, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
+from ptexport.toolkit.bench.workers import Hardware
 
 ADAPTER = "adapter_config.json"
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_classifier, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs
 from ptexport.toolkit.bench.systems.peft_eager import load_adapter, save_adapter
+from ptexport.toolkit.bench.workers import Hardware
 
 
 def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
@@ -24,7 +24,7 @@ def _load(case: Case) -> Any:
         biased = " with a bias" if case.label_bias.any() else ""
         raise BenchError(
             "peft-seqcls: reads the last position without a bias on a causal model, the pooled one on others, and "
-            f"this run reads {case.config.read!r}{biased}; leave it out"
+            f"this run reads {case.config.pooling!r}{biased}; leave it out"
         )
     return model
 

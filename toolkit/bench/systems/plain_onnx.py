@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.graph import MODEL, Exported
 from ptexport.toolkit.bench.systems.hf import load_lengthened
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
+from ptexport.toolkit.bench.workers import Hardware
 
 EXAMPLE = (2, 16)
 OPSET = 18

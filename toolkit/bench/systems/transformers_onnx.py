@@ -4,12 +4,12 @@ from pathlib import Path
 
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.graph import Exported
 from ptexport.toolkit.bench.systems.hf import load_classifier, load_lengthened
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 from ptexport.toolkit.bench.systems.plain_onnx import example
+from ptexport.toolkit.bench.workers import Hardware
 
 
 def prepare(case: Case, folder: Path, hardware: Hardware) -> None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ptexport.toolkit.bench.case import Case
-from ptexport.toolkit.bench.systems import Hardware
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.hf import checkpoint_files, load_lengthened, read, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
 from ptexport.toolkit.bench.systems.trial import time_calls
+from ptexport.toolkit.bench.workers import Hardware
 
 SETTING = "setting.json"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from ptexport.toolkit.bench.case import Case
+from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.texts import make_texts, plain_words
 
 _SIZES, _ROUNDS, _WARM_UP = ((1, 28), (8, 28), (8, 100)), 5, 2

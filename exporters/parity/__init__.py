@@ -1,0 +1,7 @@
+"""A graph and its model -> proof that both compute the same logits.
+
+reference.py  logits of untouched Transformers, one unpadded row at a time
+compare.py    the graph against those logits
+report.py     parity.json
+html_page.py  the same as an HTML page
+"""

@@ -1,0 +1,8 @@
+"""A traced graph -> the graph of a bundle, one edit per pass.
+
+edit.py           what a pass is, and how passes are applied
+bind.py           task tensors become initializers
+read_position.py  the last layer is computed for one position
+ort_rewrites.py   patterns in the form that ONNX Runtime fuses
+cleanup.py        unused nodes and intermediate shapes are removed
+"""

@@ -1,0 +1,122 @@
+"""A float32 graph -> the same in half precision, float16 or bfloat16, where that is safe; knows no model by name.
+
+Products, embedding lookups and what moves or joins their results are computed in half. float32 stays what loses too
+much (norms, Softmax), what counts (positions, rotary angles, masks: all that comes of ids and masks alone), what was
+seen too large for float16, and the label rows with all that follows them.
+"""
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+LARGEST_FLOAT16 = 65504.0 / 4
+"""Magnitude that a value may show on real rows and still be float16: room for rows that were not seen."""
+
+_PRODUCTS = frozenset(("MatMul", "Gemm", "Attention"))
+_SENSITIVE = frozenset(
+    ("Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Softmax", "LayerNormalization", "RMSNormalization")
+)
+_HEAD = ("label_weights", "label_bias")
+
+
+class HalfPass(ir.passes.InPlacePass):
+    """Compute in half precision.
+
+    Requires: all floats are float32.
+    Ensures: inputs and outputs are what they were; weights of products and lookups are half, the task's arrays
+        float32; no value is cast twice.
+
+    Args:
+        dtype: FLOAT16 or BFLOAT16.
+        too_large: names of values that stay float32, with the nodes that make and take them.
+
+    Attributes:
+        nodes: how many compute in half.
+    """
+
+    def __init__(self, dtype: ir.DataType, too_large: Collection[str] = ()) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.too_large = frozenset(too_large)
+        self.nodes = 0
+
+    @property
+    def did(self) -> str:
+        """What the manifest says."""
+        large = f"; {len(self.too_large)} values stay float32 for their size" if self.too_large else ""
+        return f"{self.nodes} nodes compute in {self.dtype.name.lower()}{large}"
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Choose for each node, and cast between them."""
+        half = choose_half(model, self.too_large)
+        casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        for node in list(model.graph):
+            if all(value.dtype != ir.DataType.FLOAT for value in node.outputs) and len(node.inputs) == 1:
+                continue  # Shape and IsNaN take either
+            dtype = self.dtype if node in half else ir.DataType.FLOAT
+            for number, value in enumerate(node.inputs):
+                if value is None or value.dtype not in (ir.DataType.FLOAT, self.dtype) or value.dtype == dtype:
+                    continue
+                if (value, dtype) not in casts:
+                    casts[value, dtype] = _cast(model.graph, node, value, dtype)
+                node.replace_input_with(number, casts[value, dtype])
+            if node in half:
+                for value in node.outputs:
+                    value.dtype = dtype
+        self.nodes = len(half)
+        return ir.passes.PassResult(model, modified=self.nodes > 0)
+
+
+def choose_half(model: ir.Model, too_large: Collection[str] = ()) -> set[ir.Node]:
+    """Find the nodes that may compute in half; types that the graph does not say are inferred and written down."""
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    graph = model.graph
+    head = {graph.initializers[name] for name in _HEAD}
+    activations = {
+        graph.initializers[name] for name in ("prompt_embeddings", "prefix_kv") if name in graph.initializers
+    }
+    half: set[ir.Node] = set()
+    in_half: set[ir.Value] = set()
+    for node in graph:
+        given = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
+        looks_up = node.op_type == "Gather" and _is_constant(node.inputs[0]) and bool(given)
+        if looks_up or activations.intersection(given):
+            activations.update(node.outputs)
+        if head.intersection(given):
+            head.update(node.outputs)
+            continue
+        moved = [value for value in given if value in activations]
+        counted = [value for value in given if value not in activations and not _is_constant(value)]
+        product = node.op_type in _PRODUCTS and bool(moved)
+        follows = bool(in_half.intersection(moved))
+        large = any(value is not None and value.name in too_large for value in (*node.inputs, *node.outputs))
+        floats = [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+        apart = large or bool(counted) or node.op_type in (*_SENSITIVE, "Cast")
+        if floats and (product or looks_up or follows) and not apart:
+            half.add(node)
+            in_half.update(floats)
+    return half
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    return value is not None and (
+        value.const_value is not None or (producer is not None and producer.op_type == "Constant")
+    )
+
+
+def _cast(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """Cast a value before its first use; a weight is stored as it is used."""
+    name = f"{value.name}.{dtype.name.lower()}"
+    if value.is_initializer() and value.name not in ("prompt_embeddings", "prefix_kv"):
+        assert value.const_value is not None
+        array = value.const_value.numpy().astype(dtype.numpy())
+        stored = ir.tensor(array, dtype=dtype, name=name)
+        weight = ir.Value(name=name, const_value=stored, type=ir.TensorType(dtype), shape=ir.Shape(array.shape))
+        graph.register_initializer(weight)
+        return weight
+    cast = ir.node("Cast", [value], attributes={"to": dtype.value})
+    cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = name, dtype, value.shape
+    graph.insert_before(node, cast)
+    return cast.outputs[0]

@@ -1,0 +1,5 @@
+"""What each deployment target accepts.
+
+targets.py   opset, operators, size and precision per target
+tensorrt.py  operators that TensorRT's parser accepts
+"""

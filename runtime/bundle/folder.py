@@ -1,0 +1,197 @@
+"""A folder on disk -> a verified Bundle; knows paths, hashes and what is looked at in which order, nothing of tokens.
+
+Nothing is parsed before it is a plain file of the right size, and nothing but the manifest before its hash is right;
+docs/trust.md says the order, and what is not promised.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ptexport.runtime.bundle.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest
+from ptexport.runtime.bundle.manifest_json import read_manifest
+from ptexport.runtime.bundle.model_check import check_model
+from ptexport.runtime.bundle.signature import SIGNATURE, verify_signature
+from ptexport.runtime.errors import BundleError, reason
+
+MODEL = "model.onnx"
+WEIGHTS = "model.onnx.data"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CONFIG = "config.json"
+MANIFEST = "manifest.json"
+TEMPLATES = "templates.json"
+README = "README.md"
+
+ONE_TASK_FILES = (MODEL, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG)
+"""Hashed files of a bundle of one task: what the runtime, Transformers and Optimum read."""
+MULTITASK_FILES = (MODEL, WEIGHTS, TOKENIZER, TEMPLATES)
+"""Hashed files of a bundle of several tasks."""
+PARITY_JSON = "parity.json"
+PARITY_HTML = "parity.html"  # only in bundles of ptexport before 0.2; `ptexport inspect --html` writes it now
+FILES = (*ONE_TASK_FILES, TEMPLATES, MANIFEST, README, PARITY_JSON, PARITY_HTML, SIGNATURE)
+"""All files that a bundle may have."""
+
+
+class FileStatus(NamedTuple):
+    """What another file has otherwise, and the same file when it was written to."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A folder whose files matched its manifest when it was opened.
+
+    Attributes:
+        path: the folder.
+        manifest: its manifest.
+        labels: label names of each task, in the order of `manifest.tasks`.
+        statuses: inode, size and times of each file when it was verified.
+    """
+
+    path: Path
+    manifest: Manifest
+    labels: list[list[str]]
+    statuses: Mapping[str, FileStatus] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, *, require_signature: str | Path | None = None) -> "Bundle":
+        """Verify a bundle: kinds of files, signature, the manifest's digest, sizes, hashes, and the graph's operators.
+
+        The order is part of what docs/trust.md says.
+
+        Args:
+            path: the folder.
+            require_signature: PEM file with the public key of the required signature; None: none is required.
+
+        Raises:
+            BundleError: a file is missing or differs.
+            MissingExtraError: a signature is required, and model-signing is not installed.
+        """
+        names = MULTITASK_FILES if (path / TEMPLATES).exists() else ONE_TASK_FILES
+        statuses = _look(path, (MANIFEST, *names))
+        hashes = {} if require_signature is None else verify_signature(path, Path(require_signature))
+        manifest = read_manifest(_read(path / MANIFEST), str(path / MANIFEST))
+        _check_files(path, manifest.files, names, statuses, hashes)
+        if (len(manifest.tasks) > 1) != (names == MULTITASK_FILES):
+            raise BundleError(
+                f"{path / MANIFEST}: lists {len(manifest.tasks)} task(s), which does not match its files; export again"
+            )
+        if len(manifest.tasks) > 1 and any(task.labels is None for task in manifest.tasks):
+            raise BundleError(f"{path / MANIFEST}: a task of several has no labels, need them listed; export again")
+        check_model(_read(path / MODEL), str(path / MODEL), {WEIGHTS: manifest.files[WEIGHTS].size_bytes})
+        labels = [_read_labels(path / CONFIG) if task.labels is None else task.labels for task in manifest.tasks]
+        return cls(path=path, manifest=manifest, labels=labels, statuses=statuses)
+
+
+def check_unchanged(bundle: Bundle) -> None:
+    """Refuse a bundle whose files were replaced or written to since they were verified, as a deployment does.
+
+    Raises:
+        BundleError: they were.
+    """
+    for name, status in bundle.statuses.items():
+        file = bundle.path / name
+        try:
+            same = _status(file.lstat()) == status
+        except OSError:
+            same = False
+        if not same:
+            raise BundleError(f"{file}: was changed while the bundle was opened; open it again")
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Describe a file for the manifest."""
+    with path.open("rb") as file:
+        return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
+
+
+def _look(path: Path, names: tuple[str, ...]) -> dict[str, FileStatus]:
+    """Check of what kind files are, before any is opened, and the size of the manifest, which nothing else says."""
+    if path.is_file():
+        raise BundleError(f"{path}: is a file, need the bundle's folder; give {path.parent}")
+    statuses = {}
+    for name in names:
+        try:
+            status = (path / name).lstat()
+        except FileNotFoundError as e:
+            need = "need a bundle folder made by 'ptexport export'" if name == MANIFEST else "copy the bundle again"
+            raise BundleError(f"{path / name}: missing; {need}") from e
+        except OSError as e:
+            raise BundleError(
+                f"{path / name}: cannot be read ({e.strerror}); check the path and its permissions"
+            ) from e
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path / name}: not a regular file; copy the bundle again, following links")
+        if status.st_nlink > 1:
+            raise BundleError(
+                f"{path / name}: has {status.st_nlink} names (hard links), need one, since it can be changed through "
+                "another; copy the bundle again, without links"
+            )
+        if name == MANIFEST and status.st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(
+                f"{path / name}: got {status.st_size} bytes, need at most {MAX_MANIFEST_BYTES}; export again"
+            )
+        statuses[name] = _status(status)
+    return statuses
+
+
+def _status(status: os.stat_result) -> FileStatus:
+    return FileStatus(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise BundleError(f"{path}: cannot be read ({e.strerror}); check the path and its permissions") from e
+
+
+class _Config(msgspec.Struct):
+    """What a `config.json` says of labels."""
+
+    id2label: dict[int, str]
+
+
+def _read_labels(path: Path) -> list[str]:
+    try:
+        names = msgspec.json.decode(_read(path), type=_Config).id2label
+        return [names[i] for i in range(len(names))]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
+        raise BundleError(f"{path}: does not list its labels by number ({reason(e)[:200]}); export again") from e
+
+
+def _check_files(
+    path: Path,
+    files: Mapping[str, FileEntry],
+    need: tuple[str, ...],
+    statuses: Mapping[str, FileStatus],
+    hashes: Mapping[str, str],
+) -> None:
+    """Check sizes, then hashes, those that are not known yet."""
+    if sorted(files) != sorted(need):
+        raise BundleError(f"{path / MANIFEST}: lists {str(sorted(files))[:200]}, need {sorted(need)}; export again")
+    for name, entry in files.items():
+        size = statuses[name].size_bytes
+        if size != entry.size_bytes:
+            raise BundleError(f"{path / name}: got {size} bytes, need {entry.size_bytes}; copy the bundle again")
+    for name, entry in files.items():
+        try:
+            sha256 = hashes.get(name) or file_entry(path / name).sha256
+        except OSError as e:
+            raise BundleError(f"{path / name}: cannot be read ({e.strerror}); check its permissions") from e
+        if sha256 != entry.sha256:
+            raise BundleError(
+                f"{path / name}: its sha256 differs from the manifest's; it was changed, copy the bundle again"
+            )

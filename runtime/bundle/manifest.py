@@ -1,0 +1,203 @@
+"""What a bundle records about itself.
+
+The digest is the sha256 of the canonical JSON (keys sorted, no spaces, UTF-8 unescaped) without the key `digest`.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from ptexport.runtime.bundle.measured import Candidate, Comparison, Golden, Parity, PrecisionEntry
+from ptexport.runtime.errors import BundleError
+
+FORMAT: Final = 2
+MAX_MANIFEST_BYTES = 1 << 20
+
+Pooling = Literal["last", "mask", "first", "mean", "pooled"]
+"""The state that becomes logits: the last real token's, the mask slot's, the first token's, the mean of all, or the
+first token's after the backbone's own pooler."""
+
+TargetName = Literal["cpu", "cuda", "tensorrt", "web"]
+"""What a graph was made for; see docs/export.md."""
+
+TextField = Literal["text", "text_b", "choice"]
+"""A text that a row brings; "choice" is each of its candidates in turn."""
+
+Fields = Annotated[list[TextField], msgspec.Meta(min_length=1, max_length=2)]
+Labels = Annotated[list[str], msgspec.Meta(min_length=1)]
+Length = Annotated[int, msgspec.Meta(ge=1)]
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+"""What a graph computes in. int8 and int4 say it of products with weights, and int4 of the weights alone."""
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of the bundle."""
+
+    sha256: str
+    size_bytes: int
+
+
+class BackboneEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The frozen language model: where it came from and what it is.
+
+    Attributes:
+        fingerprint: sha256 over its weights, whatever files they were in.
+        name: alias, hub name or folder name it was loaded by; a trained one keeps its name.
+        revision: commit on the hub, where known.
+        licence: as its model card says, where known.
+        model_type: Transformers' name of the architecture.
+    """
+
+    fingerprint: str
+    name: str
+    revision: str | None
+    licence: str | None
+    model_type: str
+
+
+class PassEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One edit of the traced graph.
+
+    Attributes:
+        name: name of the pass.
+        did: what it changed, one sentence.
+    """
+
+    name: str
+    did: str
+
+
+class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the graph was made.
+
+    Attributes:
+        target: deployment target it was exported for.
+        opset: ONNX operator set.
+        ir_version: ONNX file version.
+        precision: precision it computes in.
+        lowered: cost of a precision lower than fp32; None in fp32.
+        autotuned: graphs that `--tune` timed on the exporting machine, the target's default first; empty without it.
+        pooling: hidden state that becomes logits.
+        passes: edits of the traced graph, in order.
+    """
+
+    target: TargetName
+    opset: int
+    ir_version: int
+    precision: Precision
+    lowered: PrecisionEntry | None
+    autotuned: list[Candidate]
+    pooling: Pooling
+    passes: list[PassEntry]
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a bundle was made of a pack and a bundle of the same backbone.
+
+    Attributes:
+        pack: digest of the pack.
+        backbone: digest of the other bundle's manifest.
+        golden_max_abs_diff: largest difference from the golden rows there; None: the graph was not run.
+        ptexport: version that installed it.
+    """
+
+    pack: str
+    backbone: str
+    golden_max_abs_diff: float | None
+    ptexport: str
+
+
+class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One task of a bundle.
+
+    Attributes:
+        name: name of the task; the bundle's, if it is the only one.
+        method: training method, as `ptexport train --method` takes it.
+        template: template as the user wrote it.
+        fields: texts of a row, in order.
+        labels: label names in the order of the logits; None for an open vocabulary, whose labels are in `config.json`.
+        label_words: words per label; None for a linear head or an open vocabulary.
+        max_length: longest `input_ids` of a row; longer texts are truncated.
+        abstain_below: probability below which the engine predicts no label; None: it always predicts one.
+        prompt_tokens: virtual tokens in the template, folded ones and trained past key/values included.
+        folded_tokens: leading tokens that are constant past key/values and not in `input_ids`.
+        parity: comparison with Transformers, among rows of the other tasks; None: not run, since ONNX Runtime's CPU
+            provider cannot run the graph.
+        fan_out: the same comparison where one row carries all tasks; None if `Manifest.fan_out` is false.
+        golden: rows that are run wherever the bundle is opened.
+    """
+
+    name: str
+    method: str
+    template: str
+    fields: Fields
+    labels: Labels | None
+    label_words: dict[str, list[str]] | None
+    max_length: Length
+    abstain_below: float | None
+    prompt_tokens: int
+    folded_tokens: int
+    parity: Parity | None
+    fan_out: Comparison | None
+    golden: Golden
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A bundle's manifest, format 2.
+
+    Attributes:
+        format: version of this layout.
+        name: name of the bundle.
+        files: every file the runtime reads, by plain file name.
+        backbone: the frozen language model.
+        graph: how the graph was made.
+        fan_out: whether one forward pass over a text can serve all tasks.
+        tasks: at least one, in the order of the graph's output.
+        installed: the pack it was installed from; None: it was exported.
+        versions: packages that made it.
+        digest: sha256 of the canonical JSON of all other keys.
+    """
+
+    format: Literal[2]
+    name: str
+    files: dict[str, FileEntry]
+    backbone: BackboneEntry
+    graph: GraphEntry
+    fan_out: bool
+    tasks: Annotated[list[TaskEntry], msgspec.Meta(min_length=1)]
+    installed: Installation | None
+    versions: dict[str, str]
+    digest: str = ""
+
+    @property
+    def task(self) -> TaskEntry:
+        """The only task.
+
+        Raises:
+            BundleError: the bundle has several.
+        """
+        if len(self.tasks) > 1:
+            names = ", ".join(task.name for task in self.tasks)
+            raise BundleError(f"bundle {self.name}: has the tasks {names}, need one; name one of them")
+        return self.tasks[0]
+
+    def renamed(self, name: str) -> "Manifest":
+        """Give the bundle another name; an only task has the same name."""
+        tasks = self.tasks if len(self.tasks) > 1 else [msgspec.structs.replace(self.tasks[0], name=name)]
+        return msgspec.structs.replace(self, name=name, tasks=tasks)
+
+    def to_json(self) -> bytes:
+        """Encode for `manifest.json`, with the digest filled in."""
+        record = msgspec.to_builtins(self)
+        record["digest"] = digest_of(record)
+        return json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def digest_of(record: dict[str, Any]) -> str:
+    """Compute a manifest's digest: the sha256 of its canonical JSON without the key `digest`."""
+    content = {key: value for key, value in record.items() if key != "digest"}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""Encodings -> logits, batch by batch; knows lengths and padding, nothing of labels."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding
+
+from ptexport.runtime.engine.text_encoder import TextEncoder
+from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
+from ptexport.runtime.ort.graph import Graph
+
+
+def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Group row numbers into batches, longest rows first, so that the first batch needs the most memory.
+
+    Args:
+        lengths: tokens of each row.
+        most_tokens: limit of a batch of several rows, padding included.
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if batch and (len(batch) == MAX_BATCH_ROWS or (len(batch) + 1) * lengths[batch[0]] > most_tokens):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def score(graph: Graph, batch: Sequence[Encoding]) -> NDArray[np.float32]:
+    """Run a batch; float32 [rows, tasks, most labels of a task]."""
+    logits = graph.run(TextEncoder.pad(batch))
+    return logits[:, None] if logits.ndim == 2 else logits
+
+
+def logits_of(graph: Graph, encodings: Sequence[Encoding]) -> list[NDArray[np.float32]]:
+    """Compute the logits of encodings, in order; each float32 [tasks, most labels of a task]."""
+    logits: dict[int, NDArray[np.float32]] = {}
+    for rows in batches([len(encoding) for encoding in encodings], graph.batch_tokens):
+        logits.update(zip(rows, score(graph, [encodings[row] for row in rows]), strict=True))
+    return [logits[row] for row in range(len(encodings))]

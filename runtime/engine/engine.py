@@ -1,0 +1,301 @@
+"""A bundle folder -> an Engine that predicts labels for any of its tasks."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding
+
+from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, Bundle, check_unchanged
+from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.engine.batching import logits_of
+from ptexport.runtime.engine.golden import check_golden, golden_texts, tolerance_of
+from ptexport.runtime.engine.info import EngineInfo, info_of
+from ptexport.runtime.engine.lifetime import OpenState
+from ptexport.runtime.engine.predictions import Prediction
+from ptexport.runtime.engine.task import Task, check_call, predicting
+from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
+from ptexport.runtime.engine.text_encoder import Text
+from ptexport.runtime.engine.turns import at_once
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.ort.execution import Execution
+from ptexport.runtime.ort.graph import Graph
+from ptexport.runtime.ort.providers import provider_errors
+from ptexport.runtime.ort.tensorrt import Build
+
+
+class Engine:
+    """An open bundle of one or several tasks.
+
+    Predictions do not depend on how texts are batched, beyond rounding (about 1e-5 of a logit). Thread-safe. An engine
+    belongs to the process that opened it: in a process forked from that one, and after `close`, methods that predict
+    raise EngineError. As a context manager it closes itself.
+
+    Methods take `task`, the name of a task; None: the only one. They raise DataError if there are several tasks.
+    """
+
+    def __init__(self, bundle: Bundle, state: OpenState, *, golden_max_abs_diff: float = math.nan) -> None:
+        self._bundle = bundle
+        self._state = state
+        self._golden_max_abs_diff = golden_max_abs_diff
+        entries = zip(bundle.manifest.tasks, bundle.labels, strict=True)
+        self._tasks = {entry.name: Task(entry, labels, number, state) for number, (entry, labels) in enumerate(entries)}
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        provider: str = "auto",
+        device: int = 0,
+        threads: int | None = None,
+        cuda_graph: bool = False,
+        build: Build = "allowed",
+        require_signature: str | Path | None = None,
+    ) -> "Engine":
+        """Verify a bundle, load it, and compare its golden rows with the expected logits.
+
+        Engines of bundles of one backbone share a session, which is freed with the last of them.
+
+        Args:
+            path: folder of the bundle.
+            provider: execution provider: "auto" (CUDA if it can load the graph, else the CPU; `info.degraded` and the
+                log say why), "cpu", "cuda", "tensorrt", or ONNX Runtime's own name of another one. A named provider is
+                the one that runs, or `open` raises.
+            device: number of the GPU.
+            threads: CPUs to use; None: all that this process may use.
+            cuda_graph: record a CUDA graph per batch shape and replay it: less CPU work and more GPU memory, one call
+                at a time. Raises if the whole graph cannot run on the GPU.
+            build: whether TensorRT may build an engine now, which takes minutes; "never": raise unless
+                `ptexport warmup` built it before.
+            require_signature: PEM file with the public key of the required signature; None: none is required.
+
+        Raises:
+            BundleError: the folder does not match its manifest (checked before ONNX Runtime reads a byte), or the
+                golden rows have other logits here.
+            SignatureError: the bundle is not signed with that key; a BundleError too.
+            ProviderError: the provider does not run the graph: a library, the device or TensorRT's engine is missing.
+            MissingExtraError: ONNX Runtime, or for a signature model-signing, is not installed.
+        """
+        execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
+        bundle = Bundle.open(Path(path), require_signature=require_signature)
+        graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle))
+        encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed
+        with provider_errors(graph.provider):
+            golden_max_abs_diff = _check_golden_rows(bundle, encoders, graph)
+        check_unchanged(bundle)
+        return cls(bundle, OpenState(encoders, graph), golden_max_abs_diff=golden_max_abs_diff)
+
+    def close(self) -> None:
+        """Free the tokenizers and, with the last engine of its backbone, the session.
+
+        Calls that have started are finished first. The manifest stays readable.
+        """
+        self._state.close()
+
+    def __enter__(self) -> Self:
+        self._state.get()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state.close()
+
+    def warm_up(self) -> None:
+        """Run every batch shape once, so that no call is the first of its shape. Does nothing on the CPU."""
+        self._state.get().graph.warm_up()
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle records about itself."""
+        return self._bundle.manifest
+
+    @property
+    def info(self) -> EngineInfo:
+        """What runs where. Raises EngineError once the engine is closed."""
+        return info_of(
+            self._state.get().graph,
+            golden_max_abs_diff=self._golden_max_abs_diff,
+            bundle=self.manifest.digest,
+            weights_sha256=self.manifest.files[WEIGHTS].sha256,
+        )
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks by name, in the order of the graph's output. Each has the engine's methods, without `task`."""
+        return MappingProxyType(self._tasks)
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names of the only task, in the order of the logits."""
+        return self.task().labels
+
+    def task(self, name: str | None = None) -> Task:
+        """Return a task by its name; None: the only one.
+
+        Raises:
+            DataError: there is no such task, or there are several and none is named.
+        """
+        names = ", ".join(self._tasks)
+        if name is None:
+            if len(self._tasks) > 1:
+                raise DataError(f"task: the bundle has {names}, need one of them; name it with task")
+            return next(iter(self._tasks.values()))
+        if name not in self._tasks:
+            raise DataError(f"task {name!r}: unknown, need one of {names}; name one of these")
+        return self._tasks[name]
+
+    def predict(
+        self, texts: Sequence[Text], *, task: str | Sequence[str] | None = None, top_k: int | None = None
+    ) -> list[Prediction]:
+        """Predict the labels of texts.
+
+        Args:
+            texts: texts, or pairs of texts if the template takes two; any number, any lengths. A text longer than the
+                task's `max_length` is truncated.
+            task: name of a task, or one name per text; texts of different tasks share batches.
+            top_k: number of labels whose probabilities are returned, the most probable first; None: all, or
+                `OPEN_VOCABULARY_TOP_K` for an open vocabulary.
+
+        Returns:
+            One prediction per text, in order.
+
+        Raises:
+            DataError: a text is not a string, or not one or two as the template needs; or a task is unknown.
+        """
+        if task is None or isinstance(task, str):
+            return self.task(task).predict(texts, top_k=top_k)
+        check_call(texts, top_k)
+        if len(texts) != len(task):
+            raise DataError(
+                f"task: got {len(task)} names and {len(texts)} texts, need as many; give one, or one per text"
+            )
+        loaded, tasks = self._state.get(), [self.task(name) for name in task]
+        encodings: dict[int, Encoding] = {}
+        for own in dict.fromkeys(tasks):
+            rows = [row for row, its in enumerate(tasks) if its is own]
+            encodings.update(zip(rows, own.encode(loaded, [texts[row] for row in rows], 0), strict=True))
+        return at_once(predicting(loaded, [encodings[row] for row in range(len(texts))], tasks, top_k))
+
+    def predict_iter(
+        self, texts: Iterable[Text], *, task: str | None = None, top_k: int | None = None
+    ) -> Iterator[Prediction]:
+        """Predict the labels of texts as they come, in order and in constant memory.
+
+        Lazy: the first prediction reads `turns.CHUNK_TEXTS` texts and predicts them together; the next texts are read
+        when those predictions have been consumed. Use `predict` for texts that arrive slowly.
+
+        Args:
+            texts: any iterable, read once; each text as `predict` takes it.
+            task: name of the task.
+            top_k: as in `predict`.
+
+        Raises:
+            DataError: a text is not as `predict` takes it (with its number, from 0); its chunk has no predictions.
+        """
+        return self.task(task).predict_iter(texts, top_k=top_k)
+
+    async def predict_async(
+        self, texts: Sequence[Text], *, task: str | None = None, top_k: int | None = None
+    ) -> list[Prediction]:
+        """Predict like `predict`, in a thread of the engine, without blocking the event loop.
+
+        All callers share that thread and take turns of one batch, on a CPU at most `batch_shapes.CPU_BATCH_TOKENS`
+        tokens with padding, or one text. Cancellation takes effect after the current batch.
+
+        Args:
+            texts: as in `predict`.
+            task: name of the task.
+            top_k: as in `predict`.
+
+        Returns:
+            One prediction per text, in order.
+
+        Raises:
+            DataError: as in `predict`.
+        """
+        return await self.task(task).predict_async(texts, top_k=top_k)
+
+    def predict_all(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[dict[str, Prediction]]:
+        """Predict the labels of texts for every task, in one forward pass per text if the bundle can (`fan_out`).
+
+        A text that is too long for one of the tasks has a pass per task, so that each task truncates it as it would
+        alone.
+
+        Args:
+            texts: as in `predict`; every task must take such texts.
+            top_k: as in `predict`.
+
+        Returns:
+            Per text, one prediction per task by the task's name.
+
+        Raises:
+            DataError: as in `predict`.
+        """
+        check_call(texts, top_k)
+        loaded, tasks = self._state.get(), list(self._tasks.values())
+        if loaded.encoders.of_all is None:
+            return self._one_by_one(texts, top_k)
+        encodings = loaded.encoders.of_all.encode(texts)
+        whole = [row for row, encoding in enumerate(encodings) if not encoding.overflowing]
+        cut = [row for row, encoding in enumerate(encodings) if encoding.overflowing]
+        fitting = [encodings[row] for row in whole]
+        made = dict(zip(cut, self._one_by_one([texts[row] for row in cut], top_k), strict=True))
+        for row, encoding, logits in zip(whole, fitting, logits_of(loaded.graph, fitting), strict=True):
+            made[row] = {task.entry.name: task.predictions(logits[None], [encoding], top_k)[0] for task in tasks}
+        return [made[row] for row in range(len(encodings))]
+
+    def _one_by_one(self, texts: Sequence[Text], top_k: int | None) -> list[dict[str, Prediction]]:
+        """Predict for every task, with a forward pass per text and task."""
+        names = list(self._tasks)
+        made = iter(self.predict([text for text in texts for _ in names], task=names * len(texts), top_k=top_k))
+        return [{name: next(made) for name in names} for _ in texts]
+
+    def choose(
+        self, rows: Sequence[tuple[str, Sequence[str]]], *, task: str | None = None, top_k: int | None = None
+    ) -> list[Prediction]:
+        """Choose one of each text's candidates, for a template with {choice}; `predict` scores pairs one by one.
+
+        A candidate's score is the logit of the first label (right) minus the logit of the second (wrong).
+
+        Args:
+            rows: texts with their candidates: two or more different strings each.
+            task: name of the task.
+            top_k: as in `predict`, of the candidates.
+
+        Returns:
+            One prediction per text, in order: the candidate with the highest score as label, and the softmax of the
+            scores over the candidates as probabilities.
+
+        Raises:
+            DataError: a row is not as described, or the template has no {choice}.
+        """
+        return self.task(task).choose(rows, top_k=top_k)
+
+    def choose_iter(
+        self, rows: Iterable[tuple[str, Sequence[str]]], *, task: str | None = None, top_k: int | None = None
+    ) -> Iterator[Prediction]:
+        """Choose like `choose`, for rows as they come, in constant memory."""
+        return self.task(task).choose_iter(rows, top_k=top_k)
+
+    def logits(self, texts: Sequence[Text], *, task: str | None = None) -> NDArray[np.float32]:
+        """Compute the logits of texts before the softmax, float32 [texts, labels]."""
+        return self.task(task).logits(texts)
+
+
+def _check_golden_rows(bundle: Bundle, encoders: TaskEncoders, graph: Graph) -> float:
+    """Run each task's golden rows; returns the largest difference of a logit.
+
+    Raises:
+        BundleError: a difference is larger than the task's tolerance.
+    """
+    worst = 0.0
+    tasks = zip(bundle.manifest.tasks, bundle.labels, encoders.of_task, strict=True)
+    for number, (task, labels, encoder) in enumerate(tasks):
+        logits = np.stack(logits_of(graph, encoder.encode(golden_texts(task.golden))))[:, number]
+        tolerance = tolerance_of(task.parity, graph.provider)
+        worst = max(worst, check_golden(task.golden, labels, logits, tolerance, str(bundle.path)))
+    return worst

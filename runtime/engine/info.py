@@ -1,0 +1,56 @@
+"""What an open engine runs on; knows versions, nothing of answers."""
+
+from collections import Counter
+from importlib.metadata import version
+
+import msgspec
+
+from ptexport.runtime.ort.graph import Graph
+from ptexport.runtime.ort.providers import CPU, load_onnxruntime, placement
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs where.
+
+    Attributes:
+        provider: ONNX Runtime's name of the execution provider that runs the graph.
+        degraded: why that is not the one that "auto" hopes for; None: it is.
+        device: number of the GPU; 0 on the CPU.
+        threads: CPUs the session uses.
+        placement: how many nodes each provider was given; None: on the CPU alone, or this ONNX Runtime cannot tell.
+        cuda_graph: whether runs are recorded and played back.
+        golden_max_abs_diff: largest difference of a logit of the golden rows from the untouched model's, run when the
+            bundle was opened.
+        bundle: digest of the manifest.
+        weights_sha256: of the weights file, which bundles of one backbone have alike.
+        versions: of onnxruntime, tokenizers, numpy and ptexport.
+    """
+
+    provider: str
+    degraded: str | None
+    device: int
+    threads: int
+    placement: dict[str, int] | None
+    cuda_graph: bool
+    golden_max_abs_diff: float
+    bundle: str
+    weights_sha256: str
+    versions: dict[str, str]
+
+
+def info_of(graph: Graph, *, golden_max_abs_diff: float, bundle: str, weights_sha256: str) -> EngineInfo:
+    """Describe what a graph runs on; the rest as `EngineInfo` says."""
+    placed = placement(graph.session) if graph.provider.name != CPU else None
+    versions = {name: version(name) for name in ("tokenizers", "numpy", "ptexport")}
+    return EngineInfo(
+        provider=graph.provider.name,
+        degraded=graph.provider.degraded,
+        device=graph.provider.device,
+        threads=graph.threads,
+        placement=None if placed is None else dict(Counter(name for name, _ in placed)),
+        cuda_graph=graph.provider.cuda_graph,
+        golden_max_abs_diff=golden_max_abs_diff,
+        bundle=bundle,
+        weights_sha256=weights_sha256,
+        versions={"onnxruntime": load_onnxruntime().__version__, **versions},
+    )

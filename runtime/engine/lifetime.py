@@ -1,0 +1,89 @@
+"""What an open engine holds, until it is closed or its process forks; knows nothing of labels."""
+
+import ctypes
+import os
+from typing import NamedTuple, NoReturn
+from weakref import WeakSet
+
+from ptexport.runtime.engine.task_encoders import TaskEncoders
+from ptexport.runtime.engine.turns import Turns
+from ptexport.runtime.errors import EngineError
+from ptexport.runtime.ort.graph import Graph
+
+
+class Loaded(NamedTuple):
+    """What is freed when an engine is closed."""
+
+    encoders: TaskEncoders
+    graph: Graph
+    turns: Turns
+
+
+class OpenState:
+    """What an engine opened. Thread-safe: a call that has it keeps it, also when another thread closes the engine.
+
+    Args:
+        encoders: text encoders of the tasks.
+        graph: the loaded graph.
+    """
+
+    def __init__(self, encoders: TaskEncoders, graph: Graph) -> None:
+        global _any
+        self._held: Loaded | None = Loaded(encoders, graph, Turns())
+        self._process = _process
+        _any = True
+        _all.add(self)
+
+    def get(self) -> Loaded:
+        """Return what is held.
+
+        Raises:
+            EngineError: it was closed, or this process was forked from the one that opened it.
+        """
+        if self._process is not _process:
+            raise EngineError(
+                "engine: was opened before this process was forked, and its threads stayed behind; "
+                "open the bundle again in this process"
+            )
+        held = self._held
+        if held is None:
+            raise EngineError("engine: is closed; open the bundle again")
+        return held
+
+    def close(self) -> None:
+        """Release it; memory is freed once no call uses it. Closing twice has no effect."""
+        self._held = None
+
+    def __reduce__(self) -> NoReturn:
+        raise EngineError("engine: cannot be sent to another process; send the bundle's path and open it there")
+
+    def keep_for_ever(self) -> None:
+        """Make what is held immortal."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._held))
+
+
+_process = object()
+"""Stands for this process; a fork replaces it. A process id would not do, since ids are reused."""
+
+_all: WeakSet[OpenState] = WeakSet()
+_any = False
+"""Whether there ever was one."""
+
+
+def _forked() -> None:
+    """Keep inherited state alive and unusable: threads do not survive a fork.
+
+    Running an inherited session may wait for its threads for ever, and so may freeing it, at the latest when the
+    process ends (onnxruntime 1.31). Its memory is shared with the parent. Tokenizers, new ones too, would wait for
+    their library's threads if TOKENIZERS_PARALLELISM is set; the library reads it before each batch.
+    """
+    global _process
+    if _any:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    for state in _all:
+        state.keep_for_ever()
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_forked)

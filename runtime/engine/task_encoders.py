@@ -1,0 +1,96 @@
+"""A bundle -> one text encoder per task; knows tokenizers and templates, nothing of graphs.
+
+A bundle of several tasks has their common vocabulary once, in `tokenizer.json`. `templates.json` has the rest of each
+task's tokenizer: `{"tasks": {name: …}, "all": … or null}`.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ptexport.runtime.bundle.folder import TEMPLATES, TOKENIZER, Bundle
+from ptexport.runtime.engine.text_encoder import TextEncoder
+from ptexport.runtime.errors import BundleError, reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEncoders:
+    """The text encoders of a bundle's tasks.
+
+    Attributes:
+        of_task: one per task, in the order of the graph's output.
+        of_all: encodes a text followed by every task's tokens, for one forward pass; None: this bundle has no such
+            encoding, or one task only.
+    """
+
+    of_task: list[TextEncoder]
+    of_all: TextEncoder | None = None
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> "TaskEncoders":
+        """Load the tokenizers of a verified bundle.
+
+        Raises:
+            BundleError: `templates.json` is not what an export writes.
+        """
+        tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
+        tasks = bundle.manifest.tasks
+        if len(tasks) == 1:
+            return cls(of_task=[TextEncoder.from_json(tokenizer_json, fields=tasks[0].fields)])
+        fields = {task.name: task.fields for task in tasks}
+        with _refusing_other_templates(bundle):
+            return cls.from_templates(tokenizer_json, _templates(bundle), fields)
+
+    @classmethod
+    def from_templates(
+        cls, tokenizer_json: str, templates: dict[str, Any], fields: dict[str, Sequence[str]]
+    ) -> "TaskEncoders":
+        """Build the encoders of several tasks on one vocabulary, which is in memory once.
+
+        Args:
+            tokenizer_json: content of `tokenizer.json`.
+            templates: content of `templates.json`.
+            fields: the texts of a row of each task, by the task's name.
+        """
+        shared = Tokenizer.from_str(tokenizer_json)
+        bare = {**json.loads(tokenizer_json), "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+
+        def encoder(template: dict[str, Any], texts: Sequence[str]) -> TextEncoder:
+            tokenizer = Tokenizer.from_str(json.dumps(bare | template))
+            tokenizer.model = shared.model  # shared, not copied
+            for _, token in sorted(shared.get_added_tokens_decoder().items()):
+                (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
+            return TextEncoder(tokenizer, fields=texts)
+
+        of_all = None if templates["all"] is None else encoder(templates["all"], next(iter(fields.values())))
+        return cls(of_task=[encoder(templates["tasks"][name], own) for name, own in fields.items()], of_all=of_all)
+
+
+def longest_row(bundle: Bundle) -> int:
+    """Read how many ids the longest row of a bundle has, without loading a tokenizer.
+
+    Raises:
+        BundleError: `templates.json` is not what an export writes.
+    """
+    if len(bundle.manifest.tasks) == 1:
+        return bundle.manifest.task.max_length
+    with _refusing_other_templates(bundle):
+        templates = _templates(bundle)
+        used = [*templates["tasks"].values(), *filter(None, [templates["all"]])]
+        return max(int(template["truncation"]["max_length"]) for template in used)
+
+
+def _templates(bundle: Bundle) -> Any:
+    return json.loads((bundle.path / TEMPLATES).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _refusing_other_templates(bundle: Bundle) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise BundleError(f"{bundle.path / TEMPLATES}: not what an export writes ({reason(e)}); export again") from e

@@ -1,0 +1,12 @@
+"""A model.onnx file -> logits on a device, through ONNX Runtime.
+
+graph.py           ids -> logits
+providers.py       execution providers: choose one, open a session, prove where nodes run
+tensorrt.py        TensorRT engines: profiles, cache, build
+shared_session.py  one session for all engines of a backbone in this process
+batch_shapes.py    the batch shapes that a GPU sees
+io_binding.py      ids -> logits through memory bound once per batch shape
+cpus.py            how many CPUs this process may use
+elf.py             a shared library -> the libraries it needs
+cuda_driver.py     a CUDA device -> its name, memory and compute capability
+"""

@@ -1,0 +1,88 @@
+"""How a bundle is to be run -> its graph on an execution provider; knows fallback to the CPU, nothing of answers."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from ptexport.runtime.bundle.folder import WEIGHTS
+from ptexport.runtime.bundle.manifest import FileEntry
+from ptexport.runtime.bundle.model_file import OnnxFile
+from ptexport.runtime.errors import ProviderError
+from ptexport.runtime.ort.batch_shapes import Buckets
+from ptexport.runtime.ort.graph import Graph
+from ptexport.runtime.ort.providers import CPU, TENSORRT, Provider, choose_provider, provider_errors
+from ptexport.runtime.ort.tensorrt import Build, Engines
+
+_log = logging.getLogger("ptexport.runtime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a bundle is to be run, as `Engine.open` takes it."""
+
+    asked: str
+    device: int
+    threads: int | None
+    cuda_graph: bool
+    build: Build
+
+    def __post_init__(self) -> None:
+        """Check the values, which may come from another program.
+
+        Raises:
+            ProviderError: a value is out of range or of another type.
+        """
+        if self.build not in get_args(Build):
+            raise ProviderError(f"build: got {self.build!r}, need one of {', '.join(get_args(Build))}; choose one")
+        for name, value, least in (("device", self.device, 0), ("threads", self.threads, 1)):
+            if (value is not None or name == "device") and (not isinstance(value, int) or value < least):
+                raise ProviderError(f"{name}: got {value!r}, need a whole number of at least {least}; choose one")
+
+    def open(self, model: Path, files: Mapping[str, FileEntry], max_length: int) -> Graph:
+        """Load a bundle's graph on the requested provider; "auto" uses the CPU where CUDA cannot load it.
+
+        Args:
+            model: the file, with its weights beside it, both verified.
+            files: files of the bundle.
+            max_length: longest row, in ids.
+
+        Raises:
+            BundleError: the file is not an ONNX model.
+            ProviderError: the provider does not run the graph.
+            MissingExtraError: ONNX Runtime is not installed.
+        """
+        file = OnnxFile.parse(model.read_bytes(), str(model))
+        if self.asked in ("tensorrt", TENSORRT) and file.arrays:
+            raise ProviderError(f"{model}: has default values, need constants; export it with --target tensorrt")
+        provider = choose_provider(self.asked, device=self.device, cuda_graph=self.cuda_graph)
+        try:
+            return self._on(provider, model, file, files, Buckets.up_to(max_length))
+        except ProviderError as e:
+            if self.asked != "auto" or provider.name == CPU:
+                raise
+            _log.warning("provider auto: uses the CPU, since %s", e)
+            return self._on(Provider(degraded=str(e)), model, file, files, Buckets.up_to(max_length))
+
+    def _on(
+        self, provider: Provider, model: Path, file: OnnxFile, files: Mapping[str, FileEntry], buckets: Buckets
+    ) -> Graph:
+        with provider_errors(provider):
+            return self._open(provider, model, file, files, buckets)
+
+    def _open(
+        self, provider: Provider, model: Path, file: OnnxFile, files: Mapping[str, FileEntry], buckets: Buckets
+    ) -> Graph:
+        if provider.name == TENSORRT:
+            engines = Engines.of(provider, files, file.inputs, buckets)
+            return engines.open(
+                model,
+                self.build,
+                lambda at, on: Graph.open(at, provider=on, threads=self.threads, buckets=buckets),
+            )
+        if provider.cuda_graph:  # a recorded graph holds the arrays of one task
+            return Graph.open(model, provider=provider, threads=self.threads, buckets=buckets)
+        return Graph.open_shared(
+            model, file, files[WEIGHTS].sha256, provider=provider, threads=self.threads, buckets=buckets
+        )

@@ -1,0 +1,209 @@
+"""An Engine behind HTTP: the Open Inference Protocol and `POST /predict`; knows routes, limits and shutting down."""
+
+import asyncio
+import errno
+import signal
+import socket
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ptexport.runtime.engine.engine import Engine
+from ptexport.runtime.engine.predictions import Prediction
+from ptexport.runtime.engine.text_encoder import Text
+from ptexport.runtime.errors import DataError, RequestError, ServeError
+from ptexport.runtime.server import oip
+
+MAX_BODY_BYTES = 1 << 20
+DRAIN_S = 29
+"""With what uvicorn takes for itself this stays below 30, after which Kubernetes kills."""
+
+_SENTENCES = {
+    "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol such as /v2",
+    "Method Not Allowed": "method: not the path's; use POST for /predict and /infer, GET for all others",
+}
+"""What Starlette says -> what we say."""
+
+
+def make_app(engine: Engine) -> Starlette:
+    """Make the application.
+
+    Args:
+        engine: requests take turns as `predict_async` gives them, since one session uses all CPUs.
+    """
+    routes = [
+        Route("/v2", _server),
+        Route("/v2/health/live", _live),
+        Route("/v2/health/ready", _ready),
+        *_routes_of(engine),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: _http_error,
+            RequestError: _bad_request,
+            DataError: _bad_request,
+            ClientDisconnect: _gone,
+            Exception: _failed,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routes_of(engine: Engine) -> list[Route]:
+    """What is said of a model, and what it is asked."""
+    manifest = engine.manifest
+
+    async def answer(texts: list[Text]) -> list[Prediction]:
+        try:
+            return await engine.predict_async(texts)
+        except asyncio.CancelledError as e:
+            raise HTTPException(503, f"server: stopped after {DRAIN_S} s of finishing; send the texts again") from e
+
+    async def model(request: Request) -> Response:
+        _check_name(request, manifest.name)
+        return _json(oip.model_metadata(manifest))
+
+    async def ready(request: Request) -> Response:
+        _check_name(request, manifest.name)
+        return _json({"name": manifest.name, "ready": True})
+
+    async def infer(request: Request) -> Response:
+        _check_name(request, manifest.name)
+        if "inference-header-content-length" in request.headers:
+            raise RequestError("body: got binary tensors, need JSON; send the texts as `data`")
+        body = oip.decode(await _body(request), oip.InferRequest)
+        predictions = await answer(oip.texts_of_infer(body, manifest))
+        return _json(oip.infer_response(body, manifest, predictions))
+
+    async def predict(request: Request) -> Response:
+        body = oip.decode(await _body(request), oip.PredictRequest)
+        predictions = await answer(oip.texts_of_predict(body, manifest.fields))
+        return _json(oip.predict_response(predictions))
+
+    return [
+        Route("/v2/models/{name}", model),
+        Route("/v2/models/{name}/ready", ready),
+        Route("/v2/models/{name}/infer", infer, methods=["POST"]),
+        Route("/predict", predict, methods=["POST"]),
+    ]
+
+
+async def _live(_: Request) -> Response:
+    return _json({"live": True})
+
+
+async def _ready(_: Request) -> Response:
+    return _json({"ready": True})
+
+
+async def _server(_: Request) -> Response:
+    return _json({"name": "ptexport", "version": version("ptexport"), "extensions": []})
+
+
+def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then refuse connections, finish what has begun and return.
+
+    What has not finished after `DRAIN_S` is answered with status 503. A turn of the engine that has begun by then is
+    computed to its end for nobody: a process that is to end at once must not wait for its threads.
+
+    Both signals' handlers stay ours afterwards. Call it on the main thread.
+
+    Args:
+        engine: opened.
+        host: address to listen on.
+        port: 0 for any free one.
+        on_ready: told the address, "http://host:port", once requests are accepted.
+
+    Raises:
+        ServeError: the address cannot be listened on.
+    """
+    listener = _listen(host, port)
+
+    class Announcing(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
+
+    config = uvicorn.Config(
+        make_app(engine),
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    server = Announcing(config)
+    # uvicorn raises the signal again when it has stopped, for the handlers it found: here stopping on request is a
+    # success. These also catch a signal that comes before uvicorn listens for it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            # Without this a second server could bind the same port before uvicorn listens.
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+    except (OSError, UnicodeError) as e:  # a host that no name server could be asked for is a UnicodeError
+        in_use = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
+        why = "already in use" if in_use else f"cannot be listened on ({getattr(e, 'strerror', None) or e})"
+        raise ServeError(f"{host} port {port}: {why}; choose another with --host or --port") from e
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"body: got more than {MAX_BODY_BYTES} bytes; send fewer texts at once")
+        body += chunk
+    return bytes(body)
+
+
+def _check_name(request: Request, name: str) -> None:
+    if request.path_params["name"] != name:
+        raise HTTPException(404, f"model: got another name, need {name!r}; change the path")
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = _json({"error": _SENTENCES.get(error.detail, error.detail)}, error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _bad_request(_: Request, error: Exception) -> Response:
+    return _json({"error": str(error)}, 400)
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # the client hung up before its body had come: nobody reads this
+
+
+async def _failed(_: Request, __: Exception) -> Response:
+    return _json({"error": "server: failed, not because of the request; see its log"}, 500)

@@ -1,0 +1,214 @@
+"""Answers into a file: all of them or none, gone on with after a kill, private where the user's files are."""
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptexport.runtime import Engine
+from ptexport.runtime.errors import DataError, OutputError
+from ptexport.runtime.label_file import Counts, label_file, predict_rows
+from ptexport.runtime.rows import Row
+from ptexport.toolkit.store.files import write_whole
+
+N_ROWS = 2500
+
+
+@pytest.fixture(scope="module")
+def engine(llama_bundle: Path) -> Engine:
+    return Engine.open(llama_bundle)
+
+
+def rows(n: int = N_ROWS) -> Iterator[Row]:
+    return (Row(where=f"rows line {i}", text=f"story {i % 50} é") for i in range(1, n + 1))
+
+
+def label(engine: Engine, given: Iterator[Row], path: Path, *, resume: bool = False, force: bool = False) -> list[int]:
+    done: list[int] = []
+    label_file(engine, given, path, resume=resume, force=force, strict=False, top_k=None, report=done.append)
+    return done
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def partial_of(engine: Engine, path: Path) -> Path:
+    return path.with_name(f"{path.name}.{engine.manifest.digest[:8]}.partial")
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("whole") / "out.jsonl"
+    assert label(engine, rows(), out) == [1024, 2048, N_ROWS]
+    assert names(out.parent) == ["out.jsonl"]
+    assert [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()] == [
+        row.text for row in rows()
+    ]
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10, 5_000, 150_000])
+def test_it_goes_on_after_the_rows_that_are_there(
+    kept_bytes: int, engine: Engine, whole: bytes, tmp_path: Path
+) -> None:
+    """As after a kill: any number of bytes may have reached the disk, the last line cut short."""
+    out = tmp_path / "out.jsonl"
+    partial_of(engine, out).write_bytes(whole[:kept_bytes])
+    with pytest.raises(OutputError, match="begun before; go on with --resume, or begin anew with --force"):
+        label(engine, rows(), out)
+    done = label(engine, rows(), out, resume=True)
+    assert done[-1] == N_ROWS
+    assert [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()] == [
+        row.text for row in rows()
+    ]
+    kept = whole[: whole.rfind(b"\n", 0, kept_bytes) + 1]
+    assert out.read_bytes().startswith(kept)
+    assert names(tmp_path) == ["out.jsonl"]
+    with pytest.raises(OutputError, match="holds fewer rows than the input; begin anew with --force"):
+        label(engine, rows(N_ROWS + 1), out, resume=True)
+    with pytest.raises(OutputError, match="holds other rows than the input, from the end of the input on"):
+        label(engine, rows(N_ROWS - 1), out, resume=True)
+    before = out.stat().st_mtime_ns
+    assert label(engine, rows(), out, resume=True) == [N_ROWS]
+    assert out.stat().st_mtime_ns == before
+
+
+def test_what_another_bundle_answered_is_not_taken_for_one_s_own(
+    engine: Engine, bert_bundle: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out.jsonl", Engine.open(bert_bundle)
+    label(other, rows(20), out)
+    finished = out.read_bytes()
+    with pytest.raises(
+        OutputError, match="holds answers of another bundle or --top-k; choose another name, or use --force"
+    ):
+        label(engine, rows(20), out, resume=True)
+    partial_of(engine, out).write_bytes(b"")
+    with pytest.raises(OutputError, match=r"exists already, and .* was begun for it; remove one of them"):
+        label(engine, rows(20), out, resume=True)
+    assert out.read_bytes() == finished
+    out.write_bytes(b"".join(b'{"text":"%s","x":1}\n' % row.text.encode() for row in rows(20)))
+    partial_of(engine, out).unlink()
+    with pytest.raises(OutputError, match="holds answers of another bundle"):
+        label(engine, rows(20), out, resume=True)
+
+
+def test_what_was_truncated_before_is_refused_too(engine: Engine, tmp_path: Path) -> None:
+    def long() -> Iterator[Row]:
+        return iter([Row(where="rows line 1", text='"truncated":true'), Row(where="rows line 2", text="slow " * 200)])
+
+    out = tmp_path / "out.jsonl"
+    for name in (out, partial_of(engine, out)):
+        label(engine, long(), out, force=True)
+        out.replace(name)
+        with pytest.raises(DataError, match="rows line 2: the text is longer than the"):
+            label_file(engine, long(), out, resume=True, force=False, strict=True, top_k=None, report=lambda done: None)
+        name.unlink()
+
+
+def test_a_broken_row_keeps_those_before_it(engine: Engine, whole: bytes, tmp_path: Path) -> None:
+    def broken() -> Iterator[Row]:
+        yield from rows(1500)
+        raise DataError("rows line 1501: broken")
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(DataError, match="line 1501: broken"):
+        label(engine, broken(), out)
+    assert names(tmp_path) == [partial_of(engine, out).name]
+    assert partial_of(engine, out).read_bytes().count(b"\n") == 1024  # whole chunks
+    label(engine, rows(), out, resume=True)
+    assert out.read_bytes().count(b"\n") == N_ROWS
+    (tmp_path / "out.jsonl").unlink()
+    with pytest.raises(DataError, match="takes none"):
+        label(engine, iter([Row(where="rows line 1", text="a", text_b="b")]), out)
+    assert names(tmp_path) == []
+
+
+def test_other_rows_are_not_mixed_in(engine: Engine, whole: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    partial = partial_of(engine, out)
+    partial.write_bytes(whole[:5000])
+    others = (Row(where=row.where, text=row.text + "!") if i == 3 else row for i, row in enumerate(rows()))
+    with pytest.raises(OutputError, match=r"holds other rows than the input, from rows line 4 on; begin anew"):
+        label(engine, others, out, resume=True)
+    assert partial.read_bytes() == whole[:5000]
+    with pytest.raises(OutputError, match=r"holds other rows than the input, from the end of the input on"):
+        label(engine, rows(2), out, resume=True)
+    label(engine, rows(2), out, force=True)
+    assert out.read_bytes().count(b"\n") == 2
+
+
+def test_one_writer_at_a_time(engine: Engine, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+
+    def second_writer() -> Iterator[Row]:
+        yield from rows(1100)
+        with pytest.raises(OutputError, match="another ptexport is writing it"):
+            label(engine, rows(2), out, force=True)
+        yield from rows(1)
+
+    label(engine, second_writer(), out)
+    assert out.read_bytes().count(b"\n") == 1101
+
+
+def test_the_umask_holds_and_only_force_replaces(engine: Engine, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    old_mask = os.umask(0o077)
+    try:
+        label(engine, rows(2), out)
+    finally:
+        os.umask(old_mask)
+    assert out.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(OutputError, match="exists already; choose another name, or replace it with --force"):
+        label(engine, rows(1), out)
+    label(engine, rows(1), out, force=True)
+    assert out.read_bytes().count(b"\n") == 1
+    with pytest.raises(OutputError, match=r"cannot be written \(No such file or directory\)"):
+        label(engine, rows(1), tmp_path / "nowhere" / "out.jsonl")
+
+
+def test_a_pipe_is_written_to_as_it_is(engine: Engine, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=label, args=(engine, rows(2), pipe), daemon=True)
+    writer.start()
+    read = subprocess.run(["cat", pipe], check=True, capture_output=True, timeout=60)
+    assert read.stdout.count(b"\n") == 2
+    writer.join()
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_a_row_that_does_not_fit_is_named(engine: Engine) -> None:
+    given = [Row(where="rows.csv line 2", text="slow"), Row(where="rows.csv line 3", text="slow", text_b="it")]
+    with pytest.raises(DataError, match=r"rows\.csv line 3: has a 'text_b', the template takes none"):
+        list(predict_rows(engine, given))
+
+
+def test_a_whole_file_or_none(tmp_path: Path) -> None:
+    write_whole(tmp_path / "page", b"one", force=False)
+    with pytest.raises(OutputError, match="exists already"):
+        write_whole(tmp_path / "page", b"two", force=False)
+    write_whole(tmp_path / "page", b"two", force=True)
+    assert (tmp_path / "page").read_bytes() == b"two"
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_whole(tmp_path / "nowhere" / "page", b"one", force=False)
+    assert names(tmp_path) == ["page"]
+
+
+def test_long_texts_are_counted_or_refused(engine: Engine, tmp_path: Path) -> None:
+    given = [Row(where=f"rows line {i}", text="slow " * n) for i, n in enumerate((1, 200, 3, 300), 1)]
+    out = tmp_path / "out.jsonl"
+    options: dict[str, Any] = {"resume": False, "force": False, "top_k": None, "report": lambda done: None}
+    assert label_file(engine, iter(given), out, strict=False, **options) == Counts(rows=4, truncated=2)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line.get("truncated", False) for line in lines] == [False, True, False, True]
+    with pytest.raises(
+        DataError, match=r"rows line 2: the text is longer than the \d+ tokens of the bundle; shorten it"
+    ):
+        label_file(engine, iter(given), tmp_path / "strict.jsonl", strict=True, **options)

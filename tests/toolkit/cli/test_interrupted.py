@@ -1,0 +1,173 @@
+"""Ctrl-C and a full disk, met by the commands themselves: one sentence, exit code 1, nothing half written."""
+
+import ctypes
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PTEXPORT = [sys.executable, "-c", "from ptexport.toolkit.cli.main import main; main()"]
+LABELS = "positive=great,negative=terrible"
+
+
+def train_command(llama: Path, rows_file: Path, out: Path, *more: str) -> list[str]:
+    given = {"model": llama, "data": rows_file, "template": "[P] {text}", "labels": LABELS, "out": out}
+    return [*PTEXPORT, "train", *(str(word) for name, value in given.items() for word in (f"--{name}", value)), *more]
+
+
+def interrupt(command: list[str], after: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Send SIGINT when standard error has shown `after`."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # What a terminal gives; tests in the background of a shell inherit that the signal is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        seen = ""
+        while after not in seen:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, seen + err)
+
+
+def files_under(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    command = train_command(
+        llama, rows_file, tmp_path / "runs" / "run", "--epochs", "1000000", "--patience", "1000000", "--json"
+    )
+    done = interrupt(command, '"epoch": 2', tmp_path / "cache")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"run: interrupted; holds the best of \d+ epochs, go on with --resume", last)
+    metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
+    assert metrics["stopped"] == "interrupted"
+    bundle = tmp_path / "bundle"
+    subprocess.run(
+        [*PTEXPORT, "export", str(tmp_path / "runs" / "run"), "--out", bundle], check=True, capture_output=True
+    )
+    done = interrupt([*command, "--resume"], f'"epoch": {metrics["epochs"] + 2}', tmp_path / "cache")
+    assert (done.returncode, "going on after" in done.stderr) == (1, True)
+    assert json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())["epochs"] >= metrics["epochs"] + 2
+
+
+def test_ctrl_c_while_tracing(llama_run: Path, tmp_path: Path) -> None:
+    """Neither the bundle nor the cache holds anything, and the next export makes both."""
+    command = [*PTEXPORT, "export", str(llama_run), "--out", str(tmp_path / "bundle"), "--json"]
+    done = interrupt(command, "tracing", tmp_path / "cache")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Aborted!")
+    assert "Traceback" not in done.stderr
+    assert files_under(tmp_path) == []
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert (tmp_path / "bundle" / "manifest.json").is_file()
+
+
+def limited(command: list[str], largest_file_bytes: int, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run on a disk that takes no file larger than this (what a full one does, but each time at the same byte)."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes)),
+    )
+
+
+@pytest.mark.parametrize("largest_file_bytes", [100, 5_000, 50_000])
+def test_a_full_disk_in_training(largest_file_bytes: int, llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    command = train_command(llama, rows_file, tmp_path / "run", "--epochs", "1")
+    done = limited(command, largest_file_bytes, tmp_path / "cache")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert files_under(tmp_path) == []
+
+
+def without_privileges() -> None:
+    """Hold root to the permissions of files, as everybody else is (capabilities(7), CAP_DAC_OVERRIDE)."""
+    pr_capbset_drop, cap_dac_override = 24, 1
+    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override, 0, 0, 0)  # refused, and not needed, for anybody else
+
+
+@pytest.mark.parametrize("command", ["train", "export", "predict", "evaluate"])
+def test_a_read_only_folder(command: str, llama: Path, llama_run: Path, llama_bundle: Path, rows_file: Path,
+                            tmp_path: Path) -> None:  # fmt: skip
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    out = folder / "out"
+    commands = {
+        "train": train_command(llama, rows_file, out),
+        "export": [*PTEXPORT, "export", str(llama_run), "--out", str(out)],
+        "predict": [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows_file), "--output", str(out)],
+        "evaluate": [*PTEXPORT, "evaluate", str(llama_bundle), "--data", str(rows_file), "--html", str(out)],
+    }
+    folder.chmod(0o500)
+    done = subprocess.run(commands[command], capture_output=True, text=True, check=False, preexec_fn=without_privileges)
+    folder.chmod(0o700)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert f"{out}: cannot be written (Permission denied)" in done.stderr
+    assert files_under(tmp_path) == []
+
+
+def test_ctrl_c_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"story {i}"}) + "\n" for i in range(40_000)))
+    command = [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows), "--output", str(out), "--json"]
+    done = interrupt(command, '"event": "rows"', tmp_path / "cache")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.stderr.splitlines()[-1] == f"ptexport: {out}: interrupted; go on with --resume"
+    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [f"story {i}" for i in range(40_000)]
+
+
+def test_a_full_disk_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
+    """What was labelled stays, and the rest follows when there is room again."""
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"story {i}"}) + "\n" for i in range(3000)))
+    command = [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows), "--output", str(out)]
+    done = limited(command, 50_000, tmp_path / "cache")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert (
+        "cannot be written (File too large); check the path and its permissions, or free some space, and go on"
+        in done.stderr
+    )
+    assert not out.exists()
+    subprocess.run([*command, "--resume"], check=True)
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [f"story {i}" for i in range(3000)]
+    assert files_under(tmp_path) == ["out.jsonl", "rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("traced", "largest_file_bytes"),
+    [
+        (False, 60_000),
+        (True, 1_000),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((False, 1_000), (False, 110_000))),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((True, 60_000), (True, 110_000))),
+    ],
+)
+def test_a_full_disk_in_export(largest_file_bytes: int, traced: bool, llama_bundle: Path, llama_run: Path,
+                               tmp_path: Path) -> None:  # fmt: skip
+    """At the trace, and, with the backbone traced before (`llama_bundle`), at each of the bundle's files."""
+    cache = Path(os.environ["XDG_CACHE_HOME"]) if traced else tmp_path / "cache"
+    done = limited([*PTEXPORT, "export", str(llama_run), "--out", str(tmp_path / "bundle")], largest_file_bytes, cache)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert files_under(tmp_path) == []

@@ -1,0 +1,114 @@
+"""Two processes on the CPU, started by `accelerate launch`, train what one would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+from tiny import LABELS, Quiet
+
+from ptexport.runtime.errors import TrainError
+from ptexport.toolkit.cli.main import cli
+from ptexport.toolkit.run.config import TrainConfig, TrainSettings
+from ptexport.toolkit.training.plan import make_plan
+
+BIN = Path(sys.executable).parent
+LAUNCH = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+CASES = {
+    "p-tuning": ("{text} it was [P*2]", ["--lr", "0.005"]),
+    "leading": ("[P*2] {text} it was", ["--lr", "0.005"]),
+    "lora": ("{text} it was", ["--backbone-lr", "0.001"]),
+}
+
+
+def train(out: Path, model: Path, rows: Path, case: str, *more: str, launch: list[object]) -> str:
+    """Train, and return the exit code and what was printed; the last batch of 28 rows is of one row alone."""
+    template, rates = CASES[case]
+    options = ["--model", model, "--data", rows, "--labels", LABELS, "--template", template, "--max-length", "48"]
+    options += ["--method", "lora" if case == "lora" else "p-tuning", "--epochs", "2", "--batch-size", "9", *rates]
+    done = subprocess.run(
+        [*map(str, launch), "train", *map(str, options), "--out", str(out), *more],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    return f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    found = {f"run.{name}": array for name, array in load_file(folder / "weights.safetensors").items()}
+    if (folder / "backbone").exists():
+        found |= load_file(folder / "backbone" / "model.safetensors")
+    return found
+
+
+def furthest(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
+    assert one.keys() == two.keys()
+    return max(float(np.abs(one[name] - two[name]).max(initial=0)) for name in one)
+
+
+@pytest.mark.parametrize(
+    "case", ["p-tuning", *(pytest.param(case, marks=pytest.mark.soak) for case in CASES if case != "p-tuning")]
+)
+def test_two_processes_train_what_one_would(case: str, llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    said = train(alone, llama, rows_file, case, "--json", launch=[BIN / "ptexport"])
+    assert said.startswith("0\n"), said
+    said = train(together, llama, rows_file, case, "--json", launch=[*LAUNCH, BIN / "ptexport"])
+    assert said.startswith("0\n"), said
+    assert said.count('"event": "done"') == 1  # one of the two is watched
+    # Adam's steps are as large as the rate even where a gradient is hardly more than rounding.
+    assert furthest(weights(alone), weights(together)) < 1e-4
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, together))
+    for name in ("train_seconds", "versions"):
+        assert first.pop(name)
+        assert second.pop(name)
+    assert first == second
+
+
+DEAF = """
+from ptexport.toolkit.prompt import distributed
+from ptexport.toolkit.cli.main import main
+
+distributed.add_gradients = lambda parameters: None
+main()
+"""
+
+
+def test_processes_that_do_not_add_their_gradients_train_something_else(
+    llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "deaf.py").write_text(DEAF, encoding="utf-8")
+    train(tmp_path / "alone", llama, rows_file, "p-tuning", launch=[BIN / "ptexport"])
+    said = train(tmp_path / "deaf", llama, rows_file, "p-tuning", launch=[*LAUNCH, tmp_path / "deaf.py"])
+    assert said.startswith("0\n"), said
+    assert furthest(weights(tmp_path / "alone"), weights(tmp_path / "deaf")) > 1e-3
+
+
+def test_an_error_is_said_once_by_each_and_ends_all(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    launch = [*LAUNCH, BIN / "ptexport"]
+    said = train(tmp_path / "run", llama, rows_file, "p-tuning", "--labels", "one=great", launch=launch)
+    assert not said.startswith("0\n")
+    assert "ptexport: labels 'one=great': got ['one'], need two or more different names" in said
+    assert "ptexport, process 1: labels 'one=great'" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_several_processes_cannot_do(monkeypatch: pytest.MonkeyPatch, llama: Path, rows_file: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    options = {"model": str(llama), "data": str(rows_file), "labels": LABELS, "settings": TrainSettings()}
+    with pytest.raises(TrainError, match="device cpu: each of several processes has its own; leave it out"):
+        make_plan(TrainConfig(template="{text} [P]", device="cpu", **options), Quiet(), None)
+    with pytest.raises(TrainError, match="manual: learns nothing step by step, so it is for one process"):
+        make_plan(TrainConfig(template="{text} it", method="manual", **options), Quiet(), None)
+    given = ["--model", "m", "--data", "d", "--labels", "l", "--template", "t", "--out", "o", "--sweep", "lr=1e-3"]
+    assert "--sweep is for one process" in CliRunner().invoke(cli, ["train", *given]).output

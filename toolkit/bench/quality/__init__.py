@@ -1,0 +1,4 @@
+"""Bundles of one task -> accuracy against size and latency.
+
+quality.py  the bench
+"""

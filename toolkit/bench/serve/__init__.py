@@ -1,0 +1,7 @@
+"""A server under load -> throughput and latency.
+
+serve.py    the bench
+load.py     the process that sends requests
+figures.py  observations -> figures
+report.py   figures -> report
+"""

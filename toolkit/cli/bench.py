@@ -1,0 +1,252 @@
+"""The commands that measure: `ptexport bench …`. Each makes a report: JSON, Markdown and a page."""
+
+import functools
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ptexport.runtime.errors import BenchError
+from ptexport.toolkit.cli import options as shared
+
+if TYPE_CHECKING:
+    from ptexport.toolkit.bench.report import Report
+    from ptexport.toolkit.progress import Progress
+
+
+@click.group()
+def bench() -> None:
+    """Measure a bundle on this machine, beside what people would use instead."""
+
+
+_bundle = click.argument("bundle", type=click.Path(path_type=Path))
+_quick = click.option(
+    "--quick",
+    is_flag=True,
+    help="About a minute: fewer sizes, turns, clients and seconds; accuracy is always of all rows.",
+)
+
+
+def reported(measure: "Callable[..., Report]") -> Callable[..., None]:
+    """Make of what measures a command that writes and prints its report, and add the options of all such.
+
+    Args:
+        measure: takes what is told meanwhile, and its own arguments and options and `threads` by name.
+    """
+
+    @functools.wraps(measure)
+    def command(out: Path, log_file: Path | None, *, as_json: bool, force: bool, **given: object) -> None:
+        _prepare(out, force=force)
+        from ptexport.toolkit.cli.progress_bars import reporting
+
+        with reporting(as_json=as_json, log_file=log_file) as progress:
+            report = measure(progress, **given)
+        _finish(out, report, force=force, as_json=as_json)
+
+    out_option = click.option(
+        "--out", required=True, type=click.Path(path_type=Path), help="Folder to make for report.json, .md and .html."
+    )
+    for option in (shared.log_file, shared.as_json, shared.force, out_option, shared.threads):
+        command = option(command)
+    return command
+
+
+def _prepare(out: Path, *, force: bool) -> None:
+    """Refuse what cannot be written, or drawn, before the work rather than after it."""
+    from ptexport.toolkit.bench.pages import FILES
+    from ptexport.toolkit.store.folders import check_free
+
+    with shared.extra("bench"):
+        import jinja2  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
+    check_free(out, force=force, files=FILES)
+
+
+def _finish(out: Path, report: "Report", *, force: bool, as_json: bool) -> None:
+    """Write the report and print it."""
+    import msgspec
+
+    from ptexport.toolkit.bench.pages import write_report
+    from ptexport.toolkit.bench.report import HTML
+    from ptexport.toolkit.bench.show import show
+
+    write_report(out, report, force=force)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        show(report)
+        click.echo(f"{out / HTML}")
+
+
+def _command_line() -> str:
+    """What was typed."""
+    return shlex.join(["ptexport", *sys.argv[1:]])
+
+
+@bench.command()
+@_bundle
+@click.option(
+    "--against",
+    default="",
+    metavar="NAMES",
+    help="What to compare it with, by comma: names of systems (see docs/benchmarks.md), and other bundles' folders.",
+)
+@click.option("--run", type=click.Path(path_type=Path), help="The run it was exported from; systems by name need it.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="What all run on; PyTorch too. CUDA was not run by us yet.",
+)
+@_quick
+@reported
+def speed(
+    progress: "Progress",
+    bundle: Path,
+    against: str,
+    run: Path | None,
+    provider: str,
+    threads: int | None,
+    *,
+    quick: bool,
+) -> "Report":
+    """Time BUNDLE against PEFT, Transformers, other exports and other bundles, in turn, on this machine."""
+    from ptexport.runtime.bundle.folder import MODEL
+    from ptexport.toolkit.bench.speed.report import Cost
+    from ptexport.toolkit.bench.speed.speed import SpeedConfig, bench_speed
+
+    with shared.extra("train"):
+        import onnx_ir as ir
+
+        from ptexport.exporters.inspect.summary import summarize_graph
+    names = [name.strip() for name in against.split(",") if name.strip()]
+
+    def cost_of(n_ids: int) -> Cost | None:
+        summary = summarize_graph(ir.load(bundle / MODEL), n_ids)
+        if summary.flops is None:
+            return None
+        return Cost(summary.flops, sum(part.size_bytes for part in summary.parts if part.name != "embeddings"))
+
+    config = SpeedConfig(
+        bundle=bundle,
+        against=names,
+        run=run,
+        threads=threads,
+        provider=provider,
+        quick=quick,
+        command=_command_line(),
+    )
+    return bench_speed(config, cost_of, progress)
+
+
+@bench.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--band",
+    type=shared.FiniteRange(0, 100),
+    default=15,
+    show_default=True,
+    metavar="PERCENT",
+    help="What a median may be off before it counts as changed; not of accuracies, whose intervals decide.",
+)
+@shared.as_json
+def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
+    """Say what changed beyond noise between two reports; exit code 1 if anything got worse or is gone."""
+    import dataclasses
+
+    import msgspec
+
+    from ptexport.toolkit.bench.compare import compare as compare_reports
+    from ptexport.toolkit.bench.report import Report
+    from ptexport.toolkit.bench.show import show_comparison
+
+    comparison = compare_reports(Report.read(old), Report.read(new), band=band / 100)
+    if as_json:
+        click.echo(msgspec.json.encode(dataclasses.asdict(comparison)))
+    else:
+        show_comparison(comparison)
+    if comparison.only_old:
+        raise BenchError(f"{new}: lacks {', '.join(comparison.only_old)} of {old}; measure the same")
+    if comparison.worse:
+        names = ", ".join(compared.name for compared in comparison.worse)
+        raise BenchError(f"{new}: worse than {old} beyond noise in {names}; measure again, or find what changed")
+
+
+@bench.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
+)
+@_quick
+@reported
+def quality(
+    progress: "Progress", bundles: tuple[Path, ...], data: Path, threads: int | None, *, quick: bool
+) -> "Report":
+    """Hold BUNDLES of one task, in other precisions or of other methods, against the first: accuracy, size, speed."""
+    from ptexport.toolkit.bench.quality.quality import QualityConfig, bench_quality
+
+    config = QualityConfig(bundles=bundles, data=data, threads=threads, quick=quick, command=_command_line())
+    return bench_quality(config, progress.rows)
+
+
+@bench.command()
+@_bundle
+@_quick
+@reported
+def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: bool) -> "Report":
+    """Serve BUNDLE on this machine's CPUs and ask it over HTTP from another process: throughput, latency, queueing."""
+    with shared.extra("install"):
+        import filelock  # noqa: F401
+        import safetensors  # noqa: F401
+    with shared.extra("serve"):
+        import uvicorn  # noqa: F401 - here, so that the server's process need not say it
+
+        from ptexport.toolkit.bench.serve.serve import FULL, QUICK, measure
+    from ptexport.runtime.bundle.folder import Bundle
+    from ptexport.runtime.ort.cpus import available_cpus
+    from ptexport.toolkit.bench.serve.report import serve_report
+
+    manifest = Bundle.open(bundle).manifest
+    threads = min(threads or available_cpus(), available_cpus())
+    plan = QUICK if quick else FULL
+    progress.stage("opening the bundle")
+    results = measure(bundle, plan, threads=threads, report=progress.rows)
+    return serve_report(
+        results,
+        plan,
+        title=f"{manifest.name}: serve",
+        command=_command_line(),
+        bundles={f"{manifest.name}, {manifest.graph.precision}": manifest.digest},
+        threads=threads,
+    )
+
+
+@bench.command()
+@_bundle
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Texts in a call.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=28, show_default=True, help="Of each text, the prompt not counted."
+)
+@reported
+def profile(progress: "Progress", bundle: Path, batch: int, tokens: int, threads: int | None) -> "Report":
+    """Show where BUNDLE's time goes on this machine's CPUs: by kind of operator, by layer, and outside of both."""
+    from ptexport.runtime.bundle.folder import MODEL
+    from ptexport.toolkit.bench.profile.profile import ProfileConfig
+    from ptexport.toolkit.bench.profile.report import bench_profile
+
+    with shared.extra("train"):
+        import onnx_ir as ir
+
+        from ptexport.exporters.inspect.parts import Flow, place_of_nodes
+
+    def places_of() -> dict[str, tuple[str, int | None]]:
+        places = place_of_nodes(Flow(list(ir.load(bundle / MODEL).graph)))
+        return {name: (place.name, place.layer) for name, place in places.items()}
+
+    config = ProfileConfig(bundle=bundle, batch=batch, tokens=tokens, threads=threads, command=_command_line())
+    return bench_profile(config, places_of, progress.rows)

@@ -1,0 +1,71 @@
+"""The commands about the machine that runs bundles: doctor and warmup. They need no torch."""
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from ptexport.toolkit.cli import options as shared
+
+
+@click.command()
+@click.option("--run", "bundle", type=click.Path(path_type=Path), help="Run this bundle on every execution provider.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --run: write the report as JSON, to send back.")
+@click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU.")
+@shared.force
+@shared.as_json
+def doctor(bundle: Path | None, out: Path | None, device: int, as_json: bool, force: bool) -> None:
+    """Say what this machine can run, and what is missing for the rest; with --run, run it."""
+    import msgspec
+
+    from ptexport.toolkit.cli.tables_inspect import print_checks, print_report
+    from ptexport.toolkit.evaluation.doctor import examine
+
+    if bundle is None:
+        if out is not None:
+            raise click.UsageError("--out goes with --run BUNDLE.")
+        checks = examine()
+        if as_json:
+            click.echo(msgspec.json.encode(checks))
+        else:
+            print_checks(checks)
+        return
+    from ptexport.toolkit.evaluation.provider_report import check_up
+    from ptexport.toolkit.store.files import write_whole
+
+    if out is not None:
+        shared.check_output(out, force=force)
+    report = check_up(bundle, device=device)
+    encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
+    if out is not None:
+        write_whole(out, encoded, force=force)
+    if as_json:
+        click.echo(encoded)
+    else:
+        print_report(report)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def warmup(bundle: Path, device: int, as_json: bool) -> None:
+    """Build TensorRT's engine of a bundle for this device and keep it, so that opening it takes seconds.
+
+    Run it on the device that will serve, with its versions. Not run on a GPU by us yet.
+    """
+    from ptexport.runtime import Engine, TaskEngine
+    from ptexport.runtime.bundle.folder import holds_tasks
+
+    started = time.perf_counter()
+    opened = TaskEngine if holds_tasks(bundle) else Engine
+    engine = opened.open(bundle, provider="tensorrt", device=device)
+    built_s = time.perf_counter() - started
+    engine.warm_up()
+    record = {"bundle": engine.manifest.name, "provider": engine.info.provider, "open_s": round(built_s, 1)}
+    record["warm_s"] = round(time.perf_counter() - started - built_s, 1)
+    if as_json:
+        click.echo(json.dumps(record))
+    else:
+        click.echo(f"{bundle}: opened in {record['open_s']} s, every shape of batch run in {record['warm_s']} s")

@@ -1,0 +1,68 @@
+"""`ptexport evaluate`: one bundle or two on labelled rows. Needs no torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ptexport.toolkit.cli import options as shared
+
+if TYPE_CHECKING:
+    pass
+
+
+@click.command()
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots too.")
+@shared.opening
+@shared.force
+@shared.as_json
+@shared.log_file
+def evaluate(
+    bundles: tuple[Path, ...],
+    data: Path,
+    html: Path | None,
+    as_json: bool,
+    log_file: Path | None,
+    force: bool,
+    **opening: Any,
+) -> None:
+    """Measure one of BUNDLES on labelled rows, or two side by side."""
+    import msgspec
+
+    from ptexport.runtime import Engine
+    from ptexport.runtime.rows import count_lines, read_rows
+    from ptexport.toolkit.cli.progress_bars import reporting
+    from ptexport.toolkit.cli.tables import print_evaluations
+    from ptexport.toolkit.evaluation.evaluate import check_comparable, contrast, evaluate
+
+    if len(bundles) > 2:
+        raise click.UsageError(f"Takes one bundle or two; got {len(bundles)}.")
+    if html is not None:
+        with shared.extra("bench"):
+            import jinja2  # noqa: F401 - asked for before the work rather than after it
+            import matplotlib as mpl  # noqa: F401
+        shared.check_output(html, force=force)
+    if len(bundles) == 2 and data.exists() and not data.is_file():
+        raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
+    engines = [Engine.open(bundle, **opening) for bundle in bundles]
+    check_comparable(engines)
+    total = count_lines(data)
+    results = []
+    with reporting(as_json=as_json, log_file=log_file) as report:
+        for engine in engines:
+            results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total)))
+            report.all_rows()
+    evaluations = [result.evaluation for result in results]
+    both = contrast(*results) if len(results) == 2 else None
+    if as_json:
+        click.echo(msgspec.json.encode({"evaluations": evaluations, "contrast": both}))
+    else:
+        print_evaluations(evaluations, both)
+    if html is not None:
+        from ptexport.toolkit.evaluation.html_page import write_page
+
+        write_page(html, evaluations, both, data=data.name, force=force)

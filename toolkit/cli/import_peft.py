@@ -1,0 +1,49 @@
+"""`ptexport import`: a run from what was trained elsewhere. Needs the extra `train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ptexport.toolkit.cli import options as shared
+
+
+@click.group("import")
+def import_() -> None:
+    """Make a run of what was trained elsewhere."""
+
+
+@import_.command("peft")
+@click.argument("adapter", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@click.option("--model", help="smollm2, minilm, a folder, or a name on the hub [default: the one DIR names].")
+@click.option(
+    "--labels",
+    help="CAUSAL_LM: name=word|word,name=word, such a file, or vocab; required. SEQ_CLS: names, in the order of "
+    "the outputs [default: the model's].",
+)
+@click.option("--template", help="CAUSAL_LM: the text and words around it, as '{text} it was' [default: {text}].")
+@click.option("--max-length", type=click.IntRange(2), help="Most tokens in one row [default: 512, or the model's].")
+@click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the built-in cities].")
+@shared.force
+@shared.as_json
+@shared.log_file
+def import_peft(adapter: Path, as_json: bool, log_file: Path | None, **options: Any) -> None:
+    """Make a run of a PEFT checkpoint, proved against PEFT's own forward pass.
+
+    Takes P_TUNING, PROMPT_TUNING, PREFIX_TUNING and LORA for SEQ_CLS and CAUSAL_LM.
+    """
+    with shared.extra("train"):
+        from ptexport.toolkit.cli import tables
+        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
+        from ptexport.toolkit.peft.import_run import import_peft as run_import
+        from ptexport.toolkit.peft.plan import ImportConfig
+        from ptexport.toolkit.run.run import CONFIG
+    config = ImportConfig(adapter=adapter, **options)
+    silence_libraries()
+    with reporting(as_json=as_json, log_file=log_file) as report:
+        run = run_import(config, report)
+    if as_json:
+        click.echo((config.out / CONFIG).read_text(encoding="utf-8"), nl=False)
+    else:
+        tables.print_import(run, config.out)

@@ -1,0 +1,63 @@
+"""The command line: `ptexport`. Each command imports what it needs when it runs, so that serving needs no torch."""
+
+import os
+import sys
+from importlib.metadata import version
+
+import click
+
+from ptexport.runtime.errors import PtexportError
+from ptexport.toolkit.cli import (
+    bench,
+    cache,
+    device,
+    evaluate,
+    export,
+    import_peft,
+    inspect,
+    pack,
+    predict,
+    serve,
+    sign,
+    train,
+)
+from ptexport.toolkit.prompt import distributed
+
+
+def main() -> None:
+    """Run the command line: exit code 0 on success, 1 on a failure, 2 on wrong use."""
+    try:
+        cli(prog_name="ptexport")
+    except PtexportError as e:
+        click.echo(
+            f"ptexport: {e}" if distributed.is_first() else f"ptexport, process {os.environ['RANK']}: {e}", err=True
+        )
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("ptexport"))
+def cli() -> None:
+    """Train soft prompts on a frozen language model and serve them as one ONNX classifier."""
+
+
+for command in (
+    train.train,
+    import_peft.import_,
+    export.export,
+    pack.pack,
+    pack.install,
+    sign.sign,
+    predict.predict,
+    evaluate.evaluate,
+    serve.serve,
+    inspect.inspect,
+    bench.bench,
+    device.doctor,
+    device.warmup,
+    cache.cache,
+):
+    cli.add_command(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The commands that send a task without its backbone: pack and install."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ptexport.runtime.bundle.manifest import Precision
+from ptexport.toolkit.cli import options as shared
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file, as task.ptpack.")
+@click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="As of the bundle.")
+@click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
+@shared.target
+@shared.lowering
+@shared.force
+@shared.as_json
+@shared.log_file
+def pack(
+    opset: str,
+    as_json: bool,
+    log_file: Path | None,
+    precision: Precision,
+    max_accuracy_drop: float | None,
+    keep_fp32: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Write what is new for a task into one file, for devices that have a bundle of its backbone.
+
+    The run is exported and compared with the model as 'export' does it, for the target and in the precision of those
+    bundles.
+    """
+    with shared.extra("train"):
+        from ptexport.exporters.export import ExportConfig
+        from ptexport.exporters.packs.pack import pack as run_pack
+        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
+    lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)
+    config = ExportConfig(opset=int(opset), **lowered, **options)
+    silence_libraries()
+    with reporting(as_json=as_json, log_file=log_file) as report:
+        made = run_pack(config, report)
+    sizes = {name: array.nbytes for name, array in made.arrays.items()}
+    size = config.out.stat().st_size
+    manifest = made.record.manifest
+    if as_json:
+        click.echo(json.dumps({"size_bytes": size, "arrays": sizes, "digest": made.digest}))
+        return
+    parts = ", ".join(f"{name} {n / 1e3:.0f} kB" for name, n in sizes.items())
+    of = f"{manifest.backbone.name}, opset {manifest.graph.opset}, {manifest.graph.precision}"
+    click.echo(f"{config.out}: {size / 1e3:.0f} kB ({parts}) for bundles of {of}")
+
+
+@click.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.option("--backbone", type=click.Path(path_type=Path), required=True, help="Any bundle of the pack's backbone.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new bundle's folder.")
+@click.option("--check", is_flag=True, help="Run a few built-in rows first and compare with what the model answered.")
+@shared.force
+@shared.as_json
+def install(pack: Path, backbone: Path, out: Path, check: bool, force: bool, as_json: bool) -> None:
+    """Make a bundle of a pack and a bundle of the same backbone, file for file as 'export' writes it."""
+    with shared.extra("install"):
+        from ptexport.exporters.packs.install import install as run_install
+    manifest = run_install(pack, backbone, out, check=check, force=force)
+    if as_json:
+        click.echo(manifest.to_json(), nl=False)
+        return
+    assert manifest.installed is not None, "it was installed"
+    here = manifest.installed.golden_max_abs_diff
+    checked = "not run here" if here is None else f"largest difference of a logit here {here:.1e}"
+    proved = "exported" if manifest.parity is None else f"compared with Transformers on {manifest.parity.rows} rows"
+    click.echo(f"{out}: the same files as were {proved}; {checked}")

@@ -1,0 +1,191 @@
+"""What people see when something was made or measured: tables on standard output."""
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ptexport.runtime.bundle.manifest import Manifest, TasksManifest
+from ptexport.runtime.bundle.measured import Candidate, Comparison
+from ptexport.toolkit.evaluation.evaluate import UNSURE, Contrast, Evaluation, headings, summary
+
+if TYPE_CHECKING:
+    from ptexport.toolkit.run.run import Run  # it needs the extra `train`
+    from ptexport.toolkit.training.sweep import Outcome
+
+
+def table_of(*headers: str, title: str | None = None) -> Table:
+    """Make a table of names, in the first column, and figures."""
+    table = Table(title=None if title is None else escape(title), title_justify="left")
+    for number, header in enumerate(headers):
+        table.add_column(escape(header), justify="right" if number else "left")
+    return table
+
+
+def print_metrics(run: "Run", out: Path) -> None:
+    """Print what a training came to."""
+    metrics = run.metrics
+    assert metrics is not None, "it was trained"
+    table = Table(title=f"accuracy on {metrics.n_test} test rows", title_justify="left")
+    table.add_column("template")
+    table.add_column("method")
+    table.add_column("accuracy", justify="right")
+    for template, accuracy in sorted(metrics.manual_accuracy.items(), key=lambda item: item[1]):
+        table.add_row(escape(template), "hand-written", f"{accuracy:.1%}")
+    table.add_row(escape(run.config.template), metrics.method, f"{metrics.test_accuracy:.1%}", style="bold")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{out}: {metrics.trainable_parameters:,} parameters trained on {metrics.n_train} rows in "
+        f"{metrics.train_seconds:.0f} s, dev accuracy {metrics.dev_accuracy:.1%}",
+        markup=False,
+        highlight=False,
+    )
+    if metrics.found_words is not None:
+        console.print(f"found the words {', '.join(metrics.found_words)}", markup=False, highlight=False)
+        if metrics.manual_accuracy and metrics.test_accuracy <= statistics.median(metrics.manual_accuracy.values()):
+            console.print("which is no better than the median hand-written template", markup=False, highlight=False)
+
+
+def print_import(run: "Run", out: Path) -> None:
+    """Print how an imported run compares with where it came from."""
+    imported = run.config.imported
+    assert imported is not None, "it was imported"
+    labels = "a vocabulary" if run.config.open_vocabulary else ", ".join(run.config.labels)
+    Console().print(
+        f"{out}: {imported.peft_type} for {imported.task_type} on {run.config.model}, labels {labels}; "
+        f"largest difference of a logit from PEFT's over {imported.rows} rows "
+        f"{imported.max_abs_diff:.1e}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
+    """Print the runs of a sweep, the best first."""
+    table = table_of("run", "dev accuracy", "test accuracy", "epochs", "seconds")
+    for outcome in outcomes:
+        if outcome.failed is None:
+            figures = f"{outcome.dev_accuracy:.1%}", f"{outcome.test_accuracy:.1%}", str(outcome.epochs)
+            table.add_row(escape(outcome.name), *figures, f"{outcome.train_seconds:.0f}")
+        else:
+            table.add_row(escape(outcome.name), "failed", "-", "-", "-")
+    console = Console()
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.failed is not None:
+            console.print(f"{outcome.name}: {outcome.failed}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}/best is {outcomes[0].name}, chosen by dev accuracy", markup=False, highlight=False)
+
+
+def print_parity(manifest: Manifest, out: Path) -> None:
+    """Print how a bundle compares with the model it came from."""
+    parity, lowered = manifest.parity, manifest.graph.lowered
+    console = Console()
+    if parity is None:
+        console.print("not run: ONNX Runtime's CPU provider has no products in bf16", markup=False, highlight=False)
+    else:
+        headers = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
+        table = table_of(*headers, title=f"{parity.rows} rows against untouched Transformers")
+        for name, result in (
+            ("each row alone", parity.alone),
+            ("mixed, padded right", parity.padded_right),
+            ("mixed, padded left", parity.padded_left),
+        ):
+            table.add_row(name, *_figures(result))
+        for name, largest in (
+            ("texts of any length", parity.all_lengths),
+            ("the graph with itself, among 64 others", parity.among_neighbours),
+        ):
+            if largest is not None:
+                table.add_row(name, f"{largest:.1e}", "", "")
+        console.print(table)
+    if lowered is not None and lowered.accuracy is not None:
+        accuracy = f"{lowered.accuracy:.1%} of {lowered.rows} rows right, {lowered.accuracy_fp32:.1%} in fp32"
+        kept = f"; in fp32: {', '.join(lowered.kept_fp32)}" if lowered.kept_fp32 else ""
+        console.print(f"{manifest.graph.precision}: {accuracy}{kept}", markup=False, highlight=False, soft_wrap=True)
+    if manifest.graph.autotuned:
+        console.print(_timings(manifest.graph.autotuned))
+    size = sum(entry.size_bytes for entry in manifest.files.values())
+    console.print(
+        f"{out}: {size / 1e6:.0f} MB, for {manifest.graph.target}, opset {manifest.graph.opset}, "
+        f"{manifest.graph.folded_tokens} leading tokens folded into constants",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _timings(candidates: list[Candidate]) -> Table:
+    sizes = [f"{timing.batch} x {timing.tokens}" for timing in candidates[0].timings]
+    table = table_of("graph", *sizes, "labels", title="median ms of rows x tokens on this machine, in turn")
+    for candidate in candidates:
+        figures = [f"{timing.median_ms:.1f}" for timing in candidate.timings]
+        table.add_row(f"opset {candidate.opset}", *figures, "the same" if candidate.same_labels else "differ")
+    return table
+
+
+def print_tasks(manifest: TasksManifest, out: Path) -> None:
+    """Print what a bundle of many tasks holds and how each compares with the model it came from."""
+    headers = ("task", "labels", "rows", "largest |Δlogit|", "all tasks of a row")
+    table = table_of(*headers, title="Rows of all tasks together against untouched Transformers")
+    for task in manifest.tasks:
+        parity = task.parity
+        worst = max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
+        together = "-" if task.fan_out is None else f"{task.fan_out.max_abs_diff:.1e}"
+        table.add_row(task.name, ", ".join(task.labels), str(parity.rows), f"{worst:.1e}", together)
+    size = sum(entry.size_bytes for entry in manifest.files.values())
+    reading = "one reading of a text answers all" if manifest.fan_out else "a text is read once per task"
+    console = Console()
+    console.print(table)
+    made = f"for {manifest.target}, opset {manifest.opset}, {len(manifest.tasks)} tasks; {reading}"
+    console.print(f"{out}: {size / 1e6:.0f} MB, {made}", markup=False, highlight=False)
+
+
+def _figures(result: Comparison) -> tuple[str, str, str]:
+    return f"{result.max_abs_diff:.1e}", f"{result.mean_abs_diff:.1e}", str(len(result.flips))
+
+
+def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) -> None:
+    """Print one bundle's figures, or two side by side."""
+    names = headings(evaluations)
+    table = table_of("", *names, title=f"{evaluations[0].n_rows} rows")
+    figures = [summary(evaluation) for evaluation in evaluations]
+    for name in figures[0]:
+        table.add_row(name, *(figure[name] for figure in figures))
+    console = Console()
+    console.print(table)
+    for name, evaluation in zip(names, evaluations, strict=True):
+        console.print(_confusion(name, evaluation))
+        if evaluation.worst:
+            console.print(_worst(name, evaluation))
+    if any(evaluation.coverage < 1 for evaluation in evaluations):
+        console.print(UNSURE, markup=False, highlight=False)
+    if contrast is not None:
+        console.print(
+            f"the two agree on {contrast.agreement:.1%} of the rows; where they do not, the first is right on "
+            f"{contrast.only_first_right}, the second on {contrast.only_second_right} "
+            f"(rows {', '.join(map(str, contrast.differing[:10])) or 'none'}{' …' * (len(contrast.differing) > 10)})",
+            markup=False,
+            highlight=False,
+        )
+
+
+def _confusion(name: str, evaluation: Evaluation) -> Table:
+    table = table_of("", *evaluation.labels, "F1", title=f"{name}: label (down) answered as (across)")
+    for label, counts, f1 in zip(evaluation.labels, evaluation.confusion, evaluation.f1, strict=True):
+        table.add_row(escape(label), *map(str, counts), f"{f1:.3f}")
+    return table
+
+
+def _worst(name: str, evaluation: Evaluation) -> Table:
+    table = table_of(
+        "row", "label", "answer", "probability", title=f"{name}: surest mistakes, by number of the row from 1"
+    )
+    for mistake in evaluation.worst:
+        figures = str(mistake.row), escape(mistake.label), escape(mistake.answer), f"{mistake.probability:.3f}"
+        table.add_row(*figures)
+    return table

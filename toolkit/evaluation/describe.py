@@ -1,0 +1,163 @@
+"""A run or bundle folder -> what is in it, as plain values; without torch for bundles."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from ptexport.runtime.bundle.folder import MANIFEST, MODEL, TEMPLATES, TOKENIZER, Bundle, open_bundle
+from ptexport.runtime.bundle.signature import SIGNATURE
+from ptexport.runtime.errors import DataError, ModelError, RunError
+
+N_NEAREST = 5
+
+
+def describe(path: Path, *, require_signature: Path | None = None) -> dict[str, Any]:
+    """Describe a bundle, of one task or of many, once its hashes are verified, and its signature where a key is given.
+
+    Or a run.
+
+    Raises:
+        BundleError: the bundle does not verify (says why).
+        RunError: the run cannot be read.
+        DataError: the folder is neither.
+    """
+    if (path / MANIFEST).is_file():
+        return _bundle(path, require_signature)
+    if (path / "metrics.json").is_file():
+        return _run(path)
+    raise DataError(
+        f"{path}: holds neither manifest.json nor metrics.json; need the folder of a bundle or a finished run"
+    )
+
+
+def nearest_words(
+    rows: NDArray[np.float32], table: NDArray[np.float32], tokenizer: Tokenizer
+) -> list[list[tuple[str, float]]]:
+    """Find the vocabulary's words nearest to each row.
+
+    Args:
+        rows: float32 [p, e].
+        table: the backbone's embeddings, float32 [vocab, e].
+        tokenizer: its tokenizer.
+
+    Returns:
+        For each row the `N_NEAREST` words with the largest cosine, -1 to 1, largest first.
+    """
+    norms = np.linalg.norm(table, axis=1)
+    cosines = rows @ table.T / np.maximum(norms * np.linalg.norm(rows, axis=1)[:, None], 1e-12)
+    best = np.argsort(-cosines, axis=1)[:, :N_NEAREST]
+    return [
+        [(tokenizer.decode([int(id_)], skip_special_tokens=False), float(cosine[id_])) for id_ in ids]
+        for ids, cosine in zip(best, cosines, strict=True)
+    ]
+
+
+def _bundle(path: Path, require_signature: Path | None) -> dict[str, Any]:
+    bundle = open_bundle(path, require_signature=require_signature)
+    tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")
+    signature = (
+        "none" if not (path / SIGNATURE).exists() else "not checked" if require_signature is None else "verified"
+    )
+    record: dict[str, Any] = {
+        "kind": "bundle",
+        "verified": True,
+        "signature": signature,
+        **msgspec.to_builtins(bundle.manifest),
+    }
+    nearest = _nearest_in(path, Tokenizer.from_str(tokenizer_json))
+    if isinstance(bundle, Bundle):
+        manifest = bundle.manifest
+        record["template_tokens"] = _template_tokens(json.loads(tokenizer_json)["post_processor"], manifest.fields)
+        record["nearest_words"] = nearest(0, _n_rows(manifest.method, manifest.graph.prompt_tokens))
+        return record
+    templates = json.loads((path / TEMPLATES).read_text(encoding="utf-8"))["tasks"]
+    first_row = 0
+    for told, task in zip(record["tasks"], bundle.manifest.tasks, strict=True):
+        n_rows = _n_rows(task.method, task.prompt_tokens)
+        told["template_tokens"] = _template_tokens(templates[task.name]["post_processor"], task.fields)
+        told["first_row"], told["nearest_words"] = first_row, nearest(first_row, n_rows)
+        first_row += n_rows
+    return record
+
+
+def _n_rows(method: str, prompt_tokens: int) -> int:
+    """Count the rows past the vocabulary that a task's virtual tokens are; those of layers are none."""
+    return 0 if method in ("p-tuning-v2", "prefix") else prompt_tokens
+
+
+def _template_tokens(post_processor: dict[str, Any], fields: Sequence[str]) -> list[str | list[Any]]:
+    """Name what stands around the texts: `[name, id]`, or a field's name."""
+    ids = {name: token["ids"][0] for name, token in post_processor["special_tokens"].items()}
+    layout = post_processor["pair" if len(fields) == 2 else "single"]
+    return [
+        [item["SpecialToken"]["id"], ids[item["SpecialToken"]["id"]]]
+        if "SpecialToken" in item
+        else fields["AB".index(item["Sequence"]["id"])]
+        for item in layout
+    ]
+
+
+def _nearest_in(path: Path, tokenizer: Tokenizer) -> Callable[[int, int], list[list[tuple[str, float]]] | None]:
+    """Read a graph's rows, and give what finds the words near some of them, from one on.
+
+    It gives None where onnx_ir, which reads the graph's constants, is not installed.
+    """
+    try:
+        import onnx_ir as ir
+    except ModuleNotFoundError:
+        return lambda first, n: None
+    constants = {name: value.const_value for name, value in ir.load(path / MODEL).graph.initializers.items()}
+    rows, table = _array(constants, "prompt_embeddings"), _array(constants, "table.weight")
+    return lambda first, n: nearest_words(rows[first : first + n], table, tokenizer)
+
+
+def _array(constants: Mapping[str, Any], name: str) -> NDArray[np.float32]:
+    """Read an array of a graph, in whatever precision it is there."""
+    arrays = {
+        own.removeprefix("one."): value.numpy()  # as a graph of many tasks names what a graph of one has
+        for own, value in constants.items()
+        if own.removeprefix("one.").startswith(name)
+    }
+    if f"{name}.int8" in arrays:  # in blocks of a row
+        blocks: NDArray[np.float32] = arrays[f"{name}.int8"] * arrays[f"{name}.scale"]
+        return blocks.reshape(len(blocks), -1)
+    (array,) = arrays.values()
+    whole: NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return whole
+
+
+def _run(path: Path) -> dict[str, Any]:
+    from ptexport.toolkit.run.backbone import load_backbone_of
+    from ptexport.toolkit.run.run import Run
+    from ptexport.toolkit.template.compile import TemplateToken
+    from ptexport.toolkit.template.template import Template
+
+    run = Run.read(path)
+    tokenizer = Tokenizer.from_str(run.tokenizer_json)
+    record: dict[str, Any] = {"kind": "run", "name": path.resolve().name, **msgspec.to_builtins(run.config)}
+    if run.config.open_vocabulary:
+        record["labels"] = record["label_words"] = None  # as in a bundle: too many to read
+    record["files"] = {
+        file.name: {"size_bytes": file.stat().st_size} for file in sorted(path.iterdir()) if file.is_file()
+    }
+    record["metrics"] = msgspec.to_builtins(run.metrics)
+    fields = Template.parse(run.config.template).fields
+    record["template_tokens"] = [
+        [item.name, item.id] if isinstance(item, TemplateToken) else fields["AB".index(item.sequence)]
+        for item in run.config.compile(run.tokenizer_json).items
+    ]
+    try:
+        table = load_backbone_of(run.config, path).model.get_input_embeddings().weight.detach().numpy()
+    except (ModelError, RunError) as e:
+        record["nearest_words"], record["warning"] = None, str(e)  # all else needs no backbone
+    else:
+        record["nearest_words"] = nearest_words(
+            run.arrays.prompt_embeddings[: run.config.n_prompt_embeddings], table, tokenizer
+        )
+    return record

