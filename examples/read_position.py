@@ -1,9 +1,9 @@
-"""Measure what reading one position saves: the same graph with and without ReadPositionPass, run in turn.
+"""Measure what ReadPositionPass saves: the same graph with and without it, run alternately.
 
 usage: python examples/read_position.py [ROUNDS]
 
-MiniLM (6 layers, first token) and SmolLM2 (30 layers, last token), fp32, opset 18. The cost does not depend on what
-rows hold, so prompt and label rows are random. Medians of rounds, of one run of each graph a round.
+MiniLM (6 layers, first token) and SmolLM2 (30 layers, last token), fp32, opset 18. The latency does not depend on the
+values, so prompt embeddings and label weights are random. Prints medians; each round runs each graph once.
 """
 
 import statistics
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measure(name: str, head: str, read: Read, rounds: int) -> None:
-    """Measure one model and print a line per size."""
+    """Measure one model and print one line per batch size."""
     backbone = load_backbone(find_checkpoint(name), head)
     traced = trace(backbone, read, leading=False, opset=18)
     width, vocab = backbone.model.config.hidden_size, backbone.facts.vocab
