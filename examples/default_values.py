@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure(name: str, head: str, read: Read, shapes: Mapping[str, tuple[int, ...]], rounds: int) -> None:
-    """Measure one model and print one line per batch size."""
+    """Measure one model and print a line per size."""
     traced = trace(load_backbone(find_checkpoint(name), head), read, leading="leading_states" in shapes, opset=18)
     random = np.random.default_rng(0)
     arrays = {key: random.normal(scale=0.02, size=shape).astype(np.float32) for key, shape in shapes.items()}

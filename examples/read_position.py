@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measure(name: str, head: str, read: Read, rounds: int) -> None:
-    """Measure one model and print one line per batch size."""
+    """Measure one model and print a line per size."""
     backbone = load_backbone(find_checkpoint(name), head)
     traced = trace(backbone, read, leading=False, opset=18)
     width, vocab = backbone.model.config.hidden_size, backbone.facts.vocab
