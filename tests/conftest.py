@@ -71,7 +71,7 @@ def llama_run(llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFac
 def llama_bundle(llama_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle on a causal model, its leading prompt folded; do not change it, copy it."""
     out = tmp_path_factory.mktemp("bundles") / "reviews"
-    export(ExportConfig(run=llama_run, out=out), Quiet())
+    export(ExportConfig(runs=(llama_run,), out=out), Quiet())
     return out
 
 
@@ -85,5 +85,5 @@ def bert_run(bert: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFacto
 def bert_bundle(bert_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle on a masked model; do not change it, copy it."""
     out = tmp_path_factory.mktemp("bundles") / "masked-reviews"
-    export(ExportConfig(run=bert_run, out=out), Quiet())
+    export(ExportConfig(runs=(bert_run,), out=out), Quiet())
     return out
