@@ -56,4 +56,4 @@ def export(
     if as_json:
         click.echo(manifest.to_json(), nl=False)
     else:
-        tables.print_parity(manifest, out)
+        tables.print_export(manifest, out)
