@@ -19,7 +19,7 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.multitask.export import bake_tasks, check_tasks, export_tasks
 from ptexport.exporters.multitask.join import Joined
 from ptexport.exporters.trace.trace import trace
-from ptexport.runtime.bundle.manifest import Pooling, TaskEntry, TasksManifest
+from ptexport.runtime.bundle.manifest import Pooling, TaskEntry
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.tasks import TaskEngine
 from ptexport.runtime.errors import BundleError, DataError, EngineError, ExportError, SignatureError

@@ -19,7 +19,6 @@ from ptexport.exporters.packs.install import install
 from ptexport.exporters.packs.pack import pack
 from ptexport.exporters.packs.pack_file import Pack, TaskTokenizer
 from ptexport.runtime.bundle.folder import HASHED, file_entry
-from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import BundleError, ExportError, OutputError, PackError
 from ptexport.toolkit.run.run import Run

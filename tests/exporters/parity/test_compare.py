@@ -18,7 +18,7 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.parity.compare import check_parity, fail_on_difference
 from ptexport.exporters.trace.cached import Trace, trace_key
 from ptexport.exporters.trace.trace import trace
-from ptexport.runtime.bundle.manifest import Manifest, Pooling
+from ptexport.runtime.bundle.manifest import Pooling
 from ptexport.runtime.bundle.measured import Comparison, Parity
 from ptexport.runtime.errors import DataError, ExportError, RunError
 from ptexport.runtime.ort.graph import Graph

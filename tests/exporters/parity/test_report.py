@@ -22,7 +22,6 @@ from ptexport.exporters.parity.compare import (
 from ptexport.exporters.parity.html_page import page
 from ptexport.exporters.parity.reference import expected_logits
 from ptexport.exporters.parity.report import ParityReport, VariantReport, summarize
-from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.measured import Parity
 from ptexport.runtime.errors import ExportError
 from ptexport.toolkit.data.cities import load_cities

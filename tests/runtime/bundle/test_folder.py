@@ -15,7 +15,6 @@ import pytest
 
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import file_entry
-from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.errors import BundleError
 
 FILES = ["model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "config.json"]

@@ -16,7 +16,6 @@ from tiny import Quiet, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
 from ptexport.runtime.bundle.folder import file_entry
-from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.text_encoder import TextEncoder
