@@ -290,10 +290,14 @@ def describe_method(plan: RoundPlan, hardware: Hardware) -> list[str]:
     """Describe the method in sentences for a report."""
     gpu = "" if hardware.provider == "cpu" else f" and on {hardware.provider}, whose memory is not measured"
     return [
-        f"Each system runs in its own process on the same {hardware.threads} CPUs{gpu}. In a round, all systems run the "
-        f"same calls one after the other, {PAUSE_S:g} s apart, so that the threads of one have stopped spinning before "
-        "the next starts. Each round starts with another system.",
-        f"A sample is the latency of one call or, if calls are short, the median of up to {MOST_CALLS} calls with other "
-        f"texts each. After {WARM_UP} warm-up round, {plan.rounds} rounds are timed, or at least {plan.few_rounds} if "
-        f"they take more than {plan.seconds:.0f} s.",
+        (
+            f"Each system runs in its own process on the same {hardware.threads} CPUs{gpu}. In a round, all systems "
+            f"run the same calls one after the other, {PAUSE_S:g} s apart, so that the threads of one have stopped "
+            "spinning before the next starts. Each round starts with another system."
+        ),
+        (
+            f"A sample is the latency of one call or, if calls are short, the median of up to {MOST_CALLS} calls with "
+            f"other texts each. After {WARM_UP} warm-up round, {plan.rounds} rounds are timed, or at least "
+            f"{plan.few_rounds} if they take more than {plan.seconds:.0f} s."
+        ),
     ]

@@ -68,7 +68,9 @@ class Worker:
         """
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], TIMEOUT_S)[0]:  # at most one response is pending
-            raise BenchError(f"{self.name}: sent no response for {TIMEOUT_S:.0f} s ({self._last_output()}); leave it out")
+            raise BenchError(
+                f"{self.name}: sent no response for {TIMEOUT_S:.0f} s ({self._last_output()}); leave it out"
+            )
         line = self._process.stdout.readline()
         if not line:
             raise BenchError(f"{self.name}: its process ended with {self._process.wait()} ({self._last_output()})")

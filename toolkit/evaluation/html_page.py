@@ -64,6 +64,4 @@ def _draw_reliability(evaluation: Evaluation, figure: "Figure") -> None:
     bins = [b for b in evaluation.reliability if b.rows]
     reliability.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
     reliability.plot([b.confidence for b in bins], [b.accuracy for b in bins], marker="o")
-    reliability.set(
-        xlabel="predicted probability", ylabel="accuracy", title="reliability", xlim=(0, 1), ylim=(0, 1)
-    )
+    reliability.set(xlabel="predicted probability", ylabel="accuracy", title="reliability", xlim=(0, 1), ylim=(0, 1))

@@ -19,8 +19,8 @@ from ptexport.toolkit.evaluation.evaluate import Result, contrast
 
 _Z = 1.96  # of a 95 % interval
 _ACCURACY = (
-    "Accuracy: each bundle on all rows, with Wilson's 95 % confidence interval. The numbers of rows that only one of two "
-    "bundles predicts correctly are the more sensitive comparison."
+    "Accuracy: each bundle on all rows, with Wilson's 95 % confidence interval. The numbers of rows that only one of "
+    "two bundles predicts correctly are the more sensitive comparison."
 )
 _COLUMNS = ("bundle", "method", "accuracy", "macro-F1", "calibration error", "rows lost, gained", "files, MB")
 
@@ -103,8 +103,8 @@ def describe_calls(batches: Sequence[int], n_rows: int) -> str:
     too_large = [str(batch) for batch in batches if batch > n_rows]
     repeated = f"; calls of {' or '.join(too_large)} rows, more than the file has, repeat some" if too_large else ""
     return (
-        f"Latency: calls of {' and '.join(map(str, batches))} rows, the same for all bundles in a round. Each call draws "
-        f"its rows from the file: a row may occur in several calls, but once per call{repeated}."
+        f"Latency: calls of {' and '.join(map(str, batches))} rows, the same for all bundles in a round. Each call "
+        f"draws its rows from the file: a row may occur in several calls, but once per call{repeated}."
     )
 
 
@@ -134,15 +134,17 @@ def _table(accuracies: Sequence[Accuracy], results: SpeedResults) -> Table:
         title="Accuracy, size and latency",
         columns=[*_COLUMNS, *(f"latency, {workload}, ms" for workload in workloads)],
         rows=rows,
-        note="Rows lost, gained: rows that only the first bundle, or only this one, predicts correctly. Latency: median, "
-        "then the ratio to the first bundle in the same round with its 95 % confidence interval.",
+        note="Rows lost, gained: rows that only the first bundle, or only this one, predicts correctly. Latency: "
+        "median, then the ratio to the first bundle in the same round with its 95 % confidence interval.",
     )
 
 
 def _compare(first: Accuracy, other: Accuracy, results: SpeedResults) -> str:
     both = contrast(first.result, other.result)
     points = 100 * (other.result.evaluation.accuracy - first.result.evaluation.accuracy)
-    sentence = f"{other.name} is {abs(points):.1f} points {'more' if points >= 0 else 'less'} accurate than {first.name}"
+    sentence = (
+        f"{other.name} is {abs(points):.1f} points {'more' if points >= 0 else 'less'} accurate than {first.name}"
+    )
     sentence += f" ({both.only_second_right} rows gained, {both.only_first_right} lost)"
     if other.name not in results.systems:
         return f"{sentence}."

@@ -1,4 +1,4 @@
-"""A bundle -> latency and throughput of its server, with the server and the load generator in processes of their own."""
+"""A bundle -> latency and throughput of its server; server and load generator run in their own processes."""
 
 import http.client
 import itertools
@@ -199,9 +199,7 @@ def _posting(address: str) -> Iterator[Callable[[str], bytes]]:
             except (OSError, http.client.HTTPException) as e:
                 raise BenchError(f"ptexport serve: no response ({reason(e)}); send it a request by hand") from e
             if response.status != 200:
-                raise BenchError(
-                    f"ptexport serve: got status {response.status}, need 200; send it a request by hand"
-                )
+                raise BenchError(f"ptexport serve: got status {response.status}, need 200; send it a request by hand")
             return body
 
         yield post

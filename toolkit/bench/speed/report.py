@@ -33,10 +33,11 @@ _FOOTPRINT_NOTE = (
     "first system, before timing."
 )
 _PEAK_NOTE = (
-    "Peak rates of this machine, measured in the same run: {sgemm:.0f} GFLOP/s for a product of large float32 matrices, "
-    "{int8:.0f} billion int8 operations per second, {copy:.1f} GB/s read and written in a copy. The share of peak is "
-    "the larger of the times for the graph's matrix products and for reading its weights once, at these rates, divided "
-    "by the latency. It is relative to float32 in every precision, so a graph in lower precision may exceed 100 %."
+    "Peak rates of this machine, measured in the same run: {sgemm:.0f} GFLOP/s for a product of large float32 "
+    "matrices, {int8:.0f} billion int8 operations per second, {copy:.1f} GB/s read and written in a copy. The share "
+    "of peak is the larger of the times for the graph's matrix products and for reading its weights once, at these "
+    "rates, divided by the latency. It is relative to float32 in every precision, so a graph in lower precision may "
+    "exceed 100 %."
 )
 _CALLS = (
     "A call takes texts and returns the labels' logits, including tokenization. All systems get the same texts in a "
@@ -89,7 +90,9 @@ def speed_report(
         cost_of: returns the cost of the bundle's graph for a number of tokens; None: not known.
         hardware: hardware that each system could use.
     """
-    described = [f"{n}: {descriptions[n]}. Setting: {s.setting}." for n, s in results.systems.items() if n in descriptions]
+    described = [
+        f"{n}: {descriptions[n]}. Setting: {s.setting}." for n, s in results.systems.items() if n in descriptions
+    ]
     peak, shares = _peak(results, sizes, cost_of)
     return BenchReport(
         kind="speed",
@@ -144,8 +147,8 @@ def _latency_table(results: SpeedResults, sizes: Sequence[Size]) -> Table:
         ]
         rows.append([_shown(size), f"{1000 * results.median_s(first, workload):.1f}", *cells])
     slowdown = (
-        f" Then the ratio to the latency of {first} in the same round, with its 95 % confidence interval: 2 is twice as "
-        "slow."
+        f" Then the ratio to the latency of {first} in the same round, with its 95 % confidence interval: 2 is twice "
+        "as slow."
         if others
         else ""
     )

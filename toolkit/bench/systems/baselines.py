@@ -1,9 +1,9 @@
-"""Who answers in a speed bench: a bundle, and what people would use instead, each at its best setting.
+"""The systems of a speed bench: the alternatives to a bundle, each at its fastest setting.
 
-A system is a module with a class `System`, opened in a process of its own by worker.py. What it needs once a case, an
-export say, is made by a module's `prepare(case, folder, hardware)`, in a process of its own too, and kept in the
-cache. A rival whose versions clash with ours brings requirements, which are installed into a folder that only its
-processes see.
+A system is a module with `SYSTEM`, a class that satisfies `System`; worker.py opens it in its own process. The
+function `prepare(case, folder, hardware)` of a module makes what a system needs once per case, such as an export, also
+in its own process; the cache keeps it. The requirements of a baseline with conflicting versions are installed into a
+folder that only its processes use.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from ptexport.toolkit.bench.workers import Hardware
 
-if TYPE_CHECKING:  # a bundle starts without it
+if TYPE_CHECKING:  # opening a bundle does not need it
     from ptexport.toolkit.bench.systems.case import Case
 
 
 class System(Protocol):
-    """What a module of this package opens.
+    """A system that computes logits.
 
     Attributes:
-        setting: what it runs with, for the report: "fp32, compiled".
-        files: files and folders that a device must hold to answer.
+        setting: precision and mode, for the report: "fp32, compiled".
+        files: files that a device needs.
         task_files: those of them that are new for another task on the same backbone.
     """
 
@@ -30,87 +30,88 @@ class System(Protocol):
     task_files: list[Path]
 
     def __init__(self, case: "Case", folder: Path, hardware: Hardware) -> None:
-        """Open it.
+        """Open the system.
 
         Args:
-            case: what is asked.
-            folder: what `prepare` filled; for a bundle the bundle.
-            hardware: to run on.
+            case: task and prompt; not used by a bundle.
+            folder: folder that `prepare` filled, or the bundle.
+            hardware: hardware to run on.
         """
 
     def logits(self, texts: list[str]) -> list[list[float]]:
-        """Score texts of equal numbers of tokens."""
+        """Compute the logits of texts with equal numbers of tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rival:
-    """A system that can be asked for by name.
+class Baseline:
+    """A system that `--against` takes by name.
 
     Attributes:
-        system: module of this package that opens it.
-        prepares: module whose `prepare` fills its folder.
-        does: what it is, for the report and the docs.
-        tolerance: most that a logit may differ from the bundle's, as a share of the range of the bundle's.
-        requirements: what is installed for it alone.
+        system: module of this package with its class.
+        prepares: module of this package with its `prepare`.
+        description: description for the report.
+        tolerance: largest difference of a logit from the bundle's, as a share of the range of the bundle's logits.
+        requirements: packages that are installed for it alone.
         reads_gguf: whether it reads the GGUF file that the backbone was converted from.
     """
 
     system: str
     prepares: str
-    does: str
+    description: str
     tolerance: float = 1e-2
     requirements: tuple[str, ...] = ()
     reads_gguf: bool = False
 
 
-RIVALS = {
-    "peft": Rival(
+BASELINES = {
+    "peft": Baseline(
         system="peft_eager",
         prepares="peft_eager",
-        does="PEFT as trained, PyTorch in inference mode: the leading part of the prompt as its virtual tokens, read "
-        "with every text; with label words logits of the whole vocabulary at every position (CAUSAL_LM)",
+        description="PEFT as trained, PyTorch in inference mode. The leading part of the prompt is its virtual tokens, "
+        "computed with every text. With label words it computes logits of the whole vocabulary at every position "
+        "(CAUSAL_LM)",
     ),
-    "peft-seqcls": Rival(
+    "peft-seqcls": Baseline(
         system="peft_seqcls",
         prepares="peft_seqcls",
-        does="PEFT for sequence classification (SEQ_CLS): the same, but its classification layer is the label rows, "
-        "so that no logits of the vocabulary are made",
+        description="PEFT for sequence classification (SEQ_CLS): the same, with the label weights as its classification layer "
+        "and without logits of the vocabulary",
     ),
-    "transformers": Rival(
+    "transformers": Baseline(
         system="transformers_torch",
         prepares="transformers_torch",
-        does="Transformers in PyTorch, at the quickest on this machine of fp32 and bf16, each eager, `torch.compile` "
-        "and `torch.compile` with its weights as constants, tried beforehand: on a causal model the leading part of "
-        "the prompt is read once for all and logits of the vocabulary are made at the last position alone",
-        tolerance=0.1,  # it may be in bf16
+        description="Transformers in PyTorch with the fastest setting on this machine, determined beforehand: fp32 or bf16; "
+        "eager, `torch.compile`, or `torch.compile` with weights as constants. On a causal model the leading part of "
+        "the prompt is computed once, and logits of the vocabulary only at the last position",
+        tolerance=0.1,  # may be bf16
     ),
-    "plain-onnx": Rival(
+    "plain-onnx": Baseline(
         system="graph",
         prepares="plain_onnx",
-        does="`torch.onnx.export` of the untouched model, its embedding table made longer by the prompt, in ONNX "
-        "Runtime as it comes: the prompt is read with every text, logits of the whole vocabulary are made at every "
-        "position",
+        description="`torch.onnx.export` of the untouched model with the prompt embeddings in its embedding table, in ONNX "
+        "Runtime with default settings. It computes the prompt with every text, and logits of the whole vocabulary at "
+        "every position",
     ),
-    "encoder-onnx": Rival(
+    "encoder-onnx": Baseline(
         system="graph",
         prepares="encoder_onnx",
-        does="the prompt encoder inside the graph, as PaddleNLP exports its prompt models, in ONNX Runtime as it "
-        "comes: each call makes the rows, puts them among the words' and reads the whole prompt; logits of the whole "
-        "vocabulary at the position that is read",
+        description="the prompt encoder inside the graph, as PaddleNLP exports its prompt models, in ONNX Runtime with "
+        "default settings. Each call computes the prompt embeddings and the whole prompt; logits of the whole "
+        "vocabulary at one position",
     ),
-    "transformers-onnx": Rival(
+    "transformers-onnx": Baseline(
         system="graph",
         prepares="transformers_onnx",
-        does="Transformers' own exporter (`transformers.exporters`) with its fusions for ONNX Runtime, but for those "
-        "of keys and values that are kept; the embedding table made longer by the prompt; for sequence classification "
-        "where that reads what the run does, else of all that it gives",
+        description="the exporter of Transformers (`transformers.exporters`) with its fusions for ONNX Runtime, without a KV "
+        "cache. The prompt embeddings are in the embedding table. The model is a sequence classifier if it pools like "
+        "the run, else it returns all positions",
     ),
-    "optimum-onnx": Rival(
+    "optimum-onnx": Baseline(
         system="optimum_onnx",
         prepares="optimum_onnx",
-        does="optimum-onnx with a Transformers that it goes with, in packages of its own: its export and its "
-        "`ORTModelFor…`, the embedding table made longer by the prompt, without keys and values; for sequence "
-        "classification where that reads what the run does, else of all that it gives",
+        description="optimum-onnx with a compatible Transformers, installed for it alone: its export and its `ORTModelFor…`, "
+        "without a KV cache. The prompt embeddings are in the embedding table. The model is a sequence classifier if "
+        "it pools like the run, else it returns all positions",
         requirements=(
             "optimum-onnx==0.1.0",
             "optimum==2.1.0",
@@ -124,14 +125,13 @@ RIVALS = {
             "charset-normalizer==3.5.2",
         ),
     ),
-    "llama-cpp": Rival(
+    "llama-cpp": Baseline(
         system="llama_cpp",
         prepares="llama_cpp",
-        does="llama.cpp through llama-cpp-python, on the GGUF file that the backbone was converted from: as it is, or "
-        "its weights made bf16 or Q8_0, whichever is the quickest on this machine, tried beforehand; virtual tokens as "
-        "embeddings, what stands before every text read once for all, logits of the vocabulary at the last position "
-        "alone",
-        tolerance=0.1,  # it rounds activations to 8 bits, or weights to bf16
+        description="llama.cpp through llama-cpp-python, on the GGUF file of the backbone: unchanged, or with weights "
+        "converted to bf16 or Q8_0, whichever is fastest on this machine. Virtual tokens are passed as embeddings, "
+        "everything before the text is computed once, and logits of the vocabulary only at the last position",
+        tolerance=0.1,  # rounds activations to 8 bits, or weights to bf16
         requirements=("llama-cpp-python==0.3.36", "diskcache==5.6.3"),
         reads_gguf=True,
     ),
