@@ -74,23 +74,24 @@ BASELINES = {
     "peft-seqcls": Baseline(
         system="peft_seqcls",
         prepares="peft_seqcls",
-        description="PEFT for sequence classification (SEQ_CLS): the same, with the label weights as its classification layer "
-        "and without logits of the vocabulary",
+        description="PEFT for sequence classification (SEQ_CLS): the same, with the label weights as its "
+        "classification layer and without logits of the vocabulary",
     ),
     "transformers": Baseline(
         system="transformers_torch",
         prepares="transformers_torch",
-        description="Transformers in PyTorch with the fastest setting on this machine, determined beforehand: fp32 or bf16; "
-        "eager, `torch.compile`, or `torch.compile` with weights as constants. On a causal model the leading part of "
-        "the prompt is computed once, and logits of the vocabulary only at the last position",
+        description="Transformers in PyTorch with the fastest setting on this machine, determined beforehand: fp32 "
+        "or bf16; eager, `torch.compile`, or `torch.compile` with weights as constants. On a causal "
+        "model the leading part of the prompt is computed once, and logits of the vocabulary only at the "
+        "last position",
         tolerance=0.1,  # may be bf16
     ),
     "plain-onnx": Baseline(
         system="graph",
         prepares="plain_onnx",
-        description="`torch.onnx.export` of the untouched model with the prompt embeddings in its embedding table, in ONNX "
-        "Runtime with default settings. It computes the prompt with every text, and logits of the whole vocabulary at "
-        "every position",
+        description="`torch.onnx.export` of the untouched model with the prompt embeddings in its embedding table, "
+        "in ONNX Runtime with default settings. It computes the prompt with every text, and logits of "
+        "the whole vocabulary at every position",
     ),
     "encoder-onnx": Baseline(
         system="graph",
@@ -102,16 +103,16 @@ BASELINES = {
     "transformers-onnx": Baseline(
         system="graph",
         prepares="transformers_onnx",
-        description="the exporter of Transformers (`transformers.exporters`) with its fusions for ONNX Runtime, without a KV "
-        "cache. The prompt embeddings are in the embedding table. The model is a sequence classifier if it pools like "
-        "the run, else it returns all positions",
+        description="the exporter of Transformers (`transformers.exporters`) with its fusions for ONNX Runtime, "
+        "without a KV cache. The prompt embeddings are in the embedding table. The model is a sequence "
+        "classifier if it pools like the run, else it returns all positions",
     ),
     "optimum-onnx": Baseline(
         system="optimum_onnx",
         prepares="optimum_onnx",
-        description="optimum-onnx with a compatible Transformers, installed for it alone: its export and its `ORTModelFor…`, "
-        "without a KV cache. The prompt embeddings are in the embedding table. The model is a sequence classifier if "
-        "it pools like the run, else it returns all positions",
+        description="optimum-onnx with a compatible Transformers, installed for it alone: its export and its "
+        "`ORTModelFor…`, without a KV cache. The prompt embeddings are in the embedding table. The model "
+        "is a sequence classifier if it pools like the run, else it returns all positions",
         requirements=(
             "optimum-onnx==0.1.0",
             "optimum==2.1.0",

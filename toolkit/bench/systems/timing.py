@@ -5,8 +5,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.synthetic_texts import make_texts, one_token_words
+from ptexport.toolkit.bench.systems.case import Case
 
 _SIZES, _ROUNDS, _WARM_UP = ((1, 28), (8, 28), (8, 100)), 5, 2
 
