@@ -17,13 +17,10 @@ except ImportError:  # Windows
 
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.predictions import Prediction
-from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K, Task
+from ptexport.runtime.engine.task import ALL, OPEN_VOCABULARY_TOP_K, Task
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import DataError, OutputError, PtexportError, saying_what_the_disk_refused
 from ptexport.runtime.rows import Row, check_texts
-
-ALL = "all"
-"""Stands for every task of a bundle."""
 
 _COMPARED_ROWS = 16
 _SAME = 1e-3  # of a probability: more than batches of other lengths change
@@ -80,7 +77,9 @@ def predict_rows_of(
         return
     for task in engine.tasks.values():
         if "choice" in task.entry.fields:
-            raise DataError(f"task all: {task.entry.name} is a multiple choice, which is predicted alone; name one task")
+            raise DataError(
+                f"task all: {task.entry.name} is a multiple choice, which is predicted alone; name one task"
+            )
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_TEXTS)):
         for task, row in itertools.product(engine.tasks.values(), chunk):

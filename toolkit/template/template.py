@@ -18,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from ptexport.runtime.bundle.manifest import Field
+from ptexport.runtime.bundle.manifest import TextField
 from ptexport.runtime.errors import TemplateError
 
 Kind = Literal["prompt", "text", "text_b", "mask", "cls", "sep", "bos", "words"]
@@ -98,7 +98,7 @@ class Template:
         return sum(piece.kind == "prompt" for piece in self.pieces)
 
     @property
-    def fields(self) -> list[Field]:
+    def fields(self) -> list[TextField]:
         """The texts a row must bring."""
         if not self.has("text_b"):
             return ["text"]
