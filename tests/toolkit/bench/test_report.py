@@ -10,8 +10,8 @@ from links import links_of
 from ptexport.runtime.errors import BenchError, DataError
 from ptexport.toolkit.bench.compare import compare
 from ptexport.toolkit.bench.pages import html, markdown
-from ptexport.toolkit.bench.quality.quality import interval
-from ptexport.toolkit.bench.report import Figure, Machine, Plot, Report, Series, Table, median_interval
+from ptexport.toolkit.bench.quality.report import wilson_interval
+from ptexport.toolkit.bench.report import BenchReport, Figure, Machine, Plot, Series, Table, median_interval
 
 MACHINE = Machine(
     processor="an abacus",
@@ -23,7 +23,7 @@ MACHINE = Machine(
 )
 
 
-def report_of(*figures: Figure, **changes: object) -> Report:
+def report_of(*figures: Figure, **changes: object) -> BenchReport:
     given = {
         "kind": "speed",
         "title": "tiny <b>&",
@@ -42,7 +42,7 @@ def report_of(*figures: Figure, **changes: object) -> Report:
         "figures": list(figures),
         "left_out": {"other": "not installed"},
     }
-    return Report(**{**given, **changes})  # type: ignore[arg-type]
+    return BenchReport(**{**given, **changes})  # type: ignore[arg-type]
 
 
 def ratio(*values: float, name: str = "ratio/peft/1x28", better: str = "higher") -> Figure:
@@ -76,10 +76,10 @@ def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
     assert not links_of(page)
     path = tmp_path / "report.json"
     path.write_bytes(msgspec.json.encode(report))
-    assert Report.read(tmp_path) == Report.read(path) == report
+    assert BenchReport.read(tmp_path) == BenchReport.read(path) == report
     path.write_text("{}")
-    with pytest.raises(DataError, match="no report this version can read"):
-        Report.read(path)
+    with pytest.raises(DataError, match="is not a report of this version"):
+        BenchReport.read(path)
 
 
 def test_where_a_median_lies() -> None:
@@ -113,12 +113,12 @@ def test_what_changed_is_beyond_the_band_and_beyond_the_intervals(new: Figure, c
 def test_of_accuracies_the_intervals_alone_decide() -> None:
     """The control: the same figures in another unit are within the band."""
 
-    def accuracy(right: int, unit: str = "%") -> Report:
-        low, high = (100 * share for share in interval(right, 1000))
+    def accuracy(right: int, unit: str = "%") -> BenchReport:
+        low, high = (100 * share for share in wilson_interval(right, 1000))
         value = right / 10
         return report_of(Figure(name="accuracy/a", value=value, low=low, high=high, unit=unit, better="higher"))
 
-    def change(old: Report, new: Report) -> str:
+    def change(old: BenchReport, new: BenchReport) -> str:
         return compare(old, new, band=0.15).compared[0].change
 
     assert change(accuracy(800), accuracy(720)) == "worse"
@@ -140,7 +140,11 @@ def test_comparing_by_the_command(tmp_path: Path) -> None:
     new.write_bytes(msgspec.json.encode(report_of(ratio(1.0, 1.1))))
     other.write_bytes(msgspec.json.encode(report_of(ratio(1.0), kind="serve")))
     done = ptexport("bench", "compare", old, new)
-    assert (done.returncode, "worse" in done.stdout, "only in the first: ratio/gone" in done.stdout) == (1, True, True)
+    assert (done.returncode, "worse" in done.stdout, "only in the old report: ratio/gone" in done.stdout) == (
+        1,
+        True,
+        True,
+    )
     assert "lacks ratio/gone/1x28 of" in done.stderr
     old.write_bytes(msgspec.json.encode(report_of(ratio(2.0, 2.1))))
     done = ptexport("bench", "compare", old, new)
@@ -159,4 +163,4 @@ def test_comparing_by_the_command(tmp_path: Path) -> None:
 def test_the_interval_is_wilsons() -> None:
     """As in Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3."""
     for right, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
-        assert interval(right, n) == pytest.approx((low, high), abs=1e-4)
+        assert wilson_interval(right, n) == pytest.approx((low, high), abs=1e-4)

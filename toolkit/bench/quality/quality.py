@@ -95,7 +95,7 @@ def _evaluate(bundles: Sequence[Path], rows: Sequence[Row], threads: int, progre
     for path in bundles:
         task = only_task(Bundle.open(path))
         with Engine.open(path, provider="cpu", threads=threads) as engine:
-            check_comparable([first or engine, engine])
+            check_comparable([(first or engine).task(), engine.task()])
             result = evaluate(engine, rows, lambda done: progress.rows(done, len(rows)))
             precision = engine.manifest.graph.precision
             accuracies.append(

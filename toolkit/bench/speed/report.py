@@ -222,18 +222,19 @@ def _verdict(results: SpeedResults, sizes: Sequence[Size]) -> list[str]:
 
 def _compare_latency(results: SpeedResults, sizes: Sequence[Size], name: str) -> str:
     """State at which sizes a system is slower or faster than the first, and where the interval includes 1."""
-    slower, faster, unclear = [], [], []
-    for size in sizes:
-        low, high = median_interval(results.slowdowns(name, size_name(size)))
-        (slower if low > 1 else faster if high < 1 else unclear).append(size)
+    intervals = {size: median_interval(results.slowdowns(name, size_name(size))) for size in sizes}
+    slower = [size for size, (low, _) in intervals.items() if low > 1]
+    faster = [size for size, (_, high) in intervals.items() if high < 1]
+    unclear = [size for size in sizes if size not in slower and size not in faster]
     parts = [
         f"{_times(results, name, those, word)} than {results.first} at {_listed(those, sizes)}"
         for those, word in ((slower, "slower"), (faster, "faster"))
         if those
     ]
     if unclear:
-        found = "; ".join(f"{_shown(size)} {in_words(results.slowdowns(name, size_name(size)))}" for size in unclear)
-        parts.append(f"neither clearly slower nor faster at {_listed(unclear, sizes)} ({found})")
+        ratios = {_shown(size): in_words(results.slowdowns(name, size_name(size))) for size in unclear}
+        found = "; ".join(f"{size}: {ratio.replace(' (', ', ').rstrip(')')}" for size, ratio in ratios.items())
+        parts.append(f"neither clearly slower nor faster than {results.first} at {_listed(unclear, sizes)} ({found})")
     return f"{name} ({results.systems[name].setting}) is {', and '.join(parts)}."
 
 
