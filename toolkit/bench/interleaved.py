@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.workers import PEAK_WORKER, SYSTEM_WORKER, Hardware, Worker
+from ptexport.toolkit.bench.workers import PEAK_WORKER, Hardware, Worker
 from ptexport.toolkit.progress import Progress
 
 Batch = Sequence[str | Sequence[str]]
@@ -278,12 +278,6 @@ def bundle_name(path: Path, precision: str) -> str:
     """Name a bundle in a report: its folder, and its precision unless the folder's name contains it."""
     name = path.resolve().name
     return name if precision in name.split("-") else f"{name}, {precision}"
-
-
-def bundle_worker(name: str, path: str, hardware: Hardware) -> Callable[[], Worker]:
-    """Return a function that starts the process of a bundle."""
-    arguments = ["serve", "bundle", "", path, *hardware.arguments()]
-    return lambda: Worker(name, SYSTEM_WORKER, arguments, threads=hardware.threads)
 
 
 def describe_method(plan: RoundPlan, hardware: Hardware) -> list[str]:

@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -110,6 +111,12 @@ class Worker:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors if line.strip()]
         return "; ".join(lines[-_LAST_LINES:]) or "no output"
+
+
+def bundle_worker(name: str, path: str, hardware: Hardware) -> Callable[[], Worker]:
+    """Return a function that starts the process of a bundle."""
+    arguments = ["serve", "bundle", "", path, *hardware.arguments()]
+    return lambda: Worker(name, SYSTEM_WORKER, arguments, threads=hardware.threads)
 
 
 def _environment(threads: int, overlay: Path | None) -> dict[str, str]:

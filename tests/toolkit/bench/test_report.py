@@ -1,4 +1,4 @@
-"""Reports say the same in every form, and what changed between two of them is told from noise."""
+"""A report has the same content in every form; a comparison separates changes from noise."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def report_of(*figures: Figure, **changes: object) -> BenchReport:
         "machine": MACHINE,
         "bundles": {"one, fp32": "0123456789abcdef" * 4, "other, int8": "fedcba9876543210" * 4},
         "verdict": ["tiny is ahead"],
-        "how": ["in turn", "as `a <b>` says"],
+        "how": ["alternately", "see `a <b>`"],
         "tables": [
             Table(
                 title="times", columns=["size", "a|b"], rows=[["29.5, 0.85 (0.76 to 1.17)", "<b> of 3"]], note="medians"
@@ -49,25 +49,25 @@ def ratio(*values: float, name: str = "ratio/peft/1x28", better: str = "higher")
     return Figure.of(name, values, "x", better)  # type: ignore[arg-type]
 
 
-def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
+def test_a_report_has_the_same_content_in_every_form(tmp_path: Path) -> None:
     report = report_of(ratio(2.0, 3.0, 2.5))
     assert report.figures[0] == Figure(name="ratio/peft/1x28", value=2.5, low=2, high=3, unit="x", better="higher")
     text, page = markdown(report), html(report).decode()
-    for said in (
+    for content in (
         *(
             "tiny is ahead",
             "times",
             "29.5, 0.85",
             "medians",
             "other: not installed",
-            "in turn",
+            "alternately",
             "ptexport bench speed tiny",
         ),
         *("25 November 2026, 07:00 on 2 CPUs of an abacus, 1 GiB", "one, fp32: manifest 0123456789abcdef."),
         *("other, int8: manifest fedcba9876543210.", "numpy 2.1, torch 2.2; Python 3.11.4; Linux 6 x86_64."),
     ):
-        assert said in text
-        assert said in page
+        assert content in text
+        assert content in page
     assert "a\\|b" in text
     assert "<code>a &lt;b&gt;</code>" in page
     assert "<td><span>29.5, 0.85</span> <span>(0.76 to 1.17)</span></td><td>&lt;b&gt; of 3</td>" in page
@@ -82,8 +82,8 @@ def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
         BenchReport.read(path)
 
 
-def test_where_a_median_lies() -> None:
-    """A slow turn or two do not widen it: 9 rounds leave out one at each end (96.1 %), 15 three (96.5 %)."""
+def test_the_interval_of_a_median() -> None:
+    """One or two slow rounds do not widen it: 9 rounds leave out one at each end (96.1 %), 15 three (96.5 %)."""
     for n, ranks in ((1, (1, 1)), (5, (1, 5)), (6, (1, 6)), (9, (2, 8)), (15, (4, 12)), (30, (10, 21))):
         assert median_interval([float(rank) for rank in range(n, 0, -1)]) == ranks
 
@@ -98,7 +98,7 @@ def test_where_a_median_lies() -> None:
         (ratio(3.0, 3.1, 3.2), "better"),
     ],
 )
-def test_what_changed_is_beyond_the_band_and_beyond_the_intervals(new: Figure, change: str) -> None:
+def test_a_change_is_beyond_the_band_and_beyond_the_intervals(new: Figure, change: str) -> None:
     old = ratio(2.0, 2.1, 2.2)
     (compared,) = compare(report_of(old), report_of(new), band=0.15).compared
     assert compared.change == change
@@ -110,7 +110,7 @@ def test_what_changed_is_beyond_the_band_and_beyond_the_intervals(new: Figure, c
     assert turned.change == {"worse": "better", "better": "worse", "same": "same"}[change]
 
 
-def test_of_accuracies_the_intervals_alone_decide() -> None:
+def test_for_accuracies_only_the_intervals_count() -> None:
     """The control: the same figures in another unit are within the band."""
 
     def accuracy(right: int, unit: str = "%") -> BenchReport:
@@ -127,7 +127,7 @@ def test_of_accuracies_the_intervals_alone_decide() -> None:
     assert change(accuracy(800, "x"), accuracy(720, "x")) == "same"
 
 
-def test_a_report_of_a_gpu_is_of_another_machine() -> None:
+def test_a_gpu_is_part_of_the_machine() -> None:
     gpu = msgspec.structs.replace(MACHINE, gpu="NVIDIA Orin")
     assert "1 GiB and NVIDIA Orin" in markdown(report_of(machine=gpu))
     assert compare(report_of(ratio(1)), report_of(ratio(1)), band=0).same_machine
@@ -151,9 +151,9 @@ def test_comparing_by_the_command(tmp_path: Path) -> None:
     assert (done.returncode, "ratio/peft/1x28; measure again, or find what changed" in done.stderr) == (1, True)
     assert ptexport("bench", "compare", new, old, "--json").returncode == 0
     assert ptexport("bench", "compare", old, new, "--band", "60").returncode == 0
-    said = {"low": 75, "high": 85, "unit": "%", "better": "higher"}
-    old.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=80, **said))))
-    new.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=79.5, **said))))
+    interval = {"low": 75, "high": 85, "unit": "%", "better": "higher"}
+    old.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=80, **interval))))
+    new.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=79.5, **interval))))
     assert "-0.5 points" in ptexport("bench", "compare", old, new).stdout
     assert "compare two of one kind" in ptexport("bench", "compare", old, other).stderr
     with pytest.raises(BenchError, match="no figure in common"):

@@ -18,13 +18,12 @@ from ptexport.toolkit.bench.interleaved import (
     RoundPlan,
     Workloads,
     bundle_name,
-    bundle_worker,
     measure,
 )
 from ptexport.toolkit.bench.quality.report import Accuracy, quality_report
 from ptexport.toolkit.bench.report import BenchReport
 from ptexport.toolkit.bench.synthetic_texts import only_task
-from ptexport.toolkit.bench.workers import Hardware
+from ptexport.toolkit.bench.workers import Hardware, bundle_worker
 from ptexport.toolkit.evaluation.evaluate import check_comparable, evaluate
 from ptexport.toolkit.progress import Progress
 

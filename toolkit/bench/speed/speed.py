@@ -9,14 +9,14 @@ from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.errors import BenchError
 from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.ort.providers import choose_provider
-from ptexport.toolkit.bench.interleaved import FULL, QUICK, Contender, Workloads, bundle_name, bundle_worker, measure
+from ptexport.toolkit.bench.interleaved import FULL, QUICK, Contender, Workloads, bundle_name, measure
 from ptexport.toolkit.bench.report import BenchReport
 from ptexport.toolkit.bench.speed.prepare import prepare_baseline
 from ptexport.toolkit.bench.speed.report import Cost, Size, size_name, speed_report
 from ptexport.toolkit.bench.synthetic_texts import SyntheticTexts
 from ptexport.toolkit.bench.systems.baselines import BASELINES
 from ptexport.toolkit.bench.systems.case import Case, check_same_task, make_case
-from ptexport.toolkit.bench.workers import Hardware
+from ptexport.toolkit.bench.workers import Hardware, bundle_worker
 from ptexport.toolkit.models.checkpoint import find_checkpoint
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.run.run import Run

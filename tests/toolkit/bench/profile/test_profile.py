@@ -1,4 +1,4 @@
-"""bench profile on tiny bundles: every kernel is counted once, and where it is in the model it is placed."""
+"""The profile bench on tiny bundles: every kernel counts once, with its part of the model."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def config_of(bundle: Path, *, batch: int = 2, tokens: int = 6) -> ProfileConfig
 
 
 def profile_of(bundle: Path, *, forget: str = "") -> BenchReport:
-    """Profile a bundle; nodes whose names begin with `forget` are of no known part."""
+    """Profile a bundle; without the parts of nodes whose names begin with `forget`."""
     places = place_of_nodes(Flow(list(ir.load(bundle / MODEL).graph)))
     known = {
         name: (place.name, place.layer) for name, place in places.items() if not forget or not name.startswith(forget)
@@ -51,13 +51,13 @@ def values(report: BenchReport, group: str) -> dict[str, float]:
     return {name.removeprefix(f"{group}/"): value for name, value in named.items() if name.startswith(f"{group}/")}
 
 
-def test_nodes_that_onnx_runtime_made_are_placed_by_name_and_by_neighbours() -> None:
+def test_nodes_that_onnx_runtime_created_are_placed_by_name_or_neighbours() -> None:
     assert placed(("query/MatMulScaleFusion/", "FusedMatMul"), ("fused up", "FusedGemm"), ("answer", "Gemm")) == [
         ("layer 0", "attention"),
         ("layer 0", "mlp"),
         ("head", "other"),
     ]
-    # between two of a layer; a norm before the next layer, with a mask computed between; between two layers: nowhere
+    # between two nodes of a layer; a norm before the next layer, with a mask node between; between two layers: not placed
     assert placed(
         ("query", "MatMul"), ("x", "Gather"), ("up", "MatMul"), ("y", "SkipLayerNormalization"), ("mask", "Cast"),
         ("z", "Gather"), ("key", "MatMul"), ("end", "Gather"),
@@ -91,7 +91,7 @@ def test_a_runs_kernels_are_those_before_it() -> None:
 
 @pytest.mark.parametrize("which", ["llama_bundle", "bert_bundle"])
 def test_every_node_of_a_graph_has_its_part(which: str, request: pytest.FixtureRequest) -> None:
-    """Each layer has as many of each kind of attention and norm; without the flow of values none would."""
+    """Each layer has the same number of nodes per operator in attention and norms, which needs the flow of values."""
     graph = ir.load(request.getfixturevalue(which) / MODEL).graph
     places = place_of_nodes(Flow(list(graph)))
     of = {node.name: node.op_type for node in graph}
@@ -135,7 +135,7 @@ def test_all_time_is_counted_once(which: str, request: pytest.FixtureRequest, mo
 
 
 def test_a_node_of_no_known_part_is_not_placed(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A control: where no product's name is known, most time is nowhere, and still counted."""
+    """A control: without the names of the matrix products most time is not placed, and still counted."""
     monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
     report = profile_of(llama_bundle, forget="node_")
     layers = values(report, "layer")
@@ -145,8 +145,8 @@ def test_a_node_of_no_known_part_is_not_placed(llama_bundle: Path, monkeypatch: 
     assert not report.verdict[-1].startswith("0.00 ms")
 
 
-def test_profiles_are_compared_by_what_users_wait_for(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by kinds of operators, which a fusion makes come and go; and not with one of another size."""
+def test_profiles_are_compared_by_latency(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by operator types, which fusions change; and only with profiles of the same size."""
     monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
     old = profile_of(llama_bundle)
 
@@ -180,6 +180,6 @@ def test_profile_by_the_command(bert_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_what_profile_refuses(bert_bundle: Path) -> None:
-    for changes, said in (({"tokens": 9999}, "takes at most"), ({"batch": 33}, "at most 32 such texts in a batch")):
-        with pytest.raises(BenchError, match=said):
+    for changes, message in (({"tokens": 9999}, "takes at most"), ({"batch": 33}, "at most 32 such texts in a batch")):
+        with pytest.raises(BenchError, match=message):
             bench_profile(config_of(bert_bundle, **changes), dict, Quiet())

@@ -21,14 +21,13 @@ from ptexport.toolkit.bench.interleaved import (
     SpeedResults,
     SystemResult,
     Workloads,
-    bundle_worker,
     measure,
 )
 from ptexport.toolkit.bench.quality.quality import BATCHES, draw_batch
 from ptexport.toolkit.bench.quality.report import describe_calls
 from ptexport.toolkit.bench.speed import speed
 from ptexport.toolkit.bench.speed.report import Cost, _verdict
-from ptexport.toolkit.bench.workers import SYSTEM_WORKER, Hardware, Worker
+from ptexport.toolkit.bench.workers import SYSTEM_WORKER, Hardware, Worker, bundle_worker
 
 HARDWARE = Hardware(threads=1)
 
