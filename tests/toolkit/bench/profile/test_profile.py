@@ -57,7 +57,7 @@ def test_nodes_that_onnx_runtime_created_are_placed_by_name_or_neighbours() -> N
         ("layer 0", "mlp"),
         ("head", "other"),
     ]
-    # between two nodes of a layer; a norm before the next layer, with a mask node between; between two layers: not placed
+    # between two nodes of a layer; a norm before the next layer, with a mask node between; between layers: not placed
     assert placed(
         ("query", "MatMul"), ("x", "Gather"), ("up", "MatMul"), ("y", "SkipLayerNormalization"), ("mask", "Cast"),
         ("z", "Gather"), ("key", "MatMul"), ("end", "Gather"),
