@@ -18,17 +18,17 @@ _CITIES: Fractions = (0.10, 0.55)  # few rows to learn from, many to measure on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
+class DataSplits:
     """Rows with labels, all of them declared ones."""
 
     train: list[Row]
     dev: list[Row]
     test: list[Row]
 
-    def pairs(self, labels: Sequence[str]) -> "Data":
+    def pairs(self, labels: Sequence[str]) -> "DataSplits":
         """Make pairs of every part's multiple choices; see `pairs`."""
         train, dev, test = (pairs(part, labels) for part in (self.train, self.dev, self.test))
-        return Data(train=train, dev=dev, test=test)
+        return DataSplits(train=train, dev=dev, test=test)
 
 
 def pairs(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
@@ -49,7 +49,7 @@ def pairs(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
 
 def load_data(
     source: str, *, dev: str | None, test: str | None, labels: Sequence[str] | None, fields: Sequence[str], seed: int
-) -> Data:
+) -> DataSplits:
     """Load rows and check them against the task.
 
     Args:
@@ -76,7 +76,7 @@ def load_data(
     shares = (0.0 if "dev" in splits else dev_share, 0.0 if "test" in splits else test_share)
     by_label = labels is not None and "choice" not in fields  # choices have no label in common
     train_rows, dev_rows, test_rows = _split(splits["train"], shares, seed, by_label=by_label)
-    data = Data(train=train_rows, dev=splits.get("dev", dev_rows), test=splits.get("test", test_rows))
+    data = DataSplits(train=train_rows, dev=splits.get("dev", dev_rows), test=splits.get("test", test_rows))
     for name, rows in (("train", data.train), ("dev", data.dev), ("test", data.test)):
         if not rows:
             raise DataError(

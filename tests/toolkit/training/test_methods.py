@@ -44,7 +44,7 @@ CASES = {
     "lora-linear": ("Review: {text}", "{text}", LINEAR),
     "fine-tune": ("Review: {text}", "{text}", LINEAR),
     "pet": ("{text} it was", "{text} it was [MASK]", {}),
-    "manual": ("{text} it was", "{text} it was [MASK]", {"prior_correction": True}),
+    "manual": ("{text} it was", "{text} it was [MASK]", {"contextual_calibration": True}),
     "search": ("{text} it [P*2]", "{text} [P*2] [MASK]", {}),
 }
 TUNED = {"p-tuning-tuned", "lora", "lora-linear", "fine-tune", "pet"}
@@ -164,7 +164,7 @@ def test_a_prior_is_taken_from_the_logits(llama: Path, rows_file: Path, tmp_path
     """Zhao et al. 2021: an answer to no content comes out even, on the average of its probabilities' logarithms."""
     for name, corrected in (("plain", False), ("fair", True)):
         train_tiny(llama, rows_file, "{text} it was", tmp_path / f"{name}-run", method="manual",
-                   prior_correction=corrected)  # fmt: skip
+                   contextual_calibration=corrected)  # fmt: skip
         export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
     texts = ["N/A", "[MASK]", ""]
     plain, fair = (torch.from_numpy(Engine.open(tmp_path / name).logits(texts)) for name in ("plain", "fair"))
@@ -187,7 +187,7 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
     def loss(rows: torch.Tensor) -> float:
         assert prompt.encoder is not None
         prompt.encoder.embeddings.data = rows.clone()
-        return plan.scorer.accuracy(prompt, plan.learn)[1]
+        return plan.scorer.accuracy(prompt, plan.train)[1]
 
     candidates = word_ids(WordTokenizer(plan.prompt_model.backbone.tokenizer_json), len(table))
     random = [loss(table[list(pair)].detach()) for pair in itertools.pairwise(candidates)]
@@ -201,28 +201,32 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
         ({"method": "p-tuning-v2"}, "{text} was", "has no virtual token for p-tuning-v2 to train"),
         ({"method": "p-tuning-v2"}, "{text} [P*2] was", "has a virtual token after other words"),
         ({"method": "prompt-tuning"}, "[P] {text} [P]", "has a virtual token after other words"),
-        ({"method": "lora", "train_backbone": True}, "{text} was", "tune-backbone: is a form of p-tuning, got lora"),
+        ({"method": "lora", "train_backbone": True}, "{text} was", "tune-backbone: is for p-tuning, got lora"),
         ({"method": "prefix", "encoder": "lstm"}, "[P] {text} was", "encoder lstm: prefix has mlp"),
-        ({"method": "lora", "encoder": "none"}, "{text} was", "encoder none: lora has none at all"),
+        ({"method": "lora", "encoder": "none"}, "{text} was", "encoder none: lora does not use prompt encoders"),
         ({"method": "fine-tune", "head": "words"}, "{text} was", "head words: fine-tune has linear"),
-        ({"method": "lora", "init": "words"}, "{text} was", "init words: lora trains no rows; leave --init out"),
+        ({"method": "lora", "init": "words"}, "{text} was", "init words: sets virtual tokens, but lora trains none; leave --init out"),
         (
             {"method": "prefix", "init": "words"},
             "[P] {text}",
-            "the mlp encoder makes its rows itself; leave --init out",
+            "the mlp encoder computes its virtual tokens; leave --init out",
         ),
-        ({"init": "words"}, "[P] {text}", "lstm encoder makes its rows itself; use --encoder none, or leave --init"),
-        ({"method": "manual", "accumulate": 2}, "{text} was", "accumulate: is about training steps, and manual takes"),
-        ({"method": "search", "autocast": "bf16"}, "{text} [P]", "autocast: is about training steps, and search takes"),
-        ({"method": "manual", "prior_correction": True}, "{text}", "prior-correction: asks for .* add words to the te"),
-        ({"method": "lora", "shots": 2}, "{text} was", "shots: is for hand-written templates, got lora"),
-        ({"method": "pet", "lora_rank": 4}, "{text} was", "lora-rank 4: pet has no LoRA; leave it out"),
-        ({"method": "manual", "balance": True}, "{text} was", "balance: manual learns from no rows; leave it out"),
-        ({"method": "manual", "shots": 99}, "{text} was", "shots 99: got 28 training rows; ask for fewer"),
-        ({"method": "manual", "shots": 2}, "[BOS] {text} was", r"writes \[CLS\], \[SEP\] or \[BOS\], which examples"),
+        ({"init": "words"}, "[P] {text}", "lstm encoder computes its virtual tokens; use --encoder none, or leave --init"),
+        ({"method": "manual", "accumulate": 2}, "{text} was", "accumulate: is for optimizer steps, and manual takes"),
+        ({"method": "search", "autocast": "bf16"}, "{text} [P]", "autocast: is for optimizer steps, and search takes"),
+        (
+            {"method": "manual", "contextual_calibration": True},
+            "{text}",
+            "prior-correction: needs logits for an empty .* add words to the",
+        ),
+        ({"method": "lora", "n_shots": 2}, "{text} was", "shots: is for hand-written templates, got lora"),
+        ({"method": "pet", "lora_rank": 4}, "{text} was", "lora-rank 4: pet does not use LoRA; leave it out"),
+        ({"method": "manual", "balance": True}, "{text} was", "balance: manual does not train on rows; leave it out"),
+        ({"method": "manual", "n_shots": 99}, "{text} was", "shots 99: got 28 training rows; use fewer"),
+        ({"method": "manual", "n_shots": 2}, "[BOS] {text} was", r"has \[CLS\], \[SEP\] or \[BOS\], which --shots"),
         ({"method": "lora", "lr": 1e-3}, "{text} was", "lr 0.001: lora trains no virtual tokens .* give --backbone-lr"),
         ({"method": "manual", "lr": 1e-3}, "{text} was", "no linear head; leave it out"),
-        ({"backbone_lr": 1e-3}, "[P] {text} was", "p-tuning leaves the language model as it is"),
+        ({"backbone_lr": 1e-3}, "[P] {text} was", "p-tuning does not train the language model"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -253,7 +257,7 @@ def test_prefixes_where_there_are_no_keys_and_values_to_join(
 
 def test_what_only_some_models_can(bert: Path, rows_file: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="shots 2: tiny-bert is a masked model; use a causal one"):
-        train_tiny(bert, rows_file, "{text} [MASK]", tmp_path / "run", method="manual", shots=2)
+        train_tiny(bert, rows_file, "{text} [MASK]", tmp_path / "run", method="manual", n_shots=2)
 
 
 def test_what_decays_and_what_counts_as_trained(bert: Path, rows_file: Path) -> None:
@@ -269,8 +273,8 @@ def test_what_decays_and_what_counts_as_trained(bert: Path, rows_file: Path) -> 
     decay = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
     for name, parameter in training.parameters.items():
         assert (decay[id(parameter)] == 0) == (name.endswith("bias") or "LayerNorm" in name), name
-    score = plan.scorer.score_batch(plan.learn.encodings)
-    Loss(prompt, plan.config.settings, plan.scorer, plan.learn, score).with_gradients([[0, 1]])
+    score = plan.scorer.score_batch(plan.train.encodings)
+    Loss(prompt, plan.config.settings, plan.scorer, plan.train, score).with_gradients([[0, 1]])
     training.step()
     sizes = {name: parameter.numel() for name, parameter in training.parameters.items()}
     of_pooler = sum(size for name, size in sizes.items() if "pooler" in name)

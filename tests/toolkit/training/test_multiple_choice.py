@@ -149,7 +149,7 @@ METHODS = {
     "lora": ("Review: {text} {choice}", LABELS),
     "fine-tune": ("Review: {text} {choice}", LINEAR),
     "pet": ("Review: {text} {choice} it is [MASK]", LABELS),
-    "manual": ("Review: {text} {choice} it is [MASK]", {**LABELS, "shots": 2}),
+    "manual": ("Review: {text} {choice} it is [MASK]", {**LABELS, "n_shots": 2}),
     "search": ("[P] {text} {choice} it [P*2]", LABELS),
 }
 
@@ -224,11 +224,11 @@ def test_choices_need_a_template_for_them(choices_file: Path) -> None:
     ("options", "message"),
     [
         ({"labels": "right=yes,wrong=no,other=maybe"}, "got 3, need 2 for {choice}; give one for the right choice"),
-        ({"calibrate": True}, "calibrate: is about labels"),
-        ({"abstain": 0.9}, "abstain: is about labels"),
+        ({"calibrate": True}, "calibrate: is for labels"),
+        ({"abstain": 0.9}, "abstain: is for labels"),
         (
-            {"prior_correction": True, "method": "manual", "template": "is {text} {choice}"},
-            "prior-correction: is about",
+            {"contextual_calibration": True, "method": "manual", "template": "is {text} {choice}"},
+            "prior-correction: is for labels",
         ),
         ({"template": "[P] {choice} {text}"}, "{choice} stands before {text}"),
         ({"template": "[P] {text} {text_b} {choice}"}, "has 2 {text_b} or {choice}, needs at most 1"),

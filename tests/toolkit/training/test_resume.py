@@ -92,7 +92,7 @@ def test_a_run_that_is_finished_stays_as_it_is(llama: Path, rows_file: Path, who
     done = run(command(llama, rows_file, whole, "--resume", "--json"))
     assert (done.returncode, json.loads(done.stdout)) == (0, json.loads(before["metrics.json"]))
     done = run(command(llama, rows_file, whole, "--resume", epochs=3))
-    assert (done.returncode, "begun with config.training.epochs 40, got 3; give" in done.stderr) == (1, True)
+    assert (done.returncode, "begun with config.settings.epochs 40, got 3; give" in done.stderr) == (1, True)
     done = run(command(llama, rows_file, whole, "--resume", "--force"))
     assert done.returncode == 2
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
@@ -120,7 +120,7 @@ def test_what_was_begun_is_not_overwritten_unasked(llama: Path, rows_file: Path,
         True,
     )
     done = run(command(llama, rows_file, out, "--resume", epochs=3))
-    assert (done.returncode, "begun with config.training.epochs 2000, got 3" in done.stderr) == (1, True)
+    assert (done.returncode, "begun with config.settings.epochs 2000, got 3" in done.stderr) == (1, True)
     state.write_bytes(state.read_bytes()[:1000])
     done = run(command(llama, rows_file, out, "--resume", epochs=2000))
     assert (done.returncode, "cannot be gone on from" in done.stderr) == (1, True)
@@ -147,7 +147,7 @@ def test_a_refusal_leaves_nothing(llama: Path, rows_file: Path, tmp_path: Path) 
     assert run(command(llama, rows_file, out, "--force", epochs=2)).returncode == 0
     (out / state.name).write_bytes(kept)  # as a training leaves it that Ctrl-C stopped
     done = run(command(llama, rows_file, out, "--resume", epochs=7))
-    assert (done.returncode, "begun with config.training.epochs 300, got 7" in done.stderr) == (1, True)
+    assert (done.returncode, "begun with config.settings.epochs 300, got 7" in done.stderr) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -155,7 +155,7 @@ def _check_asked(config: RunConfig) -> None:
         f"method {config.method}, which trained the backbone too": config.trained_backbone is not None,
         f"template {config.template!r}, which takes more than one text": config.template.count("{") > 1,
         "open answers": config.open_vocabulary,
-        "prior correction, which rivals do not know": config.prior_correction,
+        "prior correction, which rivals do not know": config.contextual_calibration,
     }
     for what, stands in refused.items():
         if stands:
