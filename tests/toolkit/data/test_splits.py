@@ -108,7 +108,7 @@ def test_a_hub_test_split_without_labels_is_not_measured_on(tmp_path: Path, monk
 
 
 def test_a_hub_name_that_cannot_be_had() -> None:
-    with pytest.raises(DataError, match=r"data hub:nobody/nothing: not had from the hub .* or give a file"):
+    with pytest.raises(DataError, match=r"data hub:nobody/nothing: cannot be loaded from the hub .* or give a file"):
         load("hub:nobody/nothing")
 
 

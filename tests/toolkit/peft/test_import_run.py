@@ -268,7 +268,11 @@ def test_what_is_refused(
         ("bert", {}, "tiny-bert: the checkpoint lacks bert.pooler.dense.bias, bert.pooler.dense.weight"),
         ("roberta", {}, "the layers classifier.dense, classifier.out_proj, need one"),
         ("albert", {}, "albert has no pooler like BERT's"),
-        ("pooled-bert", {"modules_to_save": ["pooler", "classifier"]}, "holds base_model.*pooler.* too; need only virtual tokens"),
+        (
+            "pooled-bert",
+            {"modules_to_save": ["pooler", "classifier"]},
+            "holds base_model.*pooler.* too; need only virtual tokens",
+        ),
     ],
 )
 def test_heads_that_are_refused(

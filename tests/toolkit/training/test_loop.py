@@ -137,7 +137,9 @@ def test_what_cannot_be_trained(changes: dict[str, str], message: str, llama: Pa
 
 
 def test_an_option_that_would_do_nothing(llama: Path, rows_file: Path) -> None:
-    with pytest.raises(TemplateError, match=r"truncate text: .* takes one text, which is truncated anyway; leave it out"):
+    with pytest.raises(
+        TemplateError, match=r"truncate text: .* takes one text, which is truncated anyway; leave it out"
+    ):
         train(config(llama, rows_file, TrainSettings(lr=1e-2), truncate="text"), Quiet())
     with pytest.raises(TemplateError, match="max length 4096: tiny-llama takes at most 128 tokens"):
         train(config(llama, rows_file, TrainSettings(lr=1e-2), max_length=4096), Quiet())

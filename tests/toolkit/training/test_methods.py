@@ -205,13 +205,21 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
         ({"method": "prefix", "encoder": "lstm"}, "[P] {text} was", "encoder lstm: prefix has mlp"),
         ({"method": "lora", "encoder": "none"}, "{text} was", "encoder none: lora does not use prompt encoders"),
         ({"method": "fine-tune", "head": "words"}, "{text} was", "head words: fine-tune has linear"),
-        ({"method": "lora", "init": "words"}, "{text} was", "init words: sets virtual tokens, but lora trains none; leave --init out"),
+        (
+            {"method": "lora", "init": "words"},
+            "{text} was",
+            "init words: sets virtual tokens, but lora trains none; leave --init out",
+        ),
         (
             {"method": "prefix", "init": "words"},
             "[P] {text}",
             "the mlp encoder computes its virtual tokens; leave --init out",
         ),
-        ({"init": "words"}, "[P] {text}", "lstm encoder computes its virtual tokens; use --encoder none, or leave --init"),
+        (
+            {"init": "words"},
+            "[P] {text}",
+            "lstm encoder computes its virtual tokens; use --encoder none, or leave --init",
+        ),
         ({"method": "manual", "accumulate": 2}, "{text} was", "accumulate: is for optimizer steps, and manual takes"),
         ({"method": "search", "autocast": "bf16"}, "{text} [P]", "autocast: is for optimizer steps, and search takes"),
         (
@@ -251,7 +259,7 @@ def test_prefixes_on_other_architectures(
 def test_prefixes_where_there_are_no_keys_and_values_to_join(
     architecture: str, model_of: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match=f"{architecture}: keeps no keys and values.*use --method p-tuning"):
+    with pytest.raises(ModelError, match=f"{architecture}: has no KV cache.*use --method p-tuning"):
         train_tiny(model_of(architecture), rows_file, "[P*3] {text} [MASK]", tmp_path / "run", method="p-tuning-v2")
 
 

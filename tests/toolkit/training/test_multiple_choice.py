@@ -230,7 +230,7 @@ def test_choices_need_a_template_for_them(choices_file: Path) -> None:
             {"contextual_calibration": True, "method": "manual", "template": "is {text} {choice}"},
             "prior-correction: is for labels",
         ),
-        ({"template": "[P] {choice} {text}"}, "{choice} stands before {text}"),
+        ({"template": "[P] {choice} {text}"}, "{choice} precedes {text}"),
         ({"template": "[P] {text} {text_b} {choice}"}, "has 2 {text_b} or {choice}, needs at most 1"),
         ({"template": "[P] {text} a{choice}"}, "a letter touches a text in 'a{choice}'"),
     ],

@@ -134,7 +134,7 @@ def test_evaluating_predicting_and_serving(bert: Path, rows: Path, tmp_path: Pat
 
 
 def test_what_is_no_open_answer(llama: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(VerbalizerError, match="labels vocab: are words, and a linear head reads none"):
+    with pytest.raises(VerbalizerError, match="labels vocab: needs label words, and a linear head has none"):
         train_tiny(llama, rows, "{text} [P]", tmp_path / "linear", labels="vocab", head="linear")
     bad = tmp_path / "bad.jsonl"
     bad.write_text(rows.read_text(encoding="utf-8") + '{"text": "a", "label": "two words"}\n', encoding="utf-8")

@@ -147,7 +147,10 @@ def test_what_cannot_abstain_as_asked_is_not_chosen(llama: Path, rows_file: Path
         "text,label\n" + "".join(f"the film was {i},{'negative' * (i % 2) or 'positive'}\n" for i in range(60))
     )
     done = sweep(llama, odd, tmp_path / "out", "lr=1e-6", more=("--abstain", "1"))
-    assert (done.returncode, "every run failed, the first with: abstain 1.0: even the most confident dev rows" in done.stderr) == (1, True)
+    assert (
+        done.returncode,
+        "every run failed, the first with: abstain 1.0: even the most confident dev rows" in done.stderr,
+    ) == (1, True)
 
 
 def test_each_method_gets_the_backbone_it_reads(bert: Path, rows_file: Path, tmp_path: Path) -> None:
