@@ -161,8 +161,8 @@ def _check_forward_pass(backbone: Backbone, head: Head, where: str) -> None:
     if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3):
         difference = (got - expected).abs().max().item()
         raise ModelError(
-            f"{where}: {facts.model_type} gives logits that differ by {difference:.2g} with embeddings, positions and a "
-            "mask instead of ids; not supported"
+            f"{where}: {facts.model_type} gives logits that differ by {difference:.2g} with embeddings, positions and "
+            "a mask instead of ids; not supported"
         )
 
 

@@ -46,7 +46,8 @@ class Verbalizer:
         if spec == OPEN_VOCABULARY:
             if linear:
                 raise VerbalizerError(
-                    f"labels {OPEN_VOCABULARY}: needs label words, and a linear head has none; give names, or use --head words"
+                    f"labels {OPEN_VOCABULARY}: needs label words, and a linear head has none; give names, or use "
+                    "--head words"
                 )
             return cls(labels=(), words=(), open_vocabulary=True)
         try:

@@ -30,7 +30,7 @@ def find_data_problems(
         )
     truncated = sum(bool(encoding.overflowing) for encoding in encodings)
     if truncated:
-        yield f"{truncated} of {len(encodings)} rows are too long with the template, so truncated; --strict rejects them"
+        yield f"{truncated} of {len(encodings)} rows are too long with the template, so truncated; see --strict"
     empty = sum(not (row.text.strip() or (row.text_b or "").strip()) for row in data.train)
     if empty:
         yield f"{empty} of {n_train} training rows have no text"

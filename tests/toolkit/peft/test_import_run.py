@@ -210,7 +210,7 @@ def with_post_processor(model: Path, folder: Path, layout: str) -> Path:
         ("P_TUNING", "CAUSAL_LM", pickle_alone, {}, "has only adapter_model.bin, a pickle"),
         ("P_TUNING", "CAUSAL_LM", lambda f: (f / "adapter_model.safetensors").unlink(), {}, "has no adapter_model.saf"),
         ("P_TUNING", "CAUSAL_LM", lambda f: (f / "adapter_model.safetensors").write_bytes(b"x"), {}, "cannot be read"),
-        ("LORA", "CAUSAL_LM", lambda f: change_config(f, peft_type="IA3"), {}, "got peft_type IA3, need P_T, PROMPT_TUN"),
+        ("LORA", "CAUSAL_LM", lambda f: change_config(f, peft_type="IA3"), {}, "got peft_type IA3, need P_TUNING"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, task_type=None), {}, "got task_type None, need SEQ_CLS or"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, alora_invocation_tokens=[1]), {}, "sets alora_invocation_tok"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, layer_replication=[[0, 2], [1, 2]]), {}, "sets layer_repl"),
