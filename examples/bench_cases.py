@@ -1,10 +1,10 @@
-"""Make what `make figures` and `make bench-quick` measure: prompts of PEFT's, imported and exported.
+"""Make the bundles that `make figures` and `make bench-quick` measure: PEFT prompts, imported and exported.
 
 usage: python examples/bench_cases.py FOLDER [CASE …]
 
-FOLDER/CASE gets a PEFT adapter of random virtual tokens (what they hold does not change what they cost), the run that
-is made of it, and a bundle in each precision; what is there is kept. Cases: 20 virtual tokens before the text on
-SmolLM2, with label words (smollm2) or a linear head (smollm2-linear), and 10 on MiniLM with a linear head (minilm).
+FOLDER/CASE gets a PEFT adapter with random virtual tokens (their values do not change the latency), the run imported
+from it, and a bundle in each precision. Existing files are kept. Cases: 20 virtual tokens before the text on SmolLM2,
+with label words (smollm2) or a linear head (smollm2-linear), and 10 on MiniLM with a linear head (minilm).
 """
 
 import os
@@ -21,14 +21,14 @@ PRECISIONS = ("fp32", "int8")
 
 
 def main() -> None:
-    """Make the cases asked for, or all."""
+    """Make the given cases, or all."""
     folder = Path(sys.argv[1])
     for case in sys.argv[2:] or CASES:
         make(folder / case, *CASES[case])
 
 
 def make(place: Path, model: str, task: str, n_virtual: int) -> None:
-    """Make what is missing of a case."""
+    """Make the missing parts of a case."""
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "adapter").exists():
         save_adapter(place / "adapter", model, task, n_virtual)
@@ -39,14 +39,14 @@ def make(place: Path, model: str, task: str, n_virtual: int) -> None:
         adapter, run = str(place / "adapter"), str(place / "run")
         ptexport("import", "peft", adapter, "--out", run, "--model", model, "--labels", labels, *options)
     for precision in PRECISIONS:
-        # The prompt is random, so there is no accuracy to lose.
+        # The prompt is random, so accuracy has no meaning.
         drop = () if precision == "fp32" else ("--max-accuracy-drop", "100")
         if not (place / precision).exists():
             ptexport("export", str(place / "run"), "--out", str(place / precision), "--precision", precision, *drop)
 
 
 def save_adapter(path: Path, model: str, task: str, n_virtual: int) -> None:
-    """Save an adapter as PEFT makes it before any training."""
+    """Save an untrained PEFT adapter."""
     import torch
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -64,7 +64,7 @@ def save_adapter(path: Path, model: str, task: str, n_virtual: int) -> None:
 
 
 def ptexport(*arguments: str) -> None:
-    """Run the command, its progress shown."""
+    """Run a ptexport command and show its progress."""
     subprocess.run(["ptexport", *arguments], check=True, stdout=sys.stderr)
 
 

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Has anything become slower, beside PEFT and a plain export? Under 5 minutes on 2 cores; exit code 1 if so.
+# Check for slowdowns relative to PEFT and a plain ONNX export, in under 5 minutes on 2 cores. Exit code 1: something is
+# slower.
 #
 #   sh examples/bench_quick.sh FOLDER
 #
-# docs/benchmarks-quick.json has the ratios of the machine that it names. On another one store your own first:
+# docs/benchmarks-quick.json has the ratios for the machine that it names. On another machine, store your own first:
 # cp FOLDER/quick/report.json docs/benchmarks-quick.json
 set -eu
 folder=$1

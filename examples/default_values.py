@@ -1,10 +1,11 @@
-"""Measure what it costs that a task's arrays are default values, and not constants that ONNX Runtime can fold.
+"""Measure the cost of overridable initializers for a task's tensors, compared with constants that can be folded.
 
 usage: python examples/default_values.py [ROUNDS]
 
-The same graph with constants, with default values, and with default values that each run is given anew as the engine
-does; MiniLM with 10 virtual tokens, SmolLM2 with 20 folded ones; fp32, opset 18, one thread, random arrays. Medians of
-CPU time in ms of runs in random order, which what else runs on the machine disturbs less.
+The same graph runs with constants ("constants"), with overridable initializers ("defaults"), and with overridable
+initializers that each run overrides, as the engine does ("given"). MiniLM has 10 virtual tokens, SmolLM2 has 20 folded
+ones; fp32, opset 18, one thread, random values. Prints medians of CPU time in ms. The order of the runs is random, and
+CPU time is used instead of wall time, to reduce the influence of other processes.
 """
 
 import statistics
@@ -82,7 +83,7 @@ def measure(name: str, head: str, pooling: Pooling, shapes: Mapping[str, tuple[i
 
 
 def bake(traced: Path, arrays: dict[str, NDArray[np.float32]], folder: Path, *, overridable: bool) -> Graph:
-    """Bake arrays into a graph and open it."""
+    """Bake tensors into a traced graph and open it."""
     model = ir.load(traced / MODEL)
     bind = BindInputsPass(arrays, overridable=overridable)
     edit(model, ReadPositionPass(), bind, DeadCodePass(), ForgetIntermediateShapesPass())

@@ -1,5 +1,5 @@
 #!/bin/sh
-# From real text to a served label: train, export, verify, serve, ask. Needs `ptexport` on the PATH.
+# Train, export, serve and query a classifier of real texts. Needs `ptexport` on the PATH.
 #
 # usage: sh examples/demo.sh [FOLDER]
 set -eu
@@ -18,7 +18,7 @@ echo "== the same classifier as one ONNX graph =="
 ptexport export "$out/run" --out "$out/bundle" --force
 
 echo "== served over HTTP =="
-rm -f "$out/server.json"  # an earlier run's would be taken for this server's
+rm -f "$out/server.json"  # left by an earlier run, it would be taken for this server's
 ptexport serve "$out/bundle" --port 0 --json >"$out/server.json" &
 server=$!
 trap 'kill $server 2>/dev/null || true' EXIT

@@ -1,8 +1,8 @@
-"""Measure what `ptexport bench` does not: the import, Python's share of a call, and what batches by length save.
+"""Measure what `ptexport bench` does not: import time, Python overhead per call, and sorting texts by length.
 
 usage: python examples/engine_figures.py BUNDLE ROWS
 
-Prints a line a figure. ROWS is a file of texts of different lengths. Two minutes for SmolLM2 on 2 cores.
+Prints one line per figure. ROWS is a file with texts of different lengths. Takes two minutes for SmolLM2 on 2 cores.
 """
 
 import os
@@ -26,7 +26,7 @@ IMPORT = "import time; t = time.perf_counter(); import ptexport.runtime; print(t
 
 
 def main() -> None:
-    """Measure one after the other."""
+    """Run all measurements."""
     bundle, rows = Path(sys.argv[1]), Path(sys.argv[2])
     imports = [float(python(IMPORT)) for _ in range(ROUNDS)]
     print(f"import ptexport.runtime: {statistics.median(imports):.2f} s")
@@ -36,17 +36,17 @@ def main() -> None:
 
 
 def python(code: str, *arguments: str) -> str:
-    """Run a program and return what it prints."""
+    """Run code in a fresh interpreter and return its standard output."""
     return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def spread(values: Sequence[float]) -> str:
-    """Name the smallest and the largest."""
+    """Format the minimum and the maximum."""
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
-    """Time two things in turn, in seconds; the first round of each is not counted."""
+    """Time two calls alternately, in seconds; the first round is discarded."""
     pairs = []
     for _ in range(rounds + 1):
         times = []
@@ -59,18 +59,18 @@ def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: i
 
 
 def overhead(engine: Engine) -> None:
-    """Time a text against its ids in ONNX Runtime alone."""
+    """Compare the time of predicting one text with the time that ONNX Runtime takes for its ids."""
     encoder, graph, _ = engine._opened.get()
     text = "a few words of no meaning at all"
     ids = encoder.pad(encoder.encode([text]))
     given = {name: ids[name] for name in graph.inputs}
     pairs = in_turn(lambda: engine.predict([text]), lambda: graph.session.run(["logits"], given), 200)
     milliseconds = 1000 * statistics.median(whole - alone for whole, alone in pairs)
-    print(f"Python around a text: {milliseconds:.2f} ms")
+    print(f"Python overhead per text: {milliseconds:.2f} ms")
 
 
 def in_batches(engine: Engine, rows: Path) -> None:
-    """Time texts sorted by length against batches in order of arrival."""
+    """Compare batches of texts sorted by length with batches in order of arrival."""
     encoder, graph, _ = engine._opened.get()
     encodings = encoder.encode([row.texts for row in read_rows(rows)])
     lengths = [len(encoding) for encoding in encodings]
@@ -91,7 +91,7 @@ def in_batches(engine: Engine, rows: Path) -> None:
 
 
 def share_padded(lengths: Sequence[int], order: Sequence[Sequence[int]]) -> float:
-    """Compute how much of what is run is padding."""
+    """Return the share of padding in all tokens that are run, 0 to 1."""
     run = sum(len(batch) * max(lengths[i] for i in batch) for batch in order)
     return 1 - sum(lengths) / run
 

@@ -1,9 +1,9 @@
-"""Measure what the README claims, on this machine: about a quarter of an hour on 2 cores.
+"""Measure the figures in the README on this machine, in about a quarter of an hour on 2 cores.
 
 usage: python examples/figures.py [FOLDER]
 
-Prints each figure beside its limit and writes FOLDER/figures.json. Timings are of whole processes or of one call in
-a fresh process, as named; memory is the process's peak.
+Prints each figure with its limit and writes FOLDER/figures.json. Times are of a whole process or of one call in a fresh
+process, as the line states. Memory is the peak memory of the process.
 """
 
 import json
@@ -59,13 +59,13 @@ started = time.perf_counter()
 from ptexport.runtime import Engine
 Engine.open(sys.argv[1]).predict(["Nairobi"])
 seconds = time.perf_counter() - started
-# Not getrusage's, which counts what the process that started this one had in memory.
+# Not from getrusage, which includes the memory of the parent process.
 print(seconds, int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024)
 """
 
 
 def main() -> None:
-    """Measure everything."""
+    """Run all measurements."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "build/figures")
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, object] = {"cpus": len(os.sched_getaffinity(0))}
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def accuracy(out: Path) -> dict[str, object]:
-    """Learned against the best of five hand-written templates, which is chosen on the test rows themselves."""
+    """Compare learned prompts with the best of five hand-written templates, which is chosen on the test rows."""
     metrics = []
     for seed in SEEDS:
         manual = [word for template in MANUAL for word in ("--manual", template)]
@@ -95,7 +95,7 @@ def accuracy(out: Path) -> dict[str, object]:
 
 
 def export(out: Path) -> dict[str, object]:
-    """A cold export into a cache with the converted model but no trace, then parity on every test row."""
+    """Measure a cold export, with the converted model in the cache but no trace, and then parity on all test rows."""
     import onnx_ir as ir
 
     from ptexport.exporters.targets.tensorrt import not_for_tensorrt
@@ -118,16 +118,16 @@ def export(out: Path) -> dict[str, object]:
     objections = not_for_tensorrt(ir.load(out / "bundle" / "model.onnx"))
     parity = json.loads((out / "bundle" / "manifest.json").read_text())["parity"]
     results = [parity[name] for name in ("alone", "padded_right", "padded_left")]
-    report("trace and export, cold, parity of 256 rows included", f"{cold_s:.0f} s", "at most 120")
-    report("export with the backbone traced, parity of all test rows included", f"{warm_s:.0f} s", "")
+    report("trace and export, cold, with parity on 256 rows", f"{cold_s:.0f} s", "at most 120")
+    report("export, backbone already traced, with parity on all test rows", f"{warm_s:.0f} s", "")
     report("  peak memory / weights file, cold", f"{cold_peak / weights:.2f}", "at most 2.5")
     report("  peak memory / weights file, traced", f"{warm_peak / weights:.2f}", "at most 2.5")
-    report("bake another task, without torch", f"{bake_s:.2f} s", "at most 2")
+    report("bake another task, without PyTorch", f"{bake_s:.2f} s", "at most 2")
     report(
         f"parity on {len(test)} test cities: largest |Δlogit|", f"{max(r['max_abs_diff'] for r in results):.1e}", "1e-3"
     )
-    report("  labels that differ", str(sum(len(r["flips"]) for r in results)), "0")
-    report("kinds of node that TensorRT's parser would not take", str(len(objections)), "0")
+    report("  labels that flip", str(sum(len(r["flips"]) for r in results)), "0")
+    report("types of node that TensorRT's parser does not support", str(len(objections)), "0")
     return {
         "cold_export_s": cold_s,
         "cold_peak_bytes": cold_peak,
@@ -140,7 +140,7 @@ def export(out: Path) -> dict[str, object]:
 
 
 def serve_cold(bundle: Path) -> dict[str, object]:
-    """Open the engine and answer once, in a fresh process."""
+    """Measure import, open and first prediction in a fresh process."""
     runs = [tuple(map(float, python(OPEN, str(bundle)).split())) for _ in range(5)]
     seconds, peak_bytes = (statistics.median(column) for column in zip(*runs, strict=True))
     ratio = peak_bytes / (bundle / "model.onnx.data").stat().st_size
@@ -150,28 +150,28 @@ def serve_cold(bundle: Path) -> dict[str, object]:
 
 
 def ptexport(*arguments: str, **environment: str) -> float:
-    """Run a command and return its seconds."""
+    """Run a ptexport command and return its wall time in seconds."""
     started = time.perf_counter()
     subprocess.run(["ptexport", *arguments], check=True, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
     return time.perf_counter() - started
 
 
 def export_and_peak(*arguments: str, **environment: str) -> tuple[float, int]:
-    """Run an export; returns its seconds and the most bytes it had in memory."""
+    """Run an export and return its wall time in seconds and its peak memory in bytes."""
     started = time.perf_counter()
     said = python(EXPORT, *arguments, **environment)
     return time.perf_counter() - started, int(said.splitlines()[-1])
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:
-    """Run code in a fresh interpreter and return what it prints."""
+    """Run code in a fresh interpreter and return its standard output."""
     command = [sys.executable, "-c", code, *arguments]
     env = {**os.environ, **environment}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
 
 
 def report(what: str, figure: str, limit: str) -> None:
-    """Print one line."""
+    """Print a figure with its limit."""
     print(f"{what:<70} {figure:>22} {limit:>14}", flush=True)
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# How long from `pip install` to the first label of one's own: a fresh environment, 60 rows of three kinds, one answer.
+# Measure the time from `pip install` to the first prediction: a fresh environment, 60 rows, three labels, one text.
 #
-# usage: sh examples/first_label.sh    from the repository's folder
+# usage: sh examples/first_label.sh    (run it in the repository's folder)
 set -eu
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

@@ -1,10 +1,10 @@
-"""Import adapters that PEFT trained, and measure how the bundles' answers differ from PEFT's.
+"""Import adapters that PEFT trained, and measure the difference between the bundles' logits and PEFT's.
 
-usage: python examples/import_peft.py train FOLDER     P_TUNING for SEQ_CLS on minilm, saved as an adapter
-       python examples/import_peft.py compare FOLDER   the four kinds on minilm and smollm2, imported, exported,
-                                                       compared; 20 minutes on 2 cores, 2 GB that are freed again
+usage: python examples/import_peft.py train FOLDER     train P_TUNING for SEQ_CLS on minilm and save the adapter
+       python examples/import_peft.py compare FOLDER   import, export and compare the four types of adapter on minilm
+                                                       and smollm2: 20 minutes on 2 cores, 2 GB of temporary files
 
-PEFT answers each row alone and, for comparison, in float64, and in padded batches as its users do.
+PEFT predicts each row alone. For comparison, it also predicts in float64, and in padded batches as its users do.
 """
 
 import csv
@@ -59,7 +59,7 @@ START = "Which continent is a city in? Africa, Asia, Europe, North America, Sout
 
 
 class Adapter:
-    """An adapter in training: a model, its rows and what its answers are.
+    """A PEFT adapter in training, with its model, rows and labels.
 
     Args:
         kind: one of KINDS.
@@ -94,11 +94,11 @@ class Adapter:
             initialize_kv_prefix_from_past_key_values(self.adapted, past_key_values=start)
 
     def spec(self) -> str:
-        """Write the labels as `--labels` takes them."""
+        """Format the labels as `--labels` takes them."""
         return ",".join(f"{label}={self.words[label]}" if self.task == "CAUSAL_LM" else label for label in self.labels)
 
     def logits(self, texts: list[str], side: str = "right") -> torch.Tensor:
-        """Let PEFT answer a batch, padded on one side; float [b, c]."""
+        """Return PEFT's logits for one batch, padded on one side; float [b, c]."""
         causal_lm = self.task == "CAUSAL_LM"
         self.tokenizer.padding_side = side
         strings = [LM_TEMPLATE.format(text=text) if causal_lm else text for text in texts]
@@ -112,7 +112,7 @@ class Adapter:
         return logits[torch.arange(len(texts)), last][:, words]
 
     def train(self, folder: Path) -> None:
-        """Train for some steps, one row at a time since PEFT's padded batches differ, and save."""
+        """Train for some steps and save; one row at a time, because padding changes PEFT's logits."""
         optimizer = torch.optim.AdamW([p for p in self.adapted.parameters() if p.requires_grad], lr=3e-3)
         order = random.Random(0)
         for _ in range(STEPS[self.model]):
@@ -126,16 +126,16 @@ class Adapter:
 
 @torch.no_grad()
 def answers(adapter: Adapter, batches: Iterator[list[str]], side: str = "right") -> NDArray[np.float32]:
-    """Let PEFT answer, float32 [rows, c]."""
+    """Return PEFT's logits, float32 [rows, c]."""
     return torch.cat([adapter.logits(batch, side) for batch in batches]).numpy()
 
 
 def compare(adapter: Adapter, folder: Path) -> tuple[int, list[str]]:
-    """Train, import and export an adapter, and compare with PEFT's answer to each row alone.
+    """Train, import and export an adapter, and compare its logits with those of PEFT for each row alone.
 
     Returns:
-        How many rows; the largest difference of a logit of the bundle; of PEFT in float64; of PEFT's batches padded
-        right, and how many rows they give another label; and padded left.
+        The number of rows, and the cells of the table: the largest difference of a logit for the bundle; for PEFT in
+        float64; for PEFT's batches padded right, with the number of flipped labels; and the same padded left.
     """
     adapter.train(folder / "adapter")
     texts = [text for text, _ in adapter.rows]
@@ -151,7 +151,7 @@ def compare(adapter: Adapter, folder: Path) -> tuple[int, list[str]]:
         found = [f"{np.abs(Engine.open(bundle).logits(texts) - alone).max():.1e}"]
     except subprocess.CalledProcessError:
         found = ["refused"]
-    found.append("")  # of float64, which comes last
+    found.append("")  # float64, which is measured last
     for side in ("right", "left"):
         batches = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
         padded = answers(adapter, batches, side)
@@ -162,12 +162,12 @@ def compare(adapter: Adapter, folder: Path) -> tuple[int, list[str]]:
 
 
 def ptexport(*arguments: str) -> None:
-    """Run the command; its progress is shown."""
+    """Run a ptexport command and show its progress."""
     subprocess.run(["ptexport", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
-    """Train, or train and compare."""
+    """Train an adapter, or train and compare all of them."""
     what, folder = sys.argv[1], Path(sys.argv[2])
     silence_libraries()
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

@@ -1,10 +1,10 @@
-"""Measure what many tasks in one graph cost beside one, on SmolLM2: about five minutes on 2 cores.
+"""Measure the cost of several tasks in one graph relative to one, on SmolLM2: about five minutes on 2 cores.
 
 usage: python examples/many_tasks.py [FOLDER]
 
-The tasks are random: what a prompt was trained for changes no time. Prints each figure beside its limit and writes
-FOLDER/many_tasks.json. A time is the smallest of several calls, which take turns with a pause before each, until the
-other session's threads have stopped spinning; memory is a fresh process's.
+The tasks are random, because training does not change the latency. Prints each figure with its limit and writes
+FOLDER/many_tasks.json. A time is the minimum of several calls. The calls alternate, with a pause before each in which
+the threads of the other session stop spinning. Memory is measured in a fresh process.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ print(memory())
 
 
 def main() -> None:
-    """Measure everything."""
+    """Run all measurements."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "build/many_tasks")
     out.mkdir(parents=True, exist_ok=True)
     tails = make_runs(out, "tail", "{text} [P*4]", 10)
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def make_runs(out: Path, name: str, template: str, n_tasks: int) -> list[Path]:
-    """Train one run for a moment and write others like it, with other random prompts; each is exact."""
+    """Train one run briefly, and write copies with other random prompts and the key/values that belong to them."""
     folders = [out / f"{name}-{t}" for t in range(n_tasks)]
     if all(folder.exists() for folder in folders):
         return folders
@@ -110,16 +110,16 @@ def make_runs(out: Path, name: str, template: str, n_tasks: int) -> list[Path]:
 
 
 def export(runs: list[Path], out: Path) -> Path:
-    """Export runs with the command."""
+    """Export runs with `ptexport export`."""
     if not out.exists():
         subprocess.run(["ptexport", "export", *map(str, runs), "--out", str(out)], check=True)
     return out
 
 
 def bake_like(bundle: Path, run: Path, out: Path) -> Path:
-    """Make a bundle of a run as its sibling was exported, but for the proof, which takes no memory when it is open.
+    """Make a bundle from a run like a given bundle, without comparing it with Transformers.
 
-    Its golden rows are what it answers itself.
+    The comparison does not change the memory of an open bundle. The golden rows get the bundle's own logits.
     """
     from ptexport.exporters.bake import bake
     from ptexport.exporters.trace.cached import Trace, trace_key
@@ -150,13 +150,13 @@ def bake_like(bundle: Path, run: Path, out: Path) -> Path:
 
 
 def peak(*bundles: Path) -> list[int]:
-    """Memory of a fresh process in bytes: with bundles open, and when they are closed again."""
+    """Return the memory of a fresh process in bytes, with bundles open and after they are closed."""
     done = subprocess.run([sys.executable, "-c", MEMORY, *bundles], check=True, capture_output=True, text=True)
     return [int(line) for line in done.stdout.splitlines()]
 
 
 def smallest(*calls: Callable[[], object], times: int = 9) -> list[float]:
-    """Time calls in turns; the smallest of each in seconds."""
+    """Time calls alternately, and return the minimum of each in seconds."""
     best = [float("inf")] * len(calls)
     for _ in range(times):
         for number, call in enumerate(calls):
@@ -168,7 +168,7 @@ def smallest(*calls: Callable[[], object], times: int = 9) -> list[float]:
 
 
 def check(figures: dict[str, object], name: str, got: float, limit: float) -> None:
-    """Print a figure beside its limit."""
+    """Print a figure with its limit."""
     figures[name] = round(got, 3)
     print(f"{'ok  ' if got <= limit else 'OVER'} {name}: {got:.2f}, at most {limit}", flush=True)
 

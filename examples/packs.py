@@ -1,9 +1,9 @@
-"""Measure packs on SmolLM2: their size by leading virtual tokens, and what installing one costs beside the copy.
+"""Measure packs on SmolLM2: size by number of leading virtual tokens, and install time compared with a copy.
 
 usage: python examples/packs.py [FOLDER]
 
-Times are of whole processes on a warm page cache and a disk with nothing left to write, medians of five in turn:
-`ptexport install`, the same with `--check`, and `cp` of the weights file alone.
+Times are medians of five runs of whole processes, with a warm page cache and after a sync of the disk. Three commands
+alternate: `ptexport install`, the same with `--check`, and `cp` of the weights file alone.
 """
 
 import json
@@ -19,7 +19,7 @@ TOKENS = (3, 20, 24)
 
 
 def main() -> None:
-    """Measure."""
+    """Run all measurements."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "build/pack_figures")
     out.mkdir(parents=True, exist_ok=True)
     rows = out / "rows.jsonl"
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def ptexport(*arguments: object) -> None:
-    """Run a command."""
+    """Run a ptexport command."""
     subprocess.run(["ptexport", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -1,6 +1,6 @@
-// Label texts with a bundle made by `ptexport export --target web`, with onnxruntime-web and without ptexport.
+// Predict labels with a bundle made by `ptexport export --target web`, with onnxruntime-web and without ptexport.
 // usage: npm install onnxruntime-web @huggingface/tokenizers && node predict.mjs BUNDLE TEXT …
-// In a browser, read() is `new Uint8Array(await (await fetch(url)).arrayBuffer())`; all else stays.
+// In a browser, read() is `new Uint8Array(await (await fetch(url)).arrayBuffer())`; the rest stays the same.
 import { readFile } from "node:fs/promises";
 import * as ort from "onnxruntime-web";
 import { Tokenizer } from "@huggingface/tokenizers";

@@ -1,9 +1,9 @@
-"""Measure what reading one position saves: the same graph with and without ReadPositionPass, run in turn.
+"""Measure what ReadPositionPass saves: the same graph with and without it, run alternately.
 
 usage: python examples/read_position.py [ROUNDS]
 
-MiniLM (6 layers, first token) and SmolLM2 (30 layers, last token), fp32, opset 18. The cost does not depend on what
-rows hold, so prompt and label rows are random. Medians of rounds, of one run of each graph a round.
+MiniLM (6 layers, first token) and SmolLM2 (30 layers, last token), fp32, opset 18. The latency does not depend on the
+values, so prompt embeddings and label weights are random. Prints medians; each round runs each graph once.
 """
 
 import statistics

@@ -1,11 +1,11 @@
-"""Measure a training step against PEFT's P_TUNING on the same rows: about three minutes on 2 cores.
+"""Compare the time of a training step with PEFT's P_TUNING on the same rows: about three minutes on 2 cores.
 
 usage: python examples/step_time.py [ROUNDS]
 
-SmolLM2, fp32, 16 rows of 28 tokens, 12 virtual tokens made by an MLP, AdamW. Each system has a process of its own, for
-its peak memory, and they take turns: step by step, so that whatever else the machine does meets all alike. A step is
-everything from one to the next: batch, forward, backward, optimizer. Medians; ratios are to PEFT CAUSAL_LM in the same
-round. On a machine that others use too, OMP_NUM_THREADS=1 gives steadier figures.
+SmolLM2, fp32, 16 rows of 28 tokens, 12 virtual tokens from an MLP, AdamW. Each system runs in its own process, so that
+its peak memory can be measured. The systems alternate after every step, so that other load on the machine affects all
+of them equally. A step includes batch, forward pass, backward pass and optimizer. Prints medians; ratios are to PEFT
+CAUSAL_LM in the same round. On a shared machine, OMP_NUM_THREADS=1 gives more stable figures.
 """
 
 import csv
@@ -25,10 +25,10 @@ LABELS = ("great", "terrible")
 
 
 def main() -> None:
-    """Start the systems, let them take turns, and print the table."""
+    """Start the systems, run their steps alternately, and print the table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(Path(folder), rounds + WARM_UP + 2)  # the first is taken before the first turn, the last never ends
+        write_rows(Path(folder), rounds + WARM_UP + 2)  # one before the first turn, one in an endless last step
         workers = {name: start(name, Path(folder)) for name in SYSTEMS}
         try:
             seconds: dict[str, list[float]] = {name: [] for name in SYSTEMS}
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def write_rows(folder: Path, steps: int) -> None:
-    """Write texts of exactly so many tokens: words that are one token each, with a space before or without."""
+    """Write texts of exactly N_TOKENS words, each of which is one token with and without a leading space."""
     from tokenizers import Tokenizer
 
     from ptexport.toolkit.models.checkpoint import find_checkpoint
@@ -71,17 +71,17 @@ def write_rows(folder: Path, steps: int) -> None:
 
 
 def start(name: str, folder: Path) -> "subprocess.Popen[str]":
-    """Start a system and wait until it can take its first step; one at a time, since loading is not measured."""
+    """Start a system and wait until it is ready for its first step; loading is not part of the measurement."""
     command = [sys.executable, __file__, "--worker", name, str(folder)]
     worker = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    print(f"{name}: ready, after {float(answer(worker)):.1f} s", flush=True)
+    print(f"{name}: ready after {float(answer(worker)):.1f} s", flush=True)
     return worker
 
 
 def ask(worker: "subprocess.Popen[str]", what: str) -> str:
-    """Ask a system for a step, or for its peak memory."""
+    """Request a step from a system, or its peak memory, and return the reply."""
     assert worker.stdin is not None
     worker.stdin.write(what + "\n")
     worker.stdin.flush()
@@ -89,7 +89,7 @@ def ask(worker: "subprocess.Popen[str]", what: str) -> str:
 
 
 def answer(worker: "subprocess.Popen[str]") -> str:
-    """Read a system's answer, past what libraries print."""
+    """Read the reply of a system, and skip the output of libraries."""
     assert worker.stdout is not None
     for line in worker.stdout:
         if line.startswith("answer "):
@@ -98,10 +98,10 @@ def answer(worker: "subprocess.Popen[str]") -> str:
 
 
 def wait_for_turn(began: float) -> float:
-    """Tell how long it took since it began, answer what is asked, and return when the next step begins."""
+    """Report the time since `began`, reply to requests, and return the start time of the next step."""
     print(f"answer {time.perf_counter() - began}", flush=True)
     while input() == "peak":
-        # Not getrusage's, which counts what the process that started this one had in memory.
+        # Not from getrusage, which includes the memory of the parent process.
         peak_kb = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         assert peak_kb is not None
         print(f"answer {int(peak_kb[1]) * 1024}", flush=True)
@@ -109,7 +109,7 @@ def wait_for_turn(began: float) -> float:
 
 
 def train_peft(task: str, folder: Path) -> None:
-    """Train as PEFT's users do: labels are the tokens themselves, or a class per row."""
+    """Train as PEFT's users do: the labels are the input tokens (CAUSAL_LM) or one class per row (SEQ_CLS)."""
     import torch
     import transformers
     from peft import PromptEncoderConfig, get_peft_model
@@ -143,13 +143,13 @@ def train_peft(task: str, folder: Path) -> None:
 
 
 def train_ptexport(template: str, folder: Path, n_batches: int = 1) -> None:
-    """Train as `ptexport train` does; the training waits for its turn where others draw a bar."""
+    """Train as `ptexport train` does; the progress callback waits for the next turn."""
     from ptexport.toolkit.run.config import TrainConfig, TrainSettings
     from ptexport.toolkit.training.plan import make_plan
     from ptexport.toolkit.training.train import train
 
     class Turns:
-        """Takes a step at each turn."""
+        """A progress display that lets training take one step per turn."""
 
         began = time.perf_counter()
 
@@ -165,7 +165,7 @@ def train_ptexport(template: str, folder: Path, n_batches: int = 1) -> None:
         settings=TrainSettings(batch_size=N_ROWS // n_batches, accumulate=n_batches, epochs=1),
     )  # fmt: skip
     plan = make_plan(config, Turns(), None)
-    n_leading = len(plan.scorer.leading_ids)  # read once a step, not in each row
+    n_leading = len(plan.scorer.leading_ids)  # run once per step, not in each row
     assert {len(encoding) for encoding in plan.learn.encodings} == {N_TOKENS + N_VIRTUAL - n_leading}
     train(config, Turns(), backbone=plan.prompt_model.backbone)
 

@@ -1,8 +1,8 @@
-"""Runs the programs of docs/embedding.md with other versions of the runtime's dependencies.
+"""Run the programs in docs/embedding.md with other versions of the runtime's dependencies.
 
     python examples/versions.py BUNDLE PAIRS_BUNDLE "onnxruntime==1.18.0 numpy==1.26.4" "onnxruntime==1.31.1" …
 
-Each set gets a virtual environment of this Python, which is thrown away, with this repository's base install.
+Each set of versions gets a temporary virtual environment of this Python with this repository's base install.
 """
 
 import os
@@ -25,12 +25,12 @@ print("Python", platform.python_version(), *(f"{name} {found[name]}" for name in
 
 
 def programs() -> list[str]:
-    """The page's Python blocks."""
+    """Return the page's Python blocks."""
     return [block.split("```")[0] for block in PAGE.read_text(encoding="utf-8").split("```python\n")[1:]]
 
 
 def run_programs(python: str, bundle: Path, pairs: Path, place: Path) -> Iterator["subprocess.CompletedProcess[str]"]:
-    """Run each as a file of its own, in a folder where the bundles are as on the page; yields what it said."""
+    """Run each program as a file, in a folder with the bundles that the page uses, and yield the finished process."""
     for name, path in (("demo", bundle), ("pairs", pairs)):
         (place / "build" / name).mkdir(parents=True)
         (place / "build" / name / "bundle").symlink_to(path.resolve())
@@ -46,7 +46,7 @@ def run_programs(python: str, bundle: Path, pairs: Path, place: Path) -> Iterato
 
 
 def main() -> None:
-    """Run every set of requirements that was given."""
+    """Run the programs with every given set of requirements."""
     bundle, pairs = Path(sys.argv[1]), Path(sys.argv[2])
     for requirements in sys.argv[3:]:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""Rows in, predictions out, in constant memory; knows files and chunks, nothing of graphs."""
+"""Rows of a file -> predictions in a file, in constant memory; knows files and chunks, nothing of graphs."""
 
 import itertools
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,8 +15,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from ptexport.runtime.engine.engine import OPEN_VOCABULARY_TOP_K, Engine
+from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.predictions import Prediction
+from ptexport.runtime.engine.task import ALL, OPEN_VOCABULARY_TOP_K, Task
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import DataError, OutputError, PtexportError, saying_what_the_disk_refused
 from ptexport.runtime.rows import Row, check_texts
@@ -26,40 +27,78 @@ _SAME = 1e-3  # of a probability: more than batches of other lengths change
 
 
 def predict_rows(
-    engine: Engine, rows: Iterable[Row], *, strict: bool = False, top_k: int | None = None
+    task: Task, rows: Iterable[Row], *, strict: bool = False, top_k: int | None = None
 ) -> Iterator[tuple[Row, Prediction]]:
-    """Label rows as they come, in order, `CHUNK_TEXTS` at a time.
+    """Predict the labels of rows as they come, in order, `CHUNK_TEXTS` at a time.
 
     Args:
-        engine: the bundle.
-        rows: with the texts its template takes.
-        strict: refuse texts that are longer than the bundle takes.
-        top_k: as `Engine.predict` takes it.
+        task: task of an open bundle.
+        rows: rows with the texts that its template takes.
+        strict: refuse texts that are longer than the task takes.
+        top_k: as in `Engine.predict`.
 
     Raises:
         DataError: a row is too long for `strict`, or has a text too many or too few (says which).
     """
-    fields = engine.manifest.fields
-    asked, answered = itertools.tee(rows)  # never more than a chunk apart
-    checked = (_checked(row, fields) for row in asked)
-    if "choice" in fields:
-        answers = engine.choose_iter(((row.text, row.choices or ()) for row in checked), top_k=top_k)
+    read, predicted = itertools.tee(rows)  # never more than a chunk apart
+    checked = (_checked(row, task) for row in read)
+    if "choice" in task.entry.fields:
+        predictions = task.choose_iter(((row.text, row.choices or ()) for row in checked), top_k=top_k)
     else:
-        answers = engine.predict_iter((row.texts for row in checked), top_k=top_k)
-    for prediction, row in zip(answers, answered, strict=True):
+        predictions = task.predict_iter((row.texts for row in checked), top_k=top_k)
+    for prediction, row in zip(predictions, predicted, strict=True):
         if strict and prediction.truncated:
-            raise _too_long(row, engine)
+            raise _too_long(row, task)
         yield row, prediction
 
 
-def _checked(row: Row, fields: Sequence[str]) -> Row:
-    check_texts(row, fields)
+def predict_rows_of(
+    engine: Engine, rows: Iterable[Row], name: str | None, *, strict: bool = False, top_k: int | None = None
+) -> Iterator[tuple[Row, dict[str, Prediction]]]:
+    """Predict the labels of rows for one task or for all of them, as they come.
+
+    Args:
+        engine: the open bundle.
+        rows: rows with the texts that the tasks take.
+        name: name of a task; `ALL`: every task; None: the only one.
+        strict: as in `predict_rows`.
+        top_k: as in `predict_rows`.
+
+    Returns:
+        Each row with its predictions by the task's name.
+
+    Raises:
+        DataError: as in `predict_rows`; or a task is a multiple choice, which cannot be predicted with others.
+    """
+    if name != ALL:
+        task = engine.task(name)
+        for row, prediction in predict_rows(task, rows, strict=strict, top_k=top_k):
+            yield row, {task.entry.name: prediction}
+        return
+    for task in engine.tasks.values():
+        if "choice" in task.entry.fields:
+            raise DataError(
+                f"task all: {task.entry.name} is a multiple choice, which is predicted alone; name one task"
+            )
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, CHUNK_TEXTS)):
+        for task, row in itertools.product(engine.tasks.values(), chunk):
+            _checked(row, task)
+        for row, by_task in zip(chunk, engine.predict_all([row.texts for row in chunk], top_k=top_k), strict=True):
+            for task_name, prediction in by_task.items():
+                if strict and prediction.truncated:
+                    raise _too_long(row, engine.task(task_name))
+            yield row, by_task
+
+
+def _checked(row: Row, task: Task) -> Row:
+    check_texts(row, task.entry.fields)
     return row
 
 
-def _too_long(row: Row, engine: Engine) -> DataError:
+def _too_long(row: Row, task: Task) -> DataError:
     return DataError(
-        f"{row.where}: the text is longer than the {engine.manifest.max_length} tokens of the bundle; "
+        f"{row.where}: the text is longer than the {task.entry.max_length} tokens of the bundle; "
         "shorten it, or leave out --strict"
     )
 
@@ -67,18 +106,26 @@ def _too_long(row: Row, engine: Engine) -> DataError:
 _TRUNCATED = {"truncated": True}
 
 
-def json_line(row: Row, prediction: Prediction) -> bytes:
-    """Encode one answer with the text it is for, as a line of JSON."""
-    answer: dict[str, object] = {"label": prediction.label, "probabilities": prediction.probabilities}
-    if prediction.truncated:
-        answer |= _TRUNCATED
-    return _texts(row) + msgspec.json.encode(answer)[1:] + b"\n"
+def json_lines(row: Row, predictions: Mapping[str, Prediction], *, named: bool) -> Iterator[bytes]:
+    """Encode a row and its predictions as lines of JSON, one per task.
+
+    Args:
+        row: the row.
+        predictions: its predictions by the task's name.
+        named: whether each line names its task, as it does for bundles of several.
+    """
+    for start, prediction in zip(_line_starts(row, predictions, named=named), predictions.values(), strict=True):
+        record: dict[str, object] = {"label": prediction.label, "probabilities": prediction.probabilities}
+        if prediction.truncated:
+            record |= _TRUNCATED
+        yield start + msgspec.json.encode(record)[1:] + b"\n"
 
 
-def _texts(row: Row) -> bytes:
-    """How a row's line begins."""
+def _line_starts(row: Row, names: Iterable[str], *, named: bool) -> list[bytes]:
+    """Encode what the lines of a row begin with."""
     columns = {"text": row.text, "text_b": row.text_b, "choices": row.choices}
-    return msgspec.json.encode({name: value for name, value in columns.items() if value is not None})[:-1] + b","
+    own = {column: value for column, value in columns.items() if value is not None}
+    return [msgspec.json.encode(own | ({"task": name} if named else {}))[:-1] + b"," for name in names]
 
 
 def label_file(
@@ -86,36 +133,39 @@ def label_file(
     rows: Iterator[Row],
     path: Path,
     *,
+    task: str | None = None,
     resume: bool,
     force: bool,
     strict: bool,
     top_k: int | None,
     report: Callable[[int], None],
 ) -> "Counts":
-    """Label rows into a file of JSON lines, which is there when all are; until then they are in `PATH.….partial`.
+    """Predict the labels of rows into a file of JSON lines.
 
-    That name holds the start of the bundle's digest, and `top_k`, so that answers of two kinds never mix.
+    The file appears when all rows are done. Until then they are in `PATH.KIND.partial`, where KIND holds the start of
+    the bundle's digest, the task and `top_k`, so that predictions of two kinds never mix.
 
     Args:
-        engine: the bundle.
-        rows: read once, in order.
-        path: the file; a pipe or device is written to as it is.
-        resume: keep the rows that were labelled before and go on after them; a file that is there is finished.
-        force: replace what is there.
-        strict: refuse texts that are longer than the bundle takes.
-        top_k: as `Engine.predict` takes it.
-        report: told how many rows are done.
+        engine: the open bundle.
+        rows: rows, read once, in order.
+        path: the file; a pipe or device is written to directly.
+        task: name of a task; `ALL`: every task, a line each; None: the only one.
+        resume: keep the rows that were done before and continue after them; a file that exists is finished.
+        force: replace an existing file.
+        strict: refuse texts that are longer than the task takes.
+        top_k: as in `Engine.predict`.
+        report: called with the number of rows done.
 
     Returns:
-        What was done now, of the rows that were not labelled before.
+        What this call did, without the rows that were done before.
 
     Raises:
-        OutputError: the file is there or begun and neither `resume` nor `force` is given, its rows are not those that
-            were labelled before, it is of another bundle, another process is writing it, or the disk refuses.
-        DataError: a row that cannot be read or does not fit; those before it stay for `resume`.
+        OutputError: the file exists or was begun and neither `resume` nor `force` is given, its rows are not those that
+            were done before, it is of another bundle, another process is writing it, or the disk refuses.
+        DataError: a row cannot be read or does not fit; the rows before it are kept for `resume`.
     """
-    counted = _Lines(engine, strict, top_k, report)
-    kind = engine.manifest.digest[:8] + ("" if top_k is None else f".top{top_k}")
+    counted = _Lines(engine, task, strict, top_k, report)
+    kind = engine.manifest.digest[:8] + ("" if task is None else f".{task}") + ("" if top_k is None else f".top{top_k}")
     partial = path.with_name(f"{path.name}.{kind}.partial")
     with saying_what_the_disk_refused(
         path, "check the path and its permissions, or free some space, and go on with --resume"
@@ -159,12 +209,12 @@ def _fill(path: Path, partial: Path, counted: "_Lines", rows: Iterator[Row], *, 
 
 @dataclass(slots=True, kw_only=True)
 class Counts:
-    """Of rows that were labelled.
+    """Counts of predictions.
 
     Attributes:
-        rows: how many.
-        unlabelled: too unsure for a label.
-        truncated: longer than the bundle takes.
+        rows: rows done.
+        unlabelled: predictions without a label, whose probability is too low.
+        truncated: rows with a text that was longer than a task takes.
     """
 
     rows: int = 0
@@ -173,63 +223,72 @@ class Counts:
 
 
 class _Lines:
-    """Lines for rows, and how many there were."""
+    """Lines of rows, and their counts."""
 
-    def __init__(self, engine: Engine, strict: bool, top_k: int | None, report: Callable[[int], None]) -> None:
+    def __init__(
+        self, engine: Engine, task: str | None, strict: bool, top_k: int | None, report: Callable[[int], None]
+    ) -> None:
         self._engine = engine
+        self._task = task
         self._strict = strict
         self._top_k = top_k
         self._report = report
+        self._named = len(engine.tasks) > 1
+        self._names = list(engine.tasks) if task == ALL else [engine.task(task).entry.name]
         self.done = 0
         self.counts = Counts()
 
     def lines(self, rows: Iterable[Row]) -> Iterator[bytes]:
-        for row, prediction in predict_rows(self._engine, rows, strict=self._strict, top_k=self._top_k):
-            yield json_line(row, prediction)
+        predicted = predict_rows_of(self._engine, rows, self._task, strict=self._strict, top_k=self._top_k)
+        for row, by_task in predicted:
+            yield b"".join(json_lines(row, by_task, named=self._named))
             self.done += 1
             self.counts.rows += 1
-            self.counts.unlabelled += prediction.label is None
-            self.counts.truncated += prediction.truncated
+            self.counts.unlabelled += sum(prediction.label is None for prediction in by_task.values())
+            self.counts.truncated += any(prediction.truncated for prediction in by_task.values())
             if self.done % CHUNK_TEXTS == 0:  # as often as there is news
                 self._report(self.done)
         self._report(self.done)
 
     def skip(self, file: BinaryIO, rows: Iterator[Row], path: Path) -> tuple[int, int]:
-        """Skip the rows that a file has answers for, and return how many they are and their lines' bytes."""
+        """Skip the rows whose lines a file has; returns their number and the bytes of their lines."""
         truncated = msgspec.json.encode(_TRUNCATED)[1:-1]  # no text can hold it: its quotes would be escaped
         file.seek(0)
         done = end = 0
-        for line in file:
-            if not line.endswith(b"\n"):
+        while lines := list(itertools.islice(file, len(self._names))):
+            if len(lines) < len(self._names) or not lines[-1].endswith(b"\n"):
                 break
             row = next(rows, None)
-            if row is None or not line.startswith(_texts(row)):
+            starts = [] if row is None else _line_starts(row, self._names, named=self._named)
+            if not starts or not all(line.startswith(start) for line, start in zip(lines, starts, strict=True)):
                 where = "the end of the input" if row is None else row.where
                 raise OutputError(f"{path}: holds other rows than the input, from {where} on; begin anew with --force")
-            if self._strict and truncated in line:
-                raise _too_long(row, self._engine)
-            done, end = done + 1, end + len(line)
+            if self._strict and row is not None and any(truncated in line for line in lines):
+                raise _too_long(row, self._engine.task(self._names[0]))
+            done, end = done + 1, end + sum(map(len, lines))
         return done, end
 
     def check_finished(self, path: Path, rows: Iterator[Row]) -> None:
-        """Check that a file holds this bundle's answers for these rows; whose they are, its first ones tell."""
+        """Check that a file holds this bundle's predictions for these rows, by its first ones."""
         first = list(itertools.islice(rows, _COMPARED_ROWS))
         with path.open("rb") as file:
-            lines = list(itertools.islice(file, len(first)))
+            lines = list(itertools.islice(file, len(first) * len(self._names)))
             self.done, _ = self.skip(file, itertools.chain(first, rows), path)
         if next(rows, None) is not None or self.done < len(first):
             raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
-        all_labels = predict_rows(self._engine, first, top_k=sys.maxsize)
-        for line, (_, prediction) in zip(lines, all_labels, strict=True):
-            got, mine = _probabilities(line), prediction.probabilities
-            wanted = min(
-                len(mine), self._top_k or (OPEN_VOCABULARY_TOP_K if self._engine.manifest.labels is None else len(mine))
-            )
-            if len(got) != wanted or any(abs(got[label] - mine.get(label, -1)) > _SAME for label in got):
+        predicted = predict_rows_of(self._engine, first, self._task, top_k=sys.maxsize)
+        mine = [(name, prediction) for _, by_task in predicted for name, prediction in by_task.items()]
+        for line, (name, prediction) in zip(lines, mine, strict=True):
+            if not self._is_same(_probabilities(line), name, prediction.probabilities):
                 raise OutputError(
-                    f"{path}: holds answers of another bundle or --top-k; choose another name, or use --force"
+                    f"{path}: holds predictions of another bundle or --top-k; choose another name, or use --force"
                 )
         self._report(self.done)
+
+    def _is_same(self, got: Mapping[str, float], name: str, mine: Mapping[str, float]) -> bool:
+        is_open = self._engine.task(name).entry.labels is None
+        wanted = min(len(mine), self._top_k or (OPEN_VOCABULARY_TOP_K if is_open else len(mine)))
+        return len(got) == wanted and all(abs(got[label] - mine.get(label, -1)) <= _SAME for label in got)
 
 
 def _probabilities(line: bytes) -> dict[str, float]:

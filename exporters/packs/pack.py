@@ -28,12 +28,12 @@ def pack(config: ExportConfig, progress: Progress) -> Pack:
     """
     if config.out.exists() and not config.force:
         raise OutputError(f"{config.out}: exists already; choose another name, or replace it with --force")
-    run = Run.read(config.run)
+    run = Run.read(config.runs[0])
     if run.config.trained_backbone is not None:
-        raise ExportError(f"{config.run}: its backbone was trained with it, need a frozen one; export it instead")
+        raise ExportError(f"{config.runs[0]}: its backbone was trained with it, need a frozen one; export it instead")
     if run.config.open_vocabulary:
         raise ExportError(
-            f"{config.run}: its labels are a vocabulary, {run.arrays.label_weights.nbytes / 1e6:.0f} MB; "
+            f"{config.runs[0]}: its labels are a vocabulary, {run.arrays.label_weights.nbytes / 1e6:.0f} MB; "
             "export it instead"
         )
     if not TARGETS[config.target].shares:

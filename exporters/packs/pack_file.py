@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ptexport.runtime.bundle.folder import CONFIG, HASHED, MANIFEST, MODEL, TOKENIZER, TOKENIZER_CONFIG
+from ptexport.runtime.bundle.folder import CONFIG, MANIFEST, MODEL, ONE_TASK_FILES, TOKENIZER, TOKENIZER_CONFIG
 from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import PackError, reason
 from ptexport.toolkit.run.metrics import Metrics
@@ -142,7 +143,7 @@ class Pack:
             raise PackError(f"{path}: {reason(e)[:200]}; pack again with this version of ptexport") from e
         if any(array.dtype != np.float32 for array in arrays.values()):
             raise PackError(f"{path}: holds arrays that are not float32; pack again with this version of ptexport")
-        if set(record.texts) != set(TEXTS) or set(record.manifest.files) != set(HASHED):
+        if set(record.texts) != set(TEXTS) or set(record.manifest.files) != set(ONE_TASK_FILES):
             raise PackError(f"{path}: lists other files than a bundle's; pack again with this version of ptexport")
         return cls(record=record, arrays=arrays, digest=metadata["digest"])
 

@@ -1,13 +1,13 @@
 """Texts -> predictions.
 
-    engine.py         Engine: the public class
-    task.py           one task of an open bundle
-    lifetime.py       what an open engine holds, and closing it
-    batching.py       encodings -> logits, batch by batch
-    text_encoder.py   texts -> encodings and padded ids
-    task_encoders.py  a bundle -> the text encoders of its tasks
-    turns.py          predictions in chunks, and async callers that take turns
-    predictions.py    logits -> Prediction
-    golden.py         golden rows: does this machine compute what the model did?
-    info.py           EngineInfo: provider, placement, versions
+engine.py         Engine: the public class
+task.py           one task of an open bundle
+lifetime.py       what an open engine holds, and closing it
+batching.py       encodings -> logits, batch by batch
+text_encoder.py   texts -> encodings and padded ids
+task_encoders.py  a bundle -> the text encoders of its tasks
+turns.py          predictions in chunks, and async callers that take turns
+predictions.py    logits -> Prediction
+golden.py         golden rows: does this machine compute what the model did?
+info.py           EngineInfo: provider, placement, versions
 """

@@ -12,7 +12,7 @@ from tokenizers import Encoding
 
 from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, Bundle, check_unchanged
 from ptexport.runtime.bundle.manifest import Manifest
-from ptexport.runtime.engine.batching import logits_of
+from ptexport.runtime.engine.batching import batches, logits_of, score
 from ptexport.runtime.engine.golden import check_golden, golden_texts, tolerance_of
 from ptexport.runtime.engine.info import EngineInfo, info_of
 from ptexport.runtime.engine.lifetime import OpenState
@@ -20,7 +20,7 @@ from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.task import Task, check_call, predicting
 from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
 from ptexport.runtime.engine.text_encoder import Text
-from ptexport.runtime.engine.turns import at_once
+from ptexport.runtime.engine.turns import Work, at_once, in_slices
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.ort.execution import Execution
 from ptexport.runtime.ort.graph import Graph
@@ -236,23 +236,39 @@ class Engine:
             DataError: as in `predict`.
         """
         check_call(texts, top_k)
-        loaded, tasks = self._state.get(), list(self._tasks.values())
-        if loaded.encoders.of_all is None:
-            return self._one_by_one(texts, top_k)
-        encodings = loaded.encoders.of_all.encode(texts)
-        whole = [row for row, encoding in enumerate(encodings) if not encoding.overflowing]
-        cut = [row for row, encoding in enumerate(encodings) if encoding.overflowing]
-        fitting = [encodings[row] for row in whole]
-        made = dict(zip(cut, self._one_by_one([texts[row] for row in cut], top_k), strict=True))
-        for row, encoding, logits in zip(whole, fitting, logits_of(loaded.graph, fitting), strict=True):
-            made[row] = {task.entry.name: task.predictions(logits[None], [encoding], top_k)[0] for task in tasks}
-        return [made[row] for row in range(len(encodings))]
+        return at_once(self._predicting_all(texts, 0, top_k))
 
-    def _one_by_one(self, texts: Sequence[Text], top_k: int | None) -> list[dict[str, Prediction]]:
-        """Predict for every task, with a forward pass per text and task."""
-        names = list(self._tasks)
-        made = iter(self.predict([text for text in texts for _ in names], task=names * len(texts), top_k=top_k))
-        return [{name: next(made) for name in names} for _ in texts]
+    async def predict_all_async(
+        self, texts: Sequence[Text], *, top_k: int | None = None
+    ) -> list[dict[str, Prediction]]:
+        """Predict like `predict_all`, in the thread and turns of `predict_async`."""
+        check_call(texts, top_k)
+        turns = self._state.get().turns
+        return await turns.do(in_slices(lambda some, first: self._predicting_all(some, first, top_k), [*texts]))
+
+    def _predicting_all(
+        self, texts: Sequence[Text], first: int, top_k: int | None
+    ) -> Work[list[dict[str, Prediction]]]:
+        """Predict for every task, one batch per turn."""
+        loaded, tasks = self._state.get(), list(self._tasks.values())
+        of_all = loaded.encoders.of_all
+        encodings = [] if of_all is None else of_all.encode(texts, first=first)
+        made: dict[int, dict[str, Prediction]] = {}
+        whole = [row for row, encoding in enumerate(encodings) if not encoding.overflowing]
+        for batch in batches([len(encodings[row]) for row in whole], loaded.graph.batch_tokens):
+            fitting = [encodings[whole[number]] for number in batch]
+            logits = score(loaded.graph, fitting)
+            of_task = [task.predictions(logits, fitting, top_k) for task in tasks]
+            for number, *row in zip(batch, *of_task, strict=True):
+                made[whole[number]] = dict(zip(self._tasks, row, strict=True))
+            yield
+        for task in tasks:  # each truncates a text that is too long for one of them as it would alone
+            rows = sorted(set(range(len(texts))) - set(whole))
+            own = task.encode(loaded, [texts[row] for row in rows], first)
+            predicted = yield from predicting(loaded, own, [task] * len(rows), top_k)
+            for row, prediction in zip(rows, predicted, strict=True):
+                made.setdefault(row, {})[task.entry.name] = prediction
+        return [made[row] for row in range(len(texts))]
 
     def choose(
         self, rows: Sequence[tuple[str, Sequence[str]]], *, task: str | None = None, top_k: int | None = None

@@ -1,12 +1,12 @@
-"""An Engine behind HTTP: the Open Inference Protocol and `POST /predict`; knows routes, limits and shutting down."""
+"""An engine behind HTTP: routes of the Open Inference Protocol and `POST /predict`, limits and shutdown."""
 
 import asyncio
 import errno
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import uvicorn
@@ -17,10 +17,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.engine.predictions import Prediction
-from ptexport.runtime.engine.text_encoder import Text
+from ptexport.runtime.engine.task import ALL, Task
 from ptexport.runtime.errors import DataError, RequestError, ServeError
 from ptexport.runtime.server import oip
+
+_T = TypeVar("_T")
 
 MAX_BODY_BYTES = 1 << 20
 DRAIN_S = 29
@@ -37,7 +38,7 @@ def make_app(engine: Engine) -> Starlette:
     """Make the application.
 
     Args:
-        engine: requests take turns as `predict_async` gives them, since one session uses all CPUs.
+        engine: the open bundle; requests take turns in `predict_async`, since one session uses all CPUs.
     """
     routes = [
         Route("/v2", _server),
@@ -60,34 +61,40 @@ def make_app(engine: Engine) -> Starlette:
 
 
 def _routes_of(engine: Engine) -> list[Route]:
-    """What is said of a model, and what it is asked."""
-    manifest = engine.manifest
+    """Make the routes of the models; each task is a model."""
 
-    async def answer(texts: list[Text]) -> list[Prediction]:
-        try:
-            return await engine.predict_async(texts)
-        except asyncio.CancelledError as e:
-            raise HTTPException(503, f"server: stopped after {DRAIN_S} s of finishing; send the texts again") from e
+    def find(request: Request) -> Task:
+        name = request.path_params["name"]
+        if name not in engine.tasks:
+            need = " or ".join(map(repr, engine.tasks))
+            raise HTTPException(404, f"model: got another name, need {need}; change the path")
+        return engine.tasks[name]
 
     async def model(request: Request) -> Response:
-        _check_name(request, manifest.name)
-        return _json(oip.model_metadata(manifest))
+        return _json(oip.model_metadata(find(request).entry))
 
     async def ready(request: Request) -> Response:
-        _check_name(request, manifest.name)
-        return _json({"name": manifest.name, "ready": True})
+        return _json({"name": find(request).entry.name, "ready": True})
 
     async def infer(request: Request) -> Response:
-        _check_name(request, manifest.name)
+        task = find(request)
         if "inference-header-content-length" in request.headers:
             raise RequestError("body: got binary tensors, need JSON; send the texts as `data`")
         body = oip.decode(await _body(request), oip.InferRequest)
-        predictions = await answer(oip.texts_of_infer(body, manifest))
-        return _json(oip.infer_response(body, manifest, predictions))
+        predictions = await _finished(task.predict_async(oip.texts_of_infer(body, task.entry)))
+        return _json(oip.infer_response(body, task.entry, predictions))
 
     async def predict(request: Request) -> Response:
         body = oip.decode(await _body(request), oip.PredictRequest)
-        predictions = await answer(oip.texts_of_predict(body, manifest.fields))
+        if body.task == ALL:
+            texts = oip.texts_of_predict(body, next(iter(engine.tasks.values())).entry.fields)
+            return _json(oip.predict_all_response(await _finished(engine.predict_all_async(texts))))
+        if body.task is not None and body.task not in engine.tasks:
+            raise RequestError(
+                f"task: got another name, need {' or '.join(map(repr, engine.tasks))}; send one of these"
+            )
+        task = engine.task(body.task)
+        predictions = await _finished(task.predict_async(oip.texts_of_predict(body, task.entry.fields)))
         return _json(oip.predict_response(predictions))
 
     return [
@@ -96,6 +103,14 @@ def _routes_of(engine: Engine) -> list[Route]:
         Route("/v2/models/{name}/infer", infer, methods=["POST"]),
         Route("/predict", predict, methods=["POST"]),
     ]
+
+
+async def _finished(predictions: Awaitable[_T]) -> _T:
+    """Wait for predictions; a server that stops cancels them."""
+    try:
+        return await predictions
+    except asyncio.CancelledError as e:
+        raise HTTPException(503, f"server: stopped after {DRAIN_S} s of finishing; send the texts again") from e
 
 
 async def _live(_: Request) -> Response:
@@ -111,18 +126,18 @@ async def _server(_: Request) -> Response:
 
 
 def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then refuse connections, finish what has begun and return.
+    """Serve until SIGTERM or SIGINT, then refuse connections, finish open requests and return.
 
-    What has not finished after `DRAIN_S` is answered with status 503. A turn of the engine that has begun by then is
-    computed to its end for nobody: a process that is to end at once must not wait for its threads.
+    Requests that are not finished after `DRAIN_S` get status 503. The engine's current batch still runs then, so a
+    process that must end at once must not wait for its threads.
 
-    Both signals' handlers stay ours afterwards. Call it on the main thread.
+    The handlers of both signals stay replaced afterwards. Call it on the main thread.
 
     Args:
-        engine: opened.
+        engine: the open bundle.
         host: address to listen on.
-        port: 0 for any free one.
-        on_ready: told the address, "http://host:port", once requests are accepted.
+        port: port to listen on; 0: any free one.
+        on_ready: called with the address, "http://host:port", once requests are accepted.
 
     Raises:
         ServeError: the address cannot be listened on.
@@ -179,11 +194,6 @@ async def _body(request: Request) -> bytes:
             raise HTTPException(413, f"body: got more than {MAX_BODY_BYTES} bytes; send fewer texts at once")
         body += chunk
     return bytes(body)
-
-
-def _check_name(request: Request, name: str) -> None:
-    if request.path_params["name"] != name:
-        raise HTTPException(404, f"model: got another name, need {name!r}; change the path")
 
 
 def _json(value: Any, status: int = 200) -> Response:

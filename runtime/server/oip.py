@@ -1,17 +1,16 @@
-"""JSON bodies <-> texts and predictions; knows the wire formats, nothing of HTTP or graphs.
+"""JSON bodies of the Open Inference Protocol and of `POST /predict` <-> texts and predictions.
 
 Source: Open Inference Protocol, version 2, REST (kserve/open-inference-protocol), without its binary data extension.
-Messages never repeat what the caller wrote, field names included: a text can be anywhere by mistake.
+Messages never repeat what the caller wrote, field names included: a text can be in any field by mistake.
 """
 
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.manifest import TaskEntry
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.errors import RequestError
@@ -20,11 +19,12 @@ MAX_TEXTS = 1024
 
 
 class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of `POST /predict`: texts, or pairs of texts."""
+    """Body of `POST /predict`: texts, or pairs of texts; and the task, where the bundle has several."""
 
     form: ClassVar[str] = '{"texts": [...]}'
 
     texts: list[str | tuple[str, str]]
+    task: str | None = None
 
 
 class InferInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +67,10 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as e:
-        raise RequestError(f"{_wrong(str(e), kind)}; send {kind.form}") from e
+        fields = ", ".join(kind.__struct_fields__)
+        raise RequestError(
+            f"{_place(e)}: got a field or value that does not fit, need the fields {fields}; send {kind.form}"
+        ) from e
     except UnicodeDecodeError as e:
         raise RequestError(f"body: got bytes that are not UTF-8, need JSON in UTF-8; send {kind.form}") from e
     except (msgspec.DecodeError, RecursionError) as e:
@@ -83,7 +86,7 @@ def texts_of_predict(request: PredictRequest, fields: Sequence[str]) -> list[Tex
 
     Args:
         request: decoded.
-        fields: the texts a row brings: `["text"]` or `["text", "text_b"]`.
+        fields: texts of a row: `["text"]` or `["text", "text_b"]`.
 
     Returns:
         One text or pair per item, in order; may be empty.
@@ -101,17 +104,17 @@ def texts_of_predict(request: PredictRequest, fields: Sequence[str]) -> list[Tex
     return [*request.texts]
 
 
-def outputs_of(manifest: Manifest) -> list[str]:
-    """Name the outputs of a model; where answers are open, there are too many probabilities to send."""
-    return ["label"] if manifest.labels is None else ["label", "probabilities"]
+def outputs_of(task: TaskEntry) -> list[str]:
+    """Name the outputs of a model; an open vocabulary has too many probabilities to send."""
+    return ["label"] if task.labels is None else ["label", "probabilities"]
 
 
-def texts_of_infer(request: InferRequest, manifest: Manifest) -> list[Text]:
+def texts_of_infer(request: InferRequest, task: TaskEntry) -> list[Text]:
     """Check the tensors of an inference request and join them into texts.
 
     Args:
         request: decoded.
-        manifest: of the model.
+        task: what the manifest says about the model.
 
     Returns:
         One text or pair per row, in order; may be empty.
@@ -119,7 +122,7 @@ def texts_of_infer(request: InferRequest, manifest: Manifest) -> list[Text]:
     Raises:
         RequestError: too many, an input or output missing, unknown or repeated, or its type, shape and data disagree.
     """
-    fields, known = manifest.fields, outputs_of(manifest)
+    fields, known = task.fields, outputs_of(task)
     if sorted(tensor.name for tensor in request.inputs) != sorted(fields):
         raise RequestError(f"inputs: got {len(request.inputs)} tensor(s), need {list(fields)}; send each once, by name")
     wanted = [output.name for output in request.outputs]
@@ -134,16 +137,25 @@ def texts_of_infer(request: InferRequest, manifest: Manifest) -> list[Text]:
 
 
 def predict_response(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Lay out answers for `POST /predict`."""
-    return {"predictions": [{"label": p.label, "probabilities": p.probabilities} for p in predictions]}
+    """Lay out predictions of one task for `POST /predict`."""
+    return {"predictions": [_shown(prediction) for prediction in predictions]}
 
 
-def infer_response(request: InferRequest, manifest: Manifest, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def predict_all_response(predictions: Sequence[Mapping[str, Prediction]]) -> dict[str, Any]:
+    """Lay out predictions of every task for `POST /predict`: per text an object by the task's name."""
+    return {"predictions": [{name: _shown(p) for name, p in by_task.items()} for by_task in predictions]}
+
+
+def _shown(prediction: Prediction) -> dict[str, Any]:
+    return {"label": prediction.label, "probabilities": prediction.probabilities}
+
+
+def infer_response(request: InferRequest, task: TaskEntry, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Lay out answers as tensors: `label` BYTES [n] and `probabilities` FP32 [n, labels], row-major.
 
     A label is the empty string where the bundle gives none.
     """
-    n, labels = len(predictions), manifest.labels or []
+    n, labels = len(predictions), task.labels or []
     tensors: dict[str, dict[str, Any]] = {
         "label": {"datatype": "BYTES", "shape": [n], "data": [p.label or "" for p in predictions]},
         "probabilities": {
@@ -152,23 +164,23 @@ def infer_response(request: InferRequest, manifest: Manifest, predictions: Seque
             "data": [value for p in predictions for value in p.probabilities.values()],
         },
     }
-    wanted = [output.name for output in request.outputs] or outputs_of(manifest)
-    response = {"model_name": manifest.name, "outputs": [{"name": w, **tensors[w]} for w in wanted]}
+    wanted = [output.name for output in request.outputs] or outputs_of(task)
+    response = {"model_name": task.name, "outputs": [{"name": w, **tensors[w]} for w in wanted]}
     return response if request.id is None else {**response, "id": request.id}
 
 
-def model_metadata(manifest: Manifest) -> dict[str, Any]:
+def model_metadata(task: TaskEntry) -> dict[str, Any]:
     """Describe the model."""
-    labels = manifest.labels or []
+    labels = task.labels or []
     outputs = {
         "label": {"datatype": "BYTES", "shape": [-1]},
         "probabilities": {"datatype": "FP32", "shape": [-1, len(labels)]},
     }
     return {
-        "name": manifest.name,
+        "name": task.name,
         "platform": "onnxruntime_onnx",
-        "inputs": [{"name": field, "datatype": "BYTES", "shape": [-1]} for field in manifest.fields],
-        "outputs": [{"name": name, **outputs[name]} for name in outputs_of(manifest)],
+        "inputs": [{"name": field, "datatype": "BYTES", "shape": [-1]} for field in task.fields],
+        "outputs": [{"name": name, **outputs[name]} for name in outputs_of(task)],
         "parameters": {"labels": labels},
     }
 
@@ -192,29 +204,10 @@ def _check_count(n: int) -> None:
         raise RequestError(f"body: got {n} texts, need at most {MAX_TEXTS}; send several requests")
 
 
-_PLACE = re.compile(
-    r" - at `\$\.(texts(?:\[\d+\]){0,2}|id|parameters"
-    r"|(?:inputs|outputs)(?:\[\d+\](?:\.(?:name|shape|datatype|data|parameters)(?:\[\d+\]){0,2})?)?)`$"
-)
-_KINDS = {"object": "an object", "array": "a list", "str": "a string", "int": "a whole number", "float": "a number"}
-
-
-def _wrong(message: str, kind: type[PredictRequest | InferRequest]) -> str:
-    """Say what msgspec says of a value in our words, and where an unknown field is rather than what it is called."""
-    place = _PLACE.search(message)
-    where, said = (place[1], message[: place.start()]) if place else ("body", message)
-    if said.startswith("Object contains unknown field"):
-        of = InferInput if where.startswith("inputs[") else InferOutput if where.startswith("outputs[") else kind
-        known = ", ".join(of.__struct_fields__)
-        return f"{where}: got an unknown field, need no other than {known}"
-    if missing := re.fullmatch(r"Object missing required field `(\w+)`", said):
-        return f"{where}: got no field {missing[1]}, need it"
-    if other := re.fullmatch(r"Expected `([\w |]+)`, got `(\w+)`", said):
-        got, *need = (_KINDS.get(name, name) for name in (other[2], *other[1].split(" | ")))
-        return f"{where}: got {got}, need {' or '.join(need)}"
-    if length := re.fullmatch(r"Expected `array` of length (\d+)", said):
-        return f"{where}: got a list of another length, need {length[1]}"
-    return f"{where}: got another value than the protocol has"
+def _place(error: msgspec.ValidationError) -> str:
+    """Return where a value is that does not fit, such as `texts[0]`; msgspec writes no key of the caller's there."""
+    _, found, path = str(error).rpartition(" - at `$")
+    return path.removesuffix("`").removeprefix(".") if found and path != "`" else "body"
 
 
 def _holds_half_a_pair(body: bytes) -> bool:

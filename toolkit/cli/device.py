@@ -31,12 +31,12 @@ def doctor(bundle: Path | None, out: Path | None, device: int, as_json: bool, fo
         else:
             print_checks(checks)
         return
-    from ptexport.toolkit.evaluation.provider_report import check_up
-    from ptexport.toolkit.store.files import write_whole
+    from ptexport.toolkit.evaluation.provider_report import check_providers
+    from ptexport.toolkit.store.files import check_output, write_whole
 
     if out is not None:
-        shared.check_output(out, force=force)
-    report = check_up(bundle, device=device)
+        check_output(out, force=force)
+    report = check_providers(bundle, device=device)
     encoded = msgspec.json.format(msgspec.json.encode(report), indent=2)
     if out is not None:
         write_whole(out, encoded, force=force)
@@ -55,12 +55,10 @@ def warmup(bundle: Path, device: int, as_json: bool) -> None:
 
     Run it on the device that will serve, with its versions. Not run on a GPU by us yet.
     """
-    from ptexport.runtime import Engine, TaskEngine
-    from ptexport.runtime.bundle.folder import holds_tasks
+    from ptexport.runtime import Engine
 
     started = time.perf_counter()
-    opened = TaskEngine if holds_tasks(bundle) else Engine
-    engine = opened.open(bundle, provider="tensorrt", device=device)
+    engine = Engine.open(bundle, provider="tensorrt", device=device)
     built_s = time.perf_counter() - started
     engine.warm_up()
     record = {"bundle": engine.manifest.name, "provider": engine.info.provider, "open_s": round(built_s, 1)}

@@ -1,14 +1,11 @@
 """`ptexport evaluate`: one bundle or two on labelled rows. Needs no torch."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ptexport.toolkit.cli import options as shared
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -16,6 +13,7 @@ if TYPE_CHECKING:
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
 )
+@click.option("--task", help="Of a bundle of several tasks: the one to evaluate.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots too.")
 @shared.opening
 @shared.force
@@ -24,13 +22,14 @@ if TYPE_CHECKING:
 def evaluate(
     bundles: tuple[Path, ...],
     data: Path,
+    task: str | None,
     html: Path | None,
     as_json: bool,
     log_file: Path | None,
     force: bool,
     **opening: Any,
 ) -> None:
-    """Measure one of BUNDLES on labelled rows, or two side by side."""
+    """Evaluate one of BUNDLES on labelled rows, or compare two."""
     import msgspec
 
     from ptexport.runtime import Engine
@@ -38,6 +37,7 @@ def evaluate(
     from ptexport.toolkit.cli.progress_bars import reporting
     from ptexport.toolkit.cli.tables import print_evaluations
     from ptexport.toolkit.evaluation.evaluate import check_comparable, contrast, evaluate
+    from ptexport.toolkit.store.files import check_output
 
     if len(bundles) > 2:
         raise click.UsageError(f"Takes one bundle or two; got {len(bundles)}.")
@@ -45,16 +45,16 @@ def evaluate(
         with shared.extra("bench"):
             import jinja2  # noqa: F401 - asked for before the work rather than after it
             import matplotlib as mpl  # noqa: F401
-        shared.check_output(html, force=force)
+        check_output(html, force=force)
     if len(bundles) == 2 and data.exists() and not data.is_file():
         raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
     engines = [Engine.open(bundle, **opening) for bundle in bundles]
-    check_comparable(engines)
+    check_comparable([engine.task(task) for engine in engines])
     total = count_lines(data)
     results = []
     with reporting(as_json=as_json, log_file=log_file) as report:
         for engine in engines:
-            results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total)))
+            results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total), task=task))
             report.all_rows()
     evaluations = [result.evaluation for result in results]
     both = contrast(*results) if len(results) == 2 else None

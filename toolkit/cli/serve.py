@@ -33,10 +33,17 @@ def serve(bundle: Path, host: str, port: int, as_json: bool, **opening: Any) -> 
     engine.warm_up()  # so that no request is the first of its shape
 
     def ready(url: str) -> None:
-        record = {"url": url, "model": name, "provider": info.provider, "degraded": info.degraded}
-        said = f"serving {name} on {url} with {info.provider} (Ctrl-C stops it)"
+        record = {
+            "url": url,
+            "model": name,
+            "models": list(engine.tasks),
+            "provider": info.provider,
+            "degraded": info.degraded,
+        }
+        tasks = f" ({', '.join(engine.tasks)})" if len(engine.tasks) > 1 else ""
+        said = f"serving {name}{tasks} on {url} with {info.provider} (Ctrl-C stops it)"
         click.echo(json.dumps(record) if as_json else said)
 
     with shared.extra("serve"):  # uvicorn loads its event loop and parser when it starts
         run_server(engine, host=host, port=port, on_ready=ready)
-    os._exit(0)  # at once: returning would wait for the engine's thread, which may compute what nobody waits for
+    os._exit(0)  # returning would wait for the engine's thread, which may still run a cancelled batch

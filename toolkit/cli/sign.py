@@ -21,13 +21,13 @@ from ptexport.toolkit.cli import options as shared
 @shared.as_json
 def sign(bundle: Path, private_key: Path, force: bool, as_json: bool) -> None:
     """Verify a bundle and sign all its files, with model.sig beside them (OpenSSF Model Signing)."""
-    from ptexport.runtime.bundle.folder import check_unchanged, open_bundle
+    from ptexport.runtime.bundle.folder import Bundle, check_unchanged
     from ptexport.runtime.bundle.signature import SIGNATURE, sign_folder
 
     signature = bundle / SIGNATURE
     if signature.exists() and not force:
         raise OutputError(f"{signature}: exists already; replace it with --force")
-    check_unchanged(open_bundle(bundle))
+    check_unchanged(Bundle.open(bundle))
     files = sign_folder(bundle, private_key)
     if as_json:
         click.echo(json.dumps({"signature": str(signature), "files": files}))

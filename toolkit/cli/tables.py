@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ptexport.runtime.bundle.manifest import Manifest, TasksManifest
-from ptexport.runtime.bundle.measured import Candidate, Comparison
-from ptexport.toolkit.evaluation.evaluate import UNSURE, Contrast, Evaluation, headings, summary
+from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.measured import Candidate, Comparison, Parity
+from ptexport.toolkit.evaluation.figures import UNSURE, Contrast, Evaluation, headings, summary
 
 if TYPE_CHECKING:
     from ptexport.toolkit.run.run import Run  # it needs the extra `train`
@@ -82,41 +82,56 @@ def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
     console.print(f"{out}/best is {outcomes[0].name}, chosen by dev accuracy", markup=False, highlight=False)
 
 
-def print_parity(manifest: Manifest, out: Path) -> None:
-    """Print how a bundle compares with the model it came from."""
-    parity, lowered = manifest.parity, manifest.graph.lowered
+def print_export(manifest: Manifest, out: Path) -> None:
+    """Print what was exported, and how it compares with Transformers."""
     console = Console()
-    if parity is None:
-        console.print("not run: ONNX Runtime's CPU provider has no products in bf16", markup=False, highlight=False)
-    else:
-        headers = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
-        table = table_of(*headers, title=f"{parity.rows} rows against untouched Transformers")
-        for name, result in (
-            ("each row alone", parity.alone),
-            ("mixed, padded right", parity.padded_right),
-            ("mixed, padded left", parity.padded_left),
-        ):
-            table.add_row(name, *_figures(result))
-        for name, largest in (
-            ("texts of any length", parity.all_lengths),
-            ("the graph with itself, among 64 others", parity.among_neighbours),
-        ):
-            if largest is not None:
-                table.add_row(name, f"{largest:.1e}", "", "")
-        console.print(table)
+    for task in manifest.tasks:
+        title = "" if len(manifest.tasks) == 1 else f"{task.name}: "
+        if task.parity is None:
+            console.print("not run: ONNX Runtime's CPU provider cannot run bf16", markup=False, highlight=False)
+        else:
+            console.print(_parity(task.parity, task.fan_out, title))
+    graph, lowered = manifest.graph, manifest.graph.lowered
     if lowered is not None and lowered.accuracy is not None:
-        accuracy = f"{lowered.accuracy:.1%} of {lowered.rows} rows right, {lowered.accuracy_fp32:.1%} in fp32"
+        accuracy = f"accuracy {lowered.accuracy:.1%} on {lowered.rows} rows, {lowered.accuracy_fp32:.1%} in fp32"
         kept = f"; in fp32: {', '.join(lowered.kept_fp32)}" if lowered.kept_fp32 else ""
-        console.print(f"{manifest.graph.precision}: {accuracy}{kept}", markup=False, highlight=False, soft_wrap=True)
-    if manifest.graph.autotuned:
-        console.print(_timings(manifest.graph.autotuned))
+        console.print(f"{graph.precision}: {accuracy}{kept}", markup=False, highlight=False, soft_wrap=True)
+    if graph.autotuned:
+        console.print(_timings(graph.autotuned))
     size = sum(entry.size_bytes for entry in manifest.files.values())
     console.print(
-        f"{out}: {size / 1e6:.0f} MB, for {manifest.graph.target}, opset {manifest.graph.opset}, "
-        f"{manifest.graph.folded_tokens} leading tokens folded into constants",
+        f"{out}: {size / 1e6:.0f} MB, for {graph.target}, opset {graph.opset}, {_contents(manifest)}",
         markup=False,
         highlight=False,
     )
+
+
+def _contents(manifest: Manifest) -> str:
+    if len(manifest.tasks) == 1:
+        return f"{manifest.task.folded_tokens} leading tokens folded into constants"
+    passes = "one forward pass per text" if manifest.fan_out else "one forward pass per text and task"
+    return f"{len(manifest.tasks)} tasks, {passes}"
+
+
+def _parity(parity: Parity, fan_out: Comparison | None, title: str) -> Table:
+    headers = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
+    table = table_of(*headers, title=f"{title}{parity.rows} rows against untouched Transformers")
+    for name, result in (
+        ("each row alone", parity.alone),
+        ("mixed, padded right", parity.padded_right),
+        ("mixed, padded left", parity.padded_left),
+        ("all tasks in one row", fan_out),
+    ):
+        if result is not None:
+            figures = f"{result.max_abs_diff:.1e}", f"{result.mean_abs_diff:.1e}", str(len(result.flips))
+            table.add_row(name, *figures)
+    for name, largest in (
+        ("texts of any length", parity.all_lengths),
+        ("the graph with itself, among 64 others", parity.among_neighbours),
+    ):
+        if largest is not None:
+            table.add_row(name, f"{largest:.1e}", "", "")
+    return table
 
 
 def _timings(candidates: list[Candidate]) -> Table:
@@ -126,27 +141,6 @@ def _timings(candidates: list[Candidate]) -> Table:
         figures = [f"{timing.median_ms:.1f}" for timing in candidate.timings]
         table.add_row(f"opset {candidate.opset}", *figures, "the same" if candidate.same_labels else "differ")
     return table
-
-
-def print_tasks(manifest: TasksManifest, out: Path) -> None:
-    """Print what a bundle of many tasks holds and how each compares with the model it came from."""
-    headers = ("task", "labels", "rows", "largest |Δlogit|", "all tasks of a row")
-    table = table_of(*headers, title="Rows of all tasks together against untouched Transformers")
-    for task in manifest.tasks:
-        parity = task.parity
-        worst = max(result.max_abs_diff for result in (parity.alone, parity.padded_right, parity.padded_left))
-        together = "-" if task.fan_out is None else f"{task.fan_out.max_abs_diff:.1e}"
-        table.add_row(task.name, ", ".join(task.labels), str(parity.rows), f"{worst:.1e}", together)
-    size = sum(entry.size_bytes for entry in manifest.files.values())
-    reading = "one reading of a text answers all" if manifest.fan_out else "a text is read once per task"
-    console = Console()
-    console.print(table)
-    made = f"for {manifest.target}, opset {manifest.opset}, {len(manifest.tasks)} tasks; {reading}"
-    console.print(f"{out}: {size / 1e6:.0f} MB, {made}", markup=False, highlight=False)
-
-
-def _figures(result: Comparison) -> tuple[str, str, str]:
-    return f"{result.max_abs_diff:.1e}", f"{result.mean_abs_diff:.1e}", str(len(result.flips))
 
 
 def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) -> None:

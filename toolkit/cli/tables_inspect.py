@@ -11,7 +11,7 @@ from ptexport.toolkit.cli.tables import table_of
 if TYPE_CHECKING:
     from ptexport.exporters.inspect.summary import GraphSummary
     from ptexport.toolkit.evaluation.doctor import Check
-    from ptexport.toolkit.evaluation.provider_report import Report
+    from ptexport.toolkit.evaluation.provider_report import ProviderReport
     from ptexport.toolkit.store.cache import Entry
 
 
@@ -37,7 +37,7 @@ def _print_facts(console: Console, kind: str, record: dict[str, Any]) -> None:
         f"{{{piece}}}" if isinstance(piece, str) else f"{piece[0]}={piece[1]}" for piece in record["template_tokens"]
     ]
     console.print(f"tokens: {'  '.join(pieces)}", markup=False, highlight=False, soft_wrap=True)
-    for row, words in enumerate(record["nearest_words"] or [], record.get("first_row", 0)):
+    for row, words in enumerate(record["nearest_words"] or [], record.get("first_virtual_token", 0)):
         near = ", ".join(f"{word!r} {cosine:.2f}" for word, cosine in words)
         console.print(f"[P {row}] is nearest to {near}", markup=False, highlight=False, soft_wrap=True)
     if record["nearest_words"] is None and "warning" not in record:
@@ -103,7 +103,7 @@ def print_checks(checks: list["Check"]) -> None:
     Console().print(table)
 
 
-def print_report(report: "Report") -> None:
+def print_report(report: "ProviderReport") -> None:
     """Say what each execution provider made of a bundle."""
     gpu = report.gpu
     device = f"{gpu.name}, compute capability {gpu.compute_capability}" if gpu else "no GPU"

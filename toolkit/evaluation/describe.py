@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ptexport.runtime.bundle.folder import MANIFEST, MODEL, TEMPLATES, TOKENIZER, Bundle, open_bundle
+from ptexport.runtime.bundle.folder import MANIFEST, MODEL, TEMPLATES, TOKENIZER, Bundle
 from ptexport.runtime.bundle.signature import SIGNATURE
 from ptexport.runtime.errors import DataError, ModelError, RunError
 
@@ -18,9 +18,7 @@ N_NEAREST = 5
 
 
 def describe(path: Path, *, require_signature: Path | None = None) -> dict[str, Any]:
-    """Describe a bundle, of one task or of many, once its hashes are verified, and its signature where a key is given.
-
-    Or a run.
+    """Describe a bundle whose hashes, and signature if a key is given, were verified; or a run.
 
     Raises:
         BundleError: the bundle does not verify (says why).
@@ -59,7 +57,7 @@ def nearest_words(
 
 
 def _bundle(path: Path, require_signature: Path | None) -> dict[str, Any]:
-    bundle = open_bundle(path, require_signature=require_signature)
+    bundle = Bundle.open(path, require_signature=require_signature)
     tokenizer_json = (path / TOKENIZER).read_text(encoding="utf-8")
     signature = (
         "none" if not (path / SIGNATURE).exists() else "not checked" if require_signature is None else "verified"
@@ -71,23 +69,21 @@ def _bundle(path: Path, require_signature: Path | None) -> dict[str, Any]:
         **msgspec.to_builtins(bundle.manifest),
     }
     nearest = _nearest_in(path, Tokenizer.from_str(tokenizer_json))
-    if isinstance(bundle, Bundle):
-        manifest = bundle.manifest
-        record["template_tokens"] = _template_tokens(json.loads(tokenizer_json)["post_processor"], manifest.fields)
-        record["nearest_words"] = nearest(0, _n_rows(manifest.method, manifest.graph.prompt_tokens))
-        return record
-    templates = json.loads((path / TEMPLATES).read_text(encoding="utf-8"))["tasks"]
-    first_row = 0
-    for told, task in zip(record["tasks"], bundle.manifest.tasks, strict=True):
-        n_rows = _n_rows(task.method, task.prompt_tokens)
-        told["template_tokens"] = _template_tokens(templates[task.name]["post_processor"], task.fields)
-        told["first_row"], told["nearest_words"] = first_row, nearest(first_row, n_rows)
-        first_row += n_rows
+    tasks = bundle.manifest.tasks
+    templates = {tasks[0].name: json.loads(tokenizer_json)}
+    if len(tasks) > 1:
+        templates = json.loads((path / TEMPLATES).read_text(encoding="utf-8"))["tasks"]
+    first = 0
+    for described, task in zip(record["tasks"], tasks, strict=True):
+        n_prompt = _n_prompt_embeddings(task.method, task.prompt_tokens)
+        described["template_tokens"] = _template_tokens(templates[task.name]["post_processor"], task.fields)
+        described["first_virtual_token"], described["nearest_words"] = first, nearest(first, n_prompt)
+        first += n_prompt
     return record
 
 
-def _n_rows(method: str, prompt_tokens: int) -> int:
-    """Count the rows past the vocabulary that a task's virtual tokens are; those of layers are none."""
+def _n_prompt_embeddings(method: str, prompt_tokens: int) -> int:
+    """Count the virtual tokens that have an embedding; trained past key/values have none."""
     return 0 if method in ("p-tuning-v2", "prefix") else prompt_tokens
 
 

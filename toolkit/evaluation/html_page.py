@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptexport.toolkit.evaluation.evaluate import UNSURE, Contrast, Evaluation, headings, summary
+from ptexport.toolkit.evaluation.figures import UNSURE, Contrast, Evaluation, headings, summary
 from ptexport.toolkit.html import render, svg
 from ptexport.toolkit.store.files import write_whole
 

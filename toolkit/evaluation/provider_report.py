@@ -1,7 +1,7 @@
-"""A bundle -> what each execution provider of this machine makes of it, as a report to send back; without torch.
+"""A bundle -> what each execution provider of this machine does with it, as a report to send back. Needs no torch.
 
-Nobody has run ptexport on a GPU for us yet. This runs all that there is to check there: whether the provider runs the
-graph at all, its answers to the golden rows, whether an answer depends on the rows beside it, and how long it takes.
+ptexport was not run on a GPU yet. The report holds all that can be checked there: whether the provider runs the graph,
+its golden rows, whether predictions depend on the other rows of a batch, and latency.
 """
 
 import contextlib
@@ -14,12 +14,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ptexport.runtime import Engine
+from ptexport.runtime import Engine, Task
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.cache_dir import cache_home
 from ptexport.runtime.engine.info import EngineInfo
-from ptexport.runtime.errors import ProviderError
+from ptexport.runtime.errors import ProviderError, PtexportError
 from ptexport.runtime.ort.cuda_driver import Gpu, read_gpu
+from ptexport.runtime.ort.providers import Provider, provider_errors
 from ptexport.toolkit.evaluation.doctor import Check, examine
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
@@ -28,13 +29,13 @@ ROUNDS = 9
 _NEIGHBOURS = 20  # of each of three lengths
 
 
-class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Texts in, predictions out.
+class ProviderLatency(msgspec.Struct, frozen=True, kw_only=True):
+    """Latency of a call, from texts to predictions.
 
     Attributes:
-        texts: asked for at once.
-        words: of each.
-        median_ms: of several calls.
+        texts: texts per call.
+        words: words per text.
+        median_ms: median of several calls.
     """
 
     texts: int
@@ -42,16 +43,16 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     median_ms: float
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What one provider made of the bundle.
+class ProviderRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What one provider did with the bundle.
 
     Attributes:
-        asked: for which provider.
-        error: why it does not run it; None: it does.
+        asked: the requested provider.
+        error: why it does not run the bundle; None: it does.
         open_s: seconds to verify, load and compare the golden rows; with TensorRT, to build its engine as well.
         info: what ran where.
-        among_neighbours: largest difference of a logit between a row alone and among 59 others.
-        timings: by size.
+        among_neighbours: largest difference of a logit between a row alone and among 59 others, over all tasks.
+        timings: latency by size.
     """
 
     asked: str
@@ -59,20 +60,20 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     open_s: float | None = None
     info: EngineInfo | None = None
     among_neighbours: float | None = None
-    timings: list[Timing] = []
+    timings: list[ProviderLatency] = []
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. It holds no text of anybody's and no path, but the bundle's name.
+class ProviderReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The report. It holds no text of a user and no path, only the bundle's name.
 
     Attributes:
-        bundle: its name.
-        target: what it was exported for.
-        precision: what it computes in.
+        bundle: name of the bundle.
+        target: deployment target it was exported for.
+        precision: precision it computes in.
         machine: processor and system.
-        gpu: None: there is none, or no driver.
-        checks: what `ptexport doctor` says.
-        outcomes: by provider.
+        gpu: the GPU; None: there is none, or no driver.
+        checks: output of `ptexport doctor`.
+        outcomes: one per provider.
     """
 
     bundle: str
@@ -81,45 +82,46 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     gpu: Gpu | None
     checks: list[Check]
-    outcomes: list[Outcome]
+    outcomes: list[ProviderRun]
 
 
-def check_up(bundle: Path, *, device: int = 0) -> Report:
+def check_providers(bundle: Path, *, device: int = 0) -> ProviderReport:
     """Run a bundle on every provider.
 
     Raises:
-        BundleError: the bundle is not what it says.
+        BundleError: the bundle does not match its manifest.
     """
     gpu = None
     with contextlib.suppress(ProviderError):
         gpu = read_gpu(device)
     manifest = Bundle.open(bundle).manifest
-    outcomes = [_try(bundle, asked, device) for asked in PROVIDERS]
-    return Report(
+    runs = [_run(bundle, asked, device) for asked in PROVIDERS]
+    return ProviderReport(
         bundle=manifest.name,
         target=manifest.graph.target,
         precision=manifest.graph.precision,
         machine=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
         gpu=gpu,
         checks=[check for check in examine() if check.name != "cache"],  # its path may hold a user's name
-        outcomes=outcomes,
+        outcomes=runs,
     )
 
 
-def _try(bundle: Path, asked: str, device: int) -> Outcome:
+def _run(bundle: Path, asked: str, device: int) -> ProviderRun:
     started = time.perf_counter()
     try:
         engine = Engine.open(bundle, provider=asked, device=0 if asked == "cpu" else device)
         open_s = time.perf_counter() - started
-        return Outcome(
-            asked=asked,
-            open_s=open_s,
-            info=engine.info,
-            among_neighbours=_among_neighbours(engine),
-            timings=[_time(engine, *size) for size in SIZES],
-        )
-    except Exception as e:  # whatever it is, the report is to say it
-        return Outcome(asked=asked, error=without_paths(str(e) or type(e).__name__, bundle))
+        with provider_errors(Provider(name=engine.info.provider)):
+            return ProviderRun(
+                asked=asked,
+                open_s=open_s,
+                info=engine.info,
+                among_neighbours=max(_among_neighbours(task) for task in engine.tasks.values()),
+                timings=[_measure(next(iter(engine.tasks.values())), *size) for size in SIZES],
+            )
+    except PtexportError as e:
+        return ProviderRun(asked=asked, error=without_paths(str(e) or type(e).__name__, bundle))
 
 
 def without_paths(text: str, bundle: Path) -> str:
@@ -132,24 +134,25 @@ def without_paths(text: str, bundle: Path) -> str:
 
 
 def _texts(n: int, words: int, *, pair: bool) -> list[str | tuple[str, str]]:
-    """Make texts that all differ, of plain words: what they mean changes no time."""
+    """Make different texts of plain words; latency does not depend on what they mean."""
     texts = [" ".join(["city", *(f"{number}" for number in range(row, row + words - 1))]) for row in range(n)]
     return [(text, "city") for text in texts] if pair else [*texts]
 
 
-def _among_neighbours(engine: Engine) -> float:
-    pair = len(engine.manifest.fields) == 2
+def _among_neighbours(task: Task) -> float:
+    pair = len(task.entry.fields) == 2
     texts = [text for words in (2, 9, 30) for text in _texts(_NEIGHBOURS, words, pair=pair)]
-    among = engine.logits(texts)
-    alone = np.concatenate([engine.logits([text]) for text in texts])
+    among = task.logits(texts)
+    alone = np.concatenate([task.logits([text]) for text in texts])
     return float(np.abs(among - alone).max())
 
 
-def _time(engine: Engine, n: int, words: int) -> Timing:
-    texts = _texts(n, words, pair=len(engine.manifest.fields) == 2)
+def _measure(task: Task, n: int, words: int) -> ProviderLatency:
+    texts = _texts(n, words, pair=len(task.entry.fields) == 2)
     milliseconds = []
     for _ in range(ROUNDS + 1):
         started = time.perf_counter()
-        engine.predict(texts)
+        task.predict(texts)
         milliseconds.append(1000 * (time.perf_counter() - started))
-    return Timing(texts=n, words=words, median_ms=statistics.median(milliseconds[1:]))  # the first of a size is slower
+    median_ms = statistics.median(milliseconds[1:])  # the first call of a size is slower
+    return ProviderLatency(texts=n, words=words, median_ms=median_ms)

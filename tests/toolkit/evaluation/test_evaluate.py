@@ -16,7 +16,8 @@ from tiny import ROWS
 from ptexport.runtime import Engine, Prediction
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import Row
-from ptexport.toolkit.evaluation.evaluate import Evaluation, Result, check_comparable, contrast, evaluate
+from ptexport.toolkit.evaluation.evaluate import Result, check_comparable, contrast, evaluate
+from ptexport.toolkit.evaluation.figures import Evaluation
 
 LABELS = ["a", "b", "c"]
 
