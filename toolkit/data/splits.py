@@ -25,9 +25,14 @@ class DataSplits:
     dev: list[Row]
     test: list[Row]
 
+    @property
+    def parts(self) -> tuple[list[Row], list[Row], list[Row]]:
+        """Training, dev and test rows."""
+        return self.train, self.dev, self.test
+
     def pairs(self, labels: Sequence[str]) -> "DataSplits":
         """Convert the multiple choices of every part; see `pairs`."""
-        train, dev, test = (pairs(part, labels) for part in (self.train, self.dev, self.test))
+        train, dev, test = (pairs(part, labels) for part in self.parts)
         return DataSplits(train=train, dev=dev, test=test)
 
 

@@ -143,13 +143,10 @@ class Parts:
         embeddings = _prompt_embeddings(adapter, facts) if adapter.kind in ("P_TUNING", "PROMPT_TUNING") else None
         n_prefix = 0 if prefix_kv is None else prefix_kv.shape[4]
         source = _add_virtual_tokens(template, n_prefix, 0 if embeddings is None else len(embeddings), facts, words)
+        length = choose_max_length(config.max_length, facts)
+        json = backbone.tokenizer_json
         compiled = compile_template(
-            Template.parse(source),
-            facts,
-            backbone.tokenizer_json,
-            mask_slot=False,
-            max_length=choose_max_length(config.max_length, facts),
-            n_prefix=n_prefix,
+            Template.parse(source), facts, json, mask_slot=False, max_length=length, n_prefix=n_prefix
         )
         return cls(
             adapter=adapter,

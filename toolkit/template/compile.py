@@ -169,13 +169,18 @@ def compile_template(
         added_ids=words.added_ids(),
         truncate=truncate,
     )
-    n_taken = n_prefix + compiled.n_fixed
-    if n_taken + len(template.fields) > max_length:
-        raise TemplateError(
-            f"template {template.source!r}: takes {n_taken} of {max_length} tokens, leaving none for text; use fewer, "
-            "or raise --max-length"
-        )
+    _check_room(template, compiled)
     return compiled
+
+
+def _check_room(template: Template, compiled: CompiledTemplate) -> None:
+    """Raise TemplateError if there is no room for text."""
+    n_taken = compiled.n_prefix + compiled.n_fixed
+    if n_taken + len(template.fields) > compiled.max_length:
+        raise TemplateError(
+            f"template {template.source!r}: takes {n_taken} of {compiled.max_length} tokens, leaving none for text; "
+            "use fewer, or raise --max-length"
+        )
 
 
 def _is_text_spaced(template: Template, facts: BackboneFacts, words: WordTokenizer) -> bool:

@@ -3,8 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import msgspec
 import torch
@@ -20,7 +19,6 @@ from ptexport.toolkit.training.loss import Loss, NotFiniteError, batches, score_
 
 SAVE_EVERY_S = 30.0
 SAVE_PAUSE = 10  # minimum time between saves, in multiples of the time of the last save
-_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")  # torch's allocator; oneDNN's LSTM
 
 
 class Counters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -220,30 +218,6 @@ def fit(
         stopped = "diverged"
     training.take_best()
     return stopped
-
-
-@contextmanager
-def explain_out_of_memory(batch_size: int, rows: EncodedRows) -> Iterator[None]:
-    """Turn an out-of-memory error of torch into advice on what to lower.
-
-    Args:
-        batch_size: rows per forward pass.
-        rows: the training rows.
-
-    Raises:
-        TrainError: the block ran out of memory.
-    """
-    try:
-        yield
-    except RuntimeError as e:
-        if not isinstance(e, torch.OutOfMemoryError) and not any(sign in str(e) for sign in _OUT_OF_MEMORY):
-            raise
-        tokens = max(map(len, rows.encodings))
-        smaller = f"--batch-size {batch_size // 2}, or " if batch_size > 1 else ""
-        raise TrainError(
-            f"training: out of memory with {batch_size} rows of up to {tokens} tokens per batch; "
-            f"use {smaller}a lower --max-length"
-        ) from e
 
 
 def _fit(

@@ -91,26 +91,20 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
     """
     config, method = resolve(config)
     template, manual = check_templates(config, method)
-    verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
-    if "choice" in template.fields:
-        check_multiple_choice(config, verbalizer)
+    verbalizer = _parse_labels(config, template)
     device = _find_device(config, progress)
     declared = None if verbalizer.open_vocabulary else verbalizer.labels
     seed = config.settings.seed
     data = load_data(config.data, dev=config.dev, test=config.test, labels=declared, fields=template.fields, seed=seed)
     backbone = backbone or load_backbone_for(config, progress)
     _check_backbone(config, backbone)
-    verbalizer = verbalizer.filled(WordTokenizer(backbone.tokenizer_json), spaced=template.answer_spaced)
-    if verbalizer.open_vocabulary:
-        _check_single_tokens(data, verbalizer.labels)
+    verbalizer = _fill_labels(verbalizer, backbone, template, data)
     prompt_model = _make_prompt_model(config, method, verbalizer, backbone, device)
     shots = _choose_shots(data.pairs(verbalizer.labels).train, verbalizer, config.n_shots, seed)
     n_prefix = template.n_prompt if method.virtual_token == "prefix_kv" else 0
     compiled = prompt_model.compile(template.with_shots(shots), n_prefix=n_prefix)
     scorer = prompt_model.scorer(compiled)
-    train, dev, test = (
-        EncodedRows.encode(rows, scorer.encoder, verbalizer.labels) for rows in (data.train, data.dev, data.test)
-    )
+    train, dev, test = (EncodedRows.encode(rows, scorer.encoder, verbalizer.labels) for rows in data.parts)
     plan = Plan(
         config=config,
         template=template,
@@ -139,6 +133,25 @@ def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
     head = head_of(config)
     with distributed.rank_0_first():
         return load_backbone(find_checkpoint(config.model, revision=config.revision, stage=progress.stage), head)
+
+
+def _parse_labels(config: TrainConfig, template: Template) -> Verbalizer:
+    verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
+    if "choice" in template.fields:
+        check_multiple_choice(config, verbalizer)
+    return verbalizer
+
+
+def _fill_labels(verbalizer: Verbalizer, backbone: Backbone, template: Template, data: DataSplits) -> Verbalizer:
+    """Make the words of the vocabulary the labels, with `open_vocabulary`.
+
+    Raises:
+        DataError: a row has another label.
+    """
+    filled = verbalizer.filled(WordTokenizer(backbone.tokenizer_json), spaced=template.answer_spaced)
+    if filled.open_vocabulary:
+        _check_single_tokens(data, filled.labels)
+    return filled
 
 
 def _find_device(config: TrainConfig, progress: Progress) -> torch.device:
@@ -196,7 +209,7 @@ def _choose_shots(rows: Sequence[Row], verbalizer: Verbalizer, count: int, seed:
 
 def _check_single_tokens(data: DataSplits, labels: Sequence[str]) -> None:
     """Raise DataError if a label is not one token of the vocabulary (with the count and the first place)."""
-    known, rows = set(labels), (*data.train, *data.dev, *data.test)
+    known, rows = set(labels), list(itertools.chain(*data.parts))
     several = [row for row in rows if row.label not in known]
     if several:
         raise DataError(
@@ -208,7 +221,7 @@ def _check_single_tokens(data: DataSplits, labels: Sequence[str]) -> None:
 def _check_rows(plan: Plan, declared: Sequence[str], progress: Progress) -> None:
     """Raise DataError for rows that `strict` forbids, and warn of other problems of the rows."""
     config, pairs = plan.config, plan.data.pairs(plan.prompt_model.verbalizer.labels)
-    rows = [*pairs.train, *pairs.dev, *pairs.test]
+    rows = list(itertools.chain(*pairs.parts))
     encodings = [*plan.train.encodings, *plan.dev.encodings, *plan.test.encodings]
     truncated = [row for row, encoding in zip(rows, encodings, strict=True) if encoding.overflowing]
     if config.strict and truncated:

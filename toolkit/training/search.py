@@ -65,15 +65,12 @@ def search(
         train: training rows, encoded by the encoder of the scorer.
         dev: dev rows, which choose the pass, encoded likewise.
         candidates: token ids to choose from.
-        settings: `epochs` (maximum passes over all positions), `patience`, `batch_size` (a step takes four batches),
-            `balance` and `seed` apply.
+        settings: epochs are passes over all positions; a step takes four batches.
         progress: receives steps and passes.
 
     Raises:
         TrainError: there are no candidates.
     """
-    if not candidates:
-        raise TrainError("search: the vocabulary has no whole words; use p-tuning")
     encoder = prompt.encoder
     assert isinstance(encoder, PromptEncoder)
     words = _Words(encoder.embeddings, scorer.classifier.table.weight.detach(), candidates)
@@ -82,10 +79,8 @@ def search(
     best: tuple[float, float, list[int]] = -1.0, 0.0, ids
     passes = since_best = 0
     while passes < settings.epochs and since_best < settings.patience:
-        positions = random_.sample(range(words.count), words.count)
-        for step, position in enumerate(positions, passes * words.count + 1):
-            chosen = random_.choices(range(len(train.encodings)), k=_BATCHES_PER_STEP * settings.batch_size)
-            ids, loss = words.improve(ids, position, _Loss(scorer, prompt, train, chosen, settings))
+        for step, position in enumerate(random_.sample(range(words.count), words.count), passes * words.count + 1):
+            ids, loss = words.improve(ids, position, _Loss.sample(scorer, prompt, train, random_, settings))
             progress.step(step, settings.epochs * words.count, loss)
         words.put(ids)
         accuracy, dev_loss = scorer.accuracy(prompt, dev)
@@ -105,9 +100,14 @@ class _Words:
         embeddings: embeddings of the virtual tokens, float [p, e]; changed in place.
         table: embedding table of the backbone, float [vocab, e].
         candidates: token ids to choose from.
+
+    Raises:
+        TrainError: there are no candidates.
     """
 
     def __init__(self, embeddings: nn.Parameter, table: Tensor, candidates: Sequence[int]) -> None:
+        if not candidates:
+            raise TrainError("search: the vocabulary has no whole words; use p-tuning")
         self.count = len(embeddings)
         self._embeddings = embeddings
         self._table = table
@@ -155,6 +155,14 @@ class _Loss:
         self._weights = train.class_weights(settings.balance)
         with torch.no_grad():
             self._folded_kv = None if scorer.trains_folded else scorer.task_tensors(prompt).prefix_kv
+
+    @classmethod
+    def sample(
+        cls, scorer: Scorer, prompt: SoftPrompt, train: EncodedRows, random_: random.Random, settings: TrainSettings
+    ) -> "_Loss":
+        """Choose rows at random."""
+        chosen = random_.choices(range(len(train.encodings)), k=_BATCHES_PER_STEP * settings.batch_size)
+        return cls(scorer, prompt, train, chosen, settings)
 
     def with_gradient(self, embeddings: nn.Parameter) -> tuple[float, Tensor]:
         """Return the loss and its gradient with respect to the embeddings, float [p, e]."""

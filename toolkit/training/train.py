@@ -1,7 +1,8 @@
 """A training configuration -> a Run, in memory or in a folder: calls every step in order."""
 
 import functools
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,12 +24,13 @@ from ptexport.toolkit.run.run import FILES, METRICS, RESUME, Run, TaskArrays
 from ptexport.toolkit.store.folders import kept_folder
 from ptexport.toolkit.template.words import WordTokenizer
 from ptexport.toolkit.training.calibration import fit_temperature, fit_threshold, measure_log_prior
-from ptexport.toolkit.training.loop import Training, explain_out_of_memory, fit
+from ptexport.toolkit.training.loop import Training, fit
 from ptexport.toolkit.training.plan import Plan, make_plan
 from ptexport.toolkit.training.resume import Ticket, check_same, hash_data, load_state, save_state
 from ptexport.toolkit.training.search import search, word_ids
 
 VERSIONED = ("ptexport", "torch", "transformers", "tokenizers")
+_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")  # torch's allocator; oneDNN's LSTM
 
 
 def train(
@@ -64,7 +66,7 @@ def train(
     prompt = prompt_model.prompt(plan.template)
     training = Training(prompt, prompt_model.trainable.parameters, settings, len(plan.train.targets))
     found_words, stopped = None, None
-    with explain_out_of_memory(settings.batch_size, plan.train):
+    with _explain_out_of_memory(settings.batch_size, plan.train):
         # Before training, so that a hand-written template that does not fit costs no training.
         manual_accuracy = _measure_manual(plan, progress)
         if config.contextual_calibration:
@@ -75,6 +77,30 @@ def train(
             stopped = _fit(plan, training, ticket, folder, progress)
         metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256, found_words)
     return _make_run(plan, metrics, training, folder)
+
+
+@contextmanager
+def _explain_out_of_memory(batch_size: int, rows: EncodedRows) -> Iterator[None]:
+    """Turn an out-of-memory error of torch into advice on what to lower.
+
+    Args:
+        batch_size: rows per forward pass.
+        rows: the training rows.
+
+    Raises:
+        TrainError: the block ran out of memory.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if not isinstance(e, torch.OutOfMemoryError) and not any(sign in str(e) for sign in _OUT_OF_MEMORY):
+            raise
+        tokens = max(map(len, rows.encodings))
+        smaller = f"--batch-size {batch_size // 2}, or " if batch_size > 1 else ""
+        raise TrainError(
+            f"training: out of memory with {batch_size} rows of up to {tokens} tokens per batch; "
+            f"use {smaller}a lower --max-length"
+        ) from e
 
 
 def _fit(plan: Plan, training: Training, ticket: Ticket, folder: Path | None, progress: Progress) -> Stopped | None:
