@@ -170,7 +170,7 @@ class ParityReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             data = path.read_bytes()
             got = msgspec.json.decode(data, type=_Format).format
         except FileNotFoundError as e:
-            why = "need the comparison with Transformers; export again, in a precision that the CPU can run"
+            why = "need the comparison with Transformers; export again (bundles in bf16 and installed ones have none)"
             raise BundleError(f"{path}: missing, {why}") from e
         except (OSError, msgspec.DecodeError, RecursionError) as e:
             raise BundleError(f"{path}: cannot be read ({reason(e)[:200]}); export again") from e

@@ -19,7 +19,8 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.multitask.export import bake_tasks, check_tasks, export_tasks
 from ptexport.exporters.multitask.join import Joined
 from ptexport.exporters.trace.trace import trace
-from ptexport.runtime.bundle.manifest import Pooling, TaskEntry, TasksManifest
+from ptexport.runtime.bundle.manifest import Pooling, TaskEntry
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.tasks import TaskEngine
 from ptexport.runtime.errors import BundleError, DataError, EngineError, ExportError, SignatureError
@@ -83,7 +84,7 @@ def test_every_task_answers_as_its_own_bundle_does(
     together = many.predict_all(TEXTS)
     mixed = many.predict([text for text in TEXTS for _ in runs], task=[run.name for run in runs] * len(TEXTS))
     for t, run in enumerate(runs):
-        export(ExportConfig(run=run, out=tmp_path / run.name), Quiet())
+        export(ExportConfig(runs=(run,), out=tmp_path / run.name), Quiet())
         alone = Engine.open(tmp_path / run.name).predict(TEXTS)
         for row, expected in enumerate(alone):
             for got in (mixed[row * len(runs) + t], together[row][run.name]):
@@ -105,7 +106,7 @@ def checked(joined: Joined, baked: Joined, folder: Path) -> list[float]:
         backbone, joined.first.config.pooling, has_prefix_kv=joined.has_prefix_kv, opset=18, kind=joined.kind
     )
     bake_tasks(baked, traced, folder)
-    return [worst_of(task) for task in check_tasks(joined, backbone, folder, lambda done, total: None)]
+    return [worst_of(task) for task in check_tasks(joined, backbone, folder, Quiet())]
 
 
 def joined_of(runs: list[Path]) -> Joined:
@@ -209,7 +210,7 @@ def test_control_wrong_positions_are_seen(
     wrong = WrongPositions(model=backbone.model, **fields)
     traced = trace(wrong, joined.first.config.pooling, has_prefix_kv=joined.has_prefix_kv, opset=18, kind=joined.kind)
     bake_tasks(joined, traced, tmp_path)
-    worst = [worst_of(task) for task in check_tasks(joined, backbone, tmp_path, lambda done, total: None)]
+    worst = [worst_of(task) for task in check_tasks(joined, backbone, tmp_path, Quiet())]
     assert {t for t, difference in enumerate(worst) if difference > 1e-2} == seen_by
 
 

@@ -19,7 +19,7 @@ from ptexport.exporters.packs.install import install
 from ptexport.exporters.packs.pack import pack
 from ptexport.exporters.packs.pack_file import Pack, TaskTokenizer
 from ptexport.runtime.bundle.folder import HASHED, file_entry
-from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import BundleError, ExportError, OutputError, PackError
 from ptexport.toolkit.run.run import Run
@@ -51,7 +51,7 @@ def other_pack(other_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def packed(run: Path, out: Path, opset: int = 18) -> Path:
-    pack(ExportConfig(run=run, out=out, opset=opset), Quiet())
+    pack(ExportConfig(runs=(run,), out=out, opset=opset), Quiet())
     return out
 
 
@@ -62,7 +62,7 @@ def test_install_writes_what_export_writes(
     model, tasks = CASES[case]
     for name, (template, options) in zip(("task", "other"), tasks, strict=True):
         train_tiny(model_of(model), rows_file, template, tmp_path / f"{name}-run", **options)
-        export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
+        export(ExportConfig(runs=(tmp_path / f"{name}-run",), out=tmp_path / name), Quiet())
     packed(tmp_path / "task-run", tmp_path / "task.ptpack")
     assert (tmp_path / "task.ptpack").stat().st_size < 50_000
     (tmp_path / "other" / "model.sig").write_text("of other files than the new bundle's")
@@ -91,9 +91,9 @@ def test_a_pack_in_integers(other_run: Path, llama_run: Path, tmp_path: Path) ->
     """Installed, its files have the hashes of those that were proved, and answer as they did."""
     lower: dict[str, Any] = {"precision": "int8", "max_accuracy_drop": 100.0}
     path = tmp_path / "task.ptpack"
-    made = pack(ExportConfig(run=other_run, out=path, **lower), Quiet())
+    made = pack(ExportConfig(runs=(other_run,), out=path, **lower), Quiet())
     assert made.record.manifest.graph.lowered is not None
-    export(ExportConfig(run=llama_run, out=tmp_path / "on-device", **lower), Quiet())
+    export(ExportConfig(runs=(llama_run,), out=tmp_path / "on-device", **lower), Quiet())
     manifest = install(path, tmp_path / "on-device", tmp_path / "new", check=True)
     assert manifest.graph == made.record.manifest.graph
     other = read_manifest((tmp_path / "on-device" / "manifest.json").read_bytes(), "")
@@ -114,7 +114,7 @@ def test_what_no_pack_can_task_tensors(llama_run: Path, tmp_path: Path) -> None:
         ),
     ):
         with pytest.raises(ExportError, match=message):
-            pack(ExportConfig(run=llama_run, out=tmp_path / "a.ptpack", **options), Quiet())  # type: ignore[arg-type]
+            pack(ExportConfig(runs=(llama_run,), out=tmp_path / "a.ptpack", **options), Quiet())  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
@@ -263,14 +263,14 @@ def test_runs_that_cannot_be_packed(llama: Path, llama_run: Path, rows_file: Pat
 def test_golden_rows_are_what_the_model_answers(llama_bundle: Path, bert_bundle: Path, tmp_path: Path) -> None:
     for bundle in (llama_bundle, bert_bundle):
         engine = Engine.open(bundle)
-        assert [set(row.logits) for row in engine.manifest.golden] == [set(engine.labels)] * 4
+        assert [set(row.logits) for row in engine.manifest.task.golden] == [set(engine.labels)] * 4
         assert engine.info.golden_max_abs_diff < 1e-4
     differs = "a logit of its golden rows differs by .*, need at most"
     for value, message in ((0.5, differs), (float("nan"), "NaN is no JSON")):
         copy = Path(shutil.copytree(llama_bundle, tmp_path / str(value)))
-        first, *rest = engine.manifest.golden
+        first, *rest = engine.manifest.task.golden
         manifest = read_manifest((copy / "manifest.json").read_bytes(), "")
-        first, *rest = manifest.golden
+        first, *rest = manifest.task.golden
         first.logits["positive"] += value
         changed = msgspec.structs.replace(manifest, golden=[first, *rest])
         (copy / "manifest.json").write_bytes(changed.to_json())
