@@ -119,8 +119,8 @@ def test_a_bundle_answers_as_peft_does(
     assert run.config.imported is not None
     assert (run.config.imported.peft_type, run.config.training, run.metrics) == (kind, None, None)
     assert {row.label for row in run.check_rows} == {None}, "the built-in rows' labels are of another task"
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert worst(manifest.parity) < 1e-4
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert worst(manifest.task.parity) < 1e-4
     engine = Engine.open(tmp_path / "bundle")
     expected = np.stack([peft_logits(adapted, base, text) for text in TEXTS])
     assert np.ptp(expected) > 0.1
@@ -133,7 +133,7 @@ def test_the_comparison_sees_one_virtual_token(kind: str, fault: str, llama: Pat
     adapted = save_adapter(llama, CONFIGS[kind]("CAUSAL_LM"), tmp_path / "adapter")
     change_tensors(tmp_path / "adapter", lambda tensors: tensors["prompt_embeddings"][1].zero_())
     imported(tmp_path / "adapter", tmp_path / "run", "CAUSAL_LM")
-    export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+    export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
     expected = np.stack([peft_logits(adapted, llama, text) for text in TEXTS])
     assert np.abs(Engine.open(tmp_path / "bundle").logits(TEXTS) - expected).max() > 0.01, fault
 
@@ -146,7 +146,7 @@ def test_virtual_tokens_stand_before_bos(kind: str, llama: Path, tmp_path: Path)
     template = {"P_TUNING": "[P*3][BOS]{text} it was", "PROMPT_TUNING": "[P*3][BOS]{text} it was",
                 "PREFIX_TUNING": "[P*3]{text} it was", "LORA": TEMPLATE}[kind]  # fmt: skip
     assert run.config.template == template
-    export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+    export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
     expected = np.stack([peft_logits(adapted, base, text) for text in TEXTS])
     assert np.abs(Engine.open(tmp_path / "bundle").logits(TEXTS) - expected).max() <= 1e-4
 
@@ -155,8 +155,8 @@ def test_an_empty_text_without_a_token(model_of: Callable[[str], Path], tmp_path
     """A prefix has no state to read, so that an empty text is refused, and parity leaves it out."""
     save_adapter(model_of("gpt2"), CONFIGS["PREFIX_TUNING"]("CAUSAL_LM"), tmp_path / "adapter")
     imported(tmp_path / "adapter", tmp_path / "run", "CAUSAL_LM", template=None)
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert manifest.parity.rows == 256 + 2
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert manifest.task.parity.rows == 256 + 2
     engine = Engine.open(tmp_path / "bundle")
     assert engine.predict(["slow"])[0].label in ("positive", "negative")
     with pytest.raises(DataError, match="text 1: is empty, and the template adds no token to read"):

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baked import bake_run, check_parity
 from tiny import LABELS, Quiet, train_tiny, worst
 
-from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity.compare import check_parity, fail_on_difference
-from ptexport.exporters.trace.trace import trace
+from ptexport.exporters.parity.compare import fail_on_difference
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import ExportError, ModelError, PtexportError, TrainError
 from ptexport.toolkit.methods import BackboneTraining
@@ -66,8 +65,8 @@ def test_from_rows_to_answers(
     case: str, family: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = trained(case, family, request.getfixturevalue(family), rows_file, tmp_path / "run")
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert manifest.method == method_of(case) + " --tune-backbone" * case.endswith("tuned")
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert manifest.task.method == method_of(case) + " --tune-backbone" * case.endswith("tuned")
     engine = Engine.open(tmp_path / "bundle")
     answers = [answer.label for answer in engine.predict([row.text for row in run.check_rows])]
     right = [answer == row.label for answer, row in zip(answers, run.check_rows, strict=True)]
@@ -79,28 +78,27 @@ def test_from_rows_to_answers(
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", pytest.param("roberta", marks=pytest.mark.soak)])
-@pytest.mark.parametrize("fault", ["a position less", "a layer's keys", "no states"])
+@pytest.mark.parametrize("fault", ["a position less", "a layer's keys", "no keys"])
 def test_wrong_prefixes_are_caught(
     fault: str, family: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The controls: parity fails as soon as the graph holds other keys and values than were trained."""
     model = request.getfixturevalue(family)
     run = trained("p-tuning-v2", family, model, rows_file, tmp_path / "run")
-    states = run.arrays.prefix_kv
-    assert states is not None
+    prefix_kv = run.arrays.prefix_kv
+    assert prefix_kv is not None
     wrong = {
-        "a position less": states[..., 1:, :],
-        "a layer's keys": np.concatenate([states[:1] * [[[[[[0]]]], [[[[1]]]]]], states[1:]]).astype(np.float32),
-        "no states": states[..., :0, :],
+        "a position less": prefix_kv[..., 1:, :],
+        "a layer's keys": np.concatenate([prefix_kv[:1] * [[[[[[0]]]], [[[[1]]]]]], prefix_kv[1:]]).astype(np.float32),
+        "no keys": prefix_kv[..., :0, :],
     }[fault]
     backbone = load_backbone_of(run.config, tmp_path / "run")
-    traced = trace(backbone, run.config.pooling, has_prefix_kv=True, opset=18)
     (tmp_path / "baked").mkdir()
-    baked = dataclasses.replace(run.arrays, prefix_kv=wrong)
-    bake(dataclasses.replace(run, baked=baked), traced, tmp_path / "baked")
-    parity = check_parity(run, backbone, tmp_path / "baked", run.check_rows, lambda done, total: None)
+    arrays = dataclasses.replace(run.arrays, prefix_kv=wrong)
+    bake_run(dataclasses.replace(run, arrays=arrays), backbone, tmp_path / "baked")
+    parity = check_parity(run, backbone, tmp_path / "baked")
     with pytest.raises(ExportError, match="largest difference"):
-        fail_on_difference(parity)
+        fail_on_difference("task", parity)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +142,8 @@ def test_examples_are_read_once(llama: Path, rows_file: Path, tmp_path: Path) ->
     train_tiny(llama, rows_file, "Review: {text} It was", tmp_path / "run", method="manual", shots=3, max_length=100)
     run = Run.read(tmp_path / "run")
     assert len({shot.answer for shot in run.config.shots[:2]}) == 2, "labels take turns"
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert manifest.graph.folded_tokens > 20
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert manifest.task.folded_tokens > 20
     spec = json.loads((tmp_path / "bundle" / "tokenizer.json").read_text())["post_processor"]
     names = [item["SpecialToken"]["id"] for item in spec["single"] if "SpecialToken" in item]
     assert ("".join(names), set(spec["special_tokens"])) == ("ĠItĠwas", set(names)), "and of the examples nothing"
@@ -165,7 +163,7 @@ def test_a_prior_is_taken_from_the_logits(llama: Path, rows_file: Path, tmp_path
     for name, corrected in (("plain", False), ("fair", True)):
         train_tiny(llama, rows_file, "{text} it was", tmp_path / f"{name}-run", method="manual",
                    contextual_calibration=corrected)  # fmt: skip
-        export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
+        export(ExportConfig(runs=(tmp_path / f"{name}-run",), out=tmp_path / name), Quiet())
     texts = ["N/A", "[MASK]", ""]
     plain, fair = (torch.from_numpy(Engine.open(tmp_path / name).logits(texts)) for name in ("plain", "fair"))
     torch.testing.assert_close(fair, plain - plain.softmax(1).mean(0).log(), atol=1e-5, rtol=0)
@@ -251,8 +249,8 @@ def test_prefixes_on_other_architectures(
 ) -> None:
     template = "[P*3] {text} it was" + " [MASK]" * (architecture in ("electra", "xlm-roberta"))
     train_tiny(model_of(architecture), rows_file, template, tmp_path / "run", method="p-tuning-v2")
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert worst(manifest.parity) < 1e-4
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert worst(manifest.task.parity) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["albert", "distilbert", "modernbert"])
