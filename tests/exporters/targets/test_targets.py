@@ -17,7 +17,8 @@ from tiny import Quiet, save_model, train_tiny, worst
 
 from ptexport.exporters.autotune import PAUSE_S, ROUNDS, SIZES, time_candidates, winner
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity.compare import texts_to_check
+from ptexport.exporters.multitask.join import JointTasks
+from ptexport.exporters.parity.texts import texts_to_check
 from ptexport.exporters.targets import targets
 from ptexport.exporters.targets.targets import TARGETS, check_target
 from ptexport.exporters.targets.tensorrt import not_for_tensorrt, tensorrt_operators
@@ -73,7 +74,7 @@ def test_what_old_runtimes_lack(bundle: str, request: pytest.FixtureRequest) -> 
 def test_an_operator_that_the_target_does_not_take(llama_run: Path, tmp_path: Path) -> None:
     """Attention of opset 23 is no operator of TensorRT 10.3; neither is anything of ONNX Runtime's own."""
     folder = bake_at(Run.read(llama_run), 23, tmp_path / "23")
-    with pytest.raises(ExportError, match=r"target tensorrt: would not take opset 23: not in 9 to 20; .*Attention"):
+    with pytest.raises(ExportError, match=r"target tensorrt: rejects opset 23: not in 9 to 20; .*Attention"):
         check_target("tensorrt", folder)
     model = ir.load(bake_at(Run.read(llama_run), 18, tmp_path / "18") / "model.onnx")
     assert not_for_tensorrt(model) == []
@@ -170,7 +171,7 @@ def test_control_a_graph_with_other_labels_is_seen(llama_run: Path, tmp_path: Pa
     assert rows.const_value is not None
     rows.const_value = ir.tensor(np.ascontiguousarray(rows.const_value.numpy()[::-1]), name="label_weights")
     ir.save(model, folders[23] / "model.onnx")
-    first, second = time_candidates(run, folders, texts_to_check(run, run.check_rows), lambda name: None)
+    first, second = time_candidates(JointTasks({"task": run}), folders, texts_to_check(run, run.check_rows), Quiet())
     assert (first.same_labels, second.same_labels) == (True, False)
     assert winner([first, second]) == 18
 
