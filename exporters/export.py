@@ -1,4 +1,4 @@
-"""Run folders -> a bundle folder: load, trace, bake, lower, compare, write. The bundle appears only when it is complete."""
+"""Run folders -> a bundle folder: load, trace, bake, lower, compare, write; atomic."""
 
 import gc
 import math

@@ -15,9 +15,10 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.predictions import Prediction
-from ptexport.runtime.engine.task import ALL, OPEN_VOCABULARY_TOP_K, Task
+from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K, Task
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import DataError, OutputError, PtexportError, saying_what_the_disk_refused
 from ptexport.runtime.rows import Row, check_texts

@@ -7,14 +7,14 @@ docs/trust.md says the order, and what is not promised.
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from ptexport.runtime.bundle.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest
+from ptexport.runtime.bundle.manifest import ALL, MAX_MANIFEST_BYTES, FileEntry, Manifest, TaskEntry
 from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.model_check import check_model
 from ptexport.runtime.bundle.signature import SIGNATURE, verify_signature
@@ -84,12 +84,7 @@ class Bundle:
         hashes = {} if require_signature is None else verify_signature(path, Path(require_signature))
         manifest = read_manifest(_read(path / MANIFEST), str(path / MANIFEST))
         _check_files(path, manifest.files, names, statuses, hashes)
-        if (len(manifest.tasks) > 1) != (names == MULTITASK_FILES):
-            raise BundleError(
-                f"{path / MANIFEST}: lists {len(manifest.tasks)} task(s), which does not match its files; export again"
-            )
-        if len(manifest.tasks) > 1 and any(task.labels is None for task in manifest.tasks):
-            raise BundleError(f"{path / MANIFEST}: a task of several has no labels, need them listed; export again")
+        _check_tasks(manifest.tasks, names, str(path / MANIFEST))
         check_model(_read(path / MODEL), str(path / MODEL), {WEIGHTS: manifest.files[WEIGHTS].size_bytes})
         labels = [_read_labels(path / CONFIG) if task.labels is None else task.labels for task in manifest.tasks]
         return cls(path=path, manifest=manifest, labels=labels, statuses=statuses)
@@ -170,6 +165,19 @@ def _read_labels(path: Path) -> list[str]:
         return [names[i] for i in range(len(names))]
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
         raise BundleError(f"{path}: does not list its labels by number ({reason(e)[:200]}); export again") from e
+
+
+def _check_tasks(tasks: Sequence[TaskEntry], files: tuple[str, ...], where: str) -> None:
+    """Check that tasks have different names, and that the bundle has the files for so many."""
+    if (len(tasks) > 1) != (files == MULTITASK_FILES):
+        raise BundleError(f"{where}: lists {len(tasks)} task(s), which does not match its files; export again")
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names) or (ALL in names and len(names) > 1):
+        raise BundleError(
+            f"{where}: lists the tasks {', '.join(names)[:200]}, need different names, none of them {ALL}; export again"
+        )
+    if len(tasks) > 1 and any(task.labels is None for task in tasks):
+        raise BundleError(f"{where}: a task of several has no labels, need them listed; export again")
 
 
 def _check_files(

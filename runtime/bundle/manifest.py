@@ -15,6 +15,9 @@ from ptexport.runtime.errors import BundleError
 FORMAT: Final = 2
 MAX_MANIFEST_BYTES = 1 << 20
 
+ALL = "all"
+"""Stands for every task of a bundle, so no task of several has this name."""
+
 Pooling = Literal["last", "mask", "first", "mean", "pooled"]
 """The state that becomes logits: the last real token's, the mask slot's, the first token's, the mean of all, or the
 first token's after the backbone's own pooler."""

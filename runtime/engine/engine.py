@@ -142,7 +142,7 @@ class Engine:
         names = ", ".join(self._tasks)
         if name is None:
             if len(self._tasks) > 1:
-                raise DataError(f"task: the bundle has {names}, need one of them; name it with task")
+                raise DataError(f"task: got none, need one of {names}; name it")
             return next(iter(self._tasks.values()))
         if name not in self._tasks:
             raise DataError(f"task {name!r}: unknown, need one of {names}; name one of these")

@@ -15,9 +15,6 @@ from ptexport.runtime.engine.turns import Work, at_once, in_chunks, in_slices
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import check_choices
 
-ALL = "all"
-"""Stands for every task of a bundle, so no task has this name."""
-
 OPEN_VOCABULARY_TOP_K = 5
 """Labels whose probabilities a prediction has by default where every word of the vocabulary is a label."""
 

@@ -118,7 +118,3 @@ class BufferPool:
         with self._lock:
             self._free.append((shape, buffers))
             del self._free[: -self._kept]
-
-
-Ids = dict[str, NDArray[np.int64]]
-"""What the graph takes, by input name: `input_ids`, `attention_mask` and, for some, `token_type_ids`; int64 [b, s]."""

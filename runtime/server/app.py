@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.engine.task import ALL, Task
+from ptexport.runtime.engine.task import Task
 from ptexport.runtime.errors import DataError, RequestError, ServeError
 from ptexport.runtime.server import oip
 

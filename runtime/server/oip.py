@@ -5,6 +5,7 @@ Messages never repeat what the caller wrote, field names included: a text can be
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -56,6 +57,9 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _Body = TypeVar("_Body", PredictRequest, InferRequest)
+
+_FIELDS = {name for kind in (PredictRequest, InferRequest, InferInput, InferOutput) for name in kind.__struct_fields__}
+_PLACE = re.compile(rf"(\.({'|'.join(sorted(_FIELDS))})|\[\d+\]|\[\.\.\.\])+`")
 
 
 def decode(body: bytes, kind: type[_Body]) -> _Body:
@@ -205,9 +209,12 @@ def _check_count(n: int) -> None:
 
 
 def _place(error: msgspec.ValidationError) -> str:
-    """Return where a value is that does not fit, such as `texts[0]`; msgspec writes no key of the caller's there."""
-    _, found, path = str(error).rpartition(" - at `$")
-    return path.removesuffix("`").removeprefix(".") if found and path != "`" else "body"
+    """Return the place of a value that does not fit, such as `texts[0]`; "body" if the message gives none.
+
+    An unknown key of the caller can look like a place, so only places of known fields are returned.
+    """
+    _, _, path = str(error).rpartition(" - at `$")
+    return path[:-1].removeprefix(".") if _PLACE.fullmatch(path) else "body"
 
 
 def _holds_half_a_pair(body: bytes) -> bool:

@@ -86,7 +86,7 @@ def test_what_another_bundle_answered_is_not_taken_for_one_s_own(
     label(other, rows(20), out)
     finished = out.read_bytes()
     with pytest.raises(
-        OutputError, match="holds answers of another bundle or --top-k; choose another name, or use --force"
+        OutputError, match="holds predictions of another bundle or --top-k; choose another name, or use --force"
     ):
         label(engine, rows(20), out, resume=True)
     partial_of(engine, out).write_bytes(b"")
@@ -95,7 +95,7 @@ def test_what_another_bundle_answered_is_not_taken_for_one_s_own(
     assert out.read_bytes() == finished
     out.write_bytes(b"".join(b'{"text":"%s","x":1}\n' % row.text.encode() for row in rows(20)))
     partial_of(engine, out).unlink()
-    with pytest.raises(OutputError, match="holds answers of another bundle"):
+    with pytest.raises(OutputError, match="holds predictions of another bundle"):
         label(engine, rows(20), out, resume=True)
 
 
@@ -187,7 +187,7 @@ def test_a_pipe_is_written_to_as_it_is(engine: Engine, tmp_path: Path) -> None:
 def test_a_row_that_does_not_fit_is_named(engine: Engine) -> None:
     given = [Row(where="rows.csv line 2", text="slow"), Row(where="rows.csv line 3", text="slow", text_b="it")]
     with pytest.raises(DataError, match=r"rows\.csv line 3: has a 'text_b', the template takes none"):
-        list(predict_rows(engine, given))
+        list(predict_rows(engine.task(), given))
 
 
 def test_a_whole_file_or_none(tmp_path: Path) -> None:
@@ -212,3 +212,73 @@ def test_long_texts_are_counted_or_refused(engine: Engine, tmp_path: Path) -> No
         DataError, match=r"rows line 2: the text is longer than the \d+ tokens of the bundle; shorten it"
     ):
         label_file(engine, iter(given), tmp_path / "strict.jsonl", strict=True, **options)
+
+
+@pytest.fixture(scope="module")
+def both() -> Engine:
+    """A bundle of two tasks, tone and mood."""
+    return Engine.open(Path(__file__).parents[1] / "golden" / "format-1" / "both")
+
+
+def label_tasks(engine: Engine, given: Iterator[Row], path: Path, task: str | None, *, resume: bool = False) -> Counts:
+    options: dict[str, Any] = {"force": False, "strict": False, "top_k": None, "report": lambda done: None}
+    return label_file(engine, given, path, task=task, resume=resume, **options)
+
+
+def test_a_row_has_a_line_per_task(both: Engine, tmp_path: Path) -> None:
+    given = [row.text for row in rows(30)]
+    need = {name: both.predict(given, task=name) for name in both.tasks}
+    for task, tasks in (("all", ["tone", "mood"]), ("mood", ["mood"])):
+        out = tmp_path / f"{task}.jsonl"
+        assert label_tasks(both, rows(30), out, task).rows == 30
+        lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        assert [(line["text"], line["task"]) for line in lines] == [(text, name) for text in given for name in tasks]
+        for line, (number, name) in zip(lines, ((n, name) for n in range(30) for name in tasks), strict=True):
+            assert line["label"] == need[name][number].label
+            assert line["probabilities"] == pytest.approx(need[name][number].probabilities, abs=1e-5)
+    with pytest.raises(DataError, match="task: .* tone, mood"):
+        label_tasks(both, rows(30), tmp_path / "none.jsonl", None)
+    with pytest.raises(DataError, match="task 'other': unknown"):
+        label_tasks(both, rows(30), tmp_path / "none.jsonl", "other")
+    assert names(tmp_path) == ["all.jsonl", "mood.jsonl"]
+
+
+@pytest.mark.parametrize("kept_lines", [0, 1, 2, 3, 7])
+@pytest.mark.parametrize("cut_bytes", [0, 9])
+def test_resume_after_a_cut_within_the_lines_of_a_row(
+    kept_lines: int, cut_bytes: int, both: Engine, tmp_path: Path
+) -> None:
+    """A row whose lines are not all there is predicted again, all its lines."""
+    out = tmp_path / "out.jsonl"
+    label_tasks(both, rows(6), out, "all")
+    whole = out.read_bytes()
+    out.unlink()
+    lines = whole.splitlines(keepends=True)
+    partial = tmp_path / f"out.jsonl.{both.manifest.digest[:8]}.all.partial"
+    partial.write_bytes(b"".join(lines[:kept_lines]) + lines[kept_lines][:cut_bytes])
+    assert label_tasks(both, rows(6), out, "all", resume=True).rows == 6 - kept_lines // 2
+    assert [line.rpartition(b'"probabilities"')[0] for line in out.read_bytes().splitlines()] == [
+        line.rpartition(b'"probabilities"')[0] for line in whole.splitlines()
+    ]
+    assert out.read_bytes().startswith(b"".join(lines[: kept_lines // 2 * 2]))
+    assert label_tasks(both, rows(6), out, "all", resume=True) == Counts(), "it is finished"
+    assert names(tmp_path) == ["out.jsonl"]
+
+
+def test_predictions_of_other_tasks_are_not_mixed(both: Engine, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    label_tasks(both, rows(20), out, "tone")
+    for task in ("mood", "all"):
+        with pytest.raises(OutputError, match="holds other rows than the input, from rows line 1 on"):
+            label_tasks(both, rows(20), out, task, resume=True)
+    assert label_tasks(both, rows(20), out, "tone", resume=True) == Counts()
+    out.rename(tmp_path / f"other.jsonl.{both.manifest.digest[:8]}.tone.partial")
+    assert label_tasks(both, rows(20), tmp_path / "other.jsonl", "mood", resume=True).rows == 20, "another partial file"
+
+
+def test_long_texts_of_several_tasks_are_counted_or_refused(both: Engine, tmp_path: Path) -> None:
+    given = [Row(where=f"rows line {i}", text="slow " * n) for i, n in enumerate((1, 200, 3), 1)]
+    assert label_tasks(both, iter(given), tmp_path / "out.jsonl", "all") == Counts(rows=3, truncated=1)
+    options: dict[str, Any] = {"resume": False, "force": False, "top_k": None, "report": lambda done: None}
+    with pytest.raises(DataError, match=r"rows line 2: the text is longer than the \d+ tokens"):
+        label_file(both, iter(given), tmp_path / "strict.jsonl", task="all", strict=True, **options)

@@ -31,7 +31,7 @@ ASK = """
 import asyncio, pkgutil, importlib
 from pathlib import Path
 import ptexport.runtime
-from ptexport.runtime import Engine, TaskEngine
+from ptexport.runtime import Engine, Task
 for module in pkgutil.iter_modules(ptexport.runtime.__path__):
     importlib.import_module(f"ptexport.runtime.{module.name}")
 from ptexport.runtime.ort.cpus import available_cpus

@@ -1,5 +1,6 @@
 """A bundle or this machine -> figures.
 
+figures.py          labels and predictions -> the figures of an evaluation
 evaluate.py         labelled rows -> accuracy, calibration and latency
 html_page.py        the same as an HTML page
 describe.py         bundle or run -> its contents

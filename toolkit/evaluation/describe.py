@@ -109,22 +109,25 @@ def _nearest_in(path: Path, tokenizer: Tokenizer) -> Callable[[int, int], list[l
     except ModuleNotFoundError:
         return lambda first, n: None
     constants = {name: value.const_value for name, value in ir.load(path / MODEL).graph.initializers.items()}
-    rows, table = _array(constants, "prompt_embeddings"), _array(constants, "table.weight")
-    return lambda first, n: nearest_words(rows[first : first + n], table, tokenizer)
+    embeddings = _array(constants, "prompt_embeddings", "prompt_rows")  # the second is ptexport 0.1's name
+    table = _array(constants, "table.weight")
+    return lambda first, n: nearest_words(embeddings[first : first + n], table, tokenizer)
 
 
-def _array(constants: Mapping[str, Any], name: str) -> NDArray[np.float32]:
-    """Read an array of a graph, in whatever precision it is there."""
+def _array(constants: Mapping[str, Any], *names: str) -> NDArray[np.float32]:
+    """Read the constant of one of some names as float32 [rows, hidden size], whatever precision stores it."""
     arrays = {
-        own.removeprefix("one."): value.numpy()  # as a graph of many tasks names what a graph of one has
+        own.removeprefix("one."): value  # the prefix of a graph of several tasks
         for own, value in constants.items()
-        if own.removeprefix("one.").startswith(name)
+        if own.removeprefix("one.").startswith(names)
     }
-    if f"{name}.int8" in arrays:  # in blocks of a row
-        blocks: NDArray[np.float32] = arrays[f"{name}.int8"] * arrays[f"{name}.scale"]
+    int8 = next((name for name in arrays if name.endswith(".int8")), None)
+    if int8 is not None:  # in blocks of a row
+        scale = arrays[f"{int8.removesuffix('.int8')}.scale"].numpy()
+        blocks: NDArray[np.float32] = arrays[int8].numpy() * scale
         return blocks.reshape(len(blocks), -1)
     (array,) = arrays.values()
-    whole: NDArray[np.float32] = array.astype(np.float32, copy=False)
+    whole: NDArray[np.float32] = array.numpy().astype(np.float32, copy=False)
     return whole
 
 

@@ -17,7 +17,8 @@ from tiny import Quiet, save_model, train_tiny, worst
 
 from ptexport.exporters.autotune import PAUSE_S, ROUNDS, SIZES, time_candidates, winner
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity.compare import texts_to_check
+from ptexport.exporters.multitask.join import JointTasks
+from ptexport.exporters.parity.texts import texts_to_check
 from ptexport.exporters.targets import targets
 from ptexport.exporters.targets.targets import TARGETS, check_target
 from ptexport.exporters.targets.tensorrt import not_for_tensorrt, tensorrt_operators
@@ -170,7 +171,7 @@ def test_control_a_graph_with_other_labels_is_seen(llama_run: Path, tmp_path: Pa
     assert rows.const_value is not None
     rows.const_value = ir.tensor(np.ascontiguousarray(rows.const_value.numpy()[::-1]), name="label_weights")
     ir.save(model, folders[23] / "model.onnx")
-    first, second = time_candidates(run, folders, texts_to_check(run, run.check_rows), lambda name: None)
+    first, second = time_candidates(JointTasks({"task": run}), folders, texts_to_check(run, run.check_rows), Quiet())
     assert (first.same_labels, second.same_labels) == (True, False)
     assert winner([first, second]) == 18
 

@@ -15,7 +15,7 @@ import pytest
 
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import file_entry
-from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.errors import BundleError
 
 FILES = ["model.onnx", "model.onnx.data", "tokenizer.json", "tokenizer_config.json", "config.json"]
@@ -45,7 +45,7 @@ def test_a_flipped_a_missing_or_a_shortened_file(bundle: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_what_is_no_plain_file_is_not_opened(bundle: Path, name: str) -> None:
+def test_what_is_no_plain_file_is_not_state(bundle: Path, name: str) -> None:
     """A pipe would be waited for, for ever."""
     (bundle / name).rename(bundle / "kept")
     os.mkfifo(bundle / name)
@@ -71,7 +71,7 @@ def test_a_linked_folder_is_followed(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["another file", "the same file"])
-def test_a_file_that_changes_while_the_bundle_is_opened(
+def test_a_file_that_changes_while_the_bundle_is_state(
     bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = onnxruntime.InferenceSession
@@ -97,13 +97,15 @@ def test_a_file_that_changes_while_the_bundle_is_opened(
     ("change", "message"),
     [
         ({"nprompt": 3}, "unknown field `nprompt`"),
-        ({"format": 2}, "got format 2, need 1"),
-        ({"template": "{text} other"}, "digest does not match"),
-        ({"labels": "positive"}, r"Expected `array \| null`"),
-        ({"format": [[1]]}, "got format list, need 1"),
-        ({"format": "1" * 99}, r"got format '1{39}, need 1"),
-        ({"abstain_below": float("nan")}, "NaN is no JSON"),
-        ({"template": "\ud800"}, "half of a surrogate pair"),
+        ({"format": 3}, "got format 3, need 2"),
+        ({"format": True}, "got format True, need 2"),
+        ({"name": "other"}, "digest does not match"),
+        ({"fan_out": "no"}, "Expected `bool`"),
+        ({"tasks": []}, "Expected `array` of length >= 1"),
+        ({"format": [[1]]}, "got format list, need 2"),
+        ({"format": "1" * 99}, r"got format '1{39}, need 2"),
+        ({"versions": {"ptexport": float("nan")}}, "NaN is no JSON"),
+        ({"name": "\ud800"}, "half of a surrogate pair"),
     ],
 )
 def test_a_changed_manifest(bundle: Path, change: dict[str, object], message: str) -> None:
@@ -137,7 +139,8 @@ def test_labels_that_are_not_there(bundle: Path, data: bytes) -> None:
     manifest = read_manifest((bundle / "manifest.json").read_bytes(), "manifest.json")
     (bundle / "config.json").write_bytes(data)
     files = {**manifest.files, "config.json": file_entry(bundle / "config.json")}
-    open_vocabulary = msgspec.structs.replace(manifest, files=files, labels=None)
+    task = msgspec.structs.replace(manifest.task, labels=None)
+    open_vocabulary = msgspec.structs.replace(manifest, files=files, tasks=[task])
     (bundle / "manifest.json").write_bytes(open_vocabulary.to_json())
     with pytest.raises(BundleError, match="does not list its labels by number"):
         Engine.open(bundle)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import file_entry
-from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.model_check import check_model
 from ptexport.runtime.bundle.protobuf import delimited, varint
 from ptexport.runtime.errors import BundleError

@@ -42,7 +42,7 @@ def test_what_is_closed_says_so_and_opens_again(llama_bundle: Path) -> None:
 
 def test_the_last_to_close_frees_the_session(llama_bundle: Path) -> None:
     first, second = Engine.open(llama_bundle, threads=3), Engine.open(llama_bundle, threads=3)
-    session = weakref.ref(first._opened.get().graph.session)
+    session = weakref.ref(first._state.get().graph.session)
     first.close()
     assert session() is not None
     assert len(second.predict(TEXTS)) == 3
@@ -76,7 +76,7 @@ def test_closed_while_others_ask(llama_bundle: Path) -> None:
 def test_a_call_that_has_begun_is_answered(llama_bundle: Path) -> None:
     engine = Engine.open(llama_bundle)
     need = engine.predict(TEXTS * 50)
-    graph = engine._opened.get().graph
+    graph = engine._state.get().graph
     run, batches = graph.run, []
 
     def run_and_close(ids: dict[str, np.ndarray]) -> np.ndarray:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, processors
 from ptexport.runtime import Engine, Prediction
 from ptexport.runtime.bundle.folder import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.engine.lifetime import OpenState
+from ptexport.runtime.engine.task_encoders import TaskEncoders
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.engine.turns import CHUNK_TEXTS, SLICE_TEXTS
 from ptexport.runtime.errors import DataError
@@ -70,9 +71,10 @@ def test_pairs_and_choices_as_they_come(llama_bundle: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
 
     def engine(second: str) -> Engine:
-        manifest = msgspec.structs.replace(bundle.manifest, fields=["text", second])
-        named = dataclasses.replace(bundle, manifest=manifest)
-        return Engine(named, OpenState(manifest, TextEncoder(tokenizer, fields=manifest.fields), graph))
+        task = msgspec.structs.replace(bundle.manifest.task, fields=["text", second])
+        changed = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, tasks=[task]))
+        encoders = TaskEncoders(of_task=[TextEncoder(tokenizer, fields=task.fields)])
+        return Engine(changed, OpenState(encoders, graph))
 
     pairs = [(text, "dull") for text in TEXTS[:9]]
     assert close_to(list(engine("text_b").predict_iter(iter(pairs))), engine("text_b").predict(pairs))
@@ -145,7 +147,7 @@ def test_awaited_while_the_loop_goes_on(engine: Engine) -> None:
 def test_in_turns_and_cancelled(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small question waits for one batch of a large one, which is bounded; what is cancelled is not computed."""
     engine = Engine.open(llama_bundle)
-    graph, shapes = engine._opened.get().graph, []
+    graph, shapes = engine._state.get().graph, []
     run = graph.run
 
     def slowly(ids: dict[str, np.ndarray]) -> np.ndarray:

@@ -55,10 +55,11 @@ def test_padding_to_shapes_changes_no_answer(bundle: str, request: pytest.Fixtur
     """What a GPU runs, on the CPU: the same buffers, shapes and numbers of recordings."""
     path: Path = request.getfixturevalue(bundle)
     engine = Engine.open(path, provider="cpu")
-    encoder, graph, _ = engine._opened.get()
+    encoders, graph, _ = engine._state.get()
+    (encoder,) = encoders.of_task
     arrays = OnnxFile.parse((path / "model.onnx").read_bytes(), "").arrays
     padding = Graph(
-        graph.session, arrays, provider=Provider(cuda_graph=True), buckets=Buckets.up_to(engine.manifest.max_length)
+        graph.session, arrays, provider=Provider(cuda_graph=True), buckets=Buckets.up_to(engine.manifest.task.max_length)
     )
     for _ in range(3):  # the first run of a shape finds the output's, the others write there
         for some in (TEXTS[:1], TEXTS[:3], TEXTS, TEXTS[1:2]):
@@ -76,7 +77,7 @@ def test_padding_to_shapes_changes_no_answer(bundle: str, request: pytest.Fixtur
 def test_every_shape_is_warmed_up(llama_bundle: Path) -> None:
     engine = Engine.open(llama_bundle, provider="cpu")
     engine.warm_up()  # none on the CPU
-    graph = engine._opened.get().graph
+    graph = engine._state.get().graph
     arrays = OnnxFile.parse((llama_bundle / "model.onnx").read_bytes(), "").arrays
     padding = Graph(graph.session, arrays, buckets=Buckets.up_to(24))
     padding.warm_up()
@@ -99,4 +100,4 @@ def test_few_buffers_are_kept_of_batches_as_they_come(llama_bundle: Path) -> Non
     engine = Engine.open(llama_bundle, provider="cpu")
     for words in range(1, 30):
         engine.logits(["a " * words])
-    assert len(engine._opened.get().graph._pool._free) == 8
+    assert len(engine._state.get().graph._pool._free) == 8

@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.errors import ProviderError
-from ptexport.runtime.ort import graph, providers
+from ptexport.runtime.errors import BundleError, ProviderError
+from ptexport.runtime.ort import execution, graph, providers
 from ptexport.runtime.ort.cuda_driver import read_gpu
 from ptexport.runtime.ort.elf import loads, needed_libraries, run_paths
 from ptexport.runtime.ort.providers import CPU, CUDA, TENSORRT, Provider, check_placement, choose_provider, open_session
@@ -257,28 +257,65 @@ def test_odd_values_are_refused(options: dict[str, Any], llama_bundle: Path) -> 
 def test_recordings_are_of_one_engine(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that is shared would play back what another engine recorded, on its prompt."""
     played = Provider(name="AnotherExecutionProvider", cuda_graph=True)
-    monkeypatch.setattr(graph, "choose_provider", lambda *_, **__: played)
+    monkeypatch.setattr(execution, "choose_provider", lambda *_, **__: played)
     monkeypatch.setattr(
         graph, "open_session", lambda model, options, provider: onnxruntime.InferenceSession(model, options)
     )
     keep = [Engine.open(llama_bundle) for _ in range(2)]
-    assert len({id(engine._opened.get().graph.session) for engine in keep}) == 2
-    monkeypatch.setattr(graph, "choose_provider", lambda *_, **__: replace(played, cuda_graph=False))
+    assert len({id(engine._state.get().graph.session) for engine in keep}) == 2
+    monkeypatch.setattr(execution, "choose_provider", lambda *_, **__: replace(played, cuda_graph=False))
     keep = [Engine.open(llama_bundle) for _ in range(2)]
-    assert len({id(engine._opened.get().graph.session) for engine in keep}) == 1, "the control"
+    assert len({id(engine._state.get().graph.session) for engine in keep}) == 1, "the control"
 
 
-def test_what_fails_in_the_first_run_is_the_providers(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def played_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Play CUDA with the CPU provider: sessions open, and values stay in this machine's memory."""
+    monkeypatch.setattr(execution, "choose_provider", lambda *_, **__: Provider(name=CUDA))
+    monkeypatch.setattr(Provider, "device_type", "cpu")
+    monkeypatch.setattr(
+        graph, "open_session", lambda model, options, _: onnxruntime.InferenceSession(model, options, providers=[CPU])
+    )
+
+
+@pytest.mark.usefixtures("played_cuda")
+def test_a_provider_that_cannot_load_degrades_under_auto_only(
+    llama_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU that this wheel has no kernels for."""
+    opens = graph.open_session
 
     def fails(model: str, options: Any, provider: Provider) -> Any:
         if provider.name == CPU:
-            return onnxruntime.InferenceSession(model, options, providers=[CPU])
+            return opens(model, options, provider)
         raise RuntimeError("CUDA error cudaErrorNoKernelImageForDevice")
 
     monkeypatch.setattr(graph, "open_session", fails)
-    monkeypatch.setattr(graph, "choose_provider", lambda *_, **__: Provider(name="AnotherExecutionProvider"))
-    with pytest.raises(ProviderError, match=r"does not run this bundle \(CUDA error cudaErrorNoKernelImage"):
+    with pytest.raises(ProviderError, match=r"cannot run this graph \(CUDA error cudaErrorNoKernelImage"):
         Engine.open(llama_bundle, provider="cuda")
     info = Engine.open(llama_bundle, provider="auto").info
     assert (info.provider, "cudaErrorNoKernelImage" in str(info.degraded)) == (CPU, True)
+
+
+@pytest.mark.usefixtures("played_cuda")
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+@pytest.mark.parametrize("fault", ["wrong logits", "a run that fails"])
+def test_wrong_golden_rows_and_failing_runs_raise_under_auto_too(
+    fault: str, asked: str, llama_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a provider that cannot load may degrade: what loads and computes otherwise must not go unseen."""
+    assert Engine.open(llama_bundle, provider=asked)._state.get().graph.provider.name == CUDA, "the control"
+    run = graph.Graph.run
+
+    def wrong(self: graph.Graph, ids: Any) -> Any:
+        if self.provider.name == CUDA and fault == "a run that fails":
+            raise RuntimeError("CUDA error cudaErrorLaunchFailure")
+        return run(self, ids) + (1 if self.provider.name == CUDA else 0)
+
+    monkeypatch.setattr(graph.Graph, "run", wrong)
+    kind, message = {
+        "wrong logits": (BundleError, "a logit of its golden rows differs by 1, need at most 0.05"),
+        "a run that fails": (ProviderError, r"CUDAExecutionProvider: cannot run this graph \(CUDA error cudaErrorLau"),
+    }[fault]
+    with pytest.raises(kind, match=message):
+        Engine.open(llama_bundle, provider=asked)

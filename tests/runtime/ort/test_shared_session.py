@@ -16,7 +16,7 @@ from tiny import Quiet, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
 from ptexport.runtime.bundle.folder import file_entry
-from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.text_encoder import TextEncoder
@@ -50,7 +50,7 @@ def one_by_one(engine: Engine, texts: list[str]) -> np.ndarray:
 
 
 def session_of(engine: Engine) -> object:
-    return engine._opened.get().graph.session
+    return engine._state.get().graph.session
 
 
 def test_two_tasks_share_a_session_and_answer_as_alone(llama_bundle: Path, other_bundle: Path) -> None:
@@ -64,7 +64,8 @@ def test_two_tasks_share_a_session_and_answer_as_alone(llama_bundle: Path, other
 
 def test_control_every_array_that_is_given_is_read(llama_bundle: Path) -> None:
     engine = Engine.open(llama_bundle)
-    encoder, graph, _ = engine._opened.get()
+    encoders, graph, _ = engine._state.get()
+    (encoder,) = encoders.of_task
     ids = encoder.pad(encoder.encode(TEXTS[:1]))
     arrays = OnnxFile.parse((llama_bundle / "model.onnx").read_bytes(), "").arrays
     assert set(arrays) == {"prompt_embeddings", "label_weights", "label_bias", "prefix_kv"}
@@ -137,7 +138,7 @@ def test_a_forked_process_opens_a_session_of_its_own(llama_bundle: Path) -> None
         "if not child:\n"
         "    signal.alarm(60)\n"
         "    engine = Engine.open(sys.argv[1], threads=2)\n"
-        "    same = engine._opened.get().graph.session is parent._opened._held.graph.session\n"
+        "    same = engine._state.get().graph.session is parent._state._held.graph.session\n"
         "    os._exit(same or engine.logits(['a story'] * 9).tolist() != need)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )

@@ -1,5 +1,6 @@
 """A real server in a process of its own, asked by a real client; and the application alone, fed anything."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer, processors
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import MODEL, TOKENIZER, Bundle
 from ptexport.runtime.engine.lifetime import OpenState
+from ptexport.runtime.engine.task_encoders import TaskEncoders
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.errors import ServeError
 from ptexport.runtime.ort.graph import Graph
@@ -116,8 +118,8 @@ def test_health_and_metadata(client: httpx.Client) -> None:
     ("body", "message"),
     [
         (b"{", "body: got no JSON (its end is missing)"),
-        (b'{"text": []}', "body: got an unknown field, need no other than texts; send"),
-        (b'{"texts": [1]}', "texts[0]: got a whole number, need a string or a list"),
+        (b'{"text": []}', "body: got a field or value that does not fit, need the fields texts, task; send"),
+        (b'{"texts": [1]}', "texts[0]: got a field or value that does not fit"),
         (b'{"texts": [["a", "b"]]}', "texts[0]: got a list of 2 strings, need a string"),
         (b'{"texts": ["\\udc00 alone"]}', "body: got half of a surrogate pair, need Unicode; escape both halves"),
         (b'{"texts": ["\xff"]}', "body: got bytes that are not UTF-8"),
@@ -137,7 +139,7 @@ def test_bad_bodies_get_a_sentence(client: httpx.Client, body: bytes, message: s
         ({"inputs": [tensor(name="x")]}, "inputs: got 1 tensor(s), need ['text']"),
         ({"inputs": [tensor(shape=[3])]}, "input 'text': got shape [3], need [2]"),
         ({"inputs": [tensor(datatype="INT64")]}, "input 'text': got another datatype, need BYTES"),
-        ({"inputs": [tensor(data=[1, 2])]}, "inputs[0].data[0]: got a whole number, need a string or a list"),
+        ({"inputs": [tensor(data=[1, 2])]}, "inputs[0].data[0]: got a field or value that does not fit, need the fields inputs"),
         ({"inputs": [tensor()], "outputs": [{"name": "logits"}]}, "outputs: got an unknown or repeated name"),
     ],
 )
@@ -321,14 +323,13 @@ def test_an_address_that_is_not_ours(engine: Engine) -> None:
 
 def test_pairs(llama_bundle: Path) -> None:
     """The bundle's graph behind a template of two texts."""
-    manifest = msgspec.structs.replace(Bundle.open(llama_bundle).manifest, fields=["text", "text_b"])
+    bundle = Bundle.open(llama_bundle)
+    task = msgspec.structs.replace(bundle.manifest.task, fields=["text", "text_b"])
+    pairs = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, tasks=[task]))
     tokenizer = Tokenizer.from_file(str(llama_bundle / TOKENIZER))
     tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-    encoder = TextEncoder(tokenizer, fields=manifest.fields)
-    engine = Engine(
-        Bundle(path=llama_bundle, manifest=manifest, labels=manifest.labels or []),
-        OpenState(manifest, encoder, Graph.open(llama_bundle / MODEL)),
-    )
+    encoders = TaskEncoders(of_task=[TextEncoder(tokenizer, fields=task.fields)])
+    engine = Engine(pairs, OpenState(encoders, Graph.open(llama_bundle / MODEL)))
     client = TestClient(make_app(engine))
     expected = engine.predict([("the film", "was bright")])[0].probabilities
     (answer,) = client.post("/predict", json={"texts": [["the film", "was bright"]]}).json()["predictions"]
@@ -342,10 +343,8 @@ def test_pairs(llama_bundle: Path) -> None:
 def test_a_failure_of_ours_is_a_sentence_too(llama_bundle: Path) -> None:
     bundle, graph = Bundle.open(llama_bundle), Graph.open(llama_bundle / MODEL)
     graph._pool = None  # type: ignore[assignment]
-    encoder = TextEncoder.from_json((llama_bundle / TOKENIZER).read_text(encoding="utf-8"), fields=["text"])
-    client = TestClient(
-        make_app(Engine(bundle, OpenState(bundle.manifest, encoder, graph))), raise_server_exceptions=False
-    )
+    engine = Engine(bundle, OpenState(TaskEncoders.open(bundle), graph))
+    client = TestClient(make_app(engine), raise_server_exceptions=False)
     response = client.post("/predict", json={"texts": ["slow"]})
     assert (response.status_code, response.json().keys()) == (500, {"error"})
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.manifest import TaskEntry
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.errors import RequestError
 from ptexport.runtime.server.oip import (
@@ -33,9 +33,9 @@ PREDICTIONS = [
 ]
 
 
-def manifest(*fields: str) -> Manifest:
-    """The part of a manifest that the protocol reads."""
-    return cast("Manifest", SimpleNamespace(name="m", fields=list(fields), labels=["yes", "no"]))
+def entry(*fields: str) -> TaskEntry:
+    """The part of a task's entry that the protocol reads."""
+    return cast("TaskEntry", SimpleNamespace(name="m", fields=list(fields), labels=["yes", "no"]))
 
 
 def tensor(data: Any, shape: list[int], name: str = "text", **more: Any) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_texts_come_out_as_they_went_in(texts: list[str]) -> None:
     assert texts_of_predict(predict, ONE) == texts
     n = len(texts)
     flat = [tensor(texts, [n]), tensor(texts, [n, 1]), tensor([[text] for text in texts], [n, 1])]
-    assert [texts_of_infer(infer(column), manifest(*ONE)) for column in flat] == [texts] * 3
+    assert [texts_of_infer(infer(column), entry(*ONE)) for column in flat] == [texts] * 3
 
 
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=20))
@@ -61,7 +61,7 @@ def test_pairs_come_out_as_they_went_in(pairs: list[tuple[str, str]]) -> None:
     assert texts_of_predict(predict, TWO) == pairs
     n = len(pairs)
     second, first = tensor([b for _, b in pairs], [n], "text_b"), tensor([a for a, _ in pairs], [n])
-    assert texts_of_infer(infer(second, first), manifest(*TWO)) == pairs
+    assert texts_of_infer(infer(second, first), entry(*TWO)) == pairs
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,17 @@ def test_texts_that_do_not_fit_the_template(texts: list[Any], fields: list[str],
 )
 def test_tensors_that_do_not_fit_the_model(inputs: list[Any], fields: list[str], message: str) -> None:
     with pytest.raises(RequestError, match="^" + re.escape(message)):
-        texts_of_infer(infer(*inputs), manifest(*fields))
+        texts_of_infer(infer(*inputs), entry(*fields))
 
 
 @pytest.mark.parametrize("outputs", [["logits"], ["label", "label"]])
 def test_outputs_are_known_and_asked_for_once(outputs: list[str]) -> None:
     request = infer(tensor(["a"], [1]), outputs=[{"name": name} for name in outputs])
     with pytest.raises(RequestError, match=r"^outputs: got an unknown or repeated name, need some of \['label', 'prob"):
-        texts_of_infer(request, manifest(*ONE))
+        texts_of_infer(request, entry(*ONE))
+
+
+FIT = ": got a field or value that does not fit, need the fields texts, task; send {"
 
 
 @pytest.mark.parametrize(
@@ -115,15 +118,16 @@ def test_outputs_are_known_and_asked_for_once(outputs: list[str]) -> None:
     [
         (b"", "body: got nothing, need an object; send"),
         (b"{", "body: got no JSON (its end is missing), need an object; send"),
-        (b"{} x", "body: got no field texts, need it; send"),
+        (b"{} x", "body" + FIT),
         (b'{"texts": []} x', "body: got no JSON (trailing characters (byte 15)), need an object; send"),
-        (b"[]", "body: got a list, need an object; send"),
-        (b"{}", "body: got no field texts, need it; send"),
-        (b'{"texts": [], "labels": []}', "body: got an unknown field, need no other than texts; send"),
-        (b'{"texts": 1}', "texts: got a whole number, need a list; send"),
-        (b'{"texts": [null]}', "texts[0]: got null, need a string or a list; send"),
-        (b'{"texts": [["a", 1]]}', "texts[0][1]: got a whole number, need a string; send"),
-        (b'{"texts": [["a"]]}', "texts[0]: got a list of another length, need 2; send"),
+        (b"[]", "body" + FIT),
+        (b"{}", "body" + FIT),
+        (b'{"texts": [], "labels": []}', "body" + FIT),
+        (b'{"texts": 1}', "texts" + FIT),
+        (b'{"texts": [null]}', "texts[0]" + FIT),
+        (b'{"texts": [["a", 1]]}', "texts[0][1]" + FIT),
+        (b'{"texts": [["a"]]}', "texts[0]" + FIT),
+        (b'{"texts": [], "task": 1}', "task" + FIT),
         (
             b'{"texts": ["\\ud800 alone"]}',
             "body: got half of a surrogate pair, need Unicode; escape both halves or none",
@@ -131,25 +135,26 @@ def test_outputs_are_known_and_asked_for_once(outputs: list[str]) -> None:
         (b'{"texts": ["\\ud800"]}', "body: got half of a surrogate pair, need Unicode; escape both halves or none"),
         (b'{"texts": ["\\\\ud800", "\\x"]}', "body: got no JSON (invalid escape character in string (byte"),
         (b'{"texts": ["\xed\xa0\x80"]}', "body: got bytes that are not UTF-8, need JSON in UTF-8; send"),
-        (b'{"texts": [' + b"[" * 100_000, "texts[0][0]: got a list, need a string; send"),
+        (b'{"texts": [' + b"[" * 100_000, "texts[0][0]" + FIT),
     ],
 )
-def test_bodies_that_cannot_be_decoded(body: bytes, message: str) -> None:
+def test_a_body_that_cannot_be_decoded_is_refused(body: bytes, message: str) -> None:
     with pytest.raises(RequestError, match="^" + re.escape(message)):
         decode(body, PredictRequest)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "place"),
     [
-        ({"labels": []}, "inputs[0]: got an unknown field, need no other than name, shape, datatype, data, parameters"),
-        ({"shape": [1.5]}, "inputs[0].shape[0]: got a number, need a whole number; send"),
-        ({"data": ["a", [3]]}, "inputs[0].data[1][0]: got a whole number, need a string; send"),
-        ({"parameters": 1}, "inputs[0].parameters: got a whole number, need an object; send"),
+        ({"labels": []}, "inputs[0]"),
+        ({"shape": [1.5]}, "inputs[0].shape[0]"),
+        ({"data": ["a", [3]]}, "inputs[0].data[1][0]"),
+        ({"parameters": 1}, "inputs[0].parameters"),
     ],
 )
-def test_tensors_that_cannot_be_decoded(change: dict[str, Any], message: str) -> None:
+def test_a_tensor_that_cannot_be_decoded_is_refused_with_its_place(change: dict[str, Any], place: str) -> None:
     body = msgspec.json.encode({"inputs": [tensor(["a"], [1]) | change]})
+    message = f"{place}: got a field or value that does not fit, need the fields inputs, id, parameters, outputs; send {{"
     with pytest.raises(RequestError, match="^" + re.escape(message)):
         decode(body, InferRequest)
 
@@ -185,7 +190,7 @@ def test_messages_never_repeat_what_the_caller_wrote(body: bytes) -> None:
 )
 def test_messages_about_tensors_never_repeat_them(request_: InferRequest) -> None:
     with pytest.raises(RequestError) as caught:
-        texts_of_infer(request_, manifest(*ONE))
+        texts_of_infer(request_, entry(*ONE))
     assert "private" not in str(caught.value)
 
 
@@ -194,14 +199,14 @@ def test_answers_as_tensors() -> None:
     probabilities = {"name": "probabilities", "datatype": "FP32", "shape": [2, 2], "data": [0.25, 0.75, 0.5, 0.5]}
     request = infer(tensor(["a", "b"], [2]), id="7", parameters={"any": [1]})
     head = {"model_name": "m"}
-    assert infer_response(request, manifest(*ONE), PREDICTIONS) == {
+    assert infer_response(request, entry(*ONE), PREDICTIONS) == {
         **head,
         "id": "7",
         "outputs": [label, probabilities],
     }
     request = infer(tensor(["a", "b"], [2]), outputs=[{"name": "probabilities", "parameters": {"binary_data": False}}])
-    assert infer_response(request, manifest(*ONE), PREDICTIONS) == {**head, "outputs": [probabilities]}
-    empty = infer_response(InferRequest(inputs=[InferInput("text", [0], "BYTES", [])]), manifest(*ONE), [])
+    assert infer_response(request, entry(*ONE), PREDICTIONS) == {**head, "outputs": [probabilities]}
+    empty = infer_response(InferRequest(inputs=[InferInput("text", [0], "BYTES", [])]), entry(*ONE), [])
     assert [(o["shape"], o["data"]) for o in empty["outputs"]] == [([0], []), ([0, 2], [])]
 
 
@@ -209,7 +214,7 @@ def test_an_answer_without_a_label() -> None:
     """null in JSON; tensors know no null, so there it is empty."""
     unsure = [Prediction(label=None, probabilities={"yes": 0.5, "no": 0.5})]
     assert predict_response(unsure)["predictions"][0]["label"] is None
-    response = infer_response(infer(tensor(["a"], [1])), manifest(*ONE), unsure)
+    response = infer_response(infer(tensor(["a"], [1])), entry(*ONE), unsure)
     assert response["outputs"][0]["data"] == [""]
 
 
@@ -221,7 +226,7 @@ def test_answers_by_name() -> None:
 
 
 def test_metadata_of_a_pair_model() -> None:
-    metadata = model_metadata(manifest(*TWO))
+    metadata = model_metadata(entry(*TWO))
     assert [i["name"] for i in metadata["inputs"]] == TWO
     assert metadata["outputs"][1] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]}
     assert metadata["platform"] == "onnxruntime_onnx"
