@@ -125,11 +125,11 @@ def test_evaluating_predicting_and_serving(bert: Path, rows: Path, tmp_path: Pat
     assert isinstance(other.exception, OutputError)
     assert "holds predictions of another bundle or --top-k" in str(other.exception)
 
-    manifest = engine.manifest
+    entry = engine.manifest.task
     request = InferRequest(inputs=[InferInput("text", [1], "BYTES", ["the film"])])
-    assert texts_of_infer(request, manifest) == ["the film"]
-    assert [output["name"] for output in model_metadata(manifest)["outputs"]] == ["label"]
-    (tensor,) = infer_response(request, manifest, engine.predict(["the film"]))["outputs"]
+    assert texts_of_infer(request, entry) == ["the film"]
+    assert [output["name"] for output in model_metadata(entry)["outputs"]] == ["label"]
+    (tensor,) = infer_response(request, entry, engine.predict(["the film"]))["outputs"]
     assert tensor["data"] == [engine.predict(["the film"])[0].label]
 
 
