@@ -81,7 +81,7 @@ class Engine:
             ProviderError: the provider does not run the graph: a library, the device or TensorRT's engine is missing.
             MissingExtraError: ONNX Runtime, or for a signature model-signing, is not installed.
         """
-        execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
+        execution = Execution(provider=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
         bundle = Bundle.open(Path(path), require_signature=require_signature)
         graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle))
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed

@@ -157,7 +157,7 @@ def _print_predictions(
         # One line and one column each, whatever spaces a text holds; --json keeps them.
         columns = [" ".join(text.split()) for text in (row.text, row.text_b) if text is not None]
         for name, prediction in by_task.items():
-            score = f"{prediction.probabilities[prediction.surest]:.3f}"
+            score = f"{prediction.probabilities[prediction.most_probable]:.3f}"
             click.echo("\t".join([*([name] if named else []), prediction.label or "-", score, *columns]))
             if top_k is not None:
                 for label, probability in prediction.probabilities.items():

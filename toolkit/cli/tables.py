@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.measured import Candidate, Comparison, Parity
-from ptexport.toolkit.evaluation.figures import UNSURE, Contrast, Evaluation, headings, summary
+from ptexport.toolkit.evaluation.figures import ABSTENTION_NOTE, Contrast, Evaluation, headings, summary
 
 if TYPE_CHECKING:
     from ptexport.toolkit.run.run import Run  # it needs the extra `train`
@@ -157,7 +157,7 @@ def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) 
         if evaluation.worst:
             console.print(_worst(name, evaluation))
     if any(evaluation.coverage < 1 for evaluation in evaluations):
-        console.print(UNSURE, markup=False, highlight=False)
+        console.print(ABSTENTION_NOTE, markup=False, highlight=False)
     if contrast is not None:
         console.print(
             f"the two agree on {contrast.agreement:.1%} of the rows; where they do not, the first is right on "

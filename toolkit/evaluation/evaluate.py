@@ -26,7 +26,7 @@ from ptexport.toolkit.evaluation.figures import (
 )
 
 N_TIMED = 100
-_ADVICE = "mend the row, or choose a bundle with that label"
+_ADVICE = "correct the row, or choose a bundle with that label"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ class _Seen:
 
     def add(self, row: Row, prediction: Prediction) -> None:
         """Add a row whose label was checked."""
-        numbers, best = self.numbers_of(row), prediction.surest
+        numbers, best = self.numbers_of(row), prediction.most_probable
         self.labels.append(numbers[str(row.label)])
         self.predicted.append(numbers[best])
         self.probabilities.append(prediction.probabilities[best])

@@ -57,7 +57,7 @@ class Mistake(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
 
 
-UNSURE = (
+ABSTENTION_NOTE = (
     "Rows without a predicted label count by their most probable label, except in the accuracy of rows with a label."
 )
 """A note for readers, where a bundle abstains."""
@@ -196,7 +196,7 @@ def worst_mistakes(
 ) -> list[Mistake]:
     """List the wrong predictions with the highest probability, at most `N_WORST`; arguments as in `metrics_of`."""
     wrong = np.flatnonzero(wanted != got)
-    surest = wrong[np.argsort(-probabilities[wrong], kind="stable")][:N_WORST]
+    first = wrong[np.argsort(-probabilities[wrong], kind="stable")][:N_WORST]
     return [
         Mistake(
             row=int(i) + 1,
@@ -204,5 +204,5 @@ def worst_mistakes(
             answer=labels[got[i]],
             probability=float(probabilities[i]),
         )
-        for i in surest
+        for i in first
     ]

@@ -139,7 +139,10 @@ def test_bad_bodies_get_a_sentence(client: httpx.Client, body: bytes, message: s
         ({"inputs": [tensor(name="x")]}, "inputs: got 1 tensor(s), need ['text']"),
         ({"inputs": [tensor(shape=[3])]}, "input 'text': got shape [3], need [2]"),
         ({"inputs": [tensor(datatype="INT64")]}, "input 'text': got another datatype, need BYTES"),
-        ({"inputs": [tensor(data=[1, 2])]}, "inputs[0].data[0]: got a field or value that does not fit, need the fields inputs"),
+        (
+            {"inputs": [tensor(data=[1, 2])]},
+            "inputs[0].data[0]: got a field or value that does not fit, need the fields inputs",
+        ),
         ({"inputs": [tensor()], "outputs": [{"name": "logits"}]}, "outputs: got an unknown or repeated name"),
     ],
 )

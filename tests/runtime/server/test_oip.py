@@ -154,7 +154,9 @@ def test_a_body_that_cannot_be_decoded_is_refused(body: bytes, message: str) -> 
 )
 def test_a_tensor_that_cannot_be_decoded_is_refused_with_its_place(change: dict[str, Any], place: str) -> None:
     body = msgspec.json.encode({"inputs": [tensor(["a"], [1]) | change]})
-    message = f"{place}: got a field or value that does not fit, need the fields inputs, id, parameters, outputs; send {{"
+    message = (
+        f"{place}: got a field or value that does not fit, need the fields inputs, id, parameters, outputs; send {{"
+    )
     with pytest.raises(RequestError, match="^" + re.escape(message)):
         decode(body, InferRequest)
 
