@@ -4,14 +4,15 @@
 
 Rooms, each above what it imports; `docs/architecture.md` has the picture:
 
-    multitask    runs on one backbone -> one bundle
-    packs        task <-> one .ptpack file
-    export.py    run -> bundle: every step in order
-    bake.py      run + traced graph -> files of a bundle
+    packs        tasks <-> one .ptpack file
+    export.py    runs -> bundle: every step in order
+    bake.py      runs + traced graph -> files of a bundle
     card.py      manifest -> model card
+    entries.py   run -> what the manifest records about its task
     autotune.py  candidate graphs -> the one with the lowest latency here
     precision    fp32 graph -> lower precision
     parity       graph + model -> proof
+    multitask    runs on one backbone -> the arrays and tokenizers of one bundle
     passes       traced graph -> graph of a bundle, one edit per pass
     trace        backbone -> graph that takes all task tensors as inputs
     targets      what each deployment target accepts

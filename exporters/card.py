@@ -1,7 +1,9 @@
-"""A manifest and a run's metrics -> the bundle's model card, for people."""
+"""A manifest and its runs' metrics -> the bundle's model card, for people."""
 
-from ptexport.runtime.bundle.manifest import Manifest
-from ptexport.runtime.bundle.measured import Parity, PrecisionEntry
+from collections.abc import Sequence
+
+from ptexport.runtime.bundle.manifest import Manifest, TaskEntry
+from ptexport.runtime.bundle.measured import Comparison, Parity, PrecisionEntry
 from ptexport.toolkit.run.metrics import Metrics
 
 _CARD = """\
@@ -15,12 +17,7 @@ pipeline_tag: text-classification
 A text classifier made by ptexport: the language model {backbone} and {method}, in one ONNX graph. Needs ONNX Runtime
 and `tokenizers`, no PyTorch.
 
-- Template: `{template}`
-- Labels: {labels}
-- {origin}
-- {parity}
-- Longest input: {max_length} tokens with the template ({folded_tokens} more are folded); longer texts are truncated
-{calibration}- Precision {precision}, opset {opset}, IR {ir_version}{lowered}
+{task}- Precision {precision}, opset {opset}, IR {ir_version}{lowered}
 
 ```python
 from ptexport.runtime import Engine
@@ -28,6 +25,35 @@ from ptexport.runtime import Engine
 print(Engine.open("{name}").{example})
 ```
 """
+
+_MULTITASK_CARD = """\
+---
+license: {licence}
+library_name: onnx
+pipeline_tag: text-classification
+---
+# {name}
+
+Text classifiers for {n_tasks} tasks, made by ptexport: the language model {backbone} and each task's own trained
+arrays, in one ONNX graph. Needs ONNX Runtime and `tokenizers`, no PyTorch. {passes}
+
+- Precision {precision}, opset {opset}, IR {ir_version}
+
+{tasks}
+```python
+from ptexport.runtime import Engine
+
+print(Engine.open("{name}").task("{first}").{example})
+```
+"""
+
+_TASK = """\
+- Template: `{template}`
+- Labels: {labels}
+- {origin}
+- {parity}
+- Longest input: {max_length} tokens with the template ({folded_tokens} more are folded); longer texts are truncated
+{calibration}"""
 
 
 _METHODS = {
@@ -49,52 +75,74 @@ _EXAMPLES = {
     "text_b": 'predict([("…", "…")])',
     "choice": 'choose([("…", ["…", "…"])])',
 }
-"""How to ask, by a row's last text."""
+"""Calls, by the last text of a row."""
 
 
-def model_card(manifest: Manifest, metrics: Metrics | None) -> str:
+def model_card(manifest: Manifest, metrics: Sequence[Metrics | None]) -> str:
     """Write the card.
 
     Args:
         manifest: of the bundle.
-        metrics: of the training; None: it was trained elsewhere.
+        metrics: of each task's training; None: it was trained elsewhere.
     """
-    graph = manifest.graph
-    return _CARD.format(
-        licence=manifest.backbone.licence or "unknown",
-        name=manifest.name,
-        method=_METHODS[manifest.method].format(n=graph.prompt_tokens),
-        backbone=manifest.backbone.name,
-        template=manifest.template,
-        labels="every word that is one token" if manifest.labels is None else ", ".join(manifest.labels),
+    graph, first = manifest.graph, manifest.tasks[0]
+    shared = {
+        "licence": manifest.backbone.licence or "unknown",
+        "name": manifest.name,
+        "backbone": manifest.backbone.name,
+        "precision": graph.precision,
+        "opset": graph.opset,
+        "ir_version": graph.ir_version,
+        "example": _EXAMPLES[first.fields[-1]],
+    }
+    if len(manifest.tasks) == 1:
+        lowered = "" if graph.lowered is None else _lowered(graph.lowered)
+        return _CARD.format(method=_method(first), task=_task(first, metrics[0]), lowered=lowered, **shared)
+    passes = (
+        "One forward pass over a text can serve all tasks."
+        if manifest.fan_out
+        else "A text has one forward pass per task; texts of different tasks can share a batch."
+    )
+    tasks = "\n".join(
+        f"## {task.name}\n\n- Method: {_method(task)}\n{_task(task, own)}"
+        for task, own in zip(manifest.tasks, metrics, strict=True)
+    )
+    n_tasks = len(manifest.tasks)
+    return _MULTITASK_CARD.format(tasks=tasks, n_tasks=n_tasks, passes=passes, first=first.name, **shared)
+
+
+def _method(task: TaskEntry) -> str:
+    return _METHODS[task.method].format(n=task.prompt_tokens)
+
+
+def _task(task: TaskEntry, metrics: Metrics | None) -> str:
+    return _TASK.format(
+        template=task.template,
+        labels="every word that is one token" if task.labels is None else ", ".join(task.labels),
         origin=_origin(metrics),
-        parity=_parity(manifest.parity),
-        max_length=manifest.max_length,
-        folded_tokens=graph.folded_tokens,
-        calibration="" if metrics is None else _calibration(manifest, metrics),
-        precision=graph.precision,
-        lowered="" if graph.lowered is None else _lowered(graph.lowered),
-        opset=graph.opset,
-        ir_version=graph.ir_version,
-        example=_EXAMPLES[manifest.fields[-1]],
+        parity=_parity(task.parity, task.fan_out),
+        max_length=task.max_length,
+        folded_tokens=task.folded_tokens,
+        calibration="" if metrics is None else _calibration(task, metrics),
     )
 
 
-def _parity(parity: Parity | None) -> str:
+def _parity(parity: Parity | None, fan_out: Comparison | None) -> str:
     if parity is None:
-        return "Not run: ONNX Runtime's CPU provider has no products in this precision"
-    kinds = (parity.alone, parity.padded_right, parity.padded_left)
+        return "Parity was not measured: ONNX Runtime's CPU provider cannot run this precision"
+    kinds = [parity.alone, parity.padded_right, parity.padded_left, *([] if fan_out is None else [fan_out])]
     flips = {row for kind in kinds for row in kind.flips}
     most = max(kind.max_abs_diff for kind in kinds)
     differ = f"{len(flips)} labels differ" if flips else "no label differs"
-    said = f"[Parity](parity.html) with Transformers over {parity.rows} rows"
+    said = f"[Parity](parity.json) with Transformers over {parity.rows} rows"
     return f"{said}: largest difference of a logit {most:.1e}, {differ}"
 
 
 def _lowered(entry: PrecisionEntry) -> str:
-    """Say what a lower precision costs, and how many products are computed how."""
-    said = "" if entry.accuracy is None else f"; right on {entry.accuracy:.1%} of {entry.rows} rows, "
-    said += "" if entry.accuracy is None else f"{entry.accuracy_fp32:.1%} in fp32"
+    """Describe the accuracy of a lower precision, and count its products by recipe."""
+    said = ""
+    if entry.accuracy is not None:
+        said = f"; accuracy {entry.accuracy:.1%} on {entry.rows} rows, {entry.accuracy_fp32:.1%} in fp32"
     counts = ", ".join(f"{count} in {recipe}" for recipe, count in sorted(entry.products.items()))
     return said + (f"; products: {counts}" if counts else "")
 
@@ -104,14 +152,14 @@ def _origin(metrics: Metrics | None) -> str:
         return "Trained with PEFT and imported; its accuracy was not measured here"
     return (
         f"Test accuracy: {metrics.test_accuracy:.1%} of {metrics.n_test} rows (seed {metrics.seed}, "
-        f"{metrics.n_train} rows to learn from)"
+        f"trained on {metrics.n_train} rows)"
     )
 
 
-def _calibration(manifest: Manifest, metrics: Metrics) -> str:
+def _calibration(task: TaskEntry, metrics: Metrics) -> str:
     lines = ""
     if metrics.temperature != 1:
         lines += f"- Probabilities are calibrated on {metrics.n_dev} rows: temperature {metrics.temperature:.2f}\n"
-    if manifest.abstain_below is not None:
-        lines += f"- Gives no label (`None`) where its largest probability is below {manifest.abstain_below:.3f}\n"
+    if task.abstain_below is not None:
+        lines += f"- Predicts no label (`None`) if the largest probability is below {task.abstain_below:.3f}\n"
     return lines

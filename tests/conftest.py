@@ -1,9 +1,12 @@
-"""Fixtures: tiny models, rows, runs and one exported bundle of each family; see tiny.py."""
+"""Fixtures: tiny models, rows, runs and one exported bundle of each family; see tiny.py.
 
-import functools
+What takes long is made once for all xdist workers, in a cache that ends with the test session.
+"""
+
 import logging
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -14,23 +17,51 @@ import pytest
 from tiny import ROWS, Quiet, save_model, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
+from ptexport.toolkit.store.cache import cached_folder
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--max-cpu-seconds", type=float, help="Fail a test that takes more CPU time, children included.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Fail slow tests. CPU time is counted, since other programs make the clock of a shared machine worthless."""
+    limit = item.config.getoption("max_cpu_seconds")
+    started = cpu_seconds()
+    outcome = yield
+    took = cpu_seconds() - started
+    if limit is not None and took > limit and item.get_closest_marker("soak") is None:
+        pytest.fail(f"takes {took:.0f} s of CPU time, need at most {limit:g}; split it, or mark it soak")
+    return outcome
+
+
+def cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keep the tests' traces out of the user's cache."""
-    path = tmp_path_factory.mktemp("cache")
+    """Keep the tests' traces out of the user's cache, and share them between workers."""
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    path.mkdir(exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(path)
     return path
 
 
+def made_once(name: str, make: Callable[[Path], object]) -> Path:
+    """Make something for the whole test session, in a folder of that name; do not change it, copy it."""
+    return cached_folder("tests", name.replace("/", "-"), make=lambda folder: make(folder / name)) / name
+
+
 @pytest.fixture(scope="session")
-def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def model_of(cache_home: Path) -> Callable[[str], Path]:
     """Save a tiny model of an architecture, once."""
-    folder = tmp_path_factory.mktemp("models")
-    return functools.cache(lambda architecture: save_model(folder / f"tiny-{architecture}", architecture))
+    return lambda architecture: made_once(f"tiny-{architecture}", lambda at: save_model(at, architecture))
 
 
 @pytest.fixture(scope="session")
@@ -54,36 +85,30 @@ def roberta(model_of: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rows_file(cache_home: Path) -> Path:
     """A CSV of 40 labelled rows."""
-    path = tmp_path_factory.mktemp("data") / "rows.csv"
-    path.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS), encoding="utf-8")
-    return path
+    lines = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
+    return made_once("rows.csv", lambda at: at.write_text(lines, encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
-def llama_run(llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama_run(llama: Path, rows_file: Path) -> Path:
     template = "[P*2] Review: {text} It was [P*2]"
-    return train_tiny(llama, rows_file, template, tmp_path_factory.mktemp("runs") / "llama-run")
+    return made_once("llama-run", lambda at: train_tiny(llama, rows_file, template, at))
 
 
 @pytest.fixture(scope="session")
-def llama_bundle(llama_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama_bundle(llama_run: Path) -> Path:
     """A bundle on a causal model, its leading prompt folded; do not change it, copy it."""
-    out = tmp_path_factory.mktemp("bundles") / "reviews"
-    export(ExportConfig(run=llama_run, out=out), Quiet())
-    return out
+    return made_once("reviews", lambda at: export(ExportConfig(runs=(llama_run,), out=at), Quiet()))
 
 
 @pytest.fixture(scope="session")
-def bert_run(bert: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    template = "[P*2] {text} [P] it was [MASK]"
-    return train_tiny(bert, rows_file, template, tmp_path_factory.mktemp("runs") / "bert-run")
+def bert_run(bert: Path, rows_file: Path) -> Path:
+    return made_once("bert-run", lambda at: train_tiny(bert, rows_file, "[P*2] {text} [P] it was [MASK]", at))
 
 
 @pytest.fixture(scope="session")
-def bert_bundle(bert_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bert_bundle(bert_run: Path) -> Path:
     """A bundle on a masked model; do not change it, copy it."""
-    out = tmp_path_factory.mktemp("bundles") / "masked-reviews"
-    export(ExportConfig(run=bert_run, out=out), Quiet())
-    return out
+    return made_once("masked-reviews", lambda at: export(ExportConfig(runs=(bert_run,), out=at), Quiet()))

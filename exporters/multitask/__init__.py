@@ -1,5 +1,4 @@
-"""Runs on one backbone -> one bundle.
+"""Runs on one backbone -> the arrays and tokenizers of one bundle.
 
-join.py    runs -> joint task tensors and tokenizers
-export.py  trace, bake and prove the joint graph
+join.py  checks that the runs fit together, and joins their arrays, tokenizers and configuration
 """

@@ -1,6 +1,6 @@
-"""A task <-> one .ptpack file.
+"""The tasks of a bundle <-> one .ptpack file.
 
 pack_file.py  the file format
-pack.py       run -> pack
+pack.py       runs -> pack
 install.py    pack + bundle of the same backbone -> bundle
 """

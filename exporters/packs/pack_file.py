@@ -1,12 +1,13 @@
-"""What is new for a task <-> one .ptpack file; without torch, Transformers or onnx.
+"""What is new for the tasks of a bundle <-> one .ptpack file; without torch, Transformers or onnx.
 
-A pack is a safetensors file: the task's arrays, and in its metadata `format`, `record` (a PackRecord as JSON) and
-`digest`. It is made of a bundle that was proved, and lacks what all bundles of its backbone have alike: weights, graph
-and vocabulary.
+A pack is a safetensors file with the task arrays. Its metadata has `format`, `record` (a PackRecord as JSON) and
+`digest`. A pack is taken from a bundle that was compared with the model. It lacks what all bundles of the backbone have
+in common: weights, graph and vocabulary.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,56 +18,57 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ptexport.runtime.bundle.folder import CONFIG, HASHED, MANIFEST, MODEL, TOKENIZER, TOKENIZER_CONFIG
+from ptexport.runtime.bundle.folder import MANIFEST, MODEL, MULTITASK_FILES, ONE_TASK_FILES, TOKENIZER, WEIGHTS
 from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import PackError, reason
 from ptexport.toolkit.run.metrics import Metrics
 from ptexport.toolkit.template.compile import add_to_vocab
 
-FORMAT = "1"
-TEXTS = (TOKENIZER_CONFIG, CONFIG)
+FORMAT = "2"
 _KEYS = {"format", "record", "digest"}
 
 
-class TaskTokenizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a task's tokenizer.json has of its own.
+class PackTokenizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The parts of tokenizer.json that belong to the tasks.
 
     Attributes:
-        tokens: the ids past the backbone's embedding table, by name.
-        normalizer: as in the file.
-        truncation: as in the file.
-        post_processor: as in the file.
+        vocab: first id past the backbone's embedding table.
+        tokens: ids from `vocab` on, by name.
+        normalizer: as in the file; None in a bundle of several tasks, which has these three in `templates.json`.
+        truncation: as in the file, likewise.
+        post_processor: as in the file, likewise.
     """
 
+    vocab: int
     tokens: dict[str, int]
-    normalizer: dict[str, Any]
-    truncation: dict[str, Any]
-    post_processor: dict[str, Any]
+    normalizer: dict[str, Any] | None
+    truncation: dict[str, Any] | None
+    post_processor: dict[str, Any] | None
 
     @classmethod
-    def of(cls, folder: Path) -> "TaskTokenizer":
-        """Read it off a bundle."""
-        tokenizer_json, vocab = _tokenizer_of(folder)
+    def of(cls, tokenizer_json: str, vocab: int) -> "PackTokenizer":
+        """Take the tasks' parts out of a bundle's tokenizer.json."""
         spec = json.loads(tokenizer_json)
         entries = spec["model"]["vocab"]
         ids = entries if isinstance(entries, dict) else {name: id_ for id_, (name, _) in enumerate(entries)}
         return cls(
+            vocab=vocab,
             tokens={name: id_ for name, id_ in ids.items() if id_ >= vocab},
             normalizer=spec["normalizer"],
             truncation=spec["truncation"],
             post_processor=spec["post_processor"],
         )
 
-    def put_into(self, folder: Path) -> str:
-        """Write a bundle's tokenizer.json with it in the place of the bundle's own."""
-        tokenizer_json, vocab = _tokenizer_of(folder)
+    def put_into(self, tokenizer_json: str) -> str:
+        """Replace the tasks' parts in a bundle's tokenizer.json by these."""
         spec = json.loads(tokenizer_json)
         entries = spec["model"]["vocab"]
         if isinstance(entries, dict):
-            spec["model"]["vocab"] = {name: id_ for name, id_ in entries.items() if id_ < vocab}
-        else:  # a list by id, which may end with fillers up to the other task's tokens
-            del entries[vocab:]
+            spec["model"]["vocab"] = {name: id_ for name, id_ in entries.items() if id_ < self.vocab}
+        else:  # a list by id, which may end with fillers up to the other tasks' tokens
+            del entries[self.vocab :]
             while entries and entries[-1][0] == f"[unused {len(entries) - 1}]":
                 entries.pop()
         add_to_vocab(spec["model"], self.tokens)
@@ -74,37 +76,31 @@ class TaskTokenizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return json.dumps(spec | own, ensure_ascii=False)
 
 
-def _tokenizer_of(folder: Path) -> tuple[str, int]:
-    """Read a bundle's tokenizer.json, and how many rows the backbone's embedding table has."""
-    config = json.loads((folder / CONFIG).read_bytes())
-    return (folder / TOKENIZER).read_text(encoding="utf-8"), config["vocab_size"]
-
-
 class PackRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a pack says.
+    """Content of a pack beside the arrays.
 
     Attributes:
-        manifest: of the bundle it was made of: what is installed has the same files.
-        frame_sha256: of the graph without the arrays.
-        tokenizer: what its tokenizer has of its own.
-        texts: whole files, by name.
-        metrics: of the training, for the model card; None: it was trained elsewhere.
+        manifest: manifest of the exported bundle, whose files an installed bundle has.
+        frame_sha256: hash of the graph without the task arrays.
+        tokenizer: the tasks' parts of its tokenizer.json.
+        texts: the other text files that are hashed, by name.
+        metrics: metrics of each task's training, for the model card; None: it was trained elsewhere.
     """
 
     manifest: Manifest
     frame_sha256: str
-    tokenizer: TaskTokenizer
+    tokenizer: PackTokenizer
     texts: dict[str, str]
-    metrics: Metrics | None
+    metrics: list[Metrics | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """A task without its backbone.
+    """One or several tasks without their backbone.
 
     Attributes:
-        record: what it says.
-        arrays: by the graph's input name, float32.
+        record: content beside the arrays.
+        arrays: task arrays by the graph's input name, float32.
         digest: sha256 over both.
     """
 
@@ -117,18 +113,11 @@ class Pack:
         """Read a file.
 
         Raises:
-            PackError: it is no pack, cut short, altered, or of another format.
+            PackError: the file is not a pack, is truncated, was changed, or has another format.
         """
-        if not path.is_file():
-            raise PackError(f"{path}: missing, or no file; need one made by 'ptexport pack'")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError) as e:
-            raise PackError(f"{path}: no whole pack ({reason(e)}); copy it again, or make it by 'ptexport pack'") from e
+        metadata, arrays = _load(path)
         if set(metadata) != _KEYS:
-            raise PackError(f"{path}: a safetensors file, but no pack; make one by 'ptexport pack'")
+            raise PackError(f"{path}: a safetensors file, but not a pack; make one with 'ptexport pack'")
         if metadata["format"] != FORMAT:
             got = metadata["format"]
             raise PackError(
@@ -141,21 +130,35 @@ class Pack:
         except (msgspec.DecodeError, RecursionError) as e:
             raise PackError(f"{path}: {reason(e)[:200]}; pack again with this version of ptexport") from e
         if any(array.dtype != np.float32 for array in arrays.values()):
-            raise PackError(f"{path}: holds arrays that are not float32; pack again with this version of ptexport")
-        if set(record.texts) != set(TEXTS) or set(record.manifest.files) != set(HASHED):
+            raise PackError(f"{path}: has arrays that are not float32; pack again with this version of ptexport")
+        tasks = record.manifest.tasks
+        files = set(MULTITASK_FILES if len(tasks) > 1 else ONE_TASK_FILES)
+        if set(record.manifest.files) != files or set(record.texts) != files - {MODEL, WEIGHTS, TOKENIZER}:
             raise PackError(f"{path}: lists other files than a bundle's; pack again with this version of ptexport")
+        if len(record.metrics) != len(tasks):
+            raise PackError(
+                f"{path}: has metrics of {len(record.metrics)} tasks, need {len(tasks)}; pack again with this version"
+            )
         return cls(record=record, arrays=arrays, digest=metadata["digest"])
 
     @classmethod
-    def of(cls, folder: Path, metrics: Metrics | None) -> "Pack":
-        """Take off a bundle that was exported just now what is new for its task."""
+    def of(cls, folder: Path, vocab: int, metrics: Sequence[Metrics | None]) -> "Pack":
+        """Take what is new for the tasks out of a bundle that was just exported.
+
+        Args:
+            folder: of the bundle.
+            vocab: first id past the backbone's embedding table.
+            metrics: of each task's training.
+        """
         file = OnnxFile.parse((folder / MODEL).read_bytes(), str(folder / MODEL))
+        manifest = read_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+        texts = [name for name in manifest.files if name not in (MODEL, WEIGHTS, TOKENIZER)]
         record = PackRecord(
-            manifest=read_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST)),
+            manifest=manifest,
             frame_sha256=file.frame_sha256,
-            tokenizer=TaskTokenizer.of(folder),
-            texts={name: (folder / name).read_text(encoding="utf-8") for name in TEXTS},
-            metrics=metrics,
+            tokenizer=PackTokenizer.of((folder / TOKENIZER).read_text(encoding="utf-8"), vocab),
+            texts={name: (folder / name).read_text(encoding="utf-8") for name in texts},
+            metrics=list(metrics),
         )
         return cls.of_parts(record, file.arrays)
 
@@ -167,6 +170,20 @@ class Pack:
     def to_bytes(self) -> bytes:
         """Encode for a file."""
         return save(self.arrays, {"format": FORMAT, "record": _json(self.record), "digest": self.digest})
+
+
+def _load(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+    """Read metadata and arrays of a safetensors file."""
+    if not path.is_file():
+        raise PackError(f"{path}: missing, or not a file; need one made by 'ptexport pack'")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return file.metadata() or {}, arrays
+    except (SafetensorError, OSError) as e:
+        raise PackError(
+            f"{path}: not a complete pack ({reason(e)}); copy it again, or make it with 'ptexport pack'"
+        ) from e
 
 
 def _json(record: PackRecord) -> str:

@@ -70,7 +70,7 @@ class LabelledRows:
         graph = Graph.open(model)
         answers = np.empty(len(self.encodings), dtype=np.int64)
         for batch in batches([len(encoding) for encoding in self.encodings], graph.batch_tokens):
-            logits = score(graph, [self.encodings[i] for i in batch])
+            logits = score(graph, [self.encodings[i] for i in batch])[:, 0]
             if not np.isfinite(logits).all():
                 row = batch[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
                 raise ExportError(f"row {row}: its logits are no numbers in this precision; choose another")

@@ -6,7 +6,6 @@ A product is a MatMul with a weight. How one is computed is its recipe:
     int8-blocks  weights int8 in blocks of 32; activations int8 in such blocks too (MatMulNBits)
     int4-blocks  the same with weights int4
     range        weights int8 by column; activations int8, by the range seen on real rows (standard operators, Q/DQ)
-    batch        weights int8 by column; activations scaled by the batch, so that answers depend on the rows beside
     fp32         as it was
 """
 
@@ -23,14 +22,12 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-from onnxruntime.quantization.quant_utils import QuantizationMode
 
 from ptexport.exporters.passes.edit import constant
 from ptexport.exporters.precision.row_pass import RowProductsPass
 
-Recipe = Literal["row", "int8-blocks", "int4-blocks", "range", "batch", "fp32"]
+Recipe = Literal["row", "int8-blocks", "int4-blocks", "range", "fp32"]
 BLOCK = 32
 BITS: dict[Recipe, int] = {"int8-blocks": 8, "int4-blocks": 4}
 
@@ -92,8 +89,6 @@ def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Ran
     nodes = {recipe: [node for node, own in recipes.items() if own == recipe] for recipe in set(recipes.values())}
     if "range" in nodes:
         proto = _by_ranges(proto, nodes["range"], ranges)
-    if "batch" in nodes:
-        proto = _by_batches(proto, nodes["batch"])
     for recipe, bits in BITS.items():
         if recipe in nodes:
             proto = _in_blocks(proto, nodes[recipe], bits)
@@ -128,26 +123,6 @@ def _by_ranges(proto: onnx.ModelProto, nodes: list[str], ranges: Mapping[str, Ra
         [],
         _OP_TYPES,
         {**options, "ActivationSymmetric": True},
-    )
-    quantizer.quantize_model()
-    done: onnx.ModelProto = quantizer.model.model
-    return done
-
-
-def _by_batches(proto: onnx.ModelProto, nodes: list[str]) -> onnx.ModelProto:
-    quantizer = ONNXQuantizer(
-        proto,
-        True,
-        False,
-        QuantizationMode.IntegerOps,
-        False,
-        QuantType.QInt8,
-        QuantType.QUInt8,
-        None,
-        nodes,
-        [],
-        _OP_TYPES,
-        {"MatMulConstBOnly": True},
     )
     quantizer.quantize_model()
     done: onnx.ModelProto = quantizer.model.model

@@ -21,7 +21,7 @@ from ptexport.runtime.ort.io_binding import Ids
 
 _PROBED = "probed.onnx"  # beside the weights that it shares with the graph, while it is run
 
-FIRST: dict[str, Recipe] = {"int8": "row", "int8-dynamic": "batch", "int4": "int4-blocks"}
+FIRST: dict[str, Recipe] = {"int8": "row", "int4": "int4-blocks"}
 """By precision: how products are computed, unless only standard operators may be."""
 
 
@@ -83,7 +83,7 @@ def plans(precision: str, costs: Mapping[str, float], *, standard: bool) -> list
     """List ways to compute roles, the fastest first and the one nearest to float32 last.
 
     Args:
-        precision: int8, int8-dynamic or int4.
+        precision: int8 or int4.
         costs: as `measure_costs` found them.
         standard: whether only ONNX's own operators may be used.
     """

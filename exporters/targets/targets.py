@@ -50,7 +50,7 @@ TARGETS: dict[TargetName, Target] = {
         Target(
             name="cpu",
             opsets=(18, 23),
-            precisions=("fp32", "int8", "int8-dynamic", "int4", "fp16"),
+            precisions=("fp32", "int8", "int4", "fp16"),
             trainable=True,
             shares=True,
         ),

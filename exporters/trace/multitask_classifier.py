@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ptexport.toolkit.models.classifier import PromptClassifier, cache_of
 
 
-class TaskClassifier(nn.Module):
+class MultitaskClassifier(nn.Module):
     """Scores rows of many tasks.
 
     Args:

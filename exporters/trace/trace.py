@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import Dim
 
 from ptexport.exporters.trace.cached import TRACE_INFO, Trace, TraceInfo, TraceKind, trace_key
-from ptexport.exporters.trace.multitask_classifier import TaskClassifier
+from ptexport.exporters.trace.multitask_classifier import MultitaskClassifier
 from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.bundle.manifest import Pooling
 from ptexport.runtime.errors import ExportError, reason
@@ -70,7 +70,7 @@ def _trace(
     inputs = _example(backbone, pooling, has_prefix_kv)
     module: nn.Module = backbone.classifier(pooling)
     if kind != "task":
-        module = TaskClassifier(backbone.classifier(pooling), blocks=kind == "blocks").eval()
+        module = MultitaskClassifier(backbone.classifier(pooling), blocks=kind == "blocks").eval()
         inputs = _example_of_tasks(inputs)
     with warnings.catch_warnings():
         # torch 2.13 warns of a deprecated call of its own, and whenever two inputs share an axis name.

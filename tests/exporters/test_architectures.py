@@ -12,14 +12,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from baked import bake_run, check_parity
 from tiny import Quiet, train_tiny, worst
 from torch import Tensor
 
-from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity.compare import check_parity, compare, fail_on_difference
-from ptexport.exporters.parity.reference import Oracle
-from ptexport.exporters.trace.trace import trace
+from ptexport.exporters.parity.compare import compare, fail_on_difference
+from ptexport.exporters.parity.reference import ReferenceModel
 from ptexport.runtime.bundle.measured import Parity
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.errors import ExportError
@@ -49,7 +48,7 @@ class Case:
     def parity(self, *, backbone: Backbone | None = None, folder: Path | None = None) -> Parity:
         """Compare, with another model's answers or another graph where given."""
         args = self.run, backbone or self.backbone, folder or self.folder, self.run.check_rows
-        return check_parity(*args, lambda done, total: None)
+        return check_parity(*args, Quiet())
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +74,21 @@ def case(
     run = Run.read(folder)
     backbone = load_backbone_of(run.config, Path())
     (parent / "graph").mkdir()
-    bake(run, trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=18), parent / "graph")
+    bake_run(run, backbone, parent / "graph")
     return Case(name=request.param, run=run, backbone=backbone, folder=parent / "graph")
 
 
 def seen(parity: Parity) -> bool:
     """Whether the comparison refuses, by far more than rounding."""
     with pytest.raises(ExportError, match="no bundle was written"):
-        fail_on_difference(parity)
+        fail_on_difference("task", parity)
     return min(parity.alone.max_abs_diff, parity.padded_right.max_abs_diff, parity.padded_left.max_abs_diff) > 1e-2
 
 
 def test_label_words(case: Case) -> None:
     assert case.run.config.pooling == ("last" if case.name in CAUSAL else "mask")
     parity = case.parity()
-    fail_on_difference(parity)
+    fail_on_difference("task", parity)
     assert worst(parity) < 2e-5
 
 
@@ -106,9 +105,9 @@ def test_a_linear_head(
     changes = {"labels": "positive,negative", "head": "linear", "test": str(test_rows), "max_length": None}
     run_folder = train_tiny(model_of(name), rows_file, "[P] {text} [P*2]", tmp_path / "run", **changes)
     opset = 23 if name in NEWEST_OPSET else 18
-    manifest = export(ExportConfig(run=run_folder, out=tmp_path / "bundle", opset=opset), Quiet())
+    manifest = export(ExportConfig(runs=(run_folder,), out=tmp_path / "bundle", opset=opset), Quiet())
     assert (manifest.graph.pooling, manifest.graph.opset) == ("last" if name in CAUSAL else "mean", opset)
-    assert worst(manifest.parity) < 2e-5
+    assert worst(manifest.task.parity) < 2e-5
 
 
 def test_a_row_has_as_many_tokens_as_there_are_positions(case: Case) -> None:
@@ -133,8 +132,8 @@ def test_each_weight_is_there_once_and_under_its_name(case: Case) -> None:
 def test_control_a_zeroed_row(case: Case, tmp_path: Path) -> None:
     rows = case.run.arrays.prompt_embeddings.copy()
     rows[2] = 0
-    zeroed = dataclasses.replace(case.run, baked=dataclasses.replace(case.run.arrays, prompt_embeddings=rows))
-    bake(zeroed, trace(case.backbone, case.run.config.pooling, leading=zeroed.arrays.has_prefix_kv, opset=18), tmp_path)
+    zeroed = dataclasses.replace(case.run, arrays=dataclasses.replace(case.run.arrays, prompt_embeddings=rows))
+    bake_run(zeroed, case.backbone, tmp_path)
     assert seen(case.parity(folder=tmp_path))
 
 
@@ -158,7 +157,11 @@ def test_control_positions_off_by_one(case: Case) -> None:
 
 
 def test_control_a_dropped_mask(case: Case) -> None:
-    graph, oracle, encoder = Graph.open(case.folder / "model.onnx"), Oracle(case.run, case.backbone), encoder_of(case)
+    graph, oracle, encoder = (
+        Graph.open(case.folder / "model.onnx"),
+        ReferenceModel(case.run, case.backbone),
+        encoder_of(case),
+    )
     texts = [TEXTS[0], TEXTS[3]]
     expected = np.stack([oracle.logits(text) for text in texts])
     for side in ("left", "right"):

@@ -15,9 +15,12 @@ from ptexport.toolkit.cli import options as shared
 @shared.target
 @click.option("--opset", type=click.Choice(["18", "23"]), help="23: native attention [default: by target].")
 @click.option(
-    "--tune", "autotune", is_flag=True, help="Time the graphs that the target takes on this machine; take the fastest."
+    "--tune",
+    "autotune",
+    is_flag=True,
+    help="Time the graphs that the target accepts on this machine, and use the fastest.",
 )
-@click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
+@click.option("--rows", type=click.Path(path_type=Path), help="Rows to compare [default: the run's own].")
 @shared.lowering
 @shared.force
 @shared.as_json
@@ -35,34 +38,22 @@ def export(
     keep_fp32: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Bake a run into an ONNX bundle, and prove that it answers as the model does.
+    """Export runs as an ONNX bundle, and compare it with Transformers.
 
-    Several RUNS on one frozen backbone make one bundle, where each is a task with the name of its folder.
+    Several RUNS on one frozen backbone make a multi-task bundle: each is a task with the name of its folder.
     """
     with shared.extra("train"):
         from ptexport.exporters.export import ExportConfig
         from ptexport.exporters.export import export as run_export
-        from ptexport.exporters.multitask.export import export_tasks
         from ptexport.toolkit.cli import tables
         from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
-    for option, given in (("--rows", rows is not None), ("--tune", autotune), ("--precision", precision != "fp32")):
-        if given and len(runs) > 1:
-            raise click.UsageError(f"{option} goes with one run; several are checked on their own rows, in fp32.")
     lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)
     options["opset"] = None if opset is None else int(opset)
+    config = ExportConfig(runs=runs, out=out, rows=rows, autotune=autotune, **lowered, **options)
     silence_libraries()
-    if len(runs) > 1:
-        with reporting(as_json=as_json, log_file=log_file) as report:
-            tasks = export_tasks(runs, out, report, **options)
-        if as_json:
-            click.echo(tasks.to_json(), nl=False)
-        else:
-            tables.print_tasks(tasks, out)
-        return
-    config = ExportConfig(run=runs[0], out=out, rows=rows, autotune=autotune, **lowered, **options)
     with reporting(as_json=as_json, log_file=log_file) as report:
         manifest = run_export(config, report)
     if as_json:
         click.echo(manifest.to_json(), nl=False)
     else:
-        tables.print_parity(manifest, out)
+        tables.print_export(manifest, out)

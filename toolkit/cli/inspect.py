@@ -1,4 +1,4 @@
-"""`ptexport inspect`: what is in a bundle or a run."""
+"""`ptexport inspect`: describe a bundle or a run."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ptexport.runtime.errors import OutputError
 from ptexport.toolkit.cli import options as shared
+from ptexport.toolkit.store.files import check_output
 
 if TYPE_CHECKING:
     from ptexport.exporters.inspect.summary import GraphSummary
@@ -16,23 +16,28 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @shared.require_signature
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw a bundle's graph too, as .svg, .png or .pdf.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw a bundle's graph as .svg, .png or .pdf.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a bundle's comparison with Transformers as a page.")
 @shared.force
 @shared.as_json
-def inspect(folder: Path, plot: Path | None, require_signature: Path | None, as_json: bool, force: bool) -> None:
-    """Verify a bundle and say what is in it, or what is in a run."""
+def inspect(
+    folder: Path, plot: Path | None, html: Path | None, require_signature: Path | None, as_json: bool, force: bool
+) -> None:
+    """Verify a bundle and describe it, or describe a run."""
     import msgspec
 
+    from ptexport.exporters.parity.report import ParityReport
     from ptexport.runtime.bundle.folder import MANIFEST
     from ptexport.toolkit.cli.progress_bars import silence_libraries
     from ptexport.toolkit.cli.tables_inspect import print_description, print_summary
     from ptexport.toolkit.evaluation.describe import describe
 
     is_bundle = (folder / MANIFEST).is_file()
-    if require_signature is not None and not is_bundle:
-        raise click.UsageError("--require-signature is of bundles; FOLDER holds none.")
-    if plot is not None:
-        _check_plot(plot, is_bundle=is_bundle, force=force)
+    for option, given in (("--require-signature", require_signature), ("--plot", plot), ("--html", html)):
+        if given is not None and not is_bundle:
+            raise click.UsageError(f"{option} needs a bundle; FOLDER is not one.")
+    _check_outputs(plot, html, force=force)
+    parity = None if html is None else ParityReport.read(folder)
     with shared.extra("train"):
         if not is_bundle:
             silence_libraries()
@@ -45,6 +50,10 @@ def inspect(folder: Path, plot: Path | None, require_signature: Path | None, as_
         from ptexport.exporters.inspect.plot import write_plot
 
         write_plot(plot, record["name"], summary, force=force)
+    if html is not None and parity is not None:
+        from ptexport.exporters.parity.html_page import write_page
+
+        write_page(html, parity, force=force)
     if as_json:
         click.echo(json.dumps(record, ensure_ascii=False))
         return
@@ -53,19 +62,22 @@ def inspect(folder: Path, plot: Path | None, require_signature: Path | None, as_
         print_summary(summary)
 
 
-def _check_plot(path: Path, *, is_bundle: bool, force: bool) -> None:
-    with shared.extra("bench"):
-        import matplotlib as mpl  # noqa: F401 - asked for before the work rather than after it
-    if not is_bundle:
-        raise click.UsageError("--plot draws the graph of a bundle; FOLDER holds none.")
-    if path.suffix not in (".svg", ".png", ".pdf"):
-        raise click.UsageError(f"--plot: got {path.name}, need a name that ends in .svg, .png or .pdf.")
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
+def _check_outputs(plot: Path | None, html: Path | None, *, force: bool) -> None:
+    """Check the files to write and the packages that draw them, before the work."""
+    if plot is not None or html is not None:
+        with shared.extra("bench"):
+            import matplotlib as mpl  # noqa: F401
+    if html is not None:
+        with shared.extra("bench"):
+            import jinja2  # noqa: F401
+    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
+        raise click.UsageError(f"--plot: got {plot.name}, need a name that ends in .svg, .png or .pdf.")
+    for path in filter(None, (plot, html)):
+        check_output(path, force=force)
 
 
 def _summarize(folder: Path, max_length: int, *, needed: bool) -> "GraphSummary | None":
-    """None where what reads graphs is not installed, unless it is needed."""
+    """Summarize a graph; None if onnx_ir is not installed, unless `needed`."""
     from ptexport.runtime.bundle.folder import MODEL
 
     try:

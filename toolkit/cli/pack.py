@@ -1,4 +1,4 @@
-"""The commands that send a task without its backbone: pack and install."""
+"""`ptexport pack` and `ptexport install`: tasks without their backbone."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from ptexport.toolkit.cli import options as shared
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file, as task.ptpack.")
-@click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="As of the bundle.")
-@click.option("--rows", type=click.Path(path_type=Path), help="Rows to check parity on [default: the run's own].")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file, such as task.ptpack.")
+@click.option("--opset", type=click.Choice(["18", "23"]), default="18", show_default=True, help="As in the bundles.")
+@click.option("--rows", type=click.Path(path_type=Path), help="Rows to compare [default: the run's own].")
 @shared.target
 @shared.lowering
 @shared.force
@@ -29,10 +29,10 @@ def pack(
     keep_fp32: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Write what is new for a task into one file, for devices that have a bundle of its backbone.
+    """Write what is new for one or several tasks into one file, for devices that have a bundle of their backbone.
 
-    The run is exported and compared with the model as 'export' does it, for the target and in the precision of those
-    bundles.
+    The RUNS are exported and compared with Transformers as 'export' does it. Use the target, precision and opset of the
+    bundles on the devices.
     """
     with shared.extra("train"):
         from ptexport.exporters.export import ExportConfig
@@ -51,18 +51,19 @@ def pack(
         return
     parts = ", ".join(f"{name} {n / 1e3:.0f} kB" for name, n in sizes.items())
     of = f"{manifest.backbone.name}, opset {manifest.graph.opset}, {manifest.graph.precision}"
-    click.echo(f"{config.out}: {size / 1e3:.0f} kB ({parts}) for bundles of {of}")
+    several = f"{len(manifest.tasks)} tasks, " if len(manifest.tasks) > 1 else ""
+    click.echo(f"{config.out}: {several}{size / 1e3:.0f} kB ({parts}) for bundles of {of}")
 
 
 @click.command()
 @click.argument("pack", type=click.Path(path_type=Path))
 @click.option("--backbone", type=click.Path(path_type=Path), required=True, help="Any bundle of the pack's backbone.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new bundle's folder.")
-@click.option("--check", is_flag=True, help="Run a few built-in rows first and compare with what the model answered.")
+@click.option("--check", is_flag=True, help="Run the golden rows first, and compare with the expected logits.")
 @shared.force
 @shared.as_json
 def install(pack: Path, backbone: Path, out: Path, check: bool, force: bool, as_json: bool) -> None:
-    """Make a bundle of a pack and a bundle of the same backbone, file for file as 'export' writes it."""
+    """Make a bundle from a pack and a bundle of the same backbone, file for file as 'export' writes it."""
     with shared.extra("install"):
         from ptexport.exporters.packs.install import install as run_install
     manifest = run_install(pack, backbone, out, check=check, force=force)
@@ -72,5 +73,6 @@ def install(pack: Path, backbone: Path, out: Path, check: bool, force: bool, as_
     assert manifest.installed is not None, "it was installed"
     here = manifest.installed.golden_max_abs_diff
     checked = "not run here" if here is None else f"largest difference of a logit here {here:.1e}"
-    proved = "exported" if manifest.parity is None else f"compared with Transformers on {manifest.parity.rows} rows"
-    click.echo(f"{out}: the same files as were {proved}; {checked}")
+    rows = sum(task.parity.rows for task in manifest.tasks if task.parity is not None)
+    compared = f"compared with Transformers on {rows} rows" if rows else "exported"
+    click.echo(f"{out}: the same files as were {compared}; {checked}")

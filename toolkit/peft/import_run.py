@@ -86,7 +86,7 @@ def _make_run(config: ImportConfig, parts: Parts, rows: list[Row], folder: Path)
         ),
         metrics=None,
         trained={},
-        baked=TaskArrays(
+        arrays=TaskArrays(
             prompt_embeddings=tensors.prompt_embeddings.numpy(),
             label_weights=tensors.label_weights.numpy(),
             label_bias=tensors.label_bias.numpy(),

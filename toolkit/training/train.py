@@ -119,7 +119,7 @@ def _run(plan: Plan, config: RunConfig, metrics: Metrics, training: Training, fo
         config=config,
         metrics=metrics,
         trained=trained,
-        baked=_bake(plan, prompt, backbone, metrics.temperature),
+        arrays=_bake(plan, prompt, backbone, metrics.temperature),
         tokenizer_json=prompt_model.backbone.tokenizer_json,
         check_rows=choose_check_rows(plan.data.test),
     )

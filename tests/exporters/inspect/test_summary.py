@@ -10,6 +10,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from ptexport.exporters.bake import bake, pipeline
 from ptexport.exporters.inspect.summary import GraphSummary, summarize_graph
+from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.passes.edit import Edit
 from ptexport.exporters.precision.quantize import find_products
 from ptexport.exporters.precision.row_pass import RowProductsPass
@@ -48,7 +49,12 @@ def llama_flops(folded: int) -> dict[tuple[str, int | None], int]:
 def baked(run: Run, folder: Path, *, opset: int = 18, passes: Sequence[Edit] | None = None) -> Path:
     folder.mkdir()
     backbone = load_backbone_of(run.config, Path())
-    bake(run, trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=opset), folder, passes)
+    bake(
+        JointTasks({"task": run}),
+        trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=opset),
+        folder,
+        passes,
+    )
     return folder
 
 
@@ -101,7 +107,7 @@ def test_what_the_read_position_saves_is_what_the_graph_without_it_takes(
 ) -> None:
     run = Run.read(request.getfixturevalue(fixture))
     one = summarize(baked(run, tmp_path / "one"))
-    every = summarize(baked(run, tmp_path / "every", passes=pipeline(run)[1:]))
+    every = summarize(baked(run, tmp_path / "every", passes=pipeline(JointTasks({"task": run}))[1:]))
     assert every.saved_flops == 0
     assert one.saved_flops
     assert every.flops == one.flops + one.saved_flops if one.flops else False

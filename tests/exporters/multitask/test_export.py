@@ -1,4 +1,4 @@
-"""Many tasks in one graph answer as each does in a bundle of its own, and controls in which they must not."""
+"""Each task of a multi-task bundle predicts as in a bundle of its own, and controls in which it must not."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,13 +15,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tiny import ROWS, Quiet, train_tiny
 from torch import Tensor, nn
 
+from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.multitask.export import bake_tasks, check_tasks, export_tasks
-from ptexport.exporters.multitask.join import Joined
+from ptexport.exporters.multitask.join import JointTasks
+from ptexport.exporters.parity.compare import compare_graph
+from ptexport.exporters.parity.reference import Reference
+from ptexport.exporters.parity.report import ParityReport, TaskReport, summarize
+from ptexport.exporters.trace.cached import Trace
 from ptexport.exporters.trace.trace import trace
-from ptexport.runtime.bundle.manifest import Pooling, TaskEntry, TasksManifest
+from ptexport.runtime.bundle.manifest import Pooling, TargetName
+from ptexport.runtime.bundle.manifest_json import read_manifest
+from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.engine.tasks import TaskEngine
 from ptexport.runtime.errors import BundleError, DataError, EngineError, ExportError, SignatureError
 from ptexport.toolkit.cli.main import cli
 from ptexport.toolkit.evaluation.describe import describe
@@ -75,15 +80,23 @@ def test_every_task_answers_as_its_own_bundle_does(
     model: str, runs_of: Callable[[str], list[Path]], tmp_path: Path
 ) -> None:
     runs = runs_of(model)
-    manifest = export_tasks(runs, tmp_path / "all", Quiet(), target="tensorrt")
-    assert (manifest.target, manifest.fan_out) == ("tensorrt", model == "llama")
+    target: TargetName = "cpu" if model == "bert" else "tensorrt"
+    manifest = export(ExportConfig(runs=tuple(runs), out=tmp_path / "all", target=target), Quiet())
+    assert (manifest.graph.target, manifest.fan_out) == (target, model == "llama")
     assert read_manifest((tmp_path / "all" / "manifest.json").read_bytes(), "").tasks == manifest.tasks
-    assert max(map(worst_of, manifest.tasks)) < 1e-4
-    many = TaskEngine.open(tmp_path / "all")
+    report = ParityReport.read(tmp_path / "all")
+    assert [task.name for task in report.tasks] == [run.name for run in runs]
+    assert [summarize(task) for task in report.tasks] == [task.parity for task in manifest.tasks]
+    assert max(map(worst_of, report.tasks)) < 1e-4
+    card = (tmp_path / "all" / "README.md").read_text(encoding="utf-8")
+    assert all(f"## {run.name}\n" in card for run in runs)
+    arrays = OnnxFile.parse((tmp_path / "all" / "model.onnx").read_bytes(), "").arrays
+    assert set(arrays) == (set() if target == "tensorrt" else {"prompt_embeddings", "label_weights", "label_bias"})
+    many = Engine.open(tmp_path / "all")
     together = many.predict_all(TEXTS)
     mixed = many.predict([text for text in TEXTS for _ in runs], task=[run.name for run in runs] * len(TEXTS))
     for t, run in enumerate(runs):
-        export(ExportConfig(run=run, out=tmp_path / run.name), Quiet())
+        export(ExportConfig(runs=(run,), out=tmp_path / run.name), Quiet())
         alone = Engine.open(tmp_path / run.name).predict(TEXTS)
         for row, expected in enumerate(alone):
             for got in (mixed[row * len(runs) + t], together[row][run.name]):
@@ -91,29 +104,37 @@ def test_every_task_answers_as_its_own_bundle_does(
                 assert np.abs(logits_of(got.probabilities) - logits_of(expected.probabilities)).max() < 1e-4
 
 
-def worst_of(task: TaskEntry) -> float:
-    parity = task.parity
-    compared = [parity.alone, parity.padded_right, parity.padded_left] + [task.fan_out] * (task.fan_out is not None)
-    return max(result.max_abs_diff for result in compared)
+def worst_of(task: TaskReport) -> float:
+    ways = [task.alone, task.padded_right, task.padded_left] + [task.fan_out] * (task.fan_out is not None)
+    largest = summarize(task).all_lengths
+    assert largest is not None
+    return max(*(way.max_abs_diff for way in ways), largest)
 
 
-def checked(joined: Joined, baked: Joined, folder: Path) -> list[float]:
-    """Bake some runs and compare them with the oracle of others, the same ones but for controls; each task's worst."""
+def compared(joint: JointTasks, backbone: Backbone, folder: Path) -> list[float]:
+    """Compare a graph with the untouched models of some runs; each task's largest difference of a logit."""
+    references = [Reference.compute(run, backbone, run.check_rows, Quiet()) for run in joint.runs.values()]
+    return [worst_of(task) for task in compare_graph(joint, references, folder)]
+
+
+def checked(joint: JointTasks, baked: JointTasks, folder: Path) -> list[float]:
+    """Bake some runs and compare them with the untouched models of others, the same ones but for controls."""
     folder.mkdir()
-    backbone = load_backbone_of(joined.first.config, Path())
-    traced = trace(
-        backbone, joined.first.config.pooling, has_prefix_kv=joined.has_prefix_kv, opset=18, kind=joined.kind
-    )
-    bake_tasks(baked, traced, folder)
-    return [worst_of(task) for task in check_tasks(joined, backbone, folder, lambda done, total: None)]
+    backbone = load_backbone_of(joint.first.config, Path())
+    bake(baked, traced_of(joint, backbone), folder)
+    return compared(joint, backbone, folder)
 
 
-def joined_of(runs: list[Path]) -> Joined:
-    return Joined({run.name: Run.read(run) for run in runs})
+def traced_of(joint: JointTasks, backbone: Backbone) -> Trace:
+    return trace(backbone, joint.first.config.pooling, has_prefix_kv=joint.has_prefix_kv, opset=18, kind=joint.kind)
 
 
-class Broken(Joined):
-    """Runs whose arrays are changed after they were joined."""
+def joint_of(runs: list[Path]) -> JointTasks:
+    return JointTasks({run.name: Run.read(run) for run in runs})
+
+
+class Broken(JointTasks):
+    """Runs whose arrays are changed after they were joint."""
 
     def __init__(self, runs: dict[str, Run], change: Callable[[dict[str, np.ndarray]], None]) -> None:
         super().__init__(runs)
@@ -153,13 +174,13 @@ def test_control_changed_constants_are_seen_by_the_tasks_they_are_of(
     runs_of: Callable[[str], list[Path]],
     tmp_path: Path,
 ) -> None:
-    joined = joined_of(runs_of(model))
-    worst = checked(joined, Broken(joined.runs, change), tmp_path / "graph")
+    joint = joint_of(runs_of(model))
+    worst = checked(joint, Broken(joint.runs, change), tmp_path / "graph")
     assert {t for t, difference in enumerate(worst) if difference > 1e-2} == seen_by
     assert all(difference < 1e-4 for t, difference in enumerate(worst) if t not in seen_by)
 
 
-class SeesOtherTasks(Joined):
+class SeesOtherTasks(JointTasks):
     """Every task's tail is shared, so that those after it see it and count it."""
 
     def _owned(self, t: int, items: Sequence[TemplateToken | TextSlot]) -> tuple[TemplateToken | TextSlot, ...]:
@@ -170,8 +191,8 @@ class SeesOtherTasks(Joined):
 def test_control_without_the_block_mask_a_task_sees_the_ones_before_it(
     runs_of: Callable[[str], list[Path]], tmp_path: Path
 ) -> None:
-    joined = joined_of(runs_of("llama"))
-    worst = checked(joined, SeesOtherTasks(joined.runs), tmp_path / "graph")
+    joint = joint_of(runs_of("llama"))
+    worst = checked(joint, SeesOtherTasks(joint.runs), tmp_path / "graph")
     assert worst[0] < 1e-4
     assert min(worst[1:]) > 1e-2
 
@@ -202,14 +223,17 @@ class WrongPositions(Backbone):
 def test_control_wrong_positions_are_seen(
     model: str, seen_by: set[int], runs_of: Callable[[str], list[Path]], tmp_path: Path
 ) -> None:
-    joined = joined_of(runs_of(model))
-    backbone = load_backbone_of(joined.first.config, Path())
+    joint = joint_of(runs_of(model))
+    backbone = load_backbone_of(joint.first.config, Path())
     facts = msgspec.structs.replace(backbone.facts, fingerprint="wrong positions")
     fields = {"head": backbone.head, "tokenizer_json": backbone.tokenizer_json, "facts": facts}
     wrong = WrongPositions(model=backbone.model, **fields)
-    traced = trace(wrong, joined.first.config.pooling, has_prefix_kv=joined.has_prefix_kv, opset=18, kind=joined.kind)
-    bake_tasks(joined, traced, tmp_path)
-    worst = [worst_of(task) for task in check_tasks(joined, backbone, tmp_path, lambda done, total: None)]
+    runs = {
+        name: replace(run, config=msgspec.structs.replace(run.config, backbone=facts))
+        for name, run in joint.runs.items()
+    }
+    bake(JointTasks(runs), traced_of(joint, wrong), tmp_path)
+    worst = compared(joint, backbone, tmp_path)
     assert {t for t, difference in enumerate(worst) if difference > 1e-2} == seen_by
 
 
@@ -218,13 +242,49 @@ def test_runs_that_do_not_go_together_are_refused_by_name(
 ) -> None:
     llamas, berts = runs_of("llama"), runs_of("bert")
     with pytest.raises(ExportError, match="task-0 twice"):
-        export_tasks([llamas[0], berts[0]], tmp_path / "out", Quiet())
+        export(ExportConfig(runs=(llamas[0], berts[0]), out=tmp_path / "out"), Quiet())
     with pytest.raises(ExportError, match="task task-1: its backbone is"):
-        export_tasks([llamas[0], berts[1]], tmp_path / "out", Quiet())
+        export(ExportConfig(runs=(llamas[0], berts[1]), out=tmp_path / "out"), Quiet())
     options = {"labels": "positive,negative", "head": "linear"}
     pooled = train_tiny(llama, rows_file, "[P] {text}", tmp_path / "tuned", train_backbone=True, **options)
     with pytest.raises(ExportError, match="task tuned: its backbone was trained with it"):
-        export_tasks([llamas[0], pooled], tmp_path / "out", Quiet())
+        export(ExportConfig(runs=(llamas[0], pooled), out=tmp_path / "out"), Quiet())
+    for option, message in (
+        ({"rows": rows_file}, "rows: got 2 runs, need one"),
+        ({"autotune": True}, "tune: got 2 runs, need one"),
+        ({"precision": "int8"}, "precision int8: got 2 runs, need one"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            ExportConfig(runs=(llamas[0], llamas[1]), out=tmp_path / "out", **option)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_engines_with_the_same_frame_share_a_session(runs_of: Callable[[str], list[Path]], tmp_path: Path) -> None:
+    """Task arrays of several tasks are overridable, as of one: another number of tasks runs in the same session."""
+    first, second, third = runs_of("llama")
+    export(ExportConfig(runs=(first, second), out=tmp_path / "two"), Quiet())
+    export(ExportConfig(runs=(first, second, third), out=tmp_path / "three"), Quiet())
+    with Engine.open(tmp_path / "two") as two, Engine.open(tmp_path / "three") as three:
+        assert two._state.get().graph.session is three._state.get().graph.session
+        got, expected = two.predict_all(TEXTS), three.predict_all(TEXTS)
+        for one, other in zip(got, expected, strict=True):
+            for name, prediction in one.items():
+                np.testing.assert_allclose(
+                    logits_of(prediction.probabilities), logits_of(other[name].probabilities), atol=1e-4
+                )
+
+
+def test_control_a_difference_in_one_task_fails_the_export(
+    runs_of: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    """Damage the label weights of the second run, which its untouched model does not read."""
+    first, second, _ = runs_of("llama")
+    run = Run.read(second)
+    (tmp_path / "task-1").mkdir()
+    swapped = replace(run.arrays, label_weights=run.arrays.label_weights[::-1].copy())
+    replace(run, arrays=swapped).write(tmp_path / "task-1")
+    with pytest.raises(ExportError, match=r"task task-1: parity \(alone\): .* labels differ .* no bundle was written"):
+        export(ExportConfig(runs=(first, tmp_path / "task-1"), out=tmp_path / "out"), Quiet())
     assert not (tmp_path / "out").exists()
 
 
@@ -237,13 +297,13 @@ def check_signing(bundle: Path, folder: Path) -> None:
     (folder / "key.pub").write_bytes(public)
     command = ["sign", str(bundle), "--private-key", str(folder / "key.pem")]
     assert CliRunner().invoke(cli, command, catch_exceptions=False).exit_code == 0
-    TaskEngine.open(bundle, require_signature=folder / "key.pub")
+    Engine.open(bundle, require_signature=folder / "key.pub")
     command = ["predict", str(bundle), "a", "--task", "all", "--require-signature", str(folder / "key.pub")]
     assert CliRunner().invoke(cli, command, catch_exceptions=False).output.count("\n") == 3
     templates = (bundle / "templates.json").read_text()
     (bundle / "templates.json").write_text(templates + " ")
     with pytest.raises(SignatureError, match=r"Hash mismatch for 'templates\.json'"):
-        TaskEngine.open(bundle, require_signature=folder / "key.pub")
+        Engine.open(bundle, require_signature=folder / "key.pub")
     (bundle / "templates.json").write_text(templates)
 
 
@@ -255,7 +315,11 @@ def check_inspection(bundle: Path, runs: list[Path]) -> None:
     assert record["structure"]["layers"] == 2
     first = 0
     for task, run in zip(record["tasks"], map(describe, runs), strict=True):
-        assert (task["template"], task["labels"], task["first_row"]) == (run["template"], run["labels"], first)
+        assert (task["template"], task["labels"], task["first_virtual_token"]) == (
+            run["template"],
+            run["labels"],
+            first,
+        )
         words = [[word for word, _ in near] for near in run["nearest_words"]]
         assert [[word for word, _ in near] for near in task["nearest_words"]] == words
         named = [piece[0] for piece in task["template_tokens"] if isinstance(piece, list)]
@@ -265,20 +329,20 @@ def check_inspection(bundle: Path, runs: list[Path]) -> None:
     assert all(what in said for what in ("task task-1", f"[P {first - 1}] is nearest to", "attention, 2 layers"))
 
 
-def test_a_bundle_of_many_is_refused_where_one_is_needed(runs_of: Callable[[str], list[Path]], tmp_path: Path) -> None:
-    export_tasks(runs_of("bert"), tmp_path / "all", Quiet())
+def test_a_task_must_be_named_where_there_are_several(runs_of: Callable[[str], list[Path]], tmp_path: Path) -> None:
+    export(ExportConfig(runs=tuple(runs_of("bert")), out=tmp_path / "all"), Quiet())
     check_inspection(tmp_path / "all", runs_of("bert"))
-    with pytest.raises(BundleError, match="holds many tasks, need one"):
-        Engine.open(tmp_path / "all")
-    engine = TaskEngine.open(tmp_path / "all")
+    engine = Engine.open(tmp_path / "all")
+    with pytest.raises(DataError, match="task: the bundle has task-0, task-1, task-2, need one of them"):
+        engine.predict(["a"])
     with pytest.raises(DataError, match="task 'x': unknown, need one of task-0, task-1, task-2"):
         engine.predict(["a"], task="x")
-    with pytest.raises(DataError, match="got 1 texts and 2 tasks"):
+    with pytest.raises(DataError, match="got 2 names and 1 texts"):
         engine.predict(["a"], task=["task-0", "task-1"])
     assert engine.predict([], task="task-0") == engine.predict_all([]) == []
     check_signing(tmp_path / "all", tmp_path)
     assert list(engine.predict_iter(iter(TEXTS), task="task-1")) == engine.predict(TEXTS, task="task-1")
-    with pytest.raises(DataError, match="got one string, need an iterable"):
+    with pytest.raises(DataError, match="got one string, need a list of texts"):
         engine.predict_iter("a", task="task-1")
     with engine:
         answers = engine.predict_iter(TEXTS, task="task-1")
@@ -290,4 +354,4 @@ def test_a_bundle_of_many_is_refused_where_one_is_needed(runs_of: Callable[[str]
     record["tasks"].reverse()
     manifest.write_text(json.dumps(record))
     with pytest.raises(BundleError, match="digest"):
-        TaskEngine.open(tmp_path / "all")
+        Engine.open(tmp_path / "all")

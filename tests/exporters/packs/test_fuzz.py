@@ -23,12 +23,14 @@ from ptexport.exporters.packs.install import install
 from ptexport.exporters.packs.pack_file import Pack
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.errors import BundleError, PackError
+from ptexport.toolkit.run.run import Run
 
 
 @pytest.fixture(scope="module")
-def pack(llama_bundle: Path) -> Pack:
+def pack(llama_bundle: Path, llama_run: Path) -> Pack:
     """Of the bundle's own task."""
-    return Pack.of(llama_bundle, None)
+    run = Run.read(llama_run)
+    return Pack.of(llama_bundle, run.config.facts.vocab, [run.metrics])
 
 
 def check_pack(path: Path, backbone: Path) -> Callable[[bytes], None]:
@@ -59,7 +61,7 @@ def sealed(parts: tuple[Any, dict[str, np.ndarray]]) -> bytes:
     """With a digest that is right, so that all behind it is reached."""
     record, arrays = to_text(parts[0]), parts[1]
     digest = pack_file._digest(record, arrays)
-    return save(arrays, {"format": "1", "record": record, "digest": digest})
+    return save(arrays, {"format": pack_file.FORMAT, "record": record, "digest": digest})
 
 
 @st.composite

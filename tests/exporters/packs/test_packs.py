@@ -17,9 +17,10 @@ from tiny import Quiet, train_tiny, unigram
 from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.packs.install import install
 from ptexport.exporters.packs.pack import pack
-from ptexport.exporters.packs.pack_file import Pack, TaskTokenizer
-from ptexport.runtime.bundle.folder import HASHED, file_entry
-from ptexport.runtime.bundle.manifest import Manifest
+from ptexport.exporters.packs.pack_file import Pack, PackTokenizer
+from ptexport.runtime.bundle.folder import MULTITASK_FILES, ONE_TASK_FILES, file_entry
+from ptexport.runtime.bundle.manifest import Precision
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import BundleError, ExportError, OutputError, PackError
 from ptexport.toolkit.run.run import Run
@@ -51,7 +52,7 @@ def other_pack(other_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def packed(run: Path, out: Path, opset: int = 18) -> Path:
-    pack(ExportConfig(run=run, out=out, opset=opset), Quiet())
+    pack(ExportConfig(runs=(run,), out=out, opset=opset), Quiet())
     return out
 
 
@@ -62,13 +63,13 @@ def test_install_writes_what_export_writes(
     model, tasks = CASES[case]
     for name, (template, options) in zip(("task", "other"), tasks, strict=True):
         train_tiny(model_of(model), rows_file, template, tmp_path / f"{name}-run", **options)
-        export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
+        export(ExportConfig(runs=(tmp_path / f"{name}-run",), out=tmp_path / name), Quiet())
     packed(tmp_path / "task-run", tmp_path / "task.ptpack")
     assert (tmp_path / "task.ptpack").stat().st_size < 50_000
     (tmp_path / "other" / "model.sig").write_text("of other files than the new bundle's")
     manifest = install(tmp_path / "task.ptpack", tmp_path / "other", tmp_path / "new", check=True)
     assert not (tmp_path / "new" / "model.sig").exists()
-    for name in HASHED:
+    for name in ONE_TASK_FILES:
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "task" / name).read_bytes(), name
     assert (tmp_path / "task" / "model.onnx").read_bytes() != (tmp_path / "other" / "model.onnx").read_bytes()
     assert (tmp_path / "new" / "model.onnx.data").stat().st_nlink == 1
@@ -76,9 +77,9 @@ def test_install_writes_what_export_writes(
     assert manifest.installed is not None
     assert manifest.installed.golden_max_abs_diff < 1e-4
     assert manifest.installed.backbone == Engine.open(tmp_path / "other").manifest.digest
-    assert msgspec.structs.replace(manifest, name="task", installed=None, digest="") == msgspec.structs.replace(
-        exported, digest=""
-    )
+    assert manifest.task.name == "new"
+    plain = msgspec.structs.replace(manifest.renamed("task"), installed=None, digest="")
+    assert plain == msgspec.structs.replace(exported, digest="")
     got, need = Engine.open(tmp_path / "new"), Engine.open(tmp_path / "task")
     np.testing.assert_array_equal(got.logits(TEXTS[:1]), need.logits(TEXTS[:1]))
     card = (tmp_path / "task" / "README.md").read_text(encoding="utf-8")
@@ -91,9 +92,9 @@ def test_a_pack_in_integers(other_run: Path, llama_run: Path, tmp_path: Path) ->
     """Installed, its files have the hashes of those that were proved, and answer as they did."""
     lower: dict[str, Any] = {"precision": "int8", "max_accuracy_drop": 100.0}
     path = tmp_path / "task.ptpack"
-    made = pack(ExportConfig(run=other_run, out=path, **lower), Quiet())
+    made = pack(ExportConfig(runs=(other_run,), out=path, **lower), Quiet())
     assert made.record.manifest.graph.lowered is not None
-    export(ExportConfig(run=llama_run, out=tmp_path / "on-device", **lower), Quiet())
+    export(ExportConfig(runs=(llama_run,), out=tmp_path / "on-device", **lower), Quiet())
     manifest = install(path, tmp_path / "on-device", tmp_path / "new", check=True)
     assert manifest.graph == made.record.manifest.graph
     other = read_manifest((tmp_path / "on-device" / "manifest.json").read_bytes(), "")
@@ -105,17 +106,54 @@ def test_a_pack_in_integers(other_run: Path, llama_run: Path, tmp_path: Path) ->
     refused(path, tmp_path / "on-device", "has products 14 in row, .* 14 in int8-blocks; name another, or make one")
 
 
-def test_what_no_pack_can_task_tensors(llama_run: Path, tmp_path: Path) -> None:
-    for options, message in (
-        ({"target": "web"}, "target web: its graphs hold arrays of the task as constants, .*; pack it for cpu or cuda"),
-        (
-            {"precision": "int8-dynamic", "max_accuracy_drop": 100.0},
-            "precision int8-dynamic: its graphs hold arrays of",
-        ),
-    ):
-        with pytest.raises(ExportError, match=message):
-            pack(ExportConfig(run=llama_run, out=tmp_path / "a.ptpack", **options), Quiet())  # type: ignore[arg-type]
+def test_constants_cannot_be_packed(llama_run: Path, tmp_path: Path) -> None:
+    config = ExportConfig(runs=(llama_run,), out=tmp_path / "a.ptpack", target="web")
+    with pytest.raises(ExportError, match=r"target web: its graphs store the task arrays as constants, "):
+        pack(config, Quiet())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_a_pack_in_lower_precision_has_every_array(precision: Precision, llama_run: Path, tmp_path: Path) -> None:
+    """In int8: `test_a_pack_in_integers`."""
+    config = ExportConfig(runs=(llama_run,), out=tmp_path / "a.ptpack", precision=precision, max_accuracy_drop=100.0)
+    assert set(pack(config, Quiet()).arrays) == set(Run.read(llama_run).arrays.by_name())
+
+
+MANY: dict[str, tuple[str, list[str], list[str]]] = {
+    # The pack's tasks, then those of the bundle on the device, which are another number.
+    "blocks": ("llama", ["{text} It was [P*3]", "{text} [P]"], ["{text} [P*2]", "{text} is [P*2]", "{text} [P] it"]),
+    "mixed": ("bert", ["[P] {text} [MASK]", "{text} [P*2] [MASK]"], ["{text} was [P] [MASK]", "[P*3] {text} [MASK]"]),
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_install_writes_what_export_writes_of_several_tasks(
+    case: str, model_of: Callable[[str], Path], rows_file: Path, tmp_path: Path
+) -> None:
+    model, *templates = MANY[case]
+    runs = [
+        tuple(
+            train_tiny(model_of(model), rows_file, template, tmp_path / f"{name}-{t}") for t, template in enumerate(own)
+        )
+        for name, own in zip(("task", "device"), templates, strict=True)
+    ]
+    export(ExportConfig(runs=runs[0], out=tmp_path / "task"), Quiet())
+    export(ExportConfig(runs=runs[1], out=tmp_path / "device"), Quiet())
+    pack(ExportConfig(runs=runs[0], out=tmp_path / "tasks.ptpack"), Quiet())
+    manifest = install(tmp_path / "tasks.ptpack", tmp_path / "device", tmp_path / "new", check=True)
+    assert [task.name for task in manifest.tasks] == ["task-0", "task-1"]
+    for name in MULTITASK_FILES:
+        assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "task" / name).read_bytes(), name
+    card = (tmp_path / "task" / "README.md").read_text(encoding="utf-8")
+    renamed = card.replace("# task\n", "# new\n").replace('open("task")', 'open("new")')
+    assert (tmp_path / "new" / "README.md").read_text(encoding="utf-8") == renamed
+    packed(runs[0][0], tmp_path / "one" / "task.ptpack")
+    refused(
+        tmp_path / "one" / "task.ptpack",
+        tmp_path / "device",
+        "has one task, .* has several tasks; name a bundle of one",
+    )
 
 
 def test_a_device_needs_neither_torch_nor_onnx(other_pack: Path, llama_bundle: Path, tmp_path: Path) -> None:
@@ -147,21 +185,21 @@ def refused(path: Path, backbone: Path, message: str, error: type[Exception] = P
 
 def test_what_is_no_pack(other_pack: Path, llama_bundle: Path, llama_run: Path, tmp_path: Path) -> None:
     path, data = tmp_path / "task.ptpack", other_pack.read_bytes()
-    refused(path, llama_bundle, "task.ptpack: missing, or no file")
+    refused(path, llama_bundle, "task.ptpack: missing, or not a file")
     for size in (0, 7, 200, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
-        refused(path, llama_bundle, "no whole pack .* copy it again")
+        refused(path, llama_bundle, "not a complete pack .* copy it again")
     header = json.dumps({"record": "x" * 5_000}).encode()  # which safetensors quotes whole: that is no tensor
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    refused(path, llama_bundle, "no whole pack .* copy it again")
+    refused(path, llama_bundle, "not a complete pack .* copy it again")
     path.write_bytes((llama_run / "weights.safetensors").read_bytes())
-    refused(path, llama_bundle, "a safetensors file, but no pack")
+    refused(path, llama_bundle, "a safetensors file, but not a pack")
     made = Pack.read(other_pack)
-    metadata = {"format": "1", "record": msgspec.json.encode(made.record).decode(), "digest": made.digest}
+    metadata = {"format": "2", "record": msgspec.json.encode(made.record).decode(), "digest": made.digest}
     path.write_bytes(save(made.arrays, metadata))
     install(path, llama_bundle, tmp_path / "control")
-    path.write_bytes(save(made.arrays, metadata | {"format": "2"}))
-    refused(path, llama_bundle, "got format '2', need '1'; pack again")
+    path.write_bytes(save(made.arrays, metadata | {"format": "1"}))
+    refused(path, llama_bundle, "got format '1', need '2'; pack again")
     path.write_bytes(save(made.arrays, metadata | {"record": metadata["record"].replace("positive", "negative")}))
     refused(path, llama_bundle, "its digest does not match its content; it was changed")
     path.write_bytes(save(made.arrays | {"label_bias": made.arrays["label_bias"] + 1}, metadata))
@@ -186,7 +224,7 @@ def with_digest(made: Pack, path: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("part", ["texts", "files", "tokenizer", "arrays"])
+@pytest.mark.parametrize("part", ["texts", "files", "tokenizer", "metrics", "arrays"])
 def test_a_pack_that_lies(part: str, other_pack: Path, llama_bundle: Path, tmp_path: Path) -> None:
     made, path = Pack.read(other_pack), tmp_path / "task.ptpack"
     record = made.record
@@ -200,24 +238,25 @@ def test_a_pack_that_lies(part: str, other_pack: Path, llama_bundle: Path, tmp_p
     elif part == "tokenizer":
         tokens = {**record.tokenizer.tokens, "film": 3}
         with_digest(made, path, tokenizer=msgspec.structs.replace(record.tokenizer, tokens=tokens))
-        refused(path, llama_bundle, "tokenizer.json made of it and .* is not the one it was proved with")
+        refused(path, llama_bundle, "tokenizer.json, assembled with .*, differs from the exported file")
+    elif part == "metrics":
+        with_digest(made, path, metrics=[])
+        refused(path, llama_bundle, "has metrics of 0 tasks, need 1")
     else:
         arrays = {name: array + 1 for name, array in made.arrays.items()}
         path.write_bytes(Pack.of_parts(record, arrays).to_bytes())
-        refused(path, llama_bundle, "model.onnx made of it and .* is not the one it was proved with")
+        refused(path, llama_bundle, "model.onnx, assembled with .*, differs from the exported file")
 
 
 def test_a_pack_for_another_bundle(other_pack: Path, llama_bundle: Path, bert_bundle: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(other_pack, tmp_path / "task.ptpack"))
-    refused(path, bert_bundle, r"is for tiny-llama \(\w{16}\), .* is of tiny-bert \(\w{16}\); name a bundle of")
-    for what, other in (("opset", 23), ("read", "mean")):
+    refused(path, bert_bundle, r"is for tiny-llama \(\w{16}\), .* has tiny-bert \(\w{16}\); name a bundle of")
+    for what, other in (("opset", 23), ("pooling", "mean")):
         copy = Path(shutil.copytree(llama_bundle, tmp_path / what))
         manifest = read_manifest((copy / "manifest.json").read_bytes(), "")
         graph = msgspec.structs.replace(manifest.graph, **{what: other})
         (copy / "manifest.json").write_bytes(msgspec.structs.replace(manifest, graph=graph).to_json())
         refused(path, copy, f"is for {what} {getattr(manifest.graph, what)}, .* has {other}; name another")
-    (copy / "templates.json").write_text("{}")
-    refused(path, copy, "holds many tasks, need a bundle of one", BundleError)
     damaged = Path(shutil.copytree(llama_bundle, tmp_path / "damaged"))
     weights = bytearray((damaged / "model.onnx.data").read_bytes())
     weights[100] ^= 1
@@ -241,7 +280,7 @@ def signed(bundle: Path) -> None:
 
 def test_a_prefix_is_not_for_a_graph_without(bert: Path, bert_bundle: Path, rows_file: Path, tmp_path: Path) -> None:
     run = train_tiny(bert, rows_file, "[P*3] {text} [MASK]", tmp_path / "run", method="prefix")
-    refused(packed(run, tmp_path / "task.ptpack"), bert_bundle, "brings .*prefix_kv.*; name a bundle of a task")
+    refused(packed(run, tmp_path / "task.ptpack"), bert_bundle, "has .*prefix_kv.*; name a bundle of a task")
 
 
 def test_runs_that_cannot_be_packed(llama: Path, llama_run: Path, rows_file: Path, tmp_path: Path) -> None:
@@ -252,7 +291,7 @@ def test_runs_that_cannot_be_packed(llama: Path, llama_run: Path, rows_file: Pat
     path.mkdir()
     msgspec.structs.force_setattr(run.config, "open_vocabulary", True)
     run.write(path)
-    with pytest.raises(ExportError, match="its labels are a vocabulary, 0 MB of rows; export it instead"):
+    with pytest.raises(ExportError, match="has an open vocabulary, 0 MB of label weights; export it instead"):
         packed(path, tmp_path / "a.ptpack")
     (tmp_path / "a.ptpack").write_bytes(b"")
     with pytest.raises(OutputError, match="exists already"):
@@ -263,16 +302,17 @@ def test_runs_that_cannot_be_packed(llama: Path, llama_run: Path, rows_file: Pat
 def test_golden_rows_are_what_the_model_answers(llama_bundle: Path, bert_bundle: Path, tmp_path: Path) -> None:
     for bundle in (llama_bundle, bert_bundle):
         engine = Engine.open(bundle)
-        assert [set(row.logits) for row in engine.manifest.golden] == [set(engine.labels)] * 4
+        assert [set(row.logits) for row in engine.manifest.task.golden] == [set(engine.labels)] * 4
         assert engine.info.golden_max_abs_diff < 1e-4
     differs = "a logit of its golden rows differs by .*, need at most"
     for value, message in ((0.5, differs), (float("nan"), "NaN is no JSON")):
         copy = Path(shutil.copytree(llama_bundle, tmp_path / str(value)))
-        first, *rest = engine.manifest.golden
+        first, *rest = engine.manifest.task.golden
         manifest = read_manifest((copy / "manifest.json").read_bytes(), "")
-        first, *rest = manifest.golden
+        first, *rest = manifest.task.golden
         first.logits["positive"] += value
-        changed = msgspec.structs.replace(manifest, golden=[first, *rest])
+        task = msgspec.structs.replace(manifest.task, golden=[first, *rest])
+        changed = msgspec.structs.replace(manifest, tasks=[task])
         (copy / "manifest.json").write_bytes(changed.to_json())
         with pytest.raises(BundleError, match=message):
             Engine.open(copy)
@@ -286,11 +326,8 @@ def test_a_list_holds_a_row_for_every_id_below_the_virtual_tokens(llama_run: Pat
     for name, template in (("none", "{text} it was"), ("some", "[P*2] {text}")):
         compiled = compile_template(Template.parse(template), facts, unigram().to_str(), mask_slot=False, max_length=48)
         files[name] = compiled.tokenizer_json()
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tokenizer.json").write_text(files[name], encoding="utf-8")
-        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": vocab}))
     assert "[unused" in files["some"]
     assert "[unused" not in files["none"]
     for task in files:
         for other in files:
-            assert TaskTokenizer.of(tmp_path / task).put_into(tmp_path / other) == files[task]
+            assert PackTokenizer.of(files[task], vocab).put_into(files[other]) == files[task]

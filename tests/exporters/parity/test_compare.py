@@ -10,15 +10,15 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from baked import bake_run, check_parity
 from safetensors.numpy import load_file, save_file
 from tiny import Quiet, train_tiny, worst
 
-from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity.compare import check_parity, fail_on_difference
+from ptexport.exporters.parity.compare import fail_on_difference
 from ptexport.exporters.trace.cached import Trace, trace_key
-from ptexport.exporters.trace.trace import trace
-from ptexport.runtime.bundle.manifest import Manifest, Pooling
+from ptexport.runtime.bundle.manifest import Pooling
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.measured import Comparison, Parity
 from ptexport.runtime.errors import DataError, ExportError, RunError
 from ptexport.runtime.ort.graph import Graph
@@ -42,8 +42,8 @@ def load(run: Run) -> Backbone:
 def parity_of(run: Run, baked: Run, backbone: Backbone, folder: Path, *, opset: int = 18) -> Parity:
     """Bake one run and compare it with the oracle of another: the same one, but for controls."""
     folder.mkdir()
-    bake(baked, trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=opset), folder)
-    return check_parity(run, backbone, folder, run.check_rows, lambda done, total: None)
+    bake_run(baked, backbone, folder, opset=opset)
+    return check_parity(run, backbone, folder)
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ def test_every_kind_of_graph_answers_as_the_model_does(
     request: pytest.FixtureRequest,
 ) -> None:
     run_folder = train_tiny(request.getfixturevalue(model), rows_file, template, tmp_path / "run", **options)
-    manifest = export(ExportConfig(run=run_folder, out=tmp_path / "bundle", target="tensorrt"), Quiet())
+    manifest = export(ExportConfig(runs=(run_folder,), out=tmp_path / "bundle", target="tensorrt"), Quiet())
     assert manifest.graph.pooling == read
-    assert worst(manifest.parity) < 1e-4
-    assert manifest.parity.rows == len(Run.read(run_folder).check_rows) + 3
+    assert worst(manifest.task.parity) < 1e-4
+    assert manifest.task.parity.rows == len(Run.read(run_folder).check_rows) + 3
 
 
 @pytest.mark.parametrize("fixture", ["llama_run", "bert_run"])
@@ -94,11 +94,11 @@ def test_control_a_zeroed_prompt_row_is_seen(fixture: str, tmp_path: Path, reque
     run = Run.read(request.getfixturevalue(fixture))
     rows = run.arrays.prompt_embeddings.copy()
     rows[2] = 0
-    zeroed = dataclasses.replace(run, baked=dataclasses.replace(run.arrays, prompt_embeddings=rows))
+    zeroed = dataclasses.replace(run, arrays=dataclasses.replace(run.arrays, prompt_embeddings=rows))
     parity = parity_of(run, zeroed, load(run), tmp_path / "graph")
     assert worst(parity) > 10 * parity.tolerance
     with pytest.raises(ExportError, match=r"largest difference .* no bundle was written"):
-        fail_on_difference(parity)
+        fail_on_difference("task", parity)
 
 
 class OffByOne(Backbone):
@@ -161,11 +161,11 @@ def _same(value: float) -> Comparison:
 )
 def test_a_flip_a_difference_or_a_nan_fails(bad: Comparison) -> None:
     good = _same(1e-5)
-    fail_on_difference(Parity(rows=9, tolerance=1e-3, alone=good, padded_right=good, padded_left=good))
+    fail_on_difference("task", Parity(rows=9, tolerance=1e-3, alone=good, padded_right=good, padded_left=good))
     for name in ("alone", "padded_right", "padded_left"):
         results = {"alone": good, "padded_right": good, "padded_left": good, name: bad}
         with pytest.raises(ExportError, match=name.replace("_", " ")):
-            fail_on_difference(Parity(rows=9, tolerance=1e-3, **results))
+            fail_on_difference("task", Parity(rows=9, tolerance=1e-3, **results))
 
 
 def test_a_failed_parity_leaves_no_bundle(llama_run: Path, tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ def test_a_failed_parity_leaves_no_bundle(llama_run: Path, tmp_path: Path) -> No
     run = Run.read(llama_run)
     baked = dataclasses.replace(run.arrays, label_weights=run.arrays.label_weights[::-1].copy())
     folder.mkdir()
-    dataclasses.replace(run, baked=baked).write(folder)
+    dataclasses.replace(run, arrays=baked).write(folder)
     with pytest.raises(ExportError, match="labels differ"):
-        export(ExportConfig(run=folder, out=tmp_path / "bundle"), Quiet())
+        export(ExportConfig(runs=(folder,), out=tmp_path / "bundle"), Quiet())
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -188,7 +188,7 @@ def test_rows_that_prove_nothing(content: str, message: str, llama_run: Path, tm
     rows = tmp_path / "rows.jsonl"
     rows.write_text(content)
     with pytest.raises(DataError, match=message):
-        export(ExportConfig(run=llama_run, out=tmp_path / "bundle", rows=rows), Quiet())
+        export(ExportConfig(runs=(llama_run,), out=tmp_path / "bundle", rows=rows), Quiet())
 
 
 @pytest.mark.parametrize("change", ["weights", "configuration"])
@@ -207,7 +207,7 @@ def test_another_backbone_than_the_one_trained_on(
     (tmp_path / "run").mkdir()
     dataclasses.replace(run, config=msgspec.structs.replace(run.config, model=str(other))).write(tmp_path / "run")
     with pytest.raises(RunError, match="has other weights, or another configuration, than the run was trained on"):
-        export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+        export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
 
 
 def test_a_damaged_trace_is_named(llama_bundle: Path, llama_run: Path, tmp_path: Path) -> None:
@@ -232,10 +232,10 @@ def test_the_manifest_says_what_was_done(llama_bundle: Path, llama_run: Path) ->
     run = Run.read(llama_run)
     manifest = read_manifest((llama_bundle / "manifest.json").read_bytes(), "manifest.json")
     assert manifest.name == "reviews"
-    assert manifest.graph.folded_tokens == run.config.n_folded > 2
-    assert manifest.graph.prompt_tokens == 4
-    assert manifest.max_length == run.config.max_length - run.config.n_folded
-    assert manifest.label_words == {"positive": ["great", "good"], "negative": ["terrible", "bad"]}
+    assert manifest.task.folded_tokens == run.config.n_folded > 2
+    assert manifest.task.prompt_tokens == 4
+    assert manifest.task.max_length == run.config.max_length - run.config.n_folded
+    assert manifest.task.label_words == {"positive": ["great", "good"], "negative": ["terrible", "bad"]}
     assert str(Path.home()) not in (llama_bundle / "manifest.json").read_text(encoding="utf-8")
     assert b"/" not in (llama_bundle / "manifest.json").read_bytes()
 
@@ -244,7 +244,7 @@ def test_tasks_on_one_backbone_share_their_weights_file(
     llama: Path, llama_bundle: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     run_folder = train_tiny(llama, rows_file, "{text} [P*3]", tmp_path / "run")
-    export(ExportConfig(run=run_folder, out=tmp_path / "bundle"), Quiet())
+    export(ExportConfig(runs=(run_folder,), out=tmp_path / "bundle"), Quiet())
     name = "model.onnx.data"
     assert (tmp_path / "bundle" / name).read_bytes() == (llama_bundle / name).read_bytes()
     assert (tmp_path / "bundle" / name).stat().st_nlink == 1

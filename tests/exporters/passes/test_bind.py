@@ -10,11 +10,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from baked import check_parity
 from tiny import train_tiny
 
 from ptexport.exporters.bake import bake, pipeline
 from ptexport.exporters.inspect.summary import summarize_graph
-from ptexport.exporters.parity.compare import check_parity, fail_on_difference
+from ptexport.exporters.multitask.join import JointTasks
+from ptexport.exporters.parity.compare import fail_on_difference
 from ptexport.exporters.passes.read_position import ReadPositionPass
 from ptexport.exporters.targets.tensorrt import not_for_tensorrt
 from ptexport.exporters.trace.trace import trace
@@ -52,11 +54,11 @@ def test_only_keys_and_values_take_every_position(
     traced = trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=opset)
     read = ReadPositionPass()
     (tmp_path / "graph").mkdir()
-    bake(run, traced, tmp_path / "graph", [read, *pipeline(run)[1:]])
+    bake(JointTasks({"task": run}), traced, tmp_path / "graph", [read, *pipeline(JointTasks({"task": run}))[1:]])
     assert read.moved >= (14 if opset == 23 else 20)
     assert set(read.stopped) - {"Or", "And", "Expand"} <= STOPS[name]
-    parity = check_parity(run, backbone, tmp_path / "graph", run.check_rows, lambda done, total: None)
-    fail_on_difference(parity)
+    parity = check_parity(run, backbone, tmp_path / "graph")
+    fail_on_difference("task", parity)
     if opset == 18:
         assert not_for_tensorrt(ir.load(tmp_path / "graph" / "model.onnx")) == []
     check_counts(name, ir.load(tmp_path / "graph" / "model.onnx"), run, backbone.model)
@@ -93,10 +95,13 @@ def test_the_last_layer_takes_one_position(fixture: str, tmp_path: Path, request
         load_backbone_of(run.config, Path()), run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=18
     )
     shapes = {}
-    for name, passes in (("all", pipeline(run)[1:]), ("one", pipeline(run))):
+    for name, passes in (
+        ("all", pipeline(JointTasks({"task": run}))[1:]),
+        ("one", pipeline(JointTasks({"task": run}))),
+    ):
         folder = tmp_path / name
         folder.mkdir()
-        bake(run, traced, folder, passes)
+        bake(JointTasks({"task": run}), traced, folder, passes)
         model = ir.load(folder / "model.onnx")
         wide = [node for node in model.graph if node.op_type == "MatMul" and _columns(node) == 48][-1]
         model.graph.outputs.append(wide.outputs[0])
@@ -136,16 +141,16 @@ def test_control_one_position_earlier_is_seen(fixture: str, tmp_path: Path, requ
     run = Run.read(request.getfixturevalue(fixture))
     backbone = load_backbone_of(run.config, Path())
     traced = trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=18)
-    bake(run, traced, tmp_path, [OnePositionEarlier(), *pipeline(run)[1:]])
-    parity = check_parity(run, backbone, tmp_path, run.check_rows, lambda done, total: None)
+    bake(JointTasks({"task": run}), traced, tmp_path, [OnePositionEarlier(), *pipeline(JointTasks({"task": run}))[1:]])
+    parity = check_parity(run, backbone, tmp_path)
     with pytest.raises(ExportError, match="no bundle was written"):
-        fail_on_difference(parity)
+        fail_on_difference("task", parity)
 
 
 def test_the_manifest_says_what_each_pass_did(llama_run: Path, tmp_path: Path) -> None:
     run = Run.read(llama_run)
     traced = trace(load_backbone_of(run.config, Path()), "last", has_prefix_kv=True, opset=18)
-    done = bake(run, traced, tmp_path).passes
+    done = bake(JointTasks({"task": run}), traced, tmp_path).passes
     names = [entry.name for entry in done]
     assert (names[0], names[-3:]) == ("ReadPosition", ["BindInputs", "DeadCode", "ForgetIntermediateShapes"])
     assert "nodes compute the read position alone" in done[0].did

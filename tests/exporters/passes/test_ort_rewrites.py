@@ -8,10 +8,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from baked import check_parity
 from numpy.typing import NDArray
 
 from ptexport.exporters.bake import bake, pipeline
-from ptexport.exporters.parity.compare import check_parity, fail_on_difference
+from ptexport.exporters.multitask.join import JointTasks
+from ptexport.exporters.parity.compare import fail_on_difference
 from ptexport.exporters.passes import ort_rewrites
 from ptexport.exporters.passes.edit import Edit
 from ptexport.exporters.passes.ort_rewrites import (
@@ -44,9 +46,9 @@ def traced_of(run: Run) -> Trace:
 
 
 def baked(run: Run, folder: Path, passes: list[Edit]) -> Path:
-    first, *rest = pipeline(run)
+    first, *rest = pipeline(JointTasks({"task": run}))
     folder.mkdir()
-    bake(run, traced_of(run), folder, [first, *passes, *rest[len(rewrites()) :]])
+    bake(JointTasks({"task": run}), traced_of(run), folder, [first, *passes, *rest[len(rewrites()) :]])
     return folder
 
 
@@ -154,9 +156,9 @@ def test_control_a_wrong_one_is_seen(fixture: str, wrong: Edit, tmp_path: Path, 
     run = Run.read(request.getfixturevalue(fixture))
     folder = baked(run, tmp_path / "wrong", [wrong])
     backbone = load_backbone_of(run.config, Path())
-    parity = check_parity(run, backbone, folder, run.check_rows, lambda done, total: None)
+    parity = check_parity(run, backbone, folder)
     with pytest.raises(ExportError, match="no bundle was written"):
-        fail_on_difference(parity)
+        fail_on_difference("task", parity)
 
 
 def test_control_keys_that_are_laid_out_anew_are_left(bert_run: Path) -> None:

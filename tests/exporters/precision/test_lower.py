@@ -11,21 +11,21 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from baked import bake_run
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.quantization import quantize_dynamic
 from tiny import Quiet, save_model, train_tiny, worst
 
-from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity.compare import golden_rows, texts_to_check
-from ptexport.exporters.parity.reference import expected_logits
+from ptexport.exporters.parity.reference import expected_logits, golden_rows
+from ptexport.exporters.parity.texts import texts_to_check
 from ptexport.exporters.precision.half_pass import HalfPass
 from ptexport.exporters.precision.lower import LabelledRows, lower
 from ptexport.exporters.precision.quantize import ByteTablePass
 from ptexport.exporters.precision.recipes import not_tame, plans
 from ptexport.exporters.precision.row_pass import RowProductsPass
 from ptexport.exporters.targets.tensorrt import not_for_tensorrt
-from ptexport.exporters.trace.trace import trace
 from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.measured import GoldenRow
 from ptexport.runtime.engine.engine import Engine
@@ -56,12 +56,12 @@ def run_folder(
 
 
 def exported(run: Path, out: Path, **options: object) -> Manifest:
-    return export(ExportConfig(run=run, out=out, **options), Quiet())  # type: ignore[arg-type]
+    return export(ExportConfig(runs=(run,), out=out, **options), Quiet())  # type: ignore[arg-type]
 
 
 def check_words(bundle: Path, run: Path) -> None:
     """What `inspect` reads off the bundle's rows and table is what they were made of."""
-    for got, need in zip(describe(bundle)["nearest_words"], describe(run)["nearest_words"], strict=True):
+    for got, need in zip(describe(bundle)["tasks"][0]["nearest_words"], describe(run)["nearest_words"], strict=True):
         np.testing.assert_allclose([cosine for _, cosine in got], [cosine for _, cosine in need], atol=0.01)
 
 
@@ -73,7 +73,7 @@ def baked(run_folder: Path, folder: Path, *, opset: int = 18) -> Run:
     run = Run.read(run_folder)
     folder.mkdir()
     backbone = load_backbone_of(run.config, Path())
-    bake(run, trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=opset), folder)
+    bake_run(run, backbone, folder, opset=opset)
     return run
 
 
@@ -87,8 +87,8 @@ def rows_of(run: Run, folder: Path) -> LabelledRows:
 def test_half_answers_nearly_alike_in_half_the_bytes(run_folder: Path, opset: int, tmp_path: Path) -> None:
     manifest = exported(run_folder, tmp_path / "fp16", precision="fp16", opset=opset)
     fp32 = exported(run_folder, tmp_path / "fp32", opset=opset)
-    assert manifest.parity is not None
-    assert 1e-5 < worst(manifest.parity) < 0.1, "not the same, and not another"
+    assert manifest.task.parity is not None
+    assert 1e-5 < worst(manifest.task.parity) < 0.1, "not the same, and not another"
     sizes = [m.files["model.onnx.data"].size_bytes for m in (manifest, fp32)]
     assert sizes[0] < 0.62 * sizes[1]
     assert manifest.graph.precision == "fp16"
@@ -112,8 +112,8 @@ def test_what_is_too_large_for_half_stays_in_float32(rows_file: Path, tmp_path: 
     _write_weights(folder, state)
     run_folder = train_tiny(folder, rows_file, "[P*2] Review: {text} It was [P*2]", tmp_path / "run")
     manifest = exported(run_folder, tmp_path / "fp16", precision="fp16", max_accuracy_drop=ANY_DROP)
-    assert manifest.parity is not None
-    assert worst(manifest.parity) < 0.1
+    assert manifest.task.parity is not None
+    assert worst(manifest.task.parity) < 0.1
     assert "stay float32 for their size" in next(p.did for p in manifest.graph.passes if p.name == "Half")
     run = baked(run_folder, tmp_path / "control")
     model = ir.load(tmp_path / "control" / "model.onnx")
@@ -157,21 +157,21 @@ def test_golden_rows_that_are_rounded_most_pass_where_the_bundle_is_opened(
     monkeypatch.setattr("ptexport.exporters.export.golden_rows", off)
     manifest = exported(llama_run, tmp_path / "bundle", precision="fp16")
     seen = Engine.open(tmp_path / "bundle", provider="cpu").info.golden_max_abs_diff
-    assert manifest.parity is not None
+    assert manifest.task.parity is not None
     assert seen == pytest.approx(0.5, abs=0.1)
-    assert manifest.parity.tolerance == pytest.approx(2 * seen)
+    assert manifest.task.parity.tolerance == pytest.approx(2 * seen)
 
 
 def test_bfloat16_is_written_and_said_not_to_be_run(run_folder: Path, tmp_path: Path) -> None:
     """ONNX Runtime's CPU has no products in it; onnx's own evaluator has."""
     manifest = exported(run_folder, tmp_path / "bf16", precision="bf16", target="cuda")
-    assert manifest.parity is None
+    assert manifest.task.parity is None
     assert manifest.graph.lowered is not None
     assert manifest.graph.lowered.accuracy is None
     assert "Not run" in (tmp_path / "bf16" / "README.md").read_text()
     run = Run.read(run_folder)
     texts = texts_to_check(run, run.check_rows[:3])
-    expected = expected_logits(run, load_backbone_of(run.config, Path()), texts, lambda done, total: None)
+    expected = expected_logits(run, load_backbone_of(run.config, Path()), texts, Quiet())
     encoder = TextEncoder.from_json((tmp_path / "bf16" / "tokenizer.json").read_text(), fields=["text"])
     model = onnx.load(tmp_path / "bf16" / "model.onnx")
     ids = [encoder.pad(encoder.encode([text])) for text in texts]
@@ -188,7 +188,7 @@ def test_bfloat16_is_written_and_said_not_to_be_run(run_folder: Path, tmp_path: 
 
 def test_int8_does_not_depend_on_neighbours(run_folder: Path, tmp_path: Path) -> None:
     differences = {}
-    for precision in ("int8", "int8-dynamic", "int4"):
+    for precision in ("int8", "int4"):
         out = tmp_path / precision
         manifest = exported(run_folder, out, precision=precision, max_accuracy_drop=ANY_DROP)
         lowered = manifest.graph.lowered
@@ -196,19 +196,26 @@ def test_int8_does_not_depend_on_neighbours(run_folder: Path, tmp_path: Path) ->
         assert all("*" in role for role in lowered.costs if "layer" in role)
         assert list(lowered.costs.values()) == sorted(lowered.costs.values(), reverse=True)
         assert min(lowered.costs.values()) > 0
-        assert manifest.parity is not None
-        assert 1e-4 < worst(manifest.parity) < {"int8": 3, "int8-dynamic": 6, "int4": 30}[precision]
-        run = Run.read(run_folder)
-        encoder = TextEncoder.from_json((out / "tokenizer.json").read_text(), fields=["text"])
-        encodings = encoder.encode([row.text for row in run.check_rows] * 10)[:60]
-        graph = Graph.open(out / "model.onnx")
-        among = graph.run(encoder.pad(encodings))
-        alone = np.concatenate([graph.run(encoder.pad([encoding])) for encoding in encodings])
-        differences[precision] = float(np.abs(among - alone).max())
+        assert manifest.task.parity is not None
+        assert 1e-4 < worst(manifest.task.parity) < {"int8": 3, "int4": 30}[precision]
+        differences[precision] = _apart(out, Run.read(run_folder))
+    run = baked(run_folder, tmp_path / "dynamic")
+    model = tmp_path / "dynamic" / "model.onnx"
+    quantize_dynamic(model, model, extra_options={"MatMulConstBOnly": True})
     assert differences["int8"] < 1e-3
     assert differences["int4"] < 1e-3
-    assert differences["int8-dynamic"] > 1e-2, "the control"
+    assert _apart(tmp_path / "dynamic", run) > 1e-2, "the control: ONNX Runtime's dynamic quantization"
     check_words(tmp_path / "int8", run_folder)
+
+
+def _apart(folder: Path, run: Run) -> float:
+    """The largest difference of a logit between rows in one batch and the same rows alone."""
+    encoder = TextEncoder.from_json((folder / "tokenizer.json").read_text(), fields=["text"])
+    encodings = encoder.encode([row.text for row in run.check_rows] * 10)[:60]
+    graph = Graph.open(folder / "model.onnx")
+    among = graph.run(encoder.pad(encodings))
+    alone = np.concatenate([graph.run(encoder.pad([encoding])) for encoding in encodings])
+    return float(np.abs(among - alone).max())
 
 
 def test_int8_of_standard_operators(run_folder: Path, tmp_path: Path) -> None:
@@ -274,7 +281,7 @@ def test_no_numbers_are_refused(llama_run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp16", "keep_fp32": "auto"}, "keep-fp32: goes with int8, int8-dynamic or int4, got fp16"),
+        ({"precision": "fp16", "keep_fp32": "auto"}, "keep-fp32: goes with int8 or int4, got fp16"),
         ({"precision": "int8", "autotune": True}, "tune: times graphs in fp32, got int8"),
         ({"precision": "bf16"}, "target cpu: got precision bf16, need one of fp32, int8"),
         ({"precision": "int4", "target": "tensorrt"}, "target tensorrt: got precision int4, need one of fp32, fp16"),

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from baked import bake_run
 from tiny import Quiet, save_model, train_tiny, worst
 
 from ptexport.exporters.autotune import PAUSE_S, ROUNDS, SIZES, time_candidates, winner
-from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity.compare import texts_to_check
+from ptexport.exporters.multitask.join import JointTasks
+from ptexport.exporters.parity.texts import texts_to_check
 from ptexport.exporters.targets import targets
 from ptexport.exporters.targets.targets import TARGETS, check_target
 from ptexport.exporters.targets.tensorrt import not_for_tensorrt, tensorrt_operators
-from ptexport.exporters.trace.trace import IR_VERSION, OPSETS, trace
+from ptexport.exporters.trace.trace import IR_VERSION, OPSETS
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.bundle.manifest import TargetName
 from ptexport.runtime.bundle.measured import Candidate, Timing
@@ -34,7 +35,7 @@ from ptexport.toolkit.run.run import Run
 def bake_at(run: Run, opset: int, folder: Path) -> Path:
     folder.mkdir()
     backbone = load_backbone_of(run.config, Path())
-    bake(run, trace(backbone, run.config.pooling, has_prefix_kv=run.arrays.has_prefix_kv, opset=opset), folder)
+    bake_run(run, backbone, folder, opset=opset)
     return folder
 
 
@@ -50,10 +51,10 @@ def test_every_target_takes_what_is_traced() -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_bundle_for_each_target(name: TargetName, llama_run: Path, tmp_path: Path) -> None:
-    manifest = export(ExportConfig(run=llama_run, out=tmp_path / "bundle", target=name), Quiet())
+    manifest = export(ExportConfig(runs=(llama_run,), out=tmp_path / "bundle", target=name), Quiet())
     graph = Bundle.open(tmp_path / "bundle").manifest.graph
     assert (graph.target, graph.opset, graph.ir_version, graph.autotuned) == (name, 18, 10, [])
-    assert worst(manifest.parity) < 1e-4
+    assert worst(manifest.task.parity) < 1e-4
 
 
 @pytest.mark.parametrize("bundle", ["llama_bundle", "bert_bundle"])
@@ -86,7 +87,7 @@ def test_a_refused_export_leaves_nothing(llama_run: Path, tmp_path: Path, monkey
     small = targets.Target(name="web", opsets=(18,), precisions=("fp32",), max_file_bytes=10_000)
     monkeypatch.setitem(targets.TARGETS, "web", small)
     with pytest.raises(ExportError, match=r"target web: model.onnx has \d+ bytes, need at most 10000; use a smaller"):
-        export(ExportConfig(run=llama_run, out=tmp_path / "out" / "bundle", target="web"), Quiet())
+        export(ExportConfig(runs=(llama_run,), out=tmp_path / "out" / "bundle", target="web"), Quiet())
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -102,7 +103,9 @@ def test_a_refused_export_leaves_nothing(llama_run: Path, tmp_path: Path, monkey
 def test_what_does_not_go_together(
     target: TargetName, opset: int | None, autotune: bool, message: str, tmp_path: Path
 ) -> None:
-    config = ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", target=target, opset=opset, autotune=autotune)
+    config = ExportConfig(
+        runs=(tmp_path / "run",), out=tmp_path / "bundle", target=target, opset=opset, autotune=autotune
+    )
     with pytest.raises(ExportError, match=message):
         export(config, Quiet())
 
@@ -125,7 +128,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_tuning_times_every_graph_and_says_so(llama_run: Path, pauses: list[float], tmp_path: Path) -> None:
     stages = Stages()
-    export(ExportConfig(run=llama_run, out=tmp_path / "bundle", autotune=True), stages)
+    export(ExportConfig(runs=(llama_run,), out=tmp_path / "bundle", autotune=True), stages)
     assert pauses == [PAUSE_S] * len(SIZES) * (ROUNDS + 1) * 2, "before each run, so that no other thread spins"
     assert sorted(path.name for path in (tmp_path / "bundle").iterdir() if path.is_dir()) == []
     graph = Bundle.open(tmp_path / "bundle").manifest.graph
@@ -168,7 +171,7 @@ def test_control_a_graph_with_other_labels_is_seen(llama_run: Path, tmp_path: Pa
     assert rows.const_value is not None
     rows.const_value = ir.tensor(np.ascontiguousarray(rows.const_value.numpy()[::-1]), name="label_weights")
     ir.save(model, folders[23] / "model.onnx")
-    first, second = time_candidates(run, folders, texts_to_check(run, run.check_rows), lambda name: None)
+    first, second = time_candidates(JointTasks({"task": run}), folders, texts_to_check(run, run.check_rows), Quiet())
     assert (first.same_labels, second.same_labels) == (True, False)
     assert winner([first, second]) == 18
 
@@ -195,8 +198,8 @@ def test_weights_past_two_gigabytes(rows_file: Path, tmp_path: Path) -> None:
     weights_bytes = manifest.files["model.onnx.data"].size_bytes
     assert weights_bytes > 2**31
     assert int(said.splitlines()[-1]) <= 2.5 * weights_bytes, "peak memory of the export"
-    assert manifest.parity.rows == len(Run.read(run).check_rows) + 3
-    assert worst(manifest.parity) <= manifest.parity.tolerance
+    assert manifest.task.parity.rows == len(Run.read(run).check_rows) + 3
+    assert worst(manifest.task.parity) <= manifest.task.parity.tolerance
     (answer,) = Engine.open(bundle).predict(["the film was bright"])
     assert answer.label in ("positive", "negative")
     with pytest.raises(ExportError, match=r"target web: model.onnx.data has .* use a smaller backbone"):

@@ -143,7 +143,7 @@ def test_examples_are_read_once(llama: Path, rows_file: Path, tmp_path: Path) ->
     """They become constant keys and values, and no text of theirs is in the bundle."""
     train_tiny(llama, rows_file, "Review: {text} It was", tmp_path / "run", method="manual", shots=3, max_length=100)
     run = Run.read(tmp_path / "run")
-    assert len({example.answer for example in run.config.examples[:2]}) == 2, "labels take turns"
+    assert len({shot.answer for shot in run.config.shots[:2]}) == 2, "labels take turns"
     manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
     assert manifest.graph.folded_tokens > 20
     spec = json.loads((tmp_path / "bundle" / "tokenizer.json").read_text())["post_processor"]
