@@ -1,8 +1,8 @@
 """model.onnx -> BundleError, if the file holds anything that an export never writes.
 
-The check runs before ONNX Runtime reads the file. Each field of each message must be listed here, have its wire type, and
-occur once unless ONNX allows more. Otherwise two readers could read different models: one takes the last of two values,
-another joins them, a third skips unknown fields. Time and memory are linear in the size of the file.
+The check runs before ONNX Runtime reads the file. Each field of each message must be listed here, have its wire type,
+and occur once unless ONNX allows more. Otherwise two readers could read different models: one takes the last of two
+values, another joins them, a third skips unknown fields. Time and memory are linear in the size of the file.
 
 Source: field numbers from onnx/onnx.proto.
 """

@@ -1,7 +1,7 @@
 """Bytes <-> fields, in the wire format of protobuf.
 
-Stricter than protobuf's own library, which truncates longer numbers to 64 bits: here they are an error, so that no other
-reader can get different values from a checked message.
+Stricter than protobuf's own library, which truncates longer numbers to 64 bits: here they are an error, so that no
+other reader can get different values from a checked message.
 
 Source: https://protobuf.dev/programming-guides/encoding.
 """

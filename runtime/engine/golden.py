@@ -55,8 +55,8 @@ def check_golden(
     )
     if not worst <= tolerance:
         raise BundleError(
-            f"{where}: a logit of its golden rows differs by {worst:.2g}, need at most {tolerance:.2g}; use provider cpu, "
-            "or export on a machine like this one"
+            f"{where}: a logit of its golden rows differs by {worst:.2g}, need at most {tolerance:.2g}; "
+            "use provider cpu, or export on a machine like this one"
         )
     return worst
 

@@ -73,8 +73,8 @@ _any = False
 def _forked() -> None:
     """Keep inherited state alive and unusable: threads do not survive a fork.
 
-    In a forked process an inherited session may wait for its threads for ever, when it runs and when it is freed, at the
-    latest when the process ends (onnxruntime 1.31). Its memory is shared with the parent. Tokenizers, new ones too,
+    In a forked process an inherited session may wait for its threads for ever, when it runs and when it is freed, at
+    the latest when the process ends (onnxruntime 1.31). Its memory is shared with the parent. Tokenizers, new ones too,
     would wait for their library's threads if TOKENIZERS_PARALLELISM were true; the library reads it before each batch.
     """
     global _process

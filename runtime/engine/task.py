@@ -16,7 +16,7 @@ from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import check_choices
 
 OPEN_VOCABULARY_TOP_K = 5
-"""Labels whose probabilities a prediction has by default where every word of the vocabulary is a label."""
+"""Default `top_k` of an open vocabulary, where every word is a label."""
 
 
 class Task:
@@ -96,7 +96,8 @@ class Task:
         for number, row in enumerate(rows, first):
             if not isinstance(row, list | tuple) or len(row) != 2 or not isinstance(row[0], str):
                 raise DataError(
-                    f"text {number}: got {type(row).__name__}, need a text with its choices; write choose([(text, [choice, choice])])"
+                    f"text {number}: got {type(row).__name__}, need a text with its choices; "
+                    "write choose([(text, [choice, choice])])"
                 )
         given = [check_choices(choices, f"text {number}") for number, (_, choices) in enumerate(rows, first)]
         pairs = [(text, choice) for (text, _), choices in zip(rows, given, strict=True) for choice in choices]

@@ -5,7 +5,7 @@ task's tokenizer: `{"tasks": {name: …}, "all": … or null}`.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +47,7 @@ class TaskEncoders:
 
     @classmethod
     def from_templates(
-        cls, tokenizer_json: str, templates: dict[str, Any], fields: dict[str, Sequence[str]]
+        cls, tokenizer_json: str, templates: dict[str, Any], fields: Mapping[str, Sequence[str]]
     ) -> "TaskEncoders":
         """Build the encoders of several tasks on one vocabulary, which is in memory once.
 

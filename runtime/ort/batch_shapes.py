@@ -13,7 +13,7 @@ from ptexport.runtime.errors import DataError
 MAX_BATCH_ROWS = 32
 MAX_BATCH_TOKENS = 4096
 CPU_BATCH_TOKENS = 1024
-"""More tokens per batch do not raise throughput on a CPU (SmolLM2 and MiniLM, 2 cores); they cost memory and latency."""
+"""On a CPU more tokens per batch do not raise throughput (SmolLM2 and MiniLM, 2 cores), but cost memory and latency."""
 _ROWS = (1, 2, 4, 8, 16, MAX_BATCH_ROWS)
 _SHORTEST = 16
 _USUAL = (8, 64)  # rows and tokens for which TensorRT optimizes its engine

@@ -1,7 +1,7 @@
 """A shared library -> the libraries it needs, and whether they can be loaded.
 
-If a library is missing, ONNX Runtime prints it on stderr and runs on the CPU. Its GPU libraries cannot be loaded here as a
-test: they crash unless ONNX Runtime loads them. So this module reads the names of needed libraries from the ELF file.
+If a library is missing, ONNX Runtime prints it on stderr and runs on the CPU. Its GPU libraries cannot be loaded here
+as a test: they crash unless ONNX Runtime loads them. So this module reads the names of needed libraries from the file.
 
 Source: https://refspecs.linuxfoundation.org/elf/gabi4+/contents.html, chapter 5.
 """
@@ -20,7 +20,7 @@ _RUN_PATHS = (15, 29)  # DT_RPATH and DT_RUNPATH
 
 
 def needed_libraries(library: Path) -> list[str]:
-    """List the libraries that a library was linked with, such as `libcublas.so.13`; empty if it is not a 64-bit ELF file."""
+    """List the libraries that a library was linked with, such as `libcublas.so.13`; empty if it is not 64-bit ELF."""
     return [text for tag, text in _texts(library) if tag == _NEEDED]
 
 

@@ -123,7 +123,7 @@ class Graph:
         return cls(session, file.arrays, shared, provider=provider, threads=threads, buckets=usable)
 
     def run(self, ids: Ids) -> NDArray[np.float32]:
-        """Compute logits of ids, float32 [rows, labels] or [rows, tasks, labels]; ignores inputs the graph does not have.
+        """Compute logits of ids, float32 [rows, labels] or [rows, tasks, labels]; ignores unknown inputs.
 
         Raises:
             DataError: the batch is larger than all shapes that batches are padded to.
@@ -158,8 +158,8 @@ def session_options(threads: int, provider: Provider) -> Any:
     # Keep the weights out of the arena, but use an arena for runs: without one, latency of 8 x 28 tokens is 10 % higher
     # in fp32 and a third higher in int8, since the kernel has to map large blocks again for each run.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    # The plan of which values share memory takes time quadratic in the number of nodes: 3.6 of 4.5 s for SmolLM2 in int8.
-    # With batches of at most CPU_BATCH_TOKENS, runs without it have the same latency and memory, thanks to the arena.
+    # The plan of which values share memory takes time quadratic in the number of nodes: 3.6 of 4.5 s for SmolLM2 in
+    # int8. With batches of at most CPU_BATCH_TOKENS, latency and memory are the same without it, thanks to the arena.
     options.enable_mem_reuse = provider.name != CPU
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if quota_cpus() is None else "0")
     # Use exact products of uint8 and int8 where the fast ones may overflow (AVX2 without VNNI).

@@ -53,7 +53,7 @@ class Buffers:
         self._bound.bind_output("logits", *device)
 
     def run(self, ids: Ids) -> NDArray[np.float32]:
-        """Compute the logits of a batch that fits into the shape, float32 [rows, …]; the rest of the shape is padding."""
+        """Compute the logits of a batch that fits into the shape, float32 [rows, …]; the rest is padding."""
         for name, value in self._ids.items():
             value.update_inplace(self._padded(ids[name]))
         if self._logits is None:  # the first run allocates the output, and later runs reuse it
@@ -78,7 +78,7 @@ class Buffers:
         return options
 
     def _padded(self, given: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Pad rows with masked tokens, and the batch with copies of the first row: a row without tokens would give NaN."""
+        """Pad rows with masked tokens, and the batch with copies of the first row: an empty row would give NaN."""
         if given.shape == self._shape:
             return np.ascontiguousarray(given)
         padded = np.zeros(self._shape, dtype=np.int64)

@@ -1,7 +1,7 @@
 """Execution providers: choose one, open a session on it, and check that it runs the graph.
 
-ONNX Runtime lists providers that cannot load, falls back to the CPU without an error if CUDA is missing, and tries other
-providers if a run fails. So this module checks the requested provider twice: before a session is opened, that the
+ONNX Runtime lists providers that cannot load, falls back to the CPU without an error if CUDA is missing, and tries
+other providers if a run fails. So this module checks the requested provider twice: before a session is opened, that the
 libraries of the provider load, and afterwards, that the provider got the nodes.
 """
 
@@ -222,12 +222,13 @@ def provider_errors(provider: Provider) -> Iterator[None]:
     ONNX Runtime's exceptions have no common base class, so this lists all exceptions of its extension module.
     """
     state = load_onnxruntime().capi.onnxruntime_pybind11_state
-    raised = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    found = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds: tuple[type[Exception], ...] = (*found, RuntimeError, ValueError)
     try:
         yield
     except PtexportError:
         raise
-    except (*raised, RuntimeError, ValueError) as e:
+    except kinds as e:
         advice = "export it for the CPU, or use another provider" if provider.name == CPU else "use provider cpu"
         raise ProviderError(f"provider {provider.name}: cannot run this graph ({shorten_error(e)}); {advice}") from e
 

@@ -1,7 +1,7 @@
 """One session for all engines of a backbone in this process.
 
-A session packs its own copy of the weights, hundreds of megabytes. The arrays of a task are kilobytes, and are passed to
-each run.
+A session packs its own copy of the weights, hundreds of megabytes. The arrays of a task are kilobytes, passed to each
+run.
 """
 
 import os
@@ -19,7 +19,7 @@ class SharedSession:
         self._session: Any = None
 
     def load(self, make: Callable[[], Any]) -> Any:
-        """Return the session. The first caller makes it while others wait; if that fails, the next caller tries again."""
+        """Return the session. The first caller makes it while others wait; if that fails, the next one tries again."""
         with self._loading:
             if self._session is None:
                 self._session = make()

@@ -204,6 +204,6 @@ def _check_private(folder: Path) -> None:
     own = not hasattr(os, "getuid") or status.st_uid == os.getuid()  # not on Windows
     if not stat.S_ISDIR(status.st_mode) or not own or (others and os.name == "posix"):
         raise ProviderError(
-            f"{folder}: got a folder that others may use, need a private one; remove it, or 'chmod 700' it if nobody else "
-            "wrote there"
+            f"{folder}: got a folder that others may use, need a private one; remove it, or 'chmod 700' it "
+            "if no other user wrote there"
         )

@@ -1,4 +1,4 @@
-"""An open bundle and labelled rows -> figures; two bundles -> where they differ. Needs no torch."""
+"""Labelled rows -> predictions and figures of a bundle, and the differences between two bundles. Needs no torch."""
 
 import itertools
 import statistics
@@ -14,7 +14,7 @@ from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.task import Task
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.label_file import predict_rows
+from ptexport.runtime.label_rows import predict_rows
 from ptexport.runtime.rows import Row, check_label, check_texts
 from ptexport.toolkit.evaluation.figures import (
     N_CONFUSED,
@@ -70,7 +70,8 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None],
         task: name of the task; None: the only one.
 
     Raises:
-        DataError: a label that the task does not have, or texts that its template does not take (says which line).
+        DataError: a row has a label that the task does not have, or texts that its template does not take (names the
+            line).
     """
     chosen = engine.task(task)
     seen, sample = _Seen(_numbered(chosen.labels)), _Sample()

@@ -1,4 +1,4 @@
-"""Bundles of format 1, as ptexport 0.1 wrote them, open; and manifests of either format that no export writes do not."""
+"""Bundles of format 1, which ptexport 0.1 wrote, open; manifests of either format with other fields are refused."""
 
 import hashlib
 import json
