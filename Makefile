@@ -18,9 +18,9 @@ setup: .venv/ready
 demo: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh build/demo
 
-# One process a CPU, at most four (each may take 2 GB), each with one thread.
+# One process per CPU, at most four (each may take 2 GB), each with one thread; a file's tests stay together.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 # mypy and editors see the folders under their import name through these links.
 check: setup

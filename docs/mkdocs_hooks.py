@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NODE = re.compile(r'(\w+)\["(.*)"\]')
 _CHAIN = re.compile(r"\w+( --> \w+)+")
+_ARROW = re.compile(r"[\w.]+ --> [\w.]+( & [\w.]+)*")
 
 
 def on_startup(**_: Any) -> None:
@@ -65,17 +66,20 @@ def draw(diagram: str) -> str:
     """Return a Mermaid flowchart as HTML, since the theme would load Mermaid from another host.
 
     Args:
-        diagram: `flowchart LR`, nodes as `name["text"]`, and one chain `a --> b --> c`.
+        diagram: `flowchart LR`, nodes as `name["text"]`, and one chain `a --> b --> c`; or `flowchart TD` and arrows
+            `a --> b & c`, which become a table.
 
     Raises:
         PluginError: the diagram has another line.
     """
     kind, *lines = [line.strip() for line in diagram.strip().splitlines()]
+    if kind == "flowchart TD" and all(map(_ARROW.fullmatch, lines)):
+        rows = (line.replace(" & ", ", ").split(" --> ") for line in lines)
+        body = "".join(f"<tr><td><code>{room}</code></td><td>{below}</td></tr>" for room, below in rows)
+        return f"<table><thead><tr><th>room</th><th>imports</th></tr></thead><tbody>{body}</tbody></table>"
     nodes = {found[1]: found[2] for line in lines if (found := _NODE.fullmatch(line))}
     chains = [line for line in lines if _CHAIN.fullmatch(line)]
     if kind != "flowchart LR" or len(chains) != 1 or len(nodes) + 1 != len(lines):
-        raise PluginError(
-            f"mermaid: got {diagram!r}, need `flowchart LR`, nodes and one chain; extend docs/mkdocs_hooks.py"
-        )
+        raise PluginError(f"mermaid: got {diagram!r}, need one of the two forms; extend docs/mkdocs_hooks.py")
     boxes = "".join(f"<li>{nodes[name]}</li>" for name in chains[0].split(" --> "))
     return f'<ol class="flowchart">{boxes}</ol>'

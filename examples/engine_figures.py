@@ -60,7 +60,8 @@ def in_turn(first: Callable[[], object], second: Callable[[], object], rounds: i
 
 def overhead(engine: Engine) -> None:
     """Compare the time of predicting one text with the time that ONNX Runtime takes for its ids."""
-    encoder, graph, _ = engine._opened.get()
+    loaded = engine._state.get()
+    encoder, graph = loaded.encoders.of_task[0], loaded.graph
     text = "a few words of no meaning at all"
     ids = encoder.pad(encoder.encode([text]))
     given = {name: ids[name] for name in graph.inputs}
@@ -71,7 +72,8 @@ def overhead(engine: Engine) -> None:
 
 def in_batches(engine: Engine, rows: Path) -> None:
     """Compare batches of texts sorted by length with batches in order of arrival."""
-    encoder, graph, _ = engine._opened.get()
+    loaded = engine._state.get()
+    encoder, graph = loaded.encoders.of_task[0], loaded.graph
     encodings = encoder.encode([row.texts for row in read_rows(rows)])
     lengths = [len(encoding) for encoding in encodings]
     sorted_ = list(batches(lengths, graph.batch_tokens))

@@ -64,7 +64,7 @@ def measure(folder: Path, model: str, method: str, template: str, options: tuple
     if not bundle.exists():
         ptexport("export", str(run), "--out", str(bundle))
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    return {"metrics": metrics, "parity": manifest["parity"]}
+    return {"metrics": metrics, "parity": manifest["tasks"][0]["parity"]}
 
 
 def row(model: str, method: str, template: str, options: tuple[str, ...], found: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def test_a_room_is_one_sentence_and_lists_its_files(package: Path) -> None:
     assert re.match(r"[^\n]+ (->|<->) [^\n]+\.$", docstring.splitlines()[0]) or "accepts" in docstring
     named = set(re.findall(r"\b(\w+)(?:\.py)?\b", docstring))
     assert {path.stem for path in package.glob("*.py")} - {"__init__"} <= named
-    assert set(re.findall(r"^    (\w+)\.py ", docstring, re.MULTILINE)) <= {path.stem for path in package.glob("*.py")}
+    assert set(re.findall(r"^ *(\w+)\.py ", docstring, re.MULTILINE)) <= {path.stem for path in package.glob("*.py")}
 
 
 def is_ours(path: Path) -> bool:

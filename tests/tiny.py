@@ -3,10 +3,11 @@
 Weights start with standard deviation 0.2: the usual 0.02 makes logits so small that errors hide in them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
@@ -180,6 +181,11 @@ def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: 
     run = train_into(folder, config, Quiet())
     assert Run.read(folder).config == run.config
     return folder
+
+
+def sample(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Parametrize with all values in `make soak`, and with those kept in `make test`."""
+    return [pytest.param(value, marks=() if value in kept else pytest.mark.soak) for value in values]
 
 
 def worst(parity: Parity) -> float:

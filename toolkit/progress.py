@@ -1,25 +1,36 @@
-"""What long work reports while it runs: one protocol for training, export, evaluation and benches."""
+"""Progress of long work: one protocol for training, export, evaluation and benchmarks."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """What long work reports; the command line shows it as bars, or writes it as JSON lines."""
+    """Events of long work. The command line shows them as progress bars or writes them as JSON lines."""
 
     def step(self, done: int, total: int, loss: float) -> None:
-        """Report an optimizer step."""
+        """Report an optimizer step.
+
+        Args:
+            done: steps taken.
+            total: steps of all epochs.
+            loss: loss of this step, in nats.
+        """
 
     def epoch(self, number: int, dev_accuracy: float) -> None:
-        """Report an evaluation on dev."""
+        """Report an evaluation on the dev rows.
+
+        Args:
+            number: number of the epoch, from 1.
+            dev_accuracy: share of correct predictions, 0 to 1.
+        """
 
     def stage(self, name: str) -> None:
-        """Report what begins."""
+        """Report the start of a stage of unknown duration."""
 
     def note(self, message: str) -> None:
-        """Say how far it is, in words."""
+        """Report an intermediate result, as a sentence."""
 
     def rows(self, done: int, total: int | None) -> None:
-        """Report rows processed; None: how many there are is not known."""
+        """Report processed rows; `total` is None if unknown."""
 
     def warning(self, message: str) -> None:
-        """Say what may make the result other than expected."""
+        """Report something that may affect the result."""

@@ -1,5 +1,6 @@
 """A model.onnx file -> logits on a device, through ONNX Runtime.
 
+execution.py       how a bundle is to be run -> its graph; on the CPU if CUDA cannot load it
 graph.py           ids -> logits
 providers.py       execution providers: choose one, open a session, prove where nodes run
 tensorrt.py        TensorRT engines: profiles, cache, build

@@ -1,14 +1,14 @@
 """A bundle -> what it costs on this machine, beside its alternatives.
 
-Every bench makes one `Report`. Its rooms: systems (who is measured), speed, serve, profile, quality.
+Every bench makes one `BenchReport`. Its rooms: systems (what is measured), speed, serve, profile, quality.
 
-    report.py   the one result type
-    pages.py    report -> JSON, Markdown and HTML files
-    show.py     report -> terminal
-    compare.py  two reports -> what changed
-    turns.py    systems in their own processes, measured in turn
-    workers.py  those processes
-    held.py     entry point of such a process
-    texts.py    generated texts
-    ceiling.py  what arithmetic and memory of this machine can do at most
+    report.py           the result type
+    pages.py            report -> JSON, Markdown and HTML files
+    terminal.py         report -> tables on the terminal
+    compare.py          two reports -> the figures that changed
+    interleaved.py      systems in their own processes, timed alternately
+    workers.py          the worker processes
+    pinned.py           entry point of a worker process
+    synthetic_texts.py  generated texts of a given number of tokens
+    machine_peak.py     the machine's peak arithmetic and memory rates
 """

@@ -1,4 +1,4 @@
-"""A report -> the files that say it: JSON for machines, Markdown, and one HTML page that needs nothing else."""
+"""A report -> report.json, report.md and report.html, a single file that loads nothing else."""
 
 import re
 from datetime import datetime
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ptexport.toolkit.bench.report import HTML, JSON, MARKDOWN, Machine, Plot, Report, Table
-from ptexport.toolkit.html import render, svg
+from ptexport.toolkit.bench.report import HTML, JSON, MARKDOWN, BenchReport, Machine, Plot, Table
+from ptexport.toolkit.html import read_template, render, svg
 from ptexport.toolkit.store.folders import new_folder
 
 if TYPE_CHECKING:
@@ -19,44 +19,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILES = (JSON, MARKDOWN, HTML)
-# Told apart in grey and by the colour-blind too (Okabe and Ito 2008); what is ours comes first.
+# Distinct in greyscale and with colour blindness (Okabe and Ito 2008); the first is the measured bundle.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 _MARKERS = "osD^vP*X"
-_WHOLE = 20  # rows of a table that is not split over pages
-
-_BODY = """\
-<h1>{{ report.title }}</h1>
-<p class="note">{{ made }}</p>
-<ul>{% for sentence in report.verdict %}<li>{{ said(sentence) }}</li>{% endfor %}</ul>
-{% if plots %}<div class="plots">{% for plot in plots %}{{ plot }}{% endfor %}</div>{% endif %}
-{% for table in report.tables %}
-<h2>{{ table.title }}</h2>
-<div class="wide"><table class="breaks{{ " long" if table.rows | length > whole }}">
-<thead><tr>{% for heading in table.columns %}<th>{{ heading }}</th>{% endfor %}</tr></thead>
-{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ joined(cell) }}</td>{% endfor %}</tr>
-{% endfor %}</table></div>
-{% if table.note %}<p class="note">{{ said(table.note) }}</p>{% endif %}
-{% endfor %}
-{% if report.left_out %}<h2>Not measured</h2>
-<ul>{% for name, why in report.left_out.items() %}<li>{{ name }}: {{ said(why) }}</li>{% endfor %}</ul>{% endif %}
-<h2>How</h2>
-<ul>{% for sentence in report.how %}<li>{{ said(sentence) }}</li>{% endfor %}</ul>
-<p>For the same: <code>{{ report.command }}</code></p>
-<p class="note">{{ versions }} Every figure with its
-interval: report.json.</p>
-"""
+_MOST_UNBROKEN = 20  # rows of the longest table that is printed on one page
 
 
-def write_report(path: Path, report: Report, *, force: bool) -> None:
-    """Write a folder with the report in three forms.
+def write_report(path: Path, report: BenchReport, *, force: bool) -> None:
+    """Write a folder with the report as JSON, Markdown and HTML.
 
     Args:
-        path: the folder to make.
-        report: what to say.
-        force: replace a report that is there.
+        path: folder to create.
+        report: report to write.
+        force: replace an existing report.
 
     Raises:
-        OutputError: the folder exists and may not be replaced, or the disk refuses.
+        OutputError: the folder exists and `force` is false, or a file cannot be written.
         ModuleNotFoundError: matplotlib or jinja2, of the extra `bench`, is not installed.
     """
     with new_folder(path, force=force, files=FILES) as folder:
@@ -66,53 +44,53 @@ def write_report(path: Path, report: Report, *, force: bool) -> None:
         (folder / HTML).write_bytes(html(report))
 
 
-def html(report: Report) -> bytes:
-    """Make the page."""
+def html(report: BenchReport) -> bytes:
+    """Render the report as an HTML page."""
     return render(
         report.title,
-        _BODY,
+        read_template("ptexport.toolkit.bench", "report.jinja"),
         report=report,
         made=_made(report),
         versions=_versions(report.machine),
-        whole=_WHOLE,
-        joined=_joined,
-        said=_with_code,
+        most_unbroken=_MOST_UNBROKEN,
+        breakable=_breakable,
+        with_code=_with_code,
         plots=[svg(partial(_draw, plot), height=_height(plot)) for plot in report.plots],
     )
 
 
-def markdown(report: Report) -> str:
-    """Say the same in Markdown, plots left out."""
+def markdown(report: BenchReport) -> str:
+    """Render the report as Markdown, without plots."""
     parts = [f"# {report.title}", _made(report), _list(report.verdict)]
     for table in report.tables:
         parts += [f"## {table.title}", table_markdown(table)] + ([table.note] if table.note else [])
     if report.left_out:
         parts += ["## Not measured", _list([f"{name}: {why}" for name, why in report.left_out.items()])]
-    parts += ["## How", _list(report.how), f"For the same: `{report.command}`", _versions(report.machine)]
+    parts += ["## Method", _list(report.how), f"Command: `{report.command}`", _versions(report.machine)]
     return "\n\n".join(parts) + "\n"
 
 
 def table_markdown(table: Table) -> str:
-    """Write a table in Markdown."""
+    """Render a table as Markdown."""
     lines = [table.columns, ["---"] + ["---:"] * (len(table.columns) - 1), *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def describe(machine: Machine) -> str:
-    """Name a machine in a line."""
+    """Describe a machine in one line."""
     gpu = "" if machine.gpu is None else f" and {machine.gpu}"
     return f"{machine.cpus} CPUs of {machine.processor}, {machine.memory_mb / 1024:.0f} GiB{gpu}"
 
 
 def _with_code(sentence: str) -> "Markup":
-    """Set what stands in backticks as code."""
+    """Turn backticks into `<code>` elements."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
 
 
-def _joined(cell: str) -> "Markup":
-    """Have a figure break before its brackets and nowhere else: 29.5, 0.85 (0.76 to 1.17)."""
+def _breakable(cell: str) -> "Markup":
+    """Allow a line break in a figure only before its bracket: 29.5, 0.85 (0.76 to 1.17)."""
     from markupsafe import Markup, escape
 
     if not cell[:1].isdigit():
@@ -120,8 +98,8 @@ def _joined(cell: str) -> "Markup":
     return Markup(" ").join(Markup("<span>{}</span>").format(part) for part in re.split(r" (?=\()", cell))
 
 
-def _made(report: Report) -> str:
-    """Say when, on what, and of which bundles."""
+def _made(report: BenchReport) -> str:
+    """State the date, the machine and the bundles."""
     bundles = "".join(f" {name}: manifest {digest[:16]}." for name, digest in report.bundles.items())
     return f"{datetime.fromisoformat(report.made):%d %B %Y, %H:%M} on {describe(report.machine)}.{bundles}"
 
@@ -178,7 +156,7 @@ def _draw_points(axes: "Axes", plot: Plot) -> None:
 
 
 def _plain_powers(axis: "Axis") -> None:
-    """Write 100, not the 10^2 in mathematics that a page whose text stays text shows as its source."""
+    """Label ticks 100, not 10^2: matplotlib's mathtext would appear as its source in an SVG with text."""
     from matplotlib.ticker import LogFormatter
 
     axis.set_major_formatter(LogFormatter())

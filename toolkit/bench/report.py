@@ -1,4 +1,4 @@
-"""The one shape of every bench's result: figures for machines, tables and plots for people, and a verdict in words."""
+"""The result type of every bench: figures for machines, tables and plots for people, and a verdict in sentences."""
 
 import itertools
 import math
@@ -20,20 +20,20 @@ from ptexport.runtime.ort.cuda_driver import read_gpu
 
 FORMAT = 1
 JSON, MARKDOWN, HTML = "report.json", "report.md", "report.html"
-_OUTSIDE = 0.025  # at each end, for 95 %
+_TAIL = 0.025  # probability outside a 95 % interval, at each end
 _PACKAGES = ("ptexport", "onnxruntime-gpu", "onnxruntime", "tokenizers", "numpy", "torch", "transformers", "peft")
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One number that was measured.
+    """One measured number.
 
     Attributes:
-        name: what it is, the same in every report: "ratio/peft/8x28", "time/bundle/8x28".
-        value: the median.
-        low: where its interval begins: of rounds see `median_interval`, of a share of rows Wilson's.
-        high: where it ends.
-        unit: "s", "MB", "x" of a ratio, "%" of rows, …
-        better: which way it should go; None: it only describes.
+        name: name of the figure, the same in every report: "ratio/peft/8x28", "time/ptexport, fp32/8x28".
+        value: median, or share of rows.
+        low: lower end of the 95 % interval: `median_interval` for medians, Wilson's for shares of rows.
+        high: upper end of the interval.
+        unit: "s", "ms", "MB", "x" for a ratio, "%" for a share of rows, …
+        better: direction of an improvement; None: the figure is not compared between reports.
     """
 
     name: str
@@ -47,20 +47,20 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def of(
         cls, name: str, values: Sequence[float], unit: str, better: Literal["higher", "lower"] | None = None
     ) -> "Figure":
-        """Summarize rounds, at least one."""
+        """Summarize the values of rounds, at least one."""
         low, high = median_interval(values)
         return cls(name=name, value=statistics.median(values), low=low, high=high, unit=unit, better=better)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Between which rounds the median of many more lies with 95 %, whatever their distribution.
+    """Compute a 95 % confidence interval of the median, for any distribution.
 
-    Of fewer than six the smallest and the largest, which are less than that. Source: order statistics, David and
-    Nagaraja 2003, Order Statistics, section 7.1.
+    With fewer than six values it is their minimum and maximum, which have a confidence of less than 95 %. Source: David
+    and Nagaraja 2003, Order Statistics, section 7.1.
     """
     n = len(values)
-    fewer_below = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n))  # chance of k or fewer
-    left_out = max(0, sum(chance <= _OUTSIDE for chance in fewer_below) - 1)
+    fewer_below = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n))  # probability of k or fewer
+    left_out = max(0, sum(probability <= _TAIL for probability in fewer_below) - 1)
     ranked = sorted(values)
     return ranked[left_out], ranked[n - 1 - left_out]
 
@@ -69,10 +69,10 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A table for people.
 
     Attributes:
-        title: what it shows.
-        columns: their headings; the first column names the rows.
-        rows: cells, as many as columns.
-        note: what a reader must know; "" for nothing.
+        title: title of the table.
+        columns: headings; the first column names the rows.
+        rows: cells, one per column.
+        note: explanation below the table; "": none.
     """
 
     title: str
@@ -82,15 +82,15 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Points of one colour.
+    """One series of a plot.
 
     Attributes:
-        name: for the legend.
-        x: of each point.
-        y: likewise.
-        labels: a word beside each point; none: the points are joined by a line.
-        low: where each point's interval begins; none: points have none.
-        high: where it ends.
+        name: name in the legend.
+        x: x of each point, or length of each bar.
+        y: y of each point; empty for bars.
+        labels: label of each point or bar; empty: a line connects the points.
+        low: lower end of each point's interval; empty: none are drawn.
+        high: upper end of each point's interval.
     """
 
     name: str
@@ -105,13 +105,13 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A plot for people.
 
     Attributes:
-        title: what it shows.
-        x_label: with its unit.
-        y_label: likewise.
-        series: what is drawn.
-        kind: points and lines, or bars lying one below the other, a series' `labels` naming them and `x` their lengths.
-        log_x: whether the scale is logarithmic.
-        log_y: likewise.
+        title: title of the plot.
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis, with its unit.
+        series: series to draw.
+        kind: points and lines, or horizontal stacked bars.
+        log_x: whether the x axis is logarithmic.
+        log_y: whether the y axis is logarithmic.
     """
 
     title: str
@@ -124,16 +124,16 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What it ran on.
+    """The machine of a measurement.
 
     Attributes:
-        processor: its name, as the system gives it.
-        cpus: that this process may use.
-        memory_mb: in all, in MiB.
+        processor: name of the processor, as the operating system reports it.
+        cpus: number of CPUs that the process may use.
+        memory_mb: total memory in MiB.
         system: kernel and architecture.
-        python: its version.
-        versions: of packages that matter, where they are installed.
-        gpu: that was measured; None: only CPUs were.
+        python: version of Python.
+        versions: versions of the relevant packages that are installed.
+        gpu: name of the measured GPU; None: CPUs only.
     """
 
     processor: str
@@ -145,23 +145,23 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     gpu: str | None = None
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bench found.
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The result of a bench.
 
     Attributes:
-        format: of this file.
-        kind: which bench.
-        title: of the page.
-        made: when, ISO 8601.
-        command: what to type for the same.
-        machine: what it ran on.
-        bundles: digests of the manifests, by name.
-        verdict: in plain words, the cases where the bundle loses among them.
-        how: what was compared and how, a sentence an entry.
-        tables: for people.
-        plots: for people.
-        figures: for machines, each name once.
-        left_out: what was asked for and not measured, with the reason.
+        format: version of this layout.
+        kind: name of the bench.
+        title: title of the page.
+        made: date and time, ISO 8601.
+        command: command line that made the report.
+        machine: machine of the measurement.
+        bundles: digests of the bundles' manifests, by name.
+        verdict: findings, one sentence each, including where the bundle is worse.
+        how: method of the measurement, one sentence each.
+        tables: tables for people.
+        plots: plots for people.
+        figures: figures for machines; names are unique.
+        left_out: requested systems that could not be measured, with the reason.
     """
 
     format: int = FORMAT
@@ -179,11 +179,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     left_out: dict[str, str]
 
     @classmethod
-    def read(cls, path: Path) -> "Report":
-        """Read a report, from its file or the folder that holds it.
+    def read(cls, path: Path) -> "BenchReport":
+        """Read a report from its JSON file or its folder.
 
         Raises:
-            DataError: there is none that this version can read.
+            DataError: the file is missing or not a report of this version.
         """
         file = path / JSON if path.is_dir() else path
         try:
@@ -191,16 +191,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         except OSError as e:
             raise DataError(f"{file}: cannot be read ({e.strerror}); need a report of 'ptexport bench'") from e
         except msgspec.DecodeError as e:
-            raise DataError(f"{file}: is no report this version can read ({reason(e)}); measure again") from e
+            raise DataError(f"{file}: is not a report of this version ({reason(e)}); measure again") from e
 
 
 def now() -> str:
-    """When a report is made."""
+    """Return the local date and time as ISO 8601, for `BenchReport.made`."""
     return datetime.now().astimezone().isoformat(timespec="minutes")
 
 
 def this_machine(provider: str = "cpu") -> Machine:
-    """Describe this machine, and its first GPU if that provider runs on it."""
+    """Describe this machine, with its first GPU if the provider is not the CPU."""
     versions = {}
     for package in _PACKAGES:
         try:

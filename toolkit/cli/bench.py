@@ -1,4 +1,4 @@
-"""The commands that measure: `ptexport bench …`. Each makes a report: JSON, Markdown and a page."""
+"""The commands `ptexport bench …`. Each writes a report as JSON, Markdown and HTML, except `compare`."""
 
 import functools
 import shlex
@@ -13,49 +13,52 @@ from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.cli import options as shared
 
 if TYPE_CHECKING:
-    from ptexport.toolkit.bench.report import Report
+    from ptexport.toolkit.bench.report import BenchReport
     from ptexport.toolkit.progress import Progress
 
 
 @click.group()
 def bench() -> None:
-    """Measure a bundle on this machine, beside what people would use instead."""
+    """Measure a bundle on this machine and compare it with alternatives."""
 
 
 _bundle = click.argument("bundle", type=click.Path(path_type=Path))
 _quick = click.option(
     "--quick",
     is_flag=True,
-    help="About a minute: fewer sizes, turns, clients and seconds; accuracy is always of all rows.",
+    help="Take about a minute: fewer sizes, rounds, clients and seconds; accuracy is always of all rows.",
 )
 
 
-def reported(measure: "Callable[..., Report]") -> Callable[..., None]:
-    """Make of what measures a command that writes and prints its report, and add the options of all such.
+def reported(measure: "Callable[..., BenchReport]") -> Callable[..., None]:
+    """Make a command that writes and prints the report of `measure`, with the options that all benches have.
 
     Args:
-        measure: takes what is told meanwhile, and its own arguments and options and `threads` by name.
+        measure: takes the progress, its own arguments and options, and `threads` by name.
     """
 
     @functools.wraps(measure)
     def command(out: Path, log_file: Path | None, *, as_json: bool, force: bool, **given: object) -> None:
-        _prepare(out, force=force)
+        _check_output(out, force=force)
         from ptexport.toolkit.cli.progress_bars import reporting
 
         with reporting(as_json=as_json, log_file=log_file) as progress:
             report = measure(progress, **given)
-        _finish(out, report, force=force, as_json=as_json)
+        _write(out, report, force=force, as_json=as_json)
 
     out_option = click.option(
-        "--out", required=True, type=click.Path(path_type=Path), help="Folder to make for report.json, .md and .html."
+        "--out",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Folder to create for report.json, report.md and report.html.",
     )
     for option in (shared.log_file, shared.as_json, shared.force, out_option, shared.threads):
         command = option(command)
     return command
 
 
-def _prepare(out: Path, *, force: bool) -> None:
-    """Refuse what cannot be written, or drawn, before the work rather than after it."""
+def _check_output(out: Path, *, force: bool) -> None:
+    """Check before the measurement that the report can be written and its plots drawn."""
     from ptexport.toolkit.bench.pages import FILES
     from ptexport.toolkit.store.folders import check_free
 
@@ -65,24 +68,24 @@ def _prepare(out: Path, *, force: bool) -> None:
     check_free(out, force=force, files=FILES)
 
 
-def _finish(out: Path, report: "Report", *, force: bool, as_json: bool) -> None:
+def _write(out: Path, report: "BenchReport", *, force: bool, as_json: bool) -> None:
     """Write the report and print it."""
     import msgspec
 
     from ptexport.toolkit.bench.pages import write_report
     from ptexport.toolkit.bench.report import HTML
-    from ptexport.toolkit.bench.show import show
+    from ptexport.toolkit.bench.terminal import print_report
 
     write_report(out, report, force=force)
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:
-        show(report)
+        print_report(report)
         click.echo(f"{out / HTML}")
 
 
 def _command_line() -> str:
-    """What was typed."""
+    """Return the command line of this process."""
     return shlex.join(["ptexport", *sys.argv[1:]])
 
 
@@ -92,15 +95,19 @@ def _command_line() -> str:
     "--against",
     default="",
     metavar="NAMES",
-    help="What to compare it with, by comma: names of systems (see docs/benchmarks.md), and other bundles' folders.",
+    help="Systems to compare with, separated by commas: names (see docs/benchmarks.md) or folders of other bundles.",
 )
-@click.option("--run", type=click.Path(path_type=Path), help="The run it was exported from; systems by name need it.")
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path),
+    help="Run that the bundle was exported from; required for systems by name.",
+)
 @click.option(
     "--provider",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="What all run on; PyTorch too. CUDA was not run by us yet.",
+    help="Execution provider of all systems, and PyTorch's device. We have not run CUDA yet.",
 )
 @_quick
 @reported
@@ -113,8 +120,8 @@ def speed(
     threads: int | None,
     *,
     quick: bool,
-) -> "Report":
-    """Time BUNDLE against PEFT, Transformers, other exports and other bundles, in turn, on this machine."""
+) -> "BenchReport":
+    """Compare the latency and memory of BUNDLE with PEFT, Transformers, other exports and other bundles."""
     from ptexport.runtime.bundle.folder import MODEL
     from ptexport.toolkit.bench.speed.report import Cost
     from ptexport.toolkit.bench.speed.speed import SpeedConfig, bench_speed
@@ -152,28 +159,28 @@ def speed(
     default=15,
     show_default=True,
     metavar="PERCENT",
-    help="What a median may be off before it counts as changed; not of accuracies, whose intervals decide.",
+    help="Noise band: a median within it counts as unchanged. Not used for accuracies, for which intervals decide.",
 )
 @shared.as_json
 def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
-    """Say what changed beyond noise between two reports; exit code 1 if anything got worse or is gone."""
+    """List the figures that changed beyond noise between two reports; exit code 1 if one got worse or is missing."""
     import dataclasses
 
     import msgspec
 
     from ptexport.toolkit.bench.compare import compare as compare_reports
-    from ptexport.toolkit.bench.report import Report
-    from ptexport.toolkit.bench.show import show_comparison
+    from ptexport.toolkit.bench.report import BenchReport
+    from ptexport.toolkit.bench.terminal import print_comparison
 
-    comparison = compare_reports(Report.read(old), Report.read(new), band=band / 100)
+    comparison = compare_reports(BenchReport.read(old), BenchReport.read(new), band=band / 100)
     if as_json:
         click.echo(msgspec.json.encode(dataclasses.asdict(comparison)))
     else:
-        show_comparison(comparison)
+        print_comparison(comparison)
     if comparison.only_old:
-        raise BenchError(f"{new}: lacks {', '.join(comparison.only_old)} of {old}; measure the same")
+        raise BenchError(f"{new}: lacks {', '.join(comparison.only_old)} of {old}; measure the same systems and sizes")
     if comparison.worse:
-        names = ", ".join(compared.name for compared in comparison.worse)
+        names = ", ".join(change.name for change in comparison.worse)
         raise BenchError(f"{new}: worse than {old} beyond noise in {names}; measure again, or find what changed")
 
 
@@ -186,25 +193,25 @@ def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
 @reported
 def quality(
     progress: "Progress", bundles: tuple[Path, ...], data: Path, threads: int | None, *, quick: bool
-) -> "Report":
-    """Hold BUNDLES of one task, in other precisions or of other methods, against the first: accuracy, size, speed."""
+) -> "BenchReport":
+    """Compare BUNDLES of one task, of other precisions or methods, with the first: accuracy, size and latency."""
     from ptexport.toolkit.bench.quality.quality import QualityConfig, bench_quality
 
     config = QualityConfig(bundles=bundles, data=data, threads=threads, quick=quick, command=_command_line())
-    return bench_quality(config, progress.rows)
+    return bench_quality(config, progress)
 
 
 @bench.command()
 @_bundle
 @_quick
 @reported
-def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: bool) -> "Report":
-    """Serve BUNDLE on this machine's CPUs and ask it over HTTP from another process: throughput, latency, queueing."""
+def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: bool) -> "BenchReport":
+    """Serve BUNDLE on this machine's CPUs and send HTTP requests from another process: throughput and latency."""
     with shared.extra("install"):
         import filelock  # noqa: F401
         import safetensors  # noqa: F401
     with shared.extra("serve"):
-        import uvicorn  # noqa: F401 - here, so that the server's process need not say it
+        import uvicorn  # noqa: F401 - a clear message here instead of in the server's process
 
         from ptexport.toolkit.bench.serve.serve import FULL, QUICK, measure
     from ptexport.runtime.bundle.folder import Bundle
@@ -215,7 +222,7 @@ def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: boo
     threads = min(threads or available_cpus(), available_cpus())
     plan = QUICK if quick else FULL
     progress.stage("opening the bundle")
-    results = measure(bundle, plan, threads=threads, report=progress.rows)
+    results = measure(bundle, plan, threads=threads, progress=progress)
     return serve_report(
         results,
         plan,
@@ -228,13 +235,13 @@ def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: boo
 
 @bench.command()
 @_bundle
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Texts in a call.")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Texts per call.")
 @click.option(
-    "--tokens", type=click.IntRange(1), default=28, show_default=True, help="Of each text, the prompt not counted."
+    "--tokens", type=click.IntRange(1), default=28, show_default=True, help="Tokens of each text, without the prompt."
 )
 @reported
-def profile(progress: "Progress", bundle: Path, batch: int, tokens: int, threads: int | None) -> "Report":
-    """Show where BUNDLE's time goes on this machine's CPUs: by kind of operator, by layer, and outside of both."""
+def profile(progress: "Progress", bundle: Path, batch: int, tokens: int, threads: int | None) -> "BenchReport":
+    """Profile BUNDLE on this machine's CPUs: time by operator type, by layer, and outside ONNX Runtime."""
     from ptexport.runtime.bundle.folder import MODEL
     from ptexport.toolkit.bench.profile.profile import ProfileConfig
     from ptexport.toolkit.bench.profile.report import bench_profile
@@ -244,9 +251,9 @@ def profile(progress: "Progress", bundle: Path, batch: int, tokens: int, threads
 
         from ptexport.exporters.inspect.parts import Flow, place_of_nodes
 
-    def places_of() -> dict[str, tuple[str, int | None]]:
+    def parts_of() -> dict[str, tuple[str, int | None]]:
         places = place_of_nodes(Flow(list(ir.load(bundle / MODEL).graph)))
         return {name: (place.name, place.layer) for name, place in places.items()}
 
     config = ProfileConfig(bundle=bundle, batch=batch, tokens=tokens, threads=threads, command=_command_line())
-    return bench_profile(config, places_of, progress.rows)
+    return bench_profile(config, parts_of, progress)

@@ -30,7 +30,7 @@ def main() -> None:
         cli(prog_name="ptexport")
     except PtexportError as e:
         click.echo(
-            f"ptexport: {e}" if distributed.is_first() else f"ptexport, process {os.environ['RANK']}: {e}", err=True
+            f"ptexport: {e}" if distributed.is_rank_0() else f"ptexport, process {os.environ['RANK']}: {e}", err=True
         )
         sys.exit(1)
 

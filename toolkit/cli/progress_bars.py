@@ -1,4 +1,4 @@
-"""What people and machines are told while long work runs: bars on a terminal, JSON lines if asked for, or nothing."""
+"""Progress of long work -> progress bars on a terminal, or JSON lines."""
 
 import json
 import logging
@@ -21,18 +21,17 @@ from rich.progress import (
 )
 
 from ptexport.runtime.errors import OutputError, PtexportError
-from ptexport.toolkit.prompt import distributed
 
 LINE_EVERY_S = 1.0
-"""Steps and rows are written as lines this often at most; the last ones always are."""
+"""Minimum time between two lines for steps or rows; the last step and row always get a line."""
 
 
 class ProgressBars:
-    """Tells of steps, epochs, stages, rows and notes.
+    """Shows steps, epochs, stages, rows and notes; see `Progress`.
 
     Args:
-        bars: shown on a terminal.
-        streams: take each event as a line of JSON.
+        bars: progress bars, on a terminal.
+        streams: receive each event as a line of JSON.
     """
 
     def __init__(self, bars: Progress, streams: list[TextIO]) -> None:
@@ -43,44 +42,44 @@ class ProgressBars:
         self._rows: tuple[int, int | None] = 0, None
 
     def step(self, done: int, total: int, loss: float) -> None:
-        """Tell of an optimizer step."""
+        """Show an optimizer step."""
         self._advance("training", f"training, loss {loss:.3f}", done, total)
         self._line_at_times(done == total, event="step", done=done, total=total, loss=loss)
 
     def epoch(self, number: int, dev_accuracy: float) -> None:
-        """Tell of an evaluation on dev."""
+        """Show an evaluation on the dev rows."""
         self._print(f"epoch {number}: dev accuracy {dev_accuracy:.1%}")
         self._line(event="epoch", epoch=number, dev_accuracy=dev_accuracy)
 
     def note(self, message: str) -> None:
-        """Say something worth knowing."""
+        """Show an intermediate result."""
         self._print(message)
         self._line(event="note", message=message)
 
     def warning(self, message: str) -> None:
-        """Say what may make the result other than expected; shown where nothing else is."""
+        """Show a warning, even if nothing else is shown."""
         self._print(f"warning: {message}", anyway=True)
         self._line(event="warning", message=message)
 
     def stage(self, name: str) -> None:
-        """Tell what begins; how long it takes nobody knows."""
+        """Show the start of a stage of unknown duration."""
         self._advance(name, name, 0, None)
         self._line(event="stage", name=name)
 
     def rows(self, done: int, total: int | None) -> None:
-        """Tell of rows compared or labelled; `total` may be unknown, or an estimate."""
+        """Show processed rows; `total` may be None (unknown) or an estimate."""
         self._rows = done, total
         self._advance("rows", "rows", done, total)
         self._line_at_times(done == total, event="rows", done=done, total=total)
 
     def all_rows(self) -> None:
-        """Tell that the rows told of last were all."""
+        """Mark the last number of processed rows as the total."""
         done, total = self._rows
         if done != total:
             self.rows(done, done)
 
     def end(self, event: str, **more: str) -> None:
-        """Tell those who read lines how it ended; people see it anyway."""
+        """Write the end of the work as a line."""
         self._line(event=event, **more)
 
     def _advance(self, name: str, description: str, done: int, total: int | None) -> None:
@@ -105,24 +104,25 @@ class ProgressBars:
             try:
                 stream.write(line)
                 stream.flush()
-            except OSError as e:  # a full disk, or a reader that has gone: no reason to lose the work told of
+            except OSError as e:  # a full disk or a closed pipe must not stop the work
                 self._streams.remove(stream)
                 self.warning(f"{stream.name}: takes no more lines ({e.strerror or e})")
 
 
 @contextmanager
-def reporting(*, as_json: bool, log_file: Path | None) -> Iterator["ProgressBars"]:
+def reporting(*, as_json: bool, log_file: Path | None, quiet: bool = False) -> Iterator[ProgressBars]:
     """Show progress on standard error while the block runs.
 
     Args:
-        as_json: write JSON lines instead of bars. Without it only warnings are shown where no terminal is.
-        log_file: takes the same lines too, after what it holds already.
+        as_json: write JSON lines instead of bars. Without it, and without a terminal, only warnings are shown.
+        log_file: also append the JSON lines to this file.
+        quiet: show and write nothing, as on ranks above 0.
 
     Raises:
         OutputError: the log file cannot be written.
     """
     with ExitStack() as stack:
-        if not distributed.is_first():
+        if quiet:
             yield ProgressBars(Progress(console=Console(quiet=True), disable=True), [])
             return
         streams: list[TextIO] = [sys.stderr] if as_json else []
@@ -141,22 +141,22 @@ def reporting(*, as_json: bool, log_file: Path | None) -> Iterator["ProgressBars
             TimeRemainingColumn(),
         )
         bars = stack.enter_context(Progress(*columns, console=console, disable=as_json or not console.is_terminal))
-        report = ProgressBars(bars, streams)
+        progress = ProgressBars(bars, streams)
         try:
-            yield report
+            yield progress
         except PtexportError as e:
-            report.end("error", message=str(e))
+            progress.end("error", message=str(e))
             raise
-        report.end("done")
+        progress.end("done")
 
 
 def _close(stream: TextIO) -> None:
-    with suppress(OSError):  # of lines that could not be written, which was said
+    with suppress(OSError):  # lines that could not be written; a warning was shown
         stream.close()
 
 
 def silence_libraries() -> None:
-    """Keep Transformers' and torch's own chatter off the screen."""
+    """Silence the log messages and progress bars of Transformers and torch."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -5,9 +5,7 @@ from typing import Any
 
 import click
 
-from ptexport.runtime.errors import (
-    TrainError,
-)
+from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.cli.options import FiniteRange
 from ptexport.toolkit.methods import METHODS
 from ptexport.toolkit.template.template import MAX_PROMPT_TOKENS
@@ -24,14 +22,14 @@ _KINDS: dict[str, click.ParamType[Any]] = {
     "batch_size": click.IntRange(1),
     "seed": click.IntRange(0, 2**32 - 1),
 }
-"""What may be swept; `rows` is the number of virtual tokens where the template has one group of them."""
+"""Options that `--sweep` accepts; `rows` is the number of virtual tokens of a template with one group of them."""
 
 
 def parse_axes(specs: Sequence[str]) -> dict[str, list[Any]]:
-    """Parse `name=value,value`; a template is one value, since it may hold commas, and is given once for each.
+    """Parse `name=value,value`. A template is a single value, since it may contain commas; repeat it for more.
 
     Raises:
-        TrainError: an unknown name, or a value of another type.
+        TrainError: the name is unknown, or a value has another type.
     """
     axes: dict[str, list[Any]] = {}
     for spec in specs:
@@ -44,5 +42,5 @@ def parse_axes(specs: Sequence[str]) -> dict[str, list[Any]]:
                 axes.setdefault(name, []).append(kind.convert(value, None, None))
             except click.BadParameter as e:
                 why = e.message.removesuffix(".").replace("integer range", "integer")
-                raise TrainError(f"sweep {spec!r}: {why}; mend the value") from e
+                raise TrainError(f"sweep {spec!r}: {why}; correct the value") from e
     return axes

@@ -1,7 +1,7 @@
 """`ptexport train`: rows -> a run. Needs the extra `train`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,11 +10,14 @@ from ptexport.toolkit.cli import options as shared
 from ptexport.toolkit.cli.sweep_axes import parse_axes
 from ptexport.toolkit.methods import METHODS
 
+if TYPE_CHECKING:
+    from ptexport.toolkit.run.config import TrainConfig  # needs the extra `train`
+
 SETTINGS = (
     *("lr", "backbone_lr", "lora_rank", "balance", "epochs", "batch_size", "accumulate", "autocast", "cache_mb"),
     *("patience", "seed"),
 )
-"""Options of `train` that are settings by the same name, with their own defaults."""
+"""Options that are fields of `TrainSettings` with the same name; it has their defaults."""
 
 
 @click.command()
@@ -26,102 +29,113 @@ SETTINGS = (
     type=click.Choice(list(METHODS)),
     default="p-tuning",
     show_default=True,
-    help="What is trained; see docs/methods.md.",
+    help="Training method; see docs/methods.md.",
 )
 @click.option("--tune-backbone", "train_backbone", is_flag=True, help="With p-tuning: train the language model too.")
 @click.option("--template", required=True, help="For example '[P*3] {text} [P*3]'.")
 @click.option(
     "--labels",
     help="name=word|word,name=word or a file of such lines; names alone for a linear head; vocab for every word of the "
-    "vocabulary  [required but for cities]",
+    "vocabulary  [required except with cities]",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--dev", type=click.Path(), help="Rows that choose the epoch [default: a part of --data].")
-@click.option("--test", type=click.Path(), help="Rows to measure on [default: a part of --data].")
+@click.option("--test", type=click.Path(), help="Rows to measure the accuracy on [default: a part of --data].")
 @click.option(
     "--head",
     type=click.Choice(["words", "linear"]),
-    help="What reads the answer out [default: words; linear for fine-tune].",
+    help="Label words, or a linear layer [default: words; linear for fine-tune].",
 )
 @click.option(
     "--pool",
     type=click.Choice(["mean", "first"]),
-    help="What a linear head reads on a masked model [default: mean].",
+    help="Pooling of a linear head on a masked model [default: mean].",
 )
 @click.option(
     "--encoder",
     type=click.Choice(["lstm", "mlp", "none"]),
-    help="What makes the virtual tokens [default: by method; lstm for p-tuning].",
+    help="Prompt encoder, which computes the virtual tokens [default: by method; lstm for p-tuning].",
 )
 @click.option(
     "--init",
     type=click.Choice(["random", "words"]),
     default="random",
     show_default=True,
-    help="What virtual tokens without an encoder start from; words: the label words.",
+    help="Initial values of virtual tokens without an encoder; words: the label words.",
 )
 @click.option(
     "--shots",
     "n_shots",
     type=click.IntRange(0),
     default=0,
-    help="With manual: so many training rows and their answers stand before the template.",
+    help="With manual: number of training rows to put before the template, with their label words.",
 )
-@click.option("--prior-correction", is_flag=True, help="With manual: take from the logits what no content answers.")
+@click.option(
+    "--prior-correction",
+    "contextual_calibration",
+    is_flag=True,
+    help="With manual: contextual calibration; subtract the logits for content-free inputs.",
+)
 @click.option("--manual", multiple=True, help="A hand-written template to compare with; may be repeated.")
-@click.option("--max-length", type=click.IntRange(2), help="Most tokens in one row [default: 512, or the model's].")
+@click.option("--max-length", type=click.IntRange(2), help="Maximum tokens per row [default: 512, or the model's].")
 @click.option(
     "--truncate",
     type=click.Choice(["longest", "text"]),
     default="longest",
     show_default=True,
-    help="Which text of a pair is cut.",
+    help="Which text of a pair is truncated.",
 )
-@click.option("--strict", is_flag=True, help="Refuse texts longer than that instead of truncating them.")
-@click.option("--calibrate", is_flag=True, help="Fit a temperature on dev, so that probabilities are honest.")
+@click.option("--strict", is_flag=True, help="Reject texts longer than --max-length instead of truncating them.")
+@click.option(
+    "--calibrate", is_flag=True, help="Fit a temperature on the dev rows, so that probabilities are calibrated."
+)
 @click.option(
     "--abstain",
     type=shared.FiniteRange(0, 1, min_open=True),
     metavar="ACCURACY",
-    help="Give no label where that would make fewer of the labelled dev rows right than this share, 0 to 1.",
+    help="Give no label to rows of low probability, so that the labelled dev rows reach this accuracy, 0 to 1.",
 )
 @click.option(
     "--lr",
     type=shared.FiniteRange(0, min_open=True),
-    help="Peak rate of virtual tokens and a linear head [default: by method and encoder].",
+    help="Peak learning rate of virtual tokens and a linear head [default: by method and encoder].",
 )
 @click.option(
     "--backbone-lr",
     type=shared.FiniteRange(0, min_open=True),
-    help="Peak rate of the language model, or of LoRA's updates [default: 2e-5, or 1e-3].",
+    help="Peak learning rate of the language model [default: 2e-5; LoRA: 1e-3].",
 )
-@click.option("--lora-rank", type=click.IntRange(1), help="With lora: rank of its updates [default: 8].")
-@click.option("--balance", is_flag=True, help="Weigh labels so that each counts alike, however few its rows.")
-@click.option("--epochs", type=click.IntRange(1), help="Most passes over the rows [default: 10].")
-@click.option("--batch-size", type=click.IntRange(1), help="Rows run through the model at once [default: 8].")
-@click.option("--accumulate", type=click.IntRange(1), help="Batches per step [default: 1].")
+@click.option("--lora-rank", type=click.IntRange(1), help="With lora: rank of the updates [default: 8].")
+@click.option("--balance", is_flag=True, help="Weigh labels in the loss inversely to their number of rows.")
+@click.option("--epochs", type=click.IntRange(1), help="Maximum passes over the training rows [default: 10].")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows per forward pass [default: 8].")
+@click.option("--accumulate", type=click.IntRange(1), help="Batches per optimizer step [default: 1].")
 @click.option(
     "--autocast", type=click.Choice(["bf16"]), help="Compute training steps in bf16, for speed [default: fp32]."
 )
 @click.option(
     "--cache-mb",
     type=click.IntRange(0),
-    help="Most memory for what a causal model makes of texts before the first [P], in MiB [default: 1024].",
+    help="Maximum memory for cached keys and values of texts before the first [P], in MiB [default: 1024].",
 )
-@click.option("--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy [default: 4].")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), help="Of the split, the order and the first weights [default: 0]."
+    "--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy before stopping [default: 4]."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="Seed of the split, the order of rows and the initial weights [default: 0].",
+)
+@click.option("--device", default="auto", show_default=True, help="Training device: auto, cpu, cuda, cuda:1, mps …")
 @click.option(
     "--sweep",
     "axes",
     multiple=True,
     metavar="NAME=VALUE,…",
-    help="Train every combination of method, template (one each time), rows, encoder, init, lr, backbone_lr, epochs, "
-    "batch_size, seed; may be repeated.",
+    help="Train every combination of values of method, template (one value per --sweep), rows, encoder, init, lr, "
+    "backbone_lr, epochs, batch_size and seed; may be repeated.",
 )
-@click.option("--resume", is_flag=True, help="Go on where a training with the same options stopped; begin if none has.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted training with the same options, or start one.")
 @shared.force
 @shared.as_json
 @shared.log_file
@@ -135,55 +149,49 @@ def train(
     force: bool,
     **options: Any,
 ) -> None:
-    """Train a soft prompt against a frozen language model, or what another method trains.
+    """Train a soft prompt for a frozen language model, or use another training method.
 
-    Ctrl-C stops it with the best epoch so far; --resume goes on from there, or from where it was killed.
+    Ctrl-C stops the training and keeps the best epoch so far. --resume continues after Ctrl-C or a kill.
     """
     with shared.extra("train"):
         from ptexport.toolkit.cli import tables
         from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
-        from ptexport.toolkit.data import cities
         from ptexport.toolkit.prompt import distributed
-        from ptexport.toolkit.run.config import TrainConfig, TrainSettings
-        from ptexport.toolkit.run.run import METRICS
-        from ptexport.toolkit.training import sweep
+        from ptexport.toolkit.run.run import METRICS, Run
+        from ptexport.toolkit.training.sweep import SWEEP, Outcome, sweep
         from ptexport.toolkit.training.train import train_into
+    config = _config(labels, options)
+    if force and (resume or axes):
+        raise click.UsageError("--force cannot be used with --resume or --sweep; remove the folder instead.")
+    if axes and distributed.is_distributed():
+        raise click.UsageError("--sweep is for one process; leave 'accelerate launch' out.")
+    silence_libraries()
+    with reporting(as_json=as_json, log_file=log_file, quiet=not distributed.is_rank_0()) as progress:
+        made: Run | list[Outcome]
+        if axes:
+            made = sweep(config, parse_axes(axes), out, progress, resume=resume)
+        else:
+            made = train_into(out, config, progress, resume=resume, force=force)
+    if not distributed.is_rank_0():
+        return
+    if as_json:
+        click.echo((out / (SWEEP if axes else METRICS)).read_text(encoding="utf-8"), nl=False)
+    elif isinstance(made, Run):
+        tables.print_metrics(made, out)
+    else:
+        tables.print_outcomes(made, out)
+    if isinstance(made, Run) and made.shortfall is not None:
+        raise TrainError(f"{out}: {made.shortfall}")
+
+
+def _config(labels: str | None, options: dict[str, Any]) -> "TrainConfig":
+    """Build the configuration from the command-line options."""
+    from ptexport.toolkit.data import cities
+    from ptexport.toolkit.run.config import TrainConfig, TrainSettings
+
     if labels is None:
         if options["data"] != "cities":
             raise click.UsageError("Missing option '--labels'.")
         labels = cities.labels(linear=(options["head"] or METHODS[options["method"]].heads[0]) == "linear")
-    given = {name: options.pop(name) for name in SETTINGS}
-    settings = TrainSettings(**{name: value for name, value in given.items() if value is not None})
-    config = TrainConfig(labels=labels, settings=settings, **options)
-    if force and (resume or axes):
-        raise click.UsageError("--force goes neither with --resume nor with --sweep; remove the folder instead.")
-    if axes and distributed.several():
-        raise click.UsageError("--sweep is for one process; leave 'accelerate launch' out.")
-    silence_libraries()
-    with reporting(as_json=as_json, log_file=log_file) as report:
-        if axes:
-            outcomes = sweep.sweep(config, parse_axes(axes), out, report, resume=resume)
-        else:
-            run = train_into(out, config, report, resume=resume, force=force)
-    if not distributed.is_first():
-        return
-    if axes:
-        if as_json:
-            click.echo((out / sweep.SWEEP).read_text(encoding="utf-8"), nl=False)
-        else:
-            tables.print_outcomes(outcomes, out)
-        return
-    if as_json:
-        click.echo((out / METRICS).read_text(encoding="utf-8"), nl=False)
-    else:
-        tables.print_metrics(run, out)
-    assert run.metrics is not None, "it was trained"
-    if run.config.abstain is not None and run.metrics.abstain_below is None:
-        raise TrainError(
-            f"{out}: abstain {run.config.abstain}: even the surest dev rows are wrong more often; the run is there and "
-            "always gives a label; train longer, or ask for less"
-        )
-    if run.metrics.stopped == "interrupted":
-        raise TrainError(f"{out}: interrupted; holds the best of {run.metrics.epochs} epochs, go on with --resume")
-    if run.metrics.stopped == "diverged":
-        raise TrainError(f"{out}: the loss became no number; holds the best epoch before that, use a lower --lr")
+    settings = {name: value for name in SETTINGS if (value := options.pop(name)) is not None}
+    return TrainConfig(labels=labels, settings=TrainSettings(**settings), **options)

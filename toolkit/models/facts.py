@@ -1,4 +1,4 @@
-"""What everything downstream needs to know of a backbone without loading it: plain facts, kept in every run."""
+"""Facts about a backbone that the other rooms need without loading it; every run records them."""
 
 import hashlib
 
@@ -10,18 +10,18 @@ class BackboneFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         name: alias, hub name or folder name it was loaded by.
-        revision: commit on the hub, where known.
-        licence: as its model card says, where known.
-        fingerprint: sha256 over its weights, whatever files they were in.
-        config_sha256: sha256 over its configuration where it differs from the architecture's defaults.
-        tokenizer_sha256: of its tokenizer's JSON.
-        model_type: Transformers' name of the architecture.
-        causal: whether each position sees only those before it.
+        revision: commit on the hub, if known.
+        licence: licence in the model card, if known.
+        fingerprint: sha256 over the weights, independent of their files.
+        config_sha256: sha256 over the settings that differ from the defaults of the architecture.
+        tokenizer_sha256: sha256 of the tokenizer as JSON.
+        model_type: name of the architecture in Transformers.
+        causal: whether each position attends only to earlier ones.
         vocab: rows of the embedding table; virtual token k has id `vocab + k`.
-        embedding_width: floats per embedding row (not the hidden size: ALBERT).
-        max_positions: most tokens in one row, leading prompt included.
-        token_types: whether it takes `token_type_ids`.
-        tokens: its own tokens by role, of "cls", "sep", "bos", "mask", "pad" and "unk" those it has.
+        embedding_width: floats per embedding (in ALBERT not the hidden size).
+        max_positions: maximum tokens per row, including the prompt.
+        token_types: whether the model takes `token_type_ids`.
+        tokens: special tokens by role: "cls", "sep", "bos", "mask", "pad" and "unk", as far as they exist.
     """
 
     name: str
@@ -40,5 +40,5 @@ class BackboneFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def sha256_text(text: str) -> str:
-    """Hash a text's UTF-8 bytes."""
+    """Return the sha256 of a text as UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()

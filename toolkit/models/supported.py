@@ -1,7 +1,7 @@
-"""A loaded model -> nothing, or the features by whose names it is refused; runs no layer of it.
+"""A loaded model -> the features that are not supported; runs no forward pass.
 
-A model that loads but reads embeddings, positions or masks in another way than this package does would give answers
-that are wrong rather than absent.
+A model that loads, but uses embeddings, positions or masks differently from this package, would give wrong logits
+without an error.
 """
 
 import inspect
@@ -14,21 +14,21 @@ from transformers import PreTrainedModel
 from ptexport.runtime.errors import ModelError
 
 _TESTED_LAYERS = {"modernbert": {"full_attention", "sliding_attention"}}
-"""Kinds of layers by architecture, where rows longer than their windows are tested; elsewhere full attention alone."""
+"""Supported kinds of layers, by architecture tested with rows longer than its windows; others: full attention only."""
 
 _BOUNDING = {"sliding_window", "use_sliding_window", "max_window_layers"}
-"""Settings named for windows that leave attention full on rows of `longest_row`; any other is refused."""
+"""Window settings that leave attention full on rows up to `longest_row`; other window settings are not supported."""
 
 
 def check_supported(model: PreTrainedModel, where: str) -> None:
-    """Refuse a model with features that this package does not know, or has not tested.
+    """Check that a model has only supported features.
 
     Args:
-        model: as loaded.
-        where: the model, for messages.
+        model: the loaded model.
+        where: name of the model, for messages.
 
     Raises:
-        ModelError: names them.
+        ModelError: the model has other features (the message names them).
     """
     config = model.config
     accepted = inspect.signature(model.base_model.forward).parameters
@@ -36,19 +36,19 @@ def check_supported(model: PreTrainedModel, where: str) -> None:
         if argument not in accepted:
             raise ModelError(f"{where}: {config.model_type} takes no {argument}; not supported")
     if getattr(config, "max_position_embeddings", None) is None:
-        raise ModelError(f"{where}: {config.model_type} does not say how many positions it takes; not supported")
+        raise ModelError(f"{where}: {config.model_type} has no max_position_embeddings; not supported")
     features = [*_settings(config), *_layers(config), *_rotations(model), *_embeddings(model.get_input_embeddings())]
     if features:
         raise ModelError(f"{where}: {config.model_type} has {', '.join(features)}; not supported")
 
 
 def longest_row(config: Any, first_position: int) -> int:
-    """Count the tokens that a row may have.
+    """Return the maximum tokens per row.
 
-    Where every layer sees a window (Mistral), attention is full on rows as long as that.
+    If every layer has a sliding window (Mistral), it is at most the window, where attention is full.
 
     Args:
-        config: the model's.
+        config: configuration of the model.
         first_position: position id of the first token.
     """
     positions: int = config.max_position_embeddings - first_position
@@ -58,7 +58,7 @@ def longest_row(config: Any, first_position: int) -> int:
 
 
 def _settings(config: Any) -> list[str]:
-    """Find capped logits, windows and experts by their names, which Transformers keeps alike across models."""
+    """Find logit caps, windows and experts by setting name, which Transformers keeps consistent across models."""
     features = [
         f"{name} {value}"
         for name, value in config.to_dict().items()
@@ -66,7 +66,7 @@ def _settings(config: Any) -> list[str]:
         and not name.startswith("_")
         and ("softcap" in name or "experts" in name or ("window" in name and name not in _BOUNDING))
     ]
-    # BigBird's attention is full on short rows, such as those of a trace and most of those that are compared.
+    # BigBird's attention is full on short rows, so neither the trace nor most parity rows would show the difference.
     return features + ["block-sparse attention"] * (getattr(config, "attention_type", None) == "block_sparse")
 
 
@@ -77,15 +77,15 @@ def _layers(config: Any) -> list[str]:
 
 
 def _rotations(model: nn.Module) -> list[str]:
-    """Find rotary positions that depend on the longest row of the batch, or of all batches before."""
+    """Find rotary positions that depend on the longest row of this batch or of earlier batches."""
     kinds: set[str] = set()
     for module in model.modules():
-        kind = getattr(module, "rope_type", None) or {}  # by kind of layer, where those differ
+        kind = getattr(module, "rope_type", None) or {}  # a dictionary if kinds of layers differ
         kinds |= {kind} if isinstance(kind, str) else set(kind.values())
     return [f"{kind} rotary positions" for kind in sorted(kinds) if "dynamic" in kind or kind == "longrope"]
 
 
 def _embeddings(table: nn.Embedding) -> list[str]:
-    """Find a table whose rows are not what the layers get (Gemma): prompt rows would not be like them."""
+    """Find an embedding table that scales its rows (Gemma); prompt embeddings would not be scaled."""
     ids = torch.arange(table.num_embeddings // 2, table.num_embeddings)[:1]
     return [] if torch.equal(table(ids), table.weight[ids]) else ["embeddings that are scaled"]

@@ -1,6 +1,6 @@
-"""A folder that PEFT wrote -> its configuration, its weights and the model they adapt; makes no run of them.
+"""A folder that PEFT wrote -> its configuration, its weights and the model they adapt.
 
-What cannot become a bundle is refused by name.
+Adapters that cannot become a bundle are rejected by name.
 """
 
 import json
@@ -26,27 +26,27 @@ METHODS: dict[str, MethodName] = {
     "PREFIX_TUNING": "prefix",
     "LORA": "lora",
 }
-"""By PEFT's name, what ptexport calls it."""
+"""PEFT's name of each method -> ptexport's."""
 TASKS = ("SEQ_CLS", "CAUSAL_LM")
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
-"""The tensor that holds virtual tokens: rows [n, e], or keys and values [n, 2 * l * k * d]."""
+"""The tensor of virtual tokens: embeddings [n, e], or keys and values [n, 2 * l * k * d]."""
 
-# The first is on for some rows only, the second imports any module by its name, the third has layers share weights.
+# The first applies to some rows only, the second imports any module by name, the third shares weights between layers.
 _REFUSED_SETTINGS = ("alora_invocation_tokens", "megatron_config", "layer_replication")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """What a folder holds.
+    """An adapter.
 
     Attributes:
-        folder: where it is.
+        folder: its folder.
         kind: one of METHODS.
         task: one of TASKS.
-        config: as PEFT reads it.
-        tensors: by the name they have in the file.
+        config: PEFT's configuration object.
+        tensors: its weights, by their name in the file.
     """
 
     folder: Path
@@ -57,46 +57,44 @@ class Adapter:
 
     @property
     def base(self) -> str | None:
-        """The model that it says it was trained on."""
+        """The base model named in the configuration."""
         return self.config.base_model_name_or_path or None
 
     def load(self, checkpoint: Checkpoint) -> PeftModel:
-        """Load the model and the adapter as PEFT does, in fp32 on the CPU.
+        """Load the model and the adapter with PEFT, in fp32 on the CPU.
 
         Raises:
-            AdapterError: it is for another model, or the model lacks weights that it needs.
+            AdapterError: the adapter is for another model, or the checkpoint lacks weights that it needs.
         """
         model = self._task_model(checkpoint)
         where = f"{self.folder}: not for model {checkpoint.name}"
         try:
             with warnings.catch_warnings():
-                # PEFT 0.21 asks Transformers 5.23 for what it calls otherwise now.
+                # PEFT 0.21 uses a name that Transformers 5.23 deprecates.
                 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-                warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+                warnings.filterwarnings("ignore", "Found missing adapter keys")  # checked below
                 adapted = PeftModel.from_pretrained(model, str(self.folder), config=self.config, torch_device="cpu")
-            # False: whether embeddings belong to an adapter PEFT would ask the hub.
+            # Otherwise PEFT queries the hub to decide whether embeddings belong to the adapter.
             loaded = get_peft_model_state_dict(adapted.eval(), save_embedding_layers=False)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
-            why = (
-                (str(e).strip() or type(e).__name__).splitlines()[-1].strip()
-            )  # the first line names a class of theirs
-            raise AdapterError(f"{where} ({why}); give the one it was trained on with --model") from e
-        # An output layer or embeddings that are adapted come with their own weights, which PEFT has loaded too.
+            why = (str(e).strip() or type(e).__name__).splitlines()[-1].strip()  # the first line names a class of PEFT
+            raise AdapterError(f"{where} ({why}); give its base model with --model") from e
+        # PEFT also loads the weights of an adapted output layer or embedding table.
         different = sorted((set(loaded) ^ set(self.tensors)) - set(adapted.state_dict()))
         if different:
-            whose = "the file alone" if different[0] in self.tensors else "the model alone"
-            raise AdapterError(f"{where}: {different[0]} is in {whose}; give the one it was trained on with --model")
+            place = "the adapter file" if different[0] in self.tensors else "the adapted model"
+            raise AdapterError(f"{where}: {different[0]} is only in {place}; give its base model with --model")
         return adapted
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """Weights and biases of the classification layer, float [c, h] and [c].
+        """Return weights and biases of the classification layer, float [c, h] and [c].
 
         Raises:
-            AdapterError: the adapter holds none.
+            AdapterError: the adapter has no classification layer.
         """
         found = {name.split(".")[-1]: tensor.float() for name, tensor in self.tensors.items() if _is_of_head(name)}
         if "weight" not in found:
-            raise AdapterError(f"{self.folder / WEIGHTS}: holds no classification layer; train it with the adapter")
+            raise AdapterError(f"{self.folder / WEIGHTS}: has no classification layer; train it with the adapter")
         return found["weight"], found.get("bias", torch.zeros(len(found["weight"])))
 
     def _task_model(self, checkpoint: Checkpoint) -> PreTrainedModel:
@@ -120,13 +118,13 @@ class Adapter:
         missing = sorted(set(loading["missing_keys"]) - {self._own_name(name) for name in self.tensors})
         if missing:
             raise AdapterError(
-                f"{where}: the checkpoint lacks {', '.join(missing)}, which {self.folder} does not hold either; its "
-                "answers would be random, give the model it was trained on with --model"
+                f"{where}: the checkpoint lacks {', '.join(missing)}, which {self.folder} does not hold either, so "
+                "logits would be random; give the base model of the adapter with --model"
             )
         return model
 
     def _own_name(self, name: str) -> str:
-        """Name a tensor as the model without the adapter does."""
+        """Return the name of a tensor in the model without the adapter."""
         return name.removeprefix("base_model.model." if self.kind == "LORA" else "base_model.")
 
 
@@ -134,17 +132,17 @@ def read_adapter(folder: Path) -> Adapter:
     """Read an adapter.
 
     Raises:
-        AdapterError: it is none, or of a kind or for a task that is not supported.
+        AdapterError: the folder holds no adapter, or its kind or task is not supported.
     """
     record = _read_config(folder)
     kind, task = record.get("peft_type"), record.get("task_type")
     if kind not in METHODS:
-        raise AdapterError(f"{folder}: holds {kind}, need {', '.join(METHODS)}; others cannot be imported")
+        raise AdapterError(f"{folder}: got peft_type {kind}, need {', '.join(METHODS)}; not supported")
     if task not in TASKS:
-        raise AdapterError(f"{folder}: its task_type is {task}, need {' or '.join(TASKS)}; others make no classifier")
+        raise AdapterError(f"{folder}: got task_type {task}, need {' or '.join(TASKS)}; not supported")
     for name in _REFUSED_SETTINGS:
         if record.get(name):
-            raise AdapterError(f"{folder / CONFIG}: sets {name}, and cannot be merged; not supported")
+            raise AdapterError(f"{folder / CONFIG}: sets {name}, which cannot be merged; not supported")
     tensors = _read_weights(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
@@ -153,15 +151,15 @@ def read_adapter(folder: Path) -> Adapter:
     adapter = Adapter(folder=folder, kind=kind, task=task, config=config, tensors=tensors)
     others = [name for name in tensors if name != PROMPT and not (task == "SEQ_CLS" and _is_of_head(name))]
     if kind != "LORA" and (PROMPT not in tensors or others):
-        got = f"holds {others[0]}, which was trained too" if others else f"holds no {PROMPT}"
-        raise AdapterError(f"{folder / WEIGHTS}: {got}; need virtual tokens and a classification layer alone")
+        got = f"holds {others[0]} too" if others else f"holds no {PROMPT}"
+        raise AdapterError(f"{folder / WEIGHTS}: {got}; need only virtual tokens and a classification layer")
     return adapter
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
-        raise AdapterError(f"{folder}: no PEFT adapter, it has no {CONFIG}; give the folder that save_pretrained wrote")
+        raise AdapterError(f"{folder}: not a PEFT adapter, has no {CONFIG}; give the folder that save_pretrained wrote")
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as e:
@@ -175,7 +173,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if not path.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
-        why = "has only adapter_model.bin, a pickle, which could run code" if pickled else f"has no {WEIGHTS}"
+        why = "has only adapter_model.bin, a pickle, which can run code" if pickled else f"has no {WEIGHTS}"
         raise AdapterError(f"{folder}: {why}; load it with PEFT and save it with safe_serialization=True")
     try:
         return load_file(path)
@@ -184,15 +182,15 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _is_of_head(name: str) -> bool:
-    """Whether a tensor is of the classification head, by the names PEFT gives it on each kind of adapter."""
+    """Return whether a tensor belongs to the classification head, by the names that PEFT uses."""
     return name.removeprefix("base_model.").removeprefix("model.").startswith(("score.", "classifier."))
 
 
 def _check_head(checkpoint: Checkpoint) -> None:
-    """Refuse a model whose classification head is more than one layer that reads the last token, or BERT's pooler.
+    """Check that the classification head is one linear layer on the last token or BERT's pooler.
 
     Raises:
-        AdapterError: names the layers.
+        AdapterError: the head has other layers (the message names them).
     """
     where = f"model {checkpoint.name}"
     try:
@@ -200,7 +198,7 @@ def _check_head(checkpoint: Checkpoint) -> None:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
-        raise AdapterError(f"{where}: Transformers has no classifier of it ({reason(e)}); not supported") from e
+        raise AdapterError(f"{where}: Transformers has no classifier for it ({reason(e)}); not supported") from e
     heads = [child for child in model.children() if child is not model.base_model and list(child.parameters())]
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         of_base = {id(parameter) for parameter in model.base_model.parameters()}

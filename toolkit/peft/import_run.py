@@ -1,7 +1,7 @@
-"""A PEFT adapter -> a Run, proved against PEFT's own forward pass; trains nothing.
+"""A PEFT adapter -> a Run that gives the same logits as PEFT; does not train.
 
-Virtual tokens go where PEFT has them: rows before all else, [CLS] and BOS too, keys and values before the row. LoRA is
-merged into a backbone of the run's own.
+Virtual tokens go where PEFT puts them: prompt embeddings first, before [CLS] and BOS; keys and values before the row.
+LoRA is merged into a backbone that the run holds.
 """
 
 import hashlib
@@ -18,7 +18,6 @@ from ptexport.runtime.errors import AdapterError
 from ptexport.runtime.rows import Row, check_texts, read_rows
 from ptexport.toolkit.data.cities import load_cities
 from ptexport.toolkit.models.backbone import Backbone
-from ptexport.toolkit.models.facts import BackboneFacts
 from ptexport.toolkit.peft.adapter import CONFIG, METHODS, WEIGHTS, Adapter, read_adapter
 from ptexport.toolkit.peft.plan import ImportConfig, Parts, find_model, parse_template
 from ptexport.toolkit.progress import Progress
@@ -26,31 +25,31 @@ from ptexport.toolkit.prompt.scoring import TaskTensors, forward
 from ptexport.toolkit.prompt.trainable import TrainableBackbone
 from ptexport.toolkit.run.backbone import BACKBONE
 from ptexport.toolkit.run.check_rows import choose_check_rows
-from ptexport.toolkit.run.config import Imported, RunConfig
+from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
 from ptexport.toolkit.run.run import FILES, RESUME, Run, TaskArrays
 from ptexport.toolkit.store.folders import check_free, new_folder
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit that rounding makes in fp32; an adapter that is read wrongly makes more."""
-N_PROVED = 8
-"""Check rows that PEFT's own forward pass answers too; export compares all of them with the run."""
+"""Maximum difference of a logit through fp32 rounding; an adapter that is converted incorrectly gives more."""
+N_COMPARED = 8
+"""Number of check rows compared with PEFT's forward pass; `ptexport export` compares all of them with the run."""
 VERSIONED = ("ptexport", "peft", "torch", "transformers", "tokenizers")
 
 
 def import_peft(config: ImportConfig, progress: Progress) -> Run:
-    """Import an adapter into a folder, which is there whole or not at all.
+    """Import an adapter into a folder; the folder is written atomically.
 
     Raises:
         OutputError: the run exists, or cannot be written.
-        AdapterError: the folder holds no adapter, one that is not supported, or one for another model; or what was made
-            of it answers otherwise than PEFT does.
+        AdapterError: the folder holds no adapter, an adapter that is not supported or is for another model, or the
+            logits of the run differ from PEFT's.
         PtexportError: the model, labels, template or rows do not fit.
     """
     files = (*FILES, BACKBONE, RESUME)
     check_free(config.out, force=config.force, files=files)
     adapter = read_adapter(config.adapter)
     template = parse_template(config, adapter)
-    # The built-in rows' labels are of another task.
+    # The labels of the built-in rows belong to another task.
     built_in = [replace(row, label=None) for row in load_cities()]
     rows = choose_check_rows(built_in if config.rows is None else list(read_rows(config.rows)))
     for row in rows:
@@ -66,41 +65,61 @@ def import_peft(config: ImportConfig, progress: Progress) -> Run:
 
 
 def _make_run(config: ImportConfig, parts: Parts, rows: list[Row], folder: Path) -> Run:
-    """Merge, bake and prove; a backbone that LoRA changed goes into the folder."""
-    texts = [row.texts for row in rows]
+    """Convert the adapter, and compare the run with PEFT; a backbone that LoRA changes is written into the folder."""
     compiled = parts.compiled
-    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields).encode(texts)[:N_PROVED]
+    texts = [row.texts for row in rows][:N_COMPARED]
+    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields).encode(texts)
     expected = torch.cat([_peft_logits(parts, encoding) for encoding in whole])
     merges = parts.adapter.kind == "LORA"
     backbone = _merge(parts, folder / BACKBONE) if merges else parts.backbone
-    leading_ids = compiled.leading_ids if backbone.facts.causal and parts.prefix is None else []
-    tensors = _task_tensors(parts, backbone, leading_ids)
-    folded = compiled.tokenizer_json(n_folded=len(leading_ids))
-    encodings = TextEncoder.from_json(folded, fields=compiled.fields).encode(texts[:N_PROVED])
+    folded_ids = compiled.leading_ids if backbone.facts.causal and parts.prefix_kv is None else []
+    tensors = _task_tensors(parts, backbone, folded_ids)
+    folded = compiled.tokenizer_json(n_folded=len(folded_ids))
+    encodings = TextEncoder.from_json(folded, fields=compiled.fields).encode(texts)
     classifier = backbone.classifier(parts.pooling)
     with torch.no_grad():
         got = torch.cat([forward(classifier, [encoding], tensors) for encoding in encodings])
+    options = TaskOptions(
+        method=METHODS[parts.adapter.kind],
+        model=config.model or str(parts.adapter.base),
+        template=parts.source,
+        init=None,
+        truncate=compiled.truncate,
+    )
+    run_config = RunConfig.of(
+        options,
+        backbone=parts.backbone.facts,
+        commit=parts.backbone.commit,
+        verbalizer=parts.verbalizer,
+        compiled=compiled,
+        pooling=parts.pooling,
+        n_folded=len(folded_ids),
+        trained_backbone=backbone.facts if merges else None,
+        imported=_compare(parts.adapter, got - expected),
+    )
     return Run(
-        config=_run_config(
-            config, parts, _proved(parts.adapter, got - expected), backbone.facts if merges else None, len(leading_ids)
-        ),
+        config=run_config,
         metrics=None,
         trained={},
-        arrays=TaskArrays(
-            prompt_embeddings=tensors.prompt_embeddings.numpy(),
-            label_weights=tensors.label_weights.numpy(),
-            label_bias=tensors.label_bias.numpy(),
-            prefix_kv=None if tensors.prefix_kv is None else tensors.prefix_kv.numpy(),
-        ),
+        arrays=_to_arrays(tensors),
         tokenizer_json=parts.backbone.tokenizer_json,
         check_rows=rows,
     )
 
 
+def _to_arrays(tensors: TaskTensors) -> TaskArrays:
+    return TaskArrays(
+        prompt_embeddings=tensors.prompt_embeddings.numpy(),
+        label_weights=tensors.label_weights.numpy(),
+        label_bias=tensors.label_bias.numpy(),
+        prefix_kv=None if tensors.prefix_kv is None else tensors.prefix_kv.numpy(),
+    )
+
+
 @torch.no_grad()
 def _peft_logits(parts: Parts, encoding: Encoding) -> Tensor:
-    """Let PEFT answer one row, unpadded; float [1, c]."""
-    own = torch.tensor([[id_ for id_ in encoding.ids if id_ < parts.compiled.vocab]])  # it adds virtual tokens itself
+    """Run PEFT's forward pass on one row, unpadded; float [1, c]."""
+    own = torch.tensor([[id_ for id_ in encoding.ids if id_ < parts.compiled.vocab]])  # PEFT adds virtual tokens itself
     logits: Tensor = parts.adapted(input_ids=own, attention_mask=torch.ones_like(own)).logits
     if parts.verbalizer.words is None:
         return logits
@@ -108,7 +127,7 @@ def _peft_logits(parts: Parts, encoding: Encoding) -> Tensor:
 
 
 def _merge(parts: Parts, folder: Path) -> Backbone:
-    """Write the backbone with LoRA's updates in it, and load it as anybody would."""
+    """Write the backbone with LoRA merged, and load it from there."""
     merged = parts.adapted.merge_and_unload()
     linear = parts.verbalizer.words is None
     trainable = TrainableBackbone(
@@ -118,26 +137,31 @@ def _merge(parts: Parts, folder: Path) -> Backbone:
 
 
 @torch.no_grad()
-def _task_tensors(parts: Parts, backbone: Backbone, leading_ids: list[int]) -> TaskTensors:
-    """Collect what the task brings to the classifier, its leading tokens computed once."""
-    rows, states = parts.prompt_embeddings, parts.prefix
+def _task_tensors(parts: Parts, backbone: Backbone, folded_ids: list[int]) -> TaskTensors:
+    """Compute the task tensors, with the keys and values of the folded tokens."""
     label_weights, label_bias = parts.adapter.head() if not parts.word_ids else backbone.label_weights(parts.word_ids)
-    if states is None and backbone.facts.causal:
-        states = backbone.classifier("last").prefix_kv(leading_ids, rows)
-    return TaskTensors(prompt_embeddings=rows, label_weights=label_weights, label_bias=label_bias, prefix_kv=states)
+    prefix_kv = parts.prefix_kv
+    if prefix_kv is None and backbone.facts.causal:
+        prefix_kv = backbone.classifier("last").prefix_kv(folded_ids, parts.prompt_embeddings)
+    return TaskTensors(
+        prompt_embeddings=parts.prompt_embeddings,
+        label_weights=label_weights,
+        label_bias=label_bias,
+        prefix_kv=prefix_kv,
+    )
 
 
-def _proved(adapter: Adapter, differences: Tensor) -> Imported:
-    """Describe where a run came from, once it answers as PEFT does.
+def _compare(adapter: Adapter, differences: Tensor) -> Imported:
+    """Describe where a run comes from, if its logits equal PEFT's.
 
     Raises:
-        AdapterError: it does not.
+        AdapterError: the logits differ.
     """
     largest = differences.abs().max().item()
     if not largest <= TOLERANCE:
         raise AdapterError(
-            f"{adapter.folder}: PEFT's answers differ from those of what was made of it by {largest:.2g} in a logit, "
-            f"need at most {TOLERANCE:g}; not supported, please report {CONFIG}"
+            f"{adapter.folder}: the logits of the run differ from PEFT's by up to {largest:.2g}, need at most "
+            f"{TOLERANCE:g}; not supported, please report {CONFIG}"
         )
     return Imported(
         folder=str(adapter.folder),
@@ -147,35 +171,4 @@ def _proved(adapter: Adapter, differences: Tensor) -> Imported:
         max_abs_diff=largest,
         rows=len(differences),
         versions={name: version(name) for name in VERSIONED},
-    )
-
-
-def _run_config(
-    config: ImportConfig, parts: Parts, imported: Imported, trained_backbone: BackboneFacts | None, n_folded: int
-) -> RunConfig:
-    words = parts.verbalizer.words
-    return RunConfig(
-        method=METHODS[parts.adapter.kind],
-        imported=imported,
-        train_backbone=False,
-        model=config.model or str(parts.adapter.base),
-        revision=parts.backbone.commit,
-        backbone=parts.backbone.facts,
-        trained_backbone=trained_backbone,
-        template=parts.source,
-        labels=list(parts.verbalizer.labels),
-        label_words=None if words is None else [list(label) for label in words],
-        open_vocabulary=parts.verbalizer.open_vocabulary,
-        pooling=parts.pooling,
-        encoder=None,
-        init=None,
-        shots=[],
-        prior_correction=False,
-        n_prefix=parts.compiled.n_prefix,
-        max_length=parts.compiled.max_length,
-        truncate=parts.compiled.truncate,
-        calibrate=False,
-        abstain=None,
-        n_folded=n_folded,
-        training=None,
     )

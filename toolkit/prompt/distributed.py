@@ -1,7 +1,8 @@
-"""The processes that train one thing together, as `accelerate launch` or `torchrun` starts them; usually one.
+"""Data parallelism: several processes, started by `accelerate launch` or `torchrun`, train one model together.
 
-All do the same with the same seed, each on its share of every batch; sums over all shares make them agree bit for bit.
-Who is not the first writes nothing. Free of torch until there are several.
+All processes run the same code with the same seed, each on its shard of every batch. Gradients and sums are reduced
+over all processes, so that their weights stay equal bit for bit. Only rank 0 writes files and shows progress. With one
+process, these functions do nothing and do not import torch.
 """
 
 import os
@@ -16,37 +17,37 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 
-def several() -> bool:
-    """Whether there are more than this one."""
+def is_distributed() -> bool:
+    """Return whether there is more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def is_first() -> bool:
-    """Whether this is the one that writes and is watched."""
-    return not several() or int(os.environ["RANK"]) == 0
+def is_rank_0() -> bool:
+    """Return whether this process has rank 0, which writes files and shows progress."""
+    return not is_distributed() or int(os.environ["RANK"]) == 0
 
 
-def share(items: Sequence[_Item]) -> Sequence[_Item]:
-    """Take what this process is to do; all shares together are the whole."""
-    return items[_state().process_index :: _state().num_processes] if several() else items
+def shard(items: Sequence[_Item]) -> Sequence[_Item]:
+    """Select the items of this process; the shards of all processes together are all items."""
+    return items[_state().process_index :: _state().num_processes] if is_distributed() else items
 
 
 def device() -> "torch.device":
-    """The device of this process among several."""
+    """Return the device of this process; call it only with several processes."""
     found: torch.device = _state().device
     return found
 
 
 def add(tensors: Iterable["torch.Tensor"]) -> None:
     """Sum each tensor over all processes, in place."""
-    if several():
+    if is_distributed():
         for tensor in tensors:
             _reduce(tensor)
 
 
 def add_number(number: float) -> float:
     """Sum a number over all processes."""
-    if not several():
+    if not is_distributed():
         return number
     import torch
 
@@ -56,8 +57,8 @@ def add_number(number: float) -> float:
 
 
 def add_gradients(parameters: Sequence["torch.nn.Parameter"]) -> None:
-    """Sum gradients over all processes; one that no process reached stays absent, as it would for one alone."""
-    if not several():
+    """Sum gradients over all processes; a gradient that is None in all of them stays None."""
+    if not is_distributed():
         return
     import torch
 
@@ -70,21 +71,21 @@ def add_gradients(parameters: Sequence["torch.nn.Parameter"]) -> None:
             _reduce(parameter.grad)
 
 
-def told_by_first(value: _Item | None) -> _Item:
-    """Learn what the first process knows, and wait for it until it does."""
-    if several():
+def broadcast_from_rank_0(value: _Item | None) -> _Item:
+    """Return the value that rank 0 passes, in every process; wait for rank 0 if necessary."""
+    if is_distributed():
         from accelerate.utils import broadcast_object_list
 
         _state()
         (value,) = broadcast_object_list([value])
-    assert value is not None, "the first process knows"
+    assert value is not None, "rank 0 passes a value"
     return value
 
 
 @contextmanager
-def first_then_others() -> Iterator[None]:
-    """Let the first go first, so that what it puts into a cache is made once."""
-    if several():
+def rank_0_first() -> Iterator[None]:
+    """Run the block in rank 0 first and then in the other processes, so that they find its cache entries."""
+    if is_distributed():
         with _state().main_process_first():
             yield
     else:

@@ -1,8 +1,8 @@
-"""The prompt encoders: virtual tokens -> rows [p, e], or keys and values; knows nothing of templates or backbones.
+"""Prompt encoders: trained weights -> prompt embeddings [p, e], or keys and values.
 
 Source: Liu et al. 2021, arXiv:2103.10385, section 3.2: h_i = MLP([LSTM forward : LSTM backward]) over free
-embeddings. The LSTM has e/2 units a direction, as in THUDM/P-tuning@f4225d4 LAMA/p_tuning/prompt_encoder.py (its
-few-shot code uses e and an MLP twice as wide); no dropout, as there.
+embeddings. The LSTM has e/2 units per direction and no dropout, as in THUDM/P-tuning@f4225d4
+LAMA/p_tuning/prompt_encoder.py (the few-shot code there uses e units and an MLP twice as wide).
 """
 
 from typing import Literal
@@ -15,18 +15,18 @@ from ptexport.toolkit.methods import EncoderKind
 
 
 class PromptEncoder(nn.Module):
-    """Makes the rows of all virtual tokens, from nothing but its own weights.
+    """Computes the prompt embeddings of all virtual tokens from its weights.
 
     Args:
-        kind: "lstm": two-layer bidirectional LSTM, then Linear-ReLU-Linear; "mlp": the second part alone;
-            "none": the rows themselves are trained.
+        kind: "lstm": two-layer bidirectional LSTM, then Linear-ReLU-Linear; "mlp": Linear-ReLU-Linear alone;
+            "none": the prompt embeddings are trained directly.
         n_prompt: number of virtual tokens p, at least 1.
-        embedding_width: floats per embedding row e, even.
-        scale: standard deviation that the rows start with; the backbone's own embeddings', so that they start
-            where the language model expects its input.
+        embedding_width: floats per embedding e; even for the LSTM.
+        scale: initial standard deviation of the prompt embeddings with "none"; use that of the backbone's embeddings,
+            so that training starts in the range the language model expects.
 
     Raises:
-        TrainError: the LSTM on an odd embedding width.
+        TrainError: an LSTM with an odd embedding width.
     """
 
     def __init__(self, kind: EncoderKind, n_prompt: int, embedding_width: int, *, scale: float) -> None:
@@ -50,25 +50,25 @@ class PromptEncoder(nn.Module):
         )
 
     def forward(self) -> Tensor:
-        """Make the rows, float [p, e]."""
-        rows: Tensor = self.embeddings
+        """Compute the prompt embeddings, float [p, e]."""
+        embeddings: Tensor = self.embeddings
         if self.lstm is not None:
-            rows = self.lstm(rows[None])[0][0]
-        return rows if self.mlp is None else self.mlp(rows)
+            embeddings = self.lstm(embeddings[None])[0][0]
+        return embeddings if self.mlp is None else self.mlp(embeddings)
 
 
 class PrefixEncoder(nn.Module):
-    """Makes keys and values of every layer, as if so many tokens stood before the row's first.
+    """Computes past keys and values of every layer, as if n more tokens preceded the row.
 
     Source: "none": Liu et al. 2022, arXiv:2110.07602, section 3.2; "mlp": Li and Liang 2021, arXiv:2101.00190,
-    section 4.3, whose reparameterisation is a table of embeddings and a tanh network, dropped after training. Here the
-    network makes what is added to the start, at first nothing: keys near 0 draw attention from every token, and on
-    SmolLM2 nothing was learned from there.
+    section 4.3: a table of embeddings and a tanh network, dropped after training. Here the output of the network is
+    added to `start` and is initially 0. Without `start`, keys are near 0 and draw attention from every token; SmolLM2
+    did not learn from there.
 
     Args:
-        kind: "none": the keys and values themselves are trained; "mlp": they are made by a network.
-        start: float [l, 2, 1, k, n, d], which both start from: those that real words leave.
-        width: of the network, floats.
+        kind: "none": the keys and values are trained directly; "mlp": a network computes them.
+        start: float [l, 2, 1, k, n, d], initial keys and values: those of real tokens.
+        width: width of the network, in floats.
     """
 
     def __init__(self, kind: Literal["mlp", "none"], start: Tensor, *, width: int) -> None:
@@ -84,7 +84,7 @@ class PrefixEncoder(nn.Module):
             self.mlp = nn.Sequential(nn.Linear(width, width), nn.Tanh(), last)
 
     def forward(self) -> Tensor:
-        """Make the keys and values, float [l, 2, 1, k, n, d]."""
+        """Compute the keys and values, float [l, 2, 1, k, n, d]."""
         if self.mlp is None:
             return self.prefix_kv
         layers, two, one, heads, n_prefix, head_width = self.prefix_kv.shape

@@ -1,4 +1,4 @@
-"""Rows -> ids -> logits and accuracy, by the classifier and the prompt as they are; trains nothing."""
+"""Rows -> ids -> logits and accuracy, with the current prompt; does not train."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from ptexport.toolkit.prompt.soft_prompt import SoftPrompt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedRows:
-    """Rows as the classifier takes them.
+    """Rows, encoded for the classifier.
 
     Attributes:
-        encodings: ids and masks, template included.
-        targets: index of each row's label.
-        n_labels: how many labels there are.
-        n_choices: of multiple choices, how many of the encodings are each row's candidates; otherwise empty.
+        encodings: ids and masks, including the template; a multiple choice has one encoding per candidate.
+        targets: index of the label of each encoding.
+        n_labels: number of labels.
+        n_choices: number of candidates of each multiple choice; empty without multiple choices.
     """
 
     encodings: list[Encoding]
@@ -34,25 +34,25 @@ class EncodedRows:
 
     @classmethod
     def encode(cls, rows: Sequence[Row], encoder: TextEncoder, labels: Sequence[str]) -> "EncodedRows":
-        """Encode rows, each candidate of a multiple choice as a pair.
+        """Encode rows; each candidate of a multiple choice becomes a pair.
 
         Raises:
-            DataError: a text that cannot be encoded.
+            DataError: a text cannot be encoded.
         """
         index = {label: i for i, label in enumerate(labels)}
-        one_by_one = pairs(rows, labels)
+        flat = pairs(rows, labels)
         return cls(
-            encodings=encoder.encode([row.texts for row in one_by_one]),
-            targets=[index[row.label or ""] for row in one_by_one],
+            encodings=encoder.encode([row.texts for row in flat]),
+            targets=[index[row.label or ""] for row in flat],
             n_labels=len(labels),
             n_choices=[len(row.choices) for row in rows if row.choices is not None],
         )
 
-    def right_choices(self, scores: Tensor) -> Tensor:
-        """Say of multiple choices whether the highest of a row's scores is the right one's, bool [rows].
+    def correct_choices(self, scores: Tensor) -> Tensor:
+        """Return for each multiple choice whether the correct candidate has the highest score, bool [rows].
 
         Args:
-            scores: of each candidate, float [encodings].
+            scores: score of each candidate, float [encodings].
         """
         parts = zip(
             torch.split(scores, self.n_choices), torch.split(torch.tensor(self.targets), self.n_choices), strict=True
@@ -60,7 +60,7 @@ class EncodedRows:
         return torch.stack([targets[row.argmax()] == 0 for row, targets in parts])
 
     def class_weights(self, balance: bool) -> Tensor:
-        """Weigh labels, float [c]: all alike, or so that each has the same share whatever its rows."""
+        """Return weights of the labels in the loss, float [c]: 1, or with `balance` inverse to their number of rows."""
         if not balance:
             return torch.ones(self.n_labels)
         counts = torch.tensor(self.targets).bincount(minlength=self.n_labels)
@@ -69,58 +69,62 @@ class EncodedRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """Scores texts with what will be shipped: the leading prompt folded once, the rest of the template per row.
+    """Computes logits as the bundle will: the leading tokens are folded, the rest of the template is in every row.
 
     Attributes:
-        classifier: frozen.
-        encoder: the tokenizer without the folded tokens.
-        leading_ids: of the folded tokens.
-        trains_leading: whether training changes what stands before the rows, so that it cannot be computed once.
-        reads_once: whether it changes none before a row's first virtual token, and there is a text before that.
-        batch_rows: rows scored at once.
+        classifier: the module that is trained and traced.
+        encoder: text encoder without the folded tokens.
+        folded_ids: ids of the folded tokens.
+        trains_folded: whether training changes the keys and values of the folded tokens, so that every step computes
+            them again.
+        caches_prefixes: whether the keys and values of a row before its first virtual token are constant; see
+            `training/prefix_cache.py`.
+        batch_rows: rows per forward pass.
     """
 
     classifier: PromptClassifier
     encoder: TextEncoder
-    leading_ids: list[int]
-    trains_leading: bool
-    reads_once: bool
+    folded_ids: list[int]
+    trains_folded: bool
+    caches_prefixes: bool
     batch_rows: int
 
     def task_tensors(self, prompt: SoftPrompt, prefix_kv: Tensor | None = None) -> "TaskTensors":
-        """Make what a prompt brings at this moment, with gradients where they are on.
+        """Compute the task tensors of a prompt, with gradients if they are enabled.
 
-        What stands before all rows is run through the model once, not in each row.
+        The folded tokens run through the model once, not in every row.
 
         Args:
-            prompt: as it is now.
-            prefix_kv: keys and values of what stands before the rows, if they are known; None: they are not, or
-                nothing stands there.
+            prompt: the current prompt.
+            prefix_kv: keys and values of the folded tokens, if known; None: compute them, if any.
         """
-        rows = prompt.prompt_embeddings()
+        prompt_embeddings = prompt.prompt_embeddings()
         label_weights, label_bias = prompt.labels()
         if prompt.prefix is not None:
             prefix_kv = prompt.prefix()
-        elif prefix_kv is None and self.leading_ids:
-            prefix_kv = self.classifier.prefix_kv(self.leading_ids, rows)
+        elif prefix_kv is None and self.folded_ids:
+            prefix_kv = self.classifier.prefix_kv(self.folded_ids, prompt_embeddings)
         return TaskTensors(
-            prompt_embeddings=rows, label_weights=label_weights, label_bias=label_bias, prefix_kv=prefix_kv
+            prompt_embeddings=prompt_embeddings,
+            label_weights=label_weights,
+            label_bias=label_bias,
+            prefix_kv=prefix_kv,
         )
 
     def score_batch(self, encodings: Sequence[Encoding]) -> "ScoreBatch":
-        """Make what scores these rows, a batch at a time, each from its first token on."""
+        """Create a function that scores batches of these rows, each from its first token on."""
         return lambda batch, tensors: forward(self.classifier, [encodings[i] for i in batch], tensors)
 
     @torch.no_grad()
     def logits(
         self, prompt: SoftPrompt, encodings: Sequence[Encoding], score_batch: "ScoreBatch | None" = None
     ) -> Tensor:
-        """Score rows as `encoder` encodes them, float [rows, c].
+        """Compute logits, float [rows, c].
 
         Args:
-            prompt: as it is now.
-            encodings: the rows.
-            score_batch: a quicker way to the same logits; None: there is none.
+            prompt: the current prompt.
+            encodings: rows, encoded by `encoder`.
+            score_batch: a faster function for the same logits; None: score whole rows.
         """
         rows: dict[int, Tensor] = {}
         for batch, logits in self._score(prompt, encodings, score_batch, self._batches(encodings)):
@@ -128,7 +132,7 @@ class Scorer:
         return torch.stack([rows[i] for i in range(len(encodings))])
 
     def _batches(self, encodings: Sequence[Encoding]) -> list[list[int]]:
-        """Group row numbers, the longest first."""
+        """Group row indices into batches, the longest rows first."""
         order = sorted(range(len(encodings)), key=lambda i: -len(encodings[i]))
         return [order[start : start + self.batch_rows] for start in range(0, len(order), self.batch_rows)]
 
@@ -146,32 +150,37 @@ class Scorer:
             yield batch, score_batch(batch, tensors)
 
     def accuracy(
-        self, prompt: SoftPrompt, examples: EncodedRows, score_batch: "ScoreBatch | None" = None
+        self, prompt: SoftPrompt, rows: EncodedRows, score_batch: "ScoreBatch | None" = None
     ) -> tuple[float, float]:
-        """Return the share of rows answered right, and the mean cross-entropy in nats; arguments as of `logits`.
+        """Return the accuracy (0 to 1) and the mean cross-entropy in nats.
 
-        Of multiple choices the cross-entropy is that of their pairs.
+        With multiple choices, accuracy is over rows and cross-entropy over their pairs.
+
+        Args:
+            prompt: the current prompt.
+            rows: rows, encoded by `encoder`.
+            score_batch: see `logits`.
         """
         device = self.classifier.table.weight.device
-        right, scores = torch.zeros(2, len(examples.targets), device=device)
+        correct, scores = torch.zeros(2, len(rows.targets), device=device)
         loss = 0.0
-        # Batch by batch, since labels may be as many as the vocabulary has words.
-        batches = distributed.share(self._batches(examples.encodings))
-        for batch, logits in self._score(prompt, examples.encodings, score_batch, batches):
-            targets = torch.tensor([examples.targets[i] for i in batch], device=device)
-            right[batch] = (logits.argmax(1) == targets).float()
+        # Batch by batch, since there may be as many labels as words in the vocabulary.
+        batches = distributed.shard(self._batches(rows.encodings))
+        for batch, logits in self._score(prompt, rows.encodings, score_batch, batches):
+            targets = torch.tensor([rows.targets[i] for i in batch], device=device)
+            correct[batch] = (logits.argmax(1) == targets).float()
             scores[batch] = logits[:, 0] - logits[:, 1]
             loss += functional.cross_entropy(logits, targets, reduction="sum").item()
-        distributed.add([right, scores])
+        distributed.add([correct, scores])
         loss = distributed.add_number(loss)
-        if examples.n_choices:
-            right = examples.right_choices(scores.cpu())
-        return right.double().cpu().mean().item(), loss / len(examples.targets)
+        if rows.n_choices:
+            correct = rows.correct_choices(scores.cpu())
+        return correct.double().cpu().mean().item(), loss / len(rows.targets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskTensors:
-    """What a prompt brings to the classifier at one moment; shapes as there."""
+    """The task tensors at one step; shapes as in `PromptClassifier.forward`."""
 
     prompt_embeddings: Tensor
     label_weights: Tensor
@@ -180,7 +189,7 @@ class TaskTensors:
 
 
 ScoreBatch = Callable[[Sequence[int], TaskTensors], Tensor]
-"""Indices of rows, and what a prompt tensors -> logits, float [b, c]."""
+"""Row indices and task tensors -> logits, float [b, c]."""
 
 
 def forward(classifier: PromptClassifier, encodings: Sequence[Encoding], tensors: TaskTensors) -> Tensor:

@@ -1,4 +1,4 @@
-"""Everything that a task brings to the classifier, trained or fixed."""
+"""The task tensors as a torch module: prompt embeddings, keys and values, and label weights, trained or fixed."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,24 +11,24 @@ from ptexport.toolkit.prompt.encoders import PrefixEncoder, PromptEncoder
 
 
 class BackboneTensors(Protocol):
-    """Rows of a backbone's own tables that a task reads; read each time, since the backbone may be trained too."""
+    """Tensors of the backbone that a task uses; read at every step, since the backbone may be trained too."""
 
     def mask(self) -> Tensor:
-        """The [MASK] embedding as the mask slot's row, float [1, e]; without a slot, float [0, e]."""
+        """Return the [MASK] embedding for the mask slot, float [1, e]; without a mask slot, float [0, e]."""
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Label rows, float [c, h], and biases, float [c]."""
+        """Return label weights, float [c, h], and biases, float [c]."""
 
 
 class SoftPrompt(nn.Module):
-    """Everything that a task brings to the classifier: rows, keys and values, and label rows, trained or fixed.
+    """The task tensors: prompt embeddings, keys and values, and label weights, trained or fixed.
 
     Args:
-        encoder: makes the virtual tokens' rows; None where they have none.
-        prefix: makes keys and values before everything; None where there are none to be trained.
-        own: what is read from the backbone.
-        head: a linear head to be trained, in place of label words.
-        log_prior: float [c], taken from the logits; None: nothing is.
+        encoder: computes the prompt embeddings; None if virtual tokens have none.
+        prefix: computes past keys and values; None if none are trained.
+        backbone_tensors: tensors of the backbone that the task uses.
+        head: a linear head to train instead of label words.
+        log_prior: float [c], subtracted from the logits; None: nothing is subtracted.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SoftPrompt(nn.Module):
         *,
         encoder: PromptEncoder | None,
         prefix: PrefixEncoder | None,
-        own: BackboneTensors,
+        backbone_tensors: BackboneTensors,
         head: nn.Linear | None,
         log_prior: Tensor | None = None,
     ) -> None:
@@ -45,33 +45,33 @@ class SoftPrompt(nn.Module):
         self.prefix = prefix
         self.head = head
         self.log_prior = log_prior
-        self._own = own
+        self._backbone_tensors = backbone_tensors
 
     def prompt_embeddings(self) -> Tensor:
-        """Make all rows past the vocabulary, float [p, e]: virtual tokens, then the mask slot."""
-        mask = self._own.mask()
+        """Compute all embeddings past the vocabulary, float [p, e]: virtual tokens, then the mask slot."""
+        mask = self._backbone_tensors.mask()
         if self.encoder is None:
-            # A table of no rows cannot be looked up in, so one of zeros stands in; no id points to it.
+            # Gather fails on an empty table, so it gets one embedding of zeros, to which no id points.
             return mask if len(mask) else mask.new_zeros(1, mask.shape[1])
         return torch.cat([self.encoder(), mask])
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Make label rows, float [c, h], and biases, float [c]."""
+        """Compute label weights, float [c, h], and biases, float [c]."""
         if self.head is not None:
             return self.head.weight, self.head.bias
-        rows, bias = self._own.labels()
-        return rows, bias if self.log_prior is None else bias - self.log_prior
+        weights, bias = self._backbone_tensors.labels()
+        return weights, bias if self.log_prior is None else bias - self.log_prior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveBackboneTensors:
-    """The rows of a backbone's own tables that a task reads; see `BackboneTensors`.
+    """Tensors of a trained backbone, read at every step; see `BackboneTensors`.
 
     Attributes:
-        backbone: on the CPU or, as far as it is trained, on the device of `table`.
-        table: its embeddings.
-        mask_id: the [MASK] token's id; None: no mask slot.
-        word_ids: of each label's words; none for a linear head.
+        backbone: the backbone; its trained parts are on the device of `table`, the others may be on the CPU.
+        table: embedding table of the backbone.
+        mask_id: id of the [MASK] token; None: no mask slot.
+        word_ids: token ids of the words of each label; empty for a linear head.
     """
 
     backbone: Backbone
@@ -80,26 +80,26 @@ class LiveBackboneTensors:
     word_ids: list[list[int]]
 
     def mask(self) -> Tensor:
-        """The mask slot's row, float [1 or 0, e]."""
+        """Return the embedding of the mask slot, float [1 or 0, e]."""
         return self.table.weight[[] if self.mask_id is None else [self.mask_id]]
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Label rows and biases, float [c, h] and [c]."""
-        rows, bias = self.backbone.label_weights(self.word_ids)
-        return rows.to(self.table.weight.device), bias.to(self.table.weight.device)
+        """Return label weights, float [c, h], and biases, float [c]."""
+        weights, bias = self.backbone.label_weights(self.word_ids)
+        return weights.to(self.table.weight.device), bias.to(self.table.weight.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenBackboneTensors:
-    """The same of a backbone that is frozen, read once: labels may be as many as its vocabulary has words."""
+    """Tensors of a frozen backbone, read once, since there may be as many labels as words in the vocabulary."""
 
-    mask_row: Tensor
+    mask_embedding: Tensor
     label_weights: tuple[Tensor, Tensor]
 
     def mask(self) -> Tensor:
-        """The mask slot's row, float [1 or 0, e]."""
-        return self.mask_row
+        """Return the embedding of the mask slot, float [1 or 0, e]."""
+        return self.mask_embedding
 
     def labels(self) -> tuple[Tensor, Tensor]:
-        """Label rows and biases, float [c, h] and [c]."""
+        """Return label weights, float [c, h], and biases, float [c]."""
         return self.label_weights

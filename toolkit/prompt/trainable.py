@@ -1,4 +1,4 @@
-"""A frozen backbone -> one that is trained, wholly or by LoRA -> an ordinary checkpoint again."""
+"""A frozen backbone -> a trainable one (all weights, or LoRA) -> an ordinary checkpoint."""
 
 import copy
 import warnings
@@ -21,12 +21,12 @@ _LORA_RANK = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableBackbone:
-    """A backbone, and what of it is trained.
+    """A backbone and its trained parameters.
 
     Attributes:
-        backbone: its model is trained in place; without dropout, so that a seed decides everything.
-        parameters: those that are trained, by name; none of a frozen one.
-        adapters: the model with its LoRA updates, which are not in its weights yet.
+        backbone: the backbone; its model is trained in place, without dropout, so that the seed determines the result.
+        parameters: the trained parameters, by name; empty for a frozen backbone.
+        adapters: the model with LoRA updates that are not merged yet; None without LoRA.
     """
 
     backbone: Backbone
@@ -35,13 +35,13 @@ class TrainableBackbone:
 
     @classmethod
     def of(cls, backbone: Backbone, training: BackboneTraining, *, lora_rank: int | None) -> "TrainableBackbone":
-        """Copy a backbone to be trained; a frozen one is used as it is.
+        """Copy a backbone for training; a backbone that stays frozen is not copied.
 
         Args:
-            backbone: frozen.
-            training: what of it is trained. LoRA (Hu et al. 2021, arXiv:2106.09685): all linear layers but the last;
-                alpha is the rank, so that updates are not scaled.
-            lora_rank: rank of its updates, at least 1; None: 8.
+            backbone: a frozen backbone.
+            training: which weights are trained. LoRA (Hu et al. 2021, arXiv:2106.09685) updates all linear layers but
+                the last; alpha equals the rank, so that updates are not scaled.
+            lora_rank: rank of the LoRA updates, at least 1; None: 8.
         """
         if training == "nothing":
             return cls(backbone=backbone, parameters={})
@@ -50,7 +50,7 @@ class TrainableBackbone:
         if training == "lora":
             rank = lora_rank or _LORA_RANK
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear")
-            with warnings.catch_warnings():  # PEFT sets it itself for GPT-2's transposed layers, and says so
+            with warnings.catch_warnings():  # PEFT sets it for GPT-2's transposed layers and warns
                 warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
                 adapters = LoraModel(model, config, "default")
         else:
@@ -60,10 +60,10 @@ class TrainableBackbone:
         return cls(backbone=replace(backbone, model=model), parameters=trained, adapters=adapters)
 
     def write(self, folder: Path, head: Head) -> Backbone:
-        """Write the trained model in Hugging Face's layout, LoRA merged in, and load it as anybody would.
+        """Write the trained model in Hugging Face's layout, with LoRA merged, and load it from there.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: the folder cannot be written.
         """
         model = self.backbone.model
         if self.adapters is not None:
@@ -73,6 +73,6 @@ class TrainableBackbone:
         try:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        except SafetensorError as e:  # its name for what the disk says
+        except SafetensorError as e:  # safetensors' name for an OSError
             raise OutputError(f"{folder}: cannot be written ({reason(e)}); free some space") from e
         return load_trained_backbone(folder, self.backbone.facts.name, self.backbone.facts.licence, head)

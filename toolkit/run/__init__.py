@@ -1,8 +1,8 @@
 """A run folder <-> what training hands to export.
 
-config.py      config.json: what was asked for and what was trained
-metrics.py     metrics.json: what training measured
+config.py      options of a training, and config.json: what was trained
+metrics.py     metrics.json: what the training measured
 run.py         the folder
 backbone.py    run -> its backbone
-check_rows.py  rows -> the rows kept for parity
+check_rows.py  rows -> the rows kept for the parity check
 """

@@ -1,4 +1,4 @@
-"""A run -> the backbone its arrays are for: the one it was trained on, or the one it trained."""
+"""A run -> its backbone: the original one, or the one that the run trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +9,20 @@ from ptexport.toolkit.models.backbone import Backbone, load_backbone
 from ptexport.toolkit.models.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.run.config import RunConfig
 
-BACKBONE = "backbone"  # only in a run that trained it
+BACKBONE = "backbone"  # exists only in a run that trained its backbone
 
 
 def load_backbone_of(config: RunConfig, folder: Path, *, stage: Callable[[str], None] = lambda name: None) -> Backbone:
-    """Load the backbone that a run's arrays are for: the one it was trained on, or the one it trained.
+    """Load the backbone that the arrays of a run belong to: the original one, or the one that the run trained.
 
     Args:
-        config: the run's.
-        folder: the run's.
-        stage: told what begins, if it takes long.
+        config: configuration of the run.
+        folder: folder of the run.
+        stage: called with the name of a stage that takes long, such as a download.
 
     Raises:
-        ModelError: it cannot be loaded.
-        RunError: its weights or configuration are others by now.
+        ModelError: the backbone cannot be loaded.
+        RunError: its weights or configuration changed since the training.
     """
     head: Head = "linear" if config.label_words is None else "words"
     if config.trained_backbone is not None:
@@ -39,15 +39,15 @@ def load_backbone_of(config: RunConfig, folder: Path, *, stage: Callable[[str], 
 
 
 def load_trained_backbone(folder: Path, name: str, licence: str | None, head: Head) -> Backbone:
-    """Load what `TrainableBackbone.write` wrote.
+    """Load a backbone that `TrainableBackbone.write` wrote.
 
     Args:
-        folder: in Hugging Face's layout.
-        name: of the model it was before.
-        licence: likewise.
-        head: what will be read.
+        folder: a folder in Hugging Face's layout.
+        name: name of the original model.
+        licence: licence of the original model.
+        head: the head to load the model for.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: the backbone cannot be loaded.
     """
     return load_backbone(Checkpoint(path=folder, name=name, licence=licence), head)

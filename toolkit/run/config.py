@@ -1,20 +1,19 @@
-"""What was trained, on what: config.json of a run."""
+"""The options of a training, and `config.json` of a run: what was trained, on what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
 from ptexport.runtime.bundle.manifest import Pooling
-from ptexport.toolkit.methods import EncoderKind, Head, Method, MethodName
+from ptexport.toolkit.methods import EncoderKind, Head, MethodName
 from ptexport.toolkit.models.facts import BackboneFacts
 from ptexport.toolkit.template.compile import CompiledTemplate, Truncate, compile_template
 from ptexport.toolkit.template.template import Shot, Template
+from ptexport.toolkit.template.verbalizer import Verbalizer
 
 Stopped = Literal["interrupted", "diverged"]
-"""Why a training ended early with something to show: Ctrl-C, or a loss that is not a number."""
-
+"""Why a training stopped early and kept its best epoch: Ctrl-C, or a loss that is not finite."""
 
 FORMAT = 2
 _FORMAT_1_FIELDS = {
@@ -23,28 +22,31 @@ _FORMAT_1_FIELDS = {
     "open_answers": "open_vocabulary",
     "read": "pooling",
     "examples": "shots",
+    "prior_correction": "contextual_calibration",
+    "training": "settings",
 }
 
 
 class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to train.
+    """Learning rates, sizes and the seed of a training.
 
     Attributes:
-        lr: peak learning rate of AdamW, of virtual tokens and a linear head; None: the method's own, or it has neither.
-        backbone_lr: likewise, of the language model.
-        lora_rank: rank of the updates that LoRA trains; None: 8.
-        balance: whether labels count alike, whatever their rows.
-        epochs: most passes over the training rows.
-        batch_size: rows run through the model at once.
-        accumulate: such batches per step, whose gradients are those of one batch of all their rows.
-        autocast: what training steps compute in where that is safe, while weights stay fp32; None: fp32 throughout.
-            Scoring, and with it the choice of the epoch, is in fp32.
-        cache_mb: most memory for states of a frozen causal model that no training changes, in MiB (2^20 bytes).
-        patience: epochs without a better dev accuracy, or the same with a lower dev loss, before stopping.
-        warmup: share of all steps over which the rate rises; it falls linearly to 0 over the rest.
-        weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        seed: of the split, the order of rows and the first values of weights.
+        lr: peak learning rate (AdamW) of virtual tokens and a linear head; None: the default of the method, or the
+            method trains neither.
+        backbone_lr: peak learning rate of the language model; None: the default of the method, or it is frozen.
+        lora_rank: rank of the LoRA updates; None: 8.
+        balance: whether the loss weighs labels inversely to their number of rows.
+        epochs: maximum number of passes over the training rows.
+        batch_size: rows per forward pass.
+        accumulate: batches per optimizer step; the gradients equal those of one batch with all their rows.
+        autocast: precision of training steps where torch considers it safe; weights stay fp32. None: fp32 throughout.
+            Scoring, and therefore the choice of the epoch, is always fp32.
+        cache_mb: maximum memory for cached keys and values of a frozen causal model, in MiB (2^20 bytes).
+        patience: epochs without a higher dev accuracy (or an equal one with a lower dev loss) before stopping.
+        warmup: share of all steps over which the learning rate rises linearly; it then falls linearly to 0.
+        weight_decay: weight decay of AdamW.
+        clip: maximum gradient norm.
+        seed: seed of the split, the order of rows and the initial weights.
     """
 
     lr: float | None = None
@@ -63,17 +65,84 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seed: int = 0
 
 
-class Imported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run was made of that was trained elsewhere.
+class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options of a training that its run records too.
 
     Attributes:
-        folder: as given.
-        peft_type: PEFT's name of the method.
-        task_type: PEFT's name of the task.
-        weights_sha256: of the adapter's weights file.
-        max_abs_diff: largest difference of a logit between the run and PEFT's own forward pass, over `rows` rows.
-        rows: compared, one at a time and unpadded.
-        versions: of what it was imported with.
+        method: see `ptexport.toolkit.methods`.
+        train_backbone: whether the language model is trained together with the virtual tokens of p-tuning.
+        model: `smollm2`, `minilm`, a folder or a hub name.
+        revision: branch, tag or commit of a model on the hub; a run records the commit. None for a folder or alias.
+        template: the template as written by the user, with virtual tokens if the method trains any.
+        encoder: the prompt encoder; None: the default of the method (in an imported run: unknown).
+        init: initial values of virtual tokens without an encoder: "random" (noise with the standard deviation of the
+            embeddings; for keys and values: those of random tokens), or "words" (the label words). None: unknown.
+        contextual_calibration: with `manual`, whether the logits for content-free inputs are subtracted (Zhao et al.
+            2021, arXiv:2102.09690).
+        max_length: maximum tokens per row; None: 512, or fewer if the backbone takes fewer. A run records the number.
+        truncate: which text of a pair is truncated.
+        calibrate: whether a temperature is fitted on the dev rows.
+        abstain: accuracy that the labelled dev rows must reach, 0 to 1. The bundle gives no label to rows below the
+            probability that this takes. None: every row gets a label.
+        settings: learning rates, sizes and the seed; None: unknown (an imported run).
+    """
+
+    method: MethodName = "p-tuning"
+    train_backbone: bool = False
+    model: str
+    revision: str | None = None
+    template: str
+    encoder: EncoderKind | None = None
+    init: Literal["random", "words"] | None = "random"
+    contextual_calibration: bool = False
+    max_length: int | None = None
+    truncate: Truncate = "longest"
+    calibrate: bool = False
+    abstain: float | None = None
+    settings: TrainSettings | None = None
+
+
+class TrainConfig(TaskOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All options of one training.
+
+    Attributes:
+        data: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
+        labels: `name=word|word,…` or a file; names alone for a linear head; `vocab` for open-vocabulary answers.
+        dev: a file of dev rows; None: a part of `data`.
+        test: a file of test rows; None: a part of `data`.
+        head: label words or a linear layer; None: the default of the method.
+        pool: pooling of a linear head on a masked model; None: the mean.
+        n_shots: with `manual` on a causal model, number of labelled training rows placed before the template.
+        strict: whether to reject texts longer than `max_length` instead of truncating them.
+        manual: hand-written templates to measure with the same label words and test rows.
+        device: "auto", or a torch device.
+        settings: learning rates, sizes and the seed.
+    """
+
+    data: str
+    labels: str
+    dev: str | None = None
+    test: str | None = None
+    head: Head | None = None
+    pool: Literal["mean", "first"] | None = None
+    n_shots: int = 0
+    strict: bool = False
+    manual: Sequence[str] = ()
+    device: str = "auto"
+    settings: TrainSettings
+
+
+class Imported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where an imported run comes from.
+
+    Attributes:
+        folder: the adapter folder, as given.
+        peft_type: name of the method in PEFT.
+        task_type: name of the task in PEFT.
+        weights_sha256: sha256 of the weights file of the adapter.
+        max_abs_diff: largest difference of a logit between the run and PEFT's forward pass, over `rows` rows.
+        rows: number of rows compared, one at a time and unpadded.
+        versions: package versions at the time of the import.
     """
 
     folder: str
@@ -85,67 +154,88 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     versions: dict[str, str]
 
 
-class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was trained, on what.
+class RunConfig(TaskOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was trained, on what: `config.json` of a run.
 
     Attributes:
-        format: version of the run folder.
-        method: see `ptexport.toolkit.methods`.
-        imported: where it came from, if it was trained elsewhere.
-        train_backbone: whether the language model was trained with the virtual tokens.
-        model: as given to `--model`, to load the backbone again.
-        revision: commit on the hub, to load the same again; None for a folder or alias.
-        backbone: facts about it, as it was before.
-        trained_backbone: facts about it after training, if it was trained; the run's `BACKBONE` folder has its weights.
-        template: as the user wrote it.
-        labels: in the order of the logits.
+        format: format version of the run folder.
+        imported: where the run comes from, if ptexport did not train it.
+        backbone: facts about the backbone before training.
+        trained_backbone: facts about the backbone after training, if it was trained; its weights are in `BACKBONE`.
+        labels: labels in the order of the logits.
         label_words: words per label; None for a linear head.
         open_vocabulary: whether the labels are the words of the vocabulary.
-        pooling: position whose state becomes logits.
-        encoder: the prompt encoder; None: not known.
-        init: what plain rows started from; None: not known.
-        shots: of `manual`, texts and answers that stand before the template, first to last.
-        prior_correction: of `manual`, whether what it answers to no content is taken from its logits.
-        n_prefix: positions of trained keys and values before everything.
-        max_length: most tokens in one row.
-        truncate: which text of a pair is cut.
-        calibrate: whether a temperature was fitted on dev.
-        abstain: share of the answered dev rows that had to be right; None: every row is answered.
-        n_folded: leading template tokens that `arrays.prefix_kv` holds.
-        training: rates and sizes; None: not known.
+        pooling: hidden state that becomes logits.
+        shots: with `manual`, the labelled rows before the template, first to last.
+        n_prefix: number of positions of trained keys and values before the row.
+        max_length: maximum tokens per row.
+        n_folded: number of leading template tokens folded into `TaskArrays.prefix_kv`.
     """
 
     format: int = FORMAT
-    method: MethodName
     imported: Imported | None = None
-    train_backbone: bool
-    model: str
-    revision: str | None
     backbone: BackboneFacts
     trained_backbone: BackboneFacts | None = None
-    template: str
     labels: list[str]
     label_words: list[list[str]] | None
     open_vocabulary: bool
     pooling: Pooling
-    encoder: EncoderKind | None
-    init: Literal["random", "words"] | None
     shots: list[Shot]
-    prior_correction: bool
     n_prefix: int
     max_length: int
-    truncate: Truncate
-    calibrate: bool
-    abstain: float | None
     n_folded: int
-    training: TrainSettings | None
+
+    @classmethod
+    def of(
+        cls,
+        options: TaskOptions,
+        *,
+        backbone: BackboneFacts,
+        commit: str | None,
+        verbalizer: Verbalizer,
+        compiled: CompiledTemplate,
+        pooling: Pooling,
+        n_folded: int,
+        shots: Sequence[Shot] = (),
+        trained_backbone: BackboneFacts | None = None,
+        imported: Imported | None = None,
+    ) -> "RunConfig":
+        """Record options together with what they resulted in.
+
+        Args:
+            options: options of the training, or what is known of a training elsewhere.
+            backbone: see the class.
+            commit: commit of the model on the hub; None for a folder or alias.
+            verbalizer: labels and label words.
+            compiled: the template, compiled for the backbone.
+            pooling: see the class.
+            n_folded: see the class.
+            shots: see the class.
+            trained_backbone: see the class.
+            imported: see the class.
+        """
+        shared = {name: getattr(options, name) for name in TaskOptions.__struct_fields__}
+        shared |= {"revision": commit, "max_length": compiled.max_length}
+        return cls(
+            **shared,
+            imported=imported,
+            backbone=backbone,
+            trained_backbone=trained_backbone,
+            labels=list(verbalizer.labels),
+            label_words=None if verbalizer.words is None else [list(words) for words in verbalizer.words],
+            open_vocabulary=verbalizer.open_vocabulary,
+            pooling=pooling,
+            shots=list(shots),
+            n_prefix=compiled.n_prefix,
+            n_folded=n_folded,
+        )
 
     @classmethod
     def from_json(cls, data: bytes) -> "RunConfig":
-        """Decode `config.json` of this format or the one before it.
+        """Decode `config.json` of format 1 or 2.
 
         Raises:
-            msgspec.DecodeError: it is not such a file.
+            msgspec.DecodeError: the content does not match the format.
         """
         record = msgspec.json.decode(data)
         if isinstance(record, dict) and record.get("format") == 1:
@@ -154,16 +244,16 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def facts(self) -> BackboneFacts:
-        """Facts about the backbone that the run's arrays are for."""
+        """Facts about the backbone that the arrays of the run belong to."""
         return self.trained_backbone or self.backbone
 
     @property
     def n_prompt_embeddings(self) -> int:
-        """Virtual tokens that have a row past the embedding table."""
+        """Number of virtual tokens with an embedding past the embedding table."""
         return Template.parse(self.template).n_prompt - self.n_prefix
 
     def compile(self, tokenizer_json: str) -> CompiledTemplate:
-        """Compile the template with the backbone's tokenizer."""
+        """Compile the template with the tokenizer of the backbone."""
         return compile_template(
             Template.parse(self.template).with_shots(self.shots),
             self.backbone,
@@ -173,75 +263,3 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             n_prefix=self.n_prefix,
             truncate=self.truncate,
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """One training, as asked for.
-
-    Attributes:
-        model: `smollm2`, `minilm`, a folder or a hub name.
-        revision: branch, tag or commit of a model on the hub.
-        data: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
-        dev: a file of dev rows; None: a part of `data`.
-        test: a file of test rows; None: a part of `data`.
-        method: see `ptexport.toolkit.methods`.
-        train_backbone: train the language model together with the virtual tokens of p-tuning.
-        template: with virtual tokens, if the method has any.
-        labels: `name=word|word,…` or a file; names alone for a linear head; `vocab` for every word of the vocabulary.
-        head: label words, or a linear layer; None: the method's usual one.
-        pool: what a linear head reads on a masked model; None: the mean.
-        encoder: the prompt encoder; None: the method's usual one.
-        init: what virtual tokens without an encoder start from: noise of the embeddings' size (keys and values: those
-            of any words), or the label words'.
-        n_shots: of `manual` on a causal model, how many training rows stand before the template with their answers.
-        prior_correction: of `manual`, whether what the model answers to no content is taken from its logits.
-        max_length: most tokens in one row; None: 512, or fewer where the backbone takes fewer.
-        truncate: which text of a pair is cut.
-        strict: refuse texts longer than `max_length` instead of truncating them.
-        calibrate: fit a temperature on dev, so that probabilities are honest.
-        abstain: share of the answered dev rows that must be right; where the bundle is not sure enough for that, it
-            gives no label. None: it always gives one.
-        manual: hand-written templates to measure with the same label words and test rows.
-        device: "auto", or a torch device.
-        settings: rates and sizes.
-    """
-
-    model: str
-    data: str
-    template: str
-    labels: str
-    settings: TrainSettings
-    revision: str | None = None
-    dev: str | None = None
-    test: str | None = None
-    method: MethodName = "p-tuning"
-    train_backbone: bool = False
-    head: Head | None = None
-    pool: Literal["mean", "first"] | None = None
-    encoder: EncoderKind | None = None
-    init: Literal["random", "words"] = "random"
-    n_shots: int = 0
-    prior_correction: bool = False
-    max_length: int | None = None
-    truncate: Truncate = "longest"
-    strict: bool = False
-    calibrate: bool = False
-    abstain: float | None = None
-    manual: Sequence[str] = field(default=())
-    device: str = "auto"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What is trained, settled.
-
-    Attributes:
-        method: what its virtual tokens are and what is tuned.
-        encoder: the prompt encoder.
-        head: label words, or a linear layer.
-    """
-
-    method: Method
-    encoder: EncoderKind
-    head: Head

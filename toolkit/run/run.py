@@ -1,13 +1,13 @@
-"""The run folder: what was trained and how; knows files, nothing of torch.
+"""The run folder: what was trained and how. Reads and writes files; does not load torch.
 
 config.json          RunConfig
-metrics.json         Metrics, or null if it was trained elsewhere
+metrics.json         Metrics; null if the run was imported
 weights.safetensors  trained parameters (`prompt.*`) and the task tensors computed from them (`task.*`), so that export
-                     needs no encoder
-tokenizer.json       the backbone's own
-check_rows.jsonl     rows for parity
+                     does not need the prompt encoder
+tokenizer.json       tokenizer of the backbone
+check_rows.jsonl     rows for the parity check
 backbone/            the language model in Hugging Face's layout, if it was trained too
-resume.safetensors   of a training that was stopped: where it was
+resume.safetensors   state of a training that was interrupted
 """
 
 import json
@@ -33,9 +33,9 @@ WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 CHECK_ROWS = "check_rows.jsonl"
 FILES = (CONFIG, METRICS, WEIGHTS, TOKENIZER, CHECK_ROWS)
-RESUME = "resume.safetensors"  # only in a run that was stopped; see resume.py
+RESUME = "resume.safetensors"  # exists only in a run that was interrupted; see training/resume.py
 
-_TRAINED, _TASK = "prompt.", "task."  # what names in WEIGHTS begin with
+_TRAINED, _TASK = "prompt.", "task."  # prefixes of the names in WEIGHTS
 _FORMAT_1_ARRAYS = {
     "prompt.prefix.states": "prompt.prefix.prefix_kv",
     "baked.prompt_rows": "task.prompt_embeddings",
@@ -47,10 +47,10 @@ _FORMAT_1_ARRAYS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskArrays:
-    """What a task brings to the graph, all float32.
+    """The task tensors, as float32 arrays.
 
     Attributes:
-        prompt_embeddings: [p, e], rows of ids from `vocab` on; p is at least 1.
+        prompt_embeddings: [p, e], embeddings of the ids from `vocab` on; p is at least 1.
         label_weights: [c, h].
         label_bias: [c].
         prefix_kv: [l, 2, 1, k, n, d], keys and values of the prefix or the folded leading tokens; None on a masked
@@ -64,11 +64,11 @@ class TaskArrays:
 
     @property
     def has_prefix_kv(self) -> bool:
-        """Whether keys and values stand before the rows."""
+        """Whether the task has keys and values before the row."""
         return self.prefix_kv is not None
 
     def by_name(self) -> dict[str, NDArray[np.float32]]:
-        """The arrays there are, by the graph's input name."""
+        """Return the arrays that are not None, by input name of the graph."""
         named = {
             name: getattr(self, name) for name in ("prompt_embeddings", "label_weights", "label_bias", "prefix_kv")
         }
@@ -77,15 +77,15 @@ class TaskArrays:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A finished training, here or elsewhere.
+    """A finished training, or an import.
 
     Attributes:
         config: what was trained, on what.
-        metrics: what came out; None: it was trained elsewhere, so nobody measured it here.
+        metrics: what the training measured; None for an import.
         trained: the trained parameters, by name.
-        arrays: what they come to.
-        tokenizer_json: the backbone's own tokenizer.
-        check_rows: rows for parity.
+        arrays: the task tensors computed from them.
+        tokenizer_json: tokenizer of the backbone.
+        check_rows: rows for the parity check.
     """
 
     config: RunConfig
@@ -97,18 +97,23 @@ class Run:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by; `arrays.label_weights` are divided by it."""
+        """Divisor of the logits; `arrays.label_weights` are divided by it already."""
         return 1.0 if self.metrics is None else self.metrics.temperature
 
     @property
+    def shortfall(self) -> str | None:
+        """In which respect the training fell short of its options; None: in none. See `Metrics.shortfall`."""
+        return None if self.metrics is None else self.metrics.shortfall(self.config.abstain)
+
+    @property
     def versions(self) -> dict[str, str]:
-        """Of what it was trained, or imported, with."""
+        """Package versions at the time of the training or the import."""
         made = self.metrics or self.config.imported
         assert made is not None, "a run is trained or imported"
         return made.versions
 
     def write(self, folder: Path) -> None:
-        """Write all files into a folder, which holds `BACKBONE` already if that was trained."""
+        """Write all files into a folder; a trained `BACKBONE` must be there already."""
         (folder / CONFIG).write_bytes(_pretty(self.config))
         (folder / METRICS).write_bytes(_pretty(self.metrics))
         arrays = {f"{_TRAINED}{name}": array for name, array in self.trained.items()}
@@ -123,42 +128,48 @@ class Run:
         """Read a run.
 
         Raises:
-            RunError: a file is missing, or is not what it should be.
+            RunError: a file is missing or invalid.
         """
-        for name in FILES:
-            if not (folder / name).is_file():
-                best = f"; of a sweep, {folder / 'best'}" if (folder / "best").is_dir() else ""
-                raise RunError(f"{folder / name}: missing; need a run folder made by 'ptexport train'{best}")
+        _check_files(folder)
         try:
             config = RunConfig.from_json((folder / CONFIG).read_bytes())
             metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=Metrics | None)
             tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
             named = load((folder / WEIGHTS).read_bytes())
-            arrays = {_FORMAT_1_ARRAYS.get(name, name): array for name, array in named.items()}
             check_rows = list(read_rows(folder / CHECK_ROWS))
         except OSError as e:
             raise RunError(f"{e.filename}: cannot be read ({e.strerror}); check its permissions") from e
         except (msgspec.DecodeError, SafetensorError, DataError, UnicodeDecodeError) as e:
             raise RunError(f"{folder}: not a run this version can read ({reason(e)}); train again") from e
         if (metrics is None) != (config.imported is not None):
-            raise RunError(f"{folder / METRICS}: does not go with {CONFIG}; train or import again")
+            raise RunError(f"{folder / METRICS}: does not match {CONFIG}; train or import again")
         if config.format != FORMAT:
             raise RunError(f"{folder / CONFIG}: got format {config.format}, need {FORMAT}; train again")
         if sha256_text(tokenizer_json) != config.backbone.tokenizer_sha256:
             raise RunError(f"{folder / TOKENIZER}: not the tokenizer it was trained with; train again")
-        task = _starting_with(_TASK, arrays)
-        if set(task) - {"prefix_kv"} != {"prompt_embeddings", "label_weights", "label_bias"}:
-            raise RunError(
-                f"{folder / WEIGHTS}: holds {sorted(arrays)}, need {_TASK}prompt_embeddings and others; train again"
-            )
+        arrays = {_FORMAT_1_ARRAYS.get(name, name): array for name, array in named.items()}
         return cls(
             config=config,
             metrics=metrics,
             trained=_starting_with(_TRAINED, arrays),
-            arrays=TaskArrays(prefix_kv=task.pop("prefix_kv", None), **task),
+            arrays=_task_arrays(folder / WEIGHTS, arrays),
             tokenizer_json=tokenizer_json,
             check_rows=check_rows,
         )
+
+
+def _check_files(folder: Path) -> None:
+    for name in FILES:
+        if not (folder / name).is_file():
+            best = f"; of a sweep, {folder / 'best'}" if (folder / "best").is_dir() else ""
+            raise RunError(f"{folder / name}: missing; need a run folder made by 'ptexport train'{best}")
+
+
+def _task_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> TaskArrays:
+    task = _starting_with(_TASK, arrays)
+    if set(task) - {"prefix_kv"} != {"prompt_embeddings", "label_weights", "label_bias"}:
+        raise RunError(f"{path}: holds {sorted(arrays)}, need {_TASK}prompt_embeddings and others; train again")
+    return TaskArrays(prefix_kv=task.pop("prefix_kv", None), **task)
 
 
 def _starting_with(prefix: str, arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""The cache of converted models and traced backbones: makes entries once, lists and removes them."""
+"""The cache of converted models and traced backbones: creates entries once, lists and removes them."""
 
 import contextlib
 import os
@@ -22,9 +22,9 @@ class Entry:
     """One folder of the cache.
 
     Attributes:
-        path: where it is.
-        size_bytes: of its files.
-        unused_days: since it was last used.
+        path: path of the folder.
+        size_bytes: total size of its files.
+        unused_days: days since it was last used.
     """
 
     path: Path
@@ -33,21 +33,21 @@ class Entry:
 
 
 def cached_folder(*key: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache, made first if it is not there; two processes at once make it once.
+    """Return a folder of the cache, and create it if it is missing; concurrent processes create it once.
 
     Args:
-        key: its name under `$XDG_CACHE_HOME/ptexport`, part by part.
-        make: fills an empty folder.
+        key: path under `$XDG_CACHE_HOME/ptexport`, part by part.
+        make: function that fills an empty folder.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: the folder cannot be written.
     """
     path = cache_home().joinpath(*key)
     if path.is_dir():
-        with contextlib.suppress(OSError):  # a cache that may only be read
-            os.utime(path)  # when it was used last
+        with contextlib.suppress(OSError):  # a read-only cache
+            os.utime(path)  # records the last use
         return path
-    advice = "set XDG_CACHE_HOME to a folder that you may write to and that has room"
+    advice = "set XDG_CACHE_HOME to a writable folder with enough space"
     with saying_what_the_disk_refused(path, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock")):
@@ -58,10 +58,10 @@ def cached_folder(*key: str, make: Callable[[Path], None]) -> Path:
 
 
 def list_entries() -> list[Entry]:
-    """List what the cache holds, and what a killed process left there."""
+    """List the entries of the cache, including those that a killed process left unfinished."""
     entries = []
     for path in sorted(cache_home().glob("*/*")):
-        with contextlib.suppress(FileNotFoundError):  # it may just be getting its name, or be removed
+        with contextlib.suppress(FileNotFoundError):  # another process may rename or remove it now
             if not path.is_dir():
                 continue
             size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -71,22 +71,27 @@ def list_entries() -> list[Entry]:
 
 
 def prune(*, unused_days: float) -> list[Entry]:
-    """Remove what was not used for so many days; 0: everything. An entry that is being made is waited for.
+    """Remove entries that were not used for a number of days; wait for entries that a process creates now.
+
+    Args:
+        unused_days: minimum days since the last use; 0: remove everything.
 
     Returns:
-        What was removed.
+        The removed entries.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: an entry cannot be removed.
     """
     removed = [entry for entry in list_entries() if entry.unused_days >= unused_days]
     for entry in removed:
         try:
-            # A folder under way is `.NAME.random`, and who fills it holds the lock of NAME.
+            # An unfinished folder is `.NAME.random`; the process that fills it holds the lock of NAME.
             name = entry.path.name
             name = name[1:].rpartition(".")[0] if name.startswith(".") else name
             with FileLock(entry.path.with_name(name + ".lock")):
-                shutil.rmtree(entry.path, ignore_errors=entry.path.name.startswith("."))  # it may be done by now
+                shutil.rmtree(
+                    entry.path, ignore_errors=entry.path.name.startswith(".")
+                )  # it may have its final name by now
         except OSError as e:
             raise OutputError(f"{entry.path}: cannot be removed ({e.strerror}); check its permissions") from e
     return removed

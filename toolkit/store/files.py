@@ -1,4 +1,4 @@
-"""Writes one file atomically, and refuses a path that cannot be written before any work is done for it."""
+"""Content -> one file, written atomically; checks an output path before the work for it starts."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
 
 
 def write_whole(path: Path, content: bytes, *, force: bool) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Raises:
-        OutputError: the file exists and `force` is not given, or cannot be written.
+        OutputError: the file exists and `force` is not set, or it cannot be written.
     """
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
@@ -24,14 +24,14 @@ def write_whole(path: Path, content: bytes, *, force: bool) -> None:
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Refuse a file that cannot be written, before what it is for is computed.
+    """Check that a file can be written, before its content is computed.
 
     Raises:
-        OutputError: it is there and is not to be replaced, or its folder is not there or cannot be written to.
+        OutputError: the file exists and `force` is not set, or its folder is missing or not writable.
     """
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent}: is no folder; make it, or choose another")
+        raise OutputError(f"{path.parent}: not a folder; create it, or choose another")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: cannot be written (Permission denied); choose another folder")

@@ -2,6 +2,6 @@
 
 template.py    the template notation
 compile.py     template + tokenizer -> ids and tokenizer.json
-words.py       ids of single words
+words.py       words -> ids, apart from the rest of the template
 verbalizer.py  labels -> label words -> ids
 """

@@ -1,14 +1,14 @@
-"""A template's text -> its pieces; knows the notation, nothing of tokenizers or models.
+"""A template as text -> its pieces.
 
     [P] [P*n]        one or n virtual tokens, at most 1000 in all
-    {text} {text_b}  the row's texts
-    {choice}         in place of {text_b}: one of the row's candidates at a time
-    [MASK]           the position a masked model reads; on a causal model, optional and last
-    [CLS] [SEP] [BOS]  the backbone's own tokens; with any of them written, none is added around the template
-    anything else    anchor words
+    {text} {text_b}  the texts of the row
+    {choice}         instead of {text_b}: one candidate of the row at a time
+    [MASK]           the position that a masked model predicts; on a causal model, optional and last
+    [CLS] [SEP] [BOS]  special tokens of the backbone; with any of them, none is added around the template
+    anything else    words
 
-One space between two pieces belongs to the piece on its right; line breaks and further spaces are words. Space around
-the whole template is dropped.
+A space between two pieces belongs to the piece on its right; line breaks and further spaces are words. Space around
+the whole template is removed.
 """
 
 import re
@@ -43,9 +43,9 @@ class Piece:
     """One piece of a template.
 
     Attributes:
-        kind: what stands here.
-        words: the anchor words of a "words" piece; otherwise empty.
-        spaced: whether a space stands before it, which is not in `words`.
+        kind: kind of the piece.
+        words: words of a "words" piece; otherwise empty.
+        spaced: whether a space precedes the piece; it is not in `words`.
     """
 
     kind: Kind
@@ -54,7 +54,7 @@ class Piece:
 
 
 class Shot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A row as it stands in a prompt: its text or texts, and the word for its label."""
+    """A labelled row in a few-shot prompt: its text or texts, and its label word (`answer`)."""
 
     text: str
     text_b: str | None
@@ -99,35 +99,35 @@ class Template:
 
     @property
     def fields(self) -> list[TextField]:
-        """The texts a row must bring."""
+        """Names of the texts that the template takes."""
         if not self.has("text_b"):
             return ["text"]
         return ["text", "choice" if "{choice}" in self.source else "text_b"]
 
     @property
     def answer_spaced(self) -> bool:
-        """Whether a space stands before the label word: it does, unless [MASK] is glued to what precedes it."""
+        """Whether a space precedes the label word: yes, unless [MASK] directly follows other characters."""
         return all(piece.spaced for piece in self.pieces if piece.kind == "mask")
 
-    def with_shots(self, examples: Sequence[Shot]) -> "Template":
-        """Put examples before it: the template filled in, its answer after it, and an empty line.
+    def with_shots(self, shots: Sequence[Shot]) -> "Template":
+        """Put labelled rows before the template: each fills in the template, with its label word and an empty line.
 
-        Their text becomes anchor words, whatever it holds; `source` stays.
+        Their text becomes words, even if it contains placeholders; `source` stays unchanged.
         """
         pieces: list[Piece] = []
-        for example in examples:
-            texts = {"text": example.text.strip(), "text_b": (example.text_b or "").strip(), "mask": example.answer}
+        for shot in shots:
+            texts = {"text": shot.text.strip(), "text_b": (shot.text_b or "").strip(), "mask": shot.answer}
             for piece in self.pieces:
                 words = texts.get(piece.kind, piece.words)
                 if words:
                     pieces.append(Piece(kind="words", words=words, spaced=piece.spaced))
             if not self.has("mask"):
-                pieces.append(Piece(kind="words", words=example.answer, spaced=True))
+                pieces.append(Piece(kind="words", words=shot.answer, spaced=True))
             pieces.append(Piece(kind="words", words="\n\n"))
         return replace(self, pieces=(*pieces, *self.pieces))
 
     def has(self, *kinds: Kind) -> bool:
-        """Whether any piece is of these kinds."""
+        """Return whether any piece has one of these kinds."""
         return any(piece.kind in kinds for piece in self.pieces)
 
 
@@ -135,9 +135,9 @@ def _add_words(pieces: list[Piece], source: str, start: int, end: int) -> None:
     words = source[start:end]
     stray = re.search(r"[\[\]{}]", words)
     if stray:
-        raise TemplateError(f"template {source!r}: a lone {stray[0]!r}; brackets only make placeholders here")
+        raise TemplateError(f"template {source!r}: has a lone {stray[0]!r}; use brackets for placeholders only")
     if end < len(source):
-        words = words.removesuffix(" ")  # the placeholder's
+        words = words.removesuffix(" ")  # it belongs to the placeholder
     if words:
         pieces.append(Piece(kind="words", words=words.removeprefix(" "), spaced=words.startswith(" ")))
 
@@ -148,7 +148,7 @@ def _add_placeholder(pieces: list[Piece], source: str, match: re.Match[str]) -> 
     kind = "prompt" if prompt else _PLACEHOLDERS.get(match[0])
     if kind is None:
         known = ", ".join([*_PLACEHOLDERS, "[P*n]"])
-        raise TemplateError(f"template {source!r}: unknown placeholder {match[0]!r}; known are {known}")
+        raise TemplateError(f"template {source!r}: unknown placeholder {match[0]!r}; use {known}")
     count = int(prompt[1] or 1) if prompt else 1
     if not 1 <= count <= MAX_PROMPT_TOKENS:
         raise TemplateError(f"template {source!r}: {match[0]}: need 1 to {MAX_PROMPT_TOKENS} virtual tokens")
@@ -160,14 +160,18 @@ def _check(template: Template) -> None:
     where = f"template {template.source!r}"
     kinds = [piece.kind for piece in template.pieces]
     if kinds.count("text") != 1:
-        raise TemplateError(f"{where}: has {kinds.count('text')} {{text}}, needs exactly 1; put {{text}} where it goes")
+        raise TemplateError(
+            f"{where}: has {kinds.count('text')} {{text}}, needs exactly 1; put {{text}} where the text goes"
+        )
     for count, name in ((kinds.count("text_b"), "{text_b} or {choice}"), (kinds.count("mask"), "[MASK]")):
         if count > 1:
-            raise TemplateError(f"{where}: has {count} {name}, needs at most 1; leave one")
+            raise TemplateError(f"{where}: has {count} {name}, needs at most 1; keep one")
     if template.has("text_b") and kinds.index("text_b") < kinds.index("text"):
-        raise TemplateError(f"{where}: {{{template.fields[1]}}} stands before {{text}}; name the first text {{text}}")
+        raise TemplateError(f"{where}: {{{template.fields[1]}}} precedes {{text}}; name the first text {{text}}")
     if template.n_prompt > MAX_PROMPT_TOKENS:
-        raise TemplateError(f"{where}: has {template.n_prompt} virtual tokens, at most {MAX_PROMPT_TOKENS} are allowed")
+        raise TemplateError(
+            f"{where}: has {template.n_prompt} virtual tokens, needs at most {MAX_PROMPT_TOKENS}; use fewer"
+        )
     touching = re.search(r"\w\{(text|text_b|choice)\}|\{(text|text_b|choice)\}\w", template.source)
     if touching:
         raise TemplateError(f"{where}: a letter touches a text in {touching[0]!r}; put a space between them")

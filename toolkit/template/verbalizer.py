@@ -1,7 +1,7 @@
-"""Labels and their words -> token ids; knows the vocabulary, nothing of models.
+"""Labels -> label words -> token ids.
 
-A verbalizer (Schick and Schütze 2021, arXiv:2001.07676, section 3) reads a label off the language model's head as
-the score of a word. Several words per label are averaged as rows of the head, so a label stays one row.
+A verbalizer (Schick and Schütze 2021, arXiv:2001.07676, section 3) uses the logit of a word as the logit of a label.
+With several words per label, their rows of the language-model head are averaged, so that a label stays one row.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from ptexport.runtime.errors import VerbalizerError
 from ptexport.toolkit.template.words import WordTokenizer
 
 OPEN_VOCABULARY = "vocab"
-"""What stands for labels where every word of the vocabulary is one, as in LAMA (Petroni et al. 2019)."""
+"""Value of `--labels` that makes every word of the vocabulary a label, as in LAMA (Petroni et al. 2019)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +21,9 @@ class Verbalizer:
     """Labels in the order of the logits.
 
     Attributes:
-        labels: names, at least two, all different; none yet where they are open and no vocabulary is known.
-        words: words per label, each a single token; None: a linear head, which has no words.
-        open_vocabulary: whether every word of the vocabulary is a label, of its own name.
+        labels: at least two different names; empty with `open_vocabulary` until `filled`.
+        words: words per label, each a single token; None for a linear head.
+        open_vocabulary: whether every word of the vocabulary is a label with the same name.
     """
 
     labels: tuple[str, ...]
@@ -35,21 +35,23 @@ class Verbalizer:
         """Parse labels.
 
         Args:
-            spec: `name=word|word,name=word`, or the path of a file with one `name=word|word` a line. For a linear
-                head names alone. `vocab`: every word that is one token; see `filled`.
+            spec: `name=word|word,name=word`, or the path of a file with one `name=word|word` per line; for a linear
+                head, names alone. `vocab`: every word that is one token; see `filled`.
             linear: whether the head is linear.
 
         Raises:
-            VerbalizerError: fewer than two labels, one named twice, one without words (or, on a linear head, with).
+            VerbalizerError: there are fewer than two labels, a label is repeated, has no words, or has words for a
+                linear head.
         """
         if spec == OPEN_VOCABULARY:
             if linear:
                 raise VerbalizerError(
-                    f"labels {OPEN_VOCABULARY}: needs words, a linear head has none; name labels, or use --head words"
+                    f"labels {OPEN_VOCABULARY}: needs label words, and a linear head has none; give names, or use "
+                    "--head words"
                 )
             return cls(labels=(), words=(), open_vocabulary=True)
         try:
-            # os.path.isfile, since Path's refuses a long line of labels as a name
+            # os.path.isfile, since Path.is_file fails if labels are too long for a file name
             file = Path(spec).read_text(encoding="utf-8-sig") if os.path.isfile(spec) else None  # noqa: PTH113
             entries = spec.split(",") if file is None else file.splitlines()
         except (OSError, UnicodeDecodeError) as e:
@@ -64,7 +66,7 @@ class Verbalizer:
             raise VerbalizerError(f"{where}: got {list(labels)}, need two or more different names separated by commas")
         for label, has in zip(labels, words, strict=True):
             if linear and has:
-                raise VerbalizerError(f"{where}: {label!r} has words, but a linear head reads none; give names alone")
+                raise VerbalizerError(f"{where}: {label!r} has words, and a linear head uses none; give names alone")
             if not linear and not has:
                 raise VerbalizerError(
                     f"{where}: {label!r} has no word; write {label}=WORD; names alone are for a linear head"
@@ -72,11 +74,11 @@ class Verbalizer:
         return cls(labels=labels, words=None if linear else words)
 
     def filled(self, tokenizer: WordTokenizer, *, spaced: bool) -> "Verbalizer":
-        """Put in the vocabulary's words where labels are open: every word that is one token and no other name's.
+        """With `open_vocabulary`, make every word that is one token a label; otherwise return the verbalizer unchanged.
 
         Args:
-            tokenizer: the backbone's.
-            spaced: as for `word_ids`.
+            tokenizer: tokenizer of the backbone.
+            spaced: see `word_ids`.
         """
         if not self.open_vocabulary:
             return self
@@ -84,15 +86,15 @@ class Verbalizer:
         return replace(self, labels=labels, words=tuple((label,) for label in labels))
 
     def word_ids(self, tokenizer: WordTokenizer, *, spaced: bool, unknown: str | None) -> list[list[int]]:
-        """Look up each label's words in the vocabulary.
+        """Return the token ids of the words of each label.
 
         Args:
-            tokenizer: the backbone's.
-            spaced: whether a space stands before the answer, as it does unless the template glues [MASK] to words.
-            unknown: the backbone's unknown token, which no label word may be.
+            tokenizer: tokenizer of the backbone.
+            spaced: whether a space precedes the label word; see `Template.answer_spaced`.
+            unknown: unknown token of the backbone, which is not a valid label word.
 
         Raises:
-            VerbalizerError: a word is not one token (says which come close), or two labels share one.
+            VerbalizerError: a word is not one token (the message suggests similar words), or two labels share a word.
         """
         ids: list[list[int]] = []
         owner: dict[int, str] = {}
@@ -118,6 +120,6 @@ def _not_one_token(label: str, word: str, tokens: list[int], tokenizer: WordToke
         for near in [*pieces, *difflib.get_close_matches(word, vocabulary, n=10, cutoff=0.6)]
         if len(near) > 1 and near.isalpha() and len(tokenizer.ids(near, spaced=spaced)) == 1
     ]
-    advice = f"single tokens that come close: {', '.join(dict.fromkeys(close))}" if close else "choose a commoner word"
+    advice = f"similar single tokens: {', '.join(dict.fromkeys(close))}" if close else "choose a more common word"
     got = f"{len(tokens)} tokens ({' + '.join(map(tokenizer.name, tokens))})"
     return f"label {label!r}: its word {word!r} is {got} here, need 1; {advice}"

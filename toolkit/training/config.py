@@ -1,22 +1,26 @@
-"""One training, as asked for, and what of it goes together; loads no data and no model."""
+"""A training configuration -> the same with defaults filled in, and checks that options fit together.
 
-import dataclasses
+Loads neither data nor models.
+"""
 
 import msgspec
 
 from ptexport.runtime.errors import TemplateError, TrainError, VerbalizerError
-from ptexport.toolkit.methods import choose_encoder, choose_rates, find_method
+from ptexport.toolkit.methods import EncoderKind, Head, Method, choose_encoder, choose_rates, find_method
 from ptexport.toolkit.prompt import distributed
-from ptexport.toolkit.run.config import Choice, TrainConfig
+from ptexport.toolkit.run.config import TrainConfig
 from ptexport.toolkit.template.template import Template
 from ptexport.toolkit.template.verbalizer import Verbalizer
 
 
-def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
-    """Choose what the method leaves open, and fill the rates in.
+def resolve(config: TrainConfig) -> tuple[TrainConfig, Method]:
+    """Fill in the head, the encoder and the learning rates that the method leaves open.
+
+    Returns:
+        The complete configuration, and its method.
 
     Raises:
-        TrainError: an option does not go with the method.
+        TrainError: an option does not fit the method.
     """
     name, settings = config.method, config.settings
     method = find_method(name, train_backbone=config.train_backbone)
@@ -24,37 +28,71 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, Choice]:
     head = config.head or method.heads[0]
     if head not in method.heads:
         raise TrainError(f"head {head}: {name} has {' or '.join(method.heads)}; leave --head out")
+    _check_options(config, method, encoder)
+    lr, backbone_lr = choose_rates(name, method, encoder, head, lr=settings.lr, backbone_lr=settings.backbone_lr)
+    if lr is None and backbone_lr is None:
+        _check_without_steps(config)
+    settings = msgspec.structs.replace(settings, lr=lr, backbone_lr=backbone_lr)
+    return msgspec.structs.replace(config, encoder=encoder, head=head, settings=settings), method
+
+
+def _check_options(config: TrainConfig, method: Method, encoder: EncoderKind) -> None:
+    """Raise TrainError if an option does not fit the method."""
+    name, settings = config.method, config.settings
     if config.init == "words" and (encoder != "none" or method.virtual_token not in ("embedding", "prefix_kv")):
-        made = f"the {encoder} encoder makes its rows itself" if encoder != "none" else f"{name} trains no rows"
+        got = f"the {encoder} encoder computes its virtual tokens" if encoder != "none" else f"{name} trains none"
         advice = "use --encoder none, or " * (encoder != "none" and "none" in method.encoders)
-        raise TrainError(f"init words: {made}; {advice}leave --init out")
-    if name != "manual" and (config.n_shots or config.prior_correction):
+        raise TrainError(f"init words: sets virtual tokens, but {got}; {advice}leave --init out")
+    if name != "manual" and (config.n_shots or config.contextual_calibration):
         option = "shots" if config.n_shots else "prior-correction"
         raise TrainError(f"{option}: is for hand-written templates, got {name}; use --method manual, or leave it out")
     if settings.lora_rank is not None and method.backbone_training != "lora":
-        raise TrainError(f"lora-rank {settings.lora_rank}: {name} has no LoRA; leave it out")
+        raise TrainError(f"lora-rank {settings.lora_rank}: {name} does not use LoRA; leave it out")
     if settings.balance and method.virtual_token is None and method.backbone_training == "nothing":
-        raise TrainError(f"balance: {name} learns from no rows; leave it out")
-    lr, backbone_lr = choose_rates(name, method, encoder, head, lr=settings.lr, backbone_lr=settings.backbone_lr)
-    if lr is None and backbone_lr is None:
-        if distributed.several():
-            raise TrainError(
-                f"{name}: learns nothing step by step, so it is for one process; leave 'accelerate launch' out"
-            )
-        for option, given in (("accumulate", settings.accumulate > 1), ("autocast", settings.autocast is not None)):
-            if given:
-                raise TrainError(f"{option}: is about training steps, and {name} takes none; leave it out")
-    settings = msgspec.structs.replace(settings, lr=lr, backbone_lr=backbone_lr)
-    return dataclasses.replace(config, settings=settings), Choice(method=method, encoder=encoder, head=head)
+        raise TrainError(f"balance: {name} does not train on rows; leave it out")
 
 
-def check_templates(config: TrainConfig, choice: Choice) -> tuple[Template, dict[str, Template]]:
-    """Parse the template to be trained and, by their text, the hand-written ones; refuse what does not go together.
+def _check_without_steps(config: TrainConfig) -> None:
+    """Raise TrainError if an option is for optimizer steps, which the method does not take."""
+    name, settings = config.method, config.settings
+    if distributed.is_distributed():
+        raise TrainError(f"{name}: takes no optimizer steps and needs one process; leave 'accelerate launch' out")
+    for option, given in (("accumulate", settings.accumulate > 1), ("autocast", settings.autocast is not None)):
+        if given:
+            raise TrainError(f"{option}: is for optimizer steps, and {name} takes none; leave it out")
+
+
+def check_templates(config: TrainConfig, method: Method) -> tuple[Template, dict[str, Template]]:
+    """Parse the template to train and the hand-written templates.
+
+    Args:
+        config: a configuration from `resolve`.
+        method: its method.
+
+    Returns:
+        The template to train, and the hand-written ones by their text.
 
     Raises:
-        TemplateError: one of them cannot be parsed, or cannot be used here.
+        TemplateError: a template cannot be parsed, or does not fit the method.
     """
-    template, method = Template.parse(config.template), choice.method
+    template = Template.parse(config.template)
+    _check_trained(config, method, template)
+    manual = {source: Template.parse(source) for source in config.manual}
+    if manual and config.head == "linear":
+        raise TemplateError("manual: a linear head has no label words for hand-written templates; leave out --manual")
+    for other in manual.values():
+        if other.n_prompt:
+            raise TemplateError(f"manual {other.source!r}: has virtual tokens, which are not trained; leave out [P]")
+        if other.fields != template.fields:
+            raise TemplateError(
+                f"manual {other.source!r}: takes {other.fields}, template {config.template!r} takes "
+                f"{template.fields}; use the same"
+            )
+    return template, manual
+
+
+def _check_trained(config: TrainConfig, method: Method, template: Template) -> None:
+    """Raise TemplateError if the template to train does not fit the method."""
     where = f"template {config.template!r}"
     if method.virtual_token is not None and template.n_prompt == 0:
         raise TemplateError(
@@ -63,34 +101,21 @@ def check_templates(config: TrainConfig, choice: Choice) -> tuple[Template, dict
     if method.virtual_token is None and template.n_prompt:
         raise TemplateError(f"{where}: has virtual tokens, which {config.method} does not train; leave out [P]")
     if config.n_shots and template.has("cls", "sep", "bos"):
-        raise TemplateError(
-            f"{where}: writes [CLS], [SEP] or [BOS], which examples cannot repeat; leave it or --shots out"
-        )
+        raise TemplateError(f"{where}: has [CLS], [SEP] or [BOS], which --shots cannot repeat; leave it or --shots out")
     if method.leading and any(piece.kind != "prompt" for piece in template.pieces[: template.n_prompt]):
         raise TemplateError(
-            f"{where}: has a virtual token after other words; {config.method} has all of them first, or use p-tuning"
+            f"{where}: has a virtual token after other words; put all first for {config.method}, or use p-tuning"
         )
     if config.truncate == "text" and not template.has("text_b"):
-        raise TemplateError(f"truncate text: {where} takes one text, which is cut anyway; leave it out")
-    manual = {source: Template.parse(source) for source in config.manual}
-    if manual and choice.head == "linear":
-        raise TemplateError("manual: a linear head has no label words for hand-written templates; leave out --manual")
-    for other in manual.values():
-        if other.n_prompt:
-            raise TemplateError(f"manual {other.source!r}: holds virtual tokens, which nobody trains; leave out [P]")
-        if other.fields != template.fields:
-            raise TemplateError(
-                f"manual {other.source!r}: takes {other.fields}, {where} {template.fields}; use the same"
-            )
-    return template, manual
+        raise TemplateError(f"truncate text: {where} takes one text, which is truncated anyway; leave it out")
 
 
 def check_multiple_choice(config: TrainConfig, verbalizer: Verbalizer) -> None:
-    """Refuse what a multiple choice has no use for.
+    """Check the labels and options of a multiple choice.
 
     Raises:
-        VerbalizerError: there are other than two labels.
-        TrainError: an option is about the probabilities of labels.
+        VerbalizerError: the number of labels is not 2.
+        TrainError: an option is for label probabilities.
     """
     if len(verbalizer.labels) != 2:
         got = "every word of the vocabulary" if verbalizer.open_vocabulary else len(verbalizer.labels)
@@ -101,7 +126,16 @@ def check_multiple_choice(config: TrainConfig, verbalizer: Verbalizer) -> None:
     for option, given in (
         ("calibrate", config.calibrate),
         ("abstain", config.abstain is not None),
-        ("prior-correction", config.prior_correction),
+        ("prior-correction", config.contextual_calibration),
     ):
         if given:
-            raise TrainError(f"{option}: is about labels, and {{choice}} answers with one of the choices; leave it out")
+            raise TrainError(f"{option}: is for labels, and {{choice}} predicts one of the choices; leave it out")
+
+
+def head_of(config: TrainConfig) -> Head:
+    """Return the head of a configuration: the given one, or the default of the method.
+
+    Raises:
+        TrainError: the method cannot train the backbone too.
+    """
+    return config.head or find_method(config.method, train_backbone=config.train_backbone).heads[0]

@@ -1,7 +1,7 @@
-"""Virtual tokens -> words: a search, guided by gradients, for a template that people could have written.
+"""Virtual tokens -> words, by gradient-guided search: a template that a person could have written.
 
-Source: Shin et al. 2020, arXiv:2010.15980, section 2.2 (HotFlip, Ebrahimi et al. 2018): the gradient at a position says
-which words might lower the loss there; those are tried, and the best is kept.
+Source: Shin et al. 2020, arXiv:2010.15980, section 2.2 (HotFlip, Ebrahimi et al. 2018): the gradient at a position
+ranks the words that may lower the loss there; the first of them are tried, and the best is kept.
 """
 
 import random
@@ -22,24 +22,24 @@ from ptexport.toolkit.run.config import TrainSettings
 from ptexport.toolkit.template.words import WordTokenizer
 
 N_TRIED = 8
-"""Words tried at a position."""
-_ROWS_PER_STEP = 4  # times the batch size: a choice among words needs a steadier loss than a step along a gradient
+"""Number of words tried per position."""
+_BATCHES_PER_STEP = 4  # a choice between words needs a less noisy loss than a gradient step
 
 
 def word_ids(words: WordTokenizer, vocab: int) -> list[int]:
-    """Find the tokens that are whole words of letters: what a person would put into a template."""
+    """Return the ids of tokens that are whole words of letters."""
     decoded = ((id_, words.tokenizer.decode([id_]).strip()) for id_ in range(vocab))
     return [id_ for id_, word in decoded if len(word) > 1 and word.isalpha() and words.ids(word, spaced=True) == [id_]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a search came to.
+    """Result of a search.
 
     Attributes:
-        ids: of the words, one per virtual token.
-        dev_accuracy: with them, 0 to 1.
-        passes: over all positions.
+        ids: token ids of the words, one per virtual token.
+        dev_accuracy: dev accuracy with these words, 0 to 1.
+        passes: number of passes over all positions.
     """
 
     ids: list[int]
@@ -57,63 +57,87 @@ def search(
     settings: TrainSettings,
     progress: Progress,
 ) -> Found:
-    """Find a word for each virtual token, and leave their embeddings in the prompt.
+    """Find a word for each virtual token, and leave the embeddings of the words in the prompt.
 
     Args:
-        prompt: its encoder's rows are set; it starts with words chosen at random.
+        prompt: the prompt; the search starts from random words.
         scorer: scores dev rows.
-        train: rows the loss is of, encoded by the scorer's encoder.
-        dev: rows that choose among passes.
-        candidates: tokens to choose from.
-        settings: `epochs` passes over all positions at most, `patience` without a better dev accuracy, `batch_size`
-            (a step looks at four batches) and `seed` count.
-        progress: told of steps and passes.
+        train: training rows, encoded by the encoder of the scorer.
+        dev: dev rows, which choose the pass, encoded likewise.
+        candidates: token ids to choose from.
+        settings: epochs are passes over all positions; a step takes four batches.
+        progress: receives steps and passes.
 
     Raises:
-        TrainError: there is no candidate.
+        TrainError: there are no candidates.
     """
-    if not candidates:
-        raise TrainError("search: the vocabulary holds no whole words; use p-tuning")
     encoder = prompt.encoder
     assert isinstance(encoder, PromptEncoder)
-    rows = encoder.embeddings
-    table = scorer.classifier.table.weight.detach()
+    words = _Words(encoder.embeddings, scorer.classifier.table.weight.detach(), candidates)
     random_ = random.Random(settings.seed)
-    ids = random_.choices(candidates, k=len(rows))
+    ids = random_.choices(candidates, k=words.count)
     best: tuple[float, float, list[int]] = -1.0, 0.0, ids
-    passes = worse = 0
-    while passes < settings.epochs and worse < settings.patience:
-        for step, position in enumerate(random_.sample(range(len(rows)), len(rows)), passes * len(rows) + 1):
-            chosen = random_.choices(range(len(train.encodings)), k=_ROWS_PER_STEP * settings.batch_size)
-            loss = _Loss(scorer, prompt, train, chosen, settings)
-            ids, lowest = _try_words(loss, rows, table, ids, position, candidates)
-            progress.step(step, settings.epochs * len(rows), lowest)
-        rows.data = table[ids].clone()
+    passes = since_best = 0
+    while passes < settings.epochs and since_best < settings.patience:
+        for step, position in enumerate(random_.sample(range(words.count), words.count), passes * words.count + 1):
+            ids, loss = words.improve(ids, position, _Loss.sample(scorer, prompt, train, random_, settings))
+            progress.step(step, settings.epochs * words.count, loss)
+        words.put(ids)
         accuracy, dev_loss = scorer.accuracy(prompt, dev)
         passes += 1
-        worse += 1
+        since_best += 1
         progress.epoch(passes, accuracy)
         if (accuracy, -dev_loss) > best[:2]:
-            best, worse = (accuracy, -dev_loss, ids), 0
-    rows.data = table[best[2]].clone()
+            best, since_best = (accuracy, -dev_loss, ids), 0
+    words.put(best[2])
     return Found(ids=best[2], dev_accuracy=best[0], passes=passes)
 
 
-def _try_words(
-    loss: "_Loss", rows: nn.Parameter, table: Tensor, ids: list[int], position: int, candidates: Sequence[int]
-) -> tuple[list[int], float]:
-    """Put the best of a few promising words at a position, if it is better than what stands there."""
-    rows.data = table[ids].clone()
-    before, gradient = loss.with_gradient(rows)
-    allowed = torch.tensor(candidates, device=table.device)
-    promising = allowed[(table[allowed] @ gradient[position]).argsort()][:N_TRIED].tolist()
-    changed = [[*ids[:position], id_, *ids[position + 1 :]] for id_ in promising]
-    lowest, words = min((loss.at(rows, table[words]), words) for words in changed)
-    return (words, lowest) if lowest < before else (ids, before)
+class _Words:
+    """Puts the embeddings of words in place of virtual tokens.
+
+    Args:
+        embeddings: embeddings of the virtual tokens, float [p, e]; changed in place.
+        table: embedding table of the backbone, float [vocab, e].
+        candidates: token ids to choose from.
+
+    Raises:
+        TrainError: there are no candidates.
+    """
+
+    def __init__(self, embeddings: nn.Parameter, table: Tensor, candidates: Sequence[int]) -> None:
+        if not candidates:
+            raise TrainError("search: the vocabulary has no whole words; use p-tuning")
+        self.count = len(embeddings)
+        self._embeddings = embeddings
+        self._table = table
+        self._candidates = torch.tensor(candidates, device=table.device)
+
+    def put(self, ids: list[int]) -> None:
+        """Set the virtual tokens to words."""
+        self._embeddings.data = self._table[ids].clone()
+
+    def improve(self, ids: list[int], position: int, loss: "_Loss") -> tuple[list[int], float]:
+        """Try the most promising words at a position; return the best words and their loss."""
+        self.put(ids)
+        before, gradient = loss.with_gradient(self._embeddings)
+        order = (self._table[self._candidates] @ gradient[position]).argsort()
+        promising = self._candidates[order][:N_TRIED].tolist()
+        tried = [(self._loss_of(other, loss), other) for other in (_replaced(ids, position, id_) for id_ in promising)]
+        lowest, words = min(tried)
+        return (words, lowest) if lowest < before else (ids, before)
+
+    def _loss_of(self, ids: list[int], loss: "_Loss") -> float:
+        self.put(ids)
+        return loss.value()
+
+
+def _replaced(ids: list[int], position: int, id_: int) -> list[int]:
+    return [*ids[:position], id_, *ids[position + 1 :]]
 
 
 class _Loss:
-    """The mean cross-entropy of the same few rows, whatever the words."""
+    """The mean cross-entropy of a fixed sample of rows, in nats."""
 
     def __init__(
         self, scorer: Scorer, prompt: SoftPrompt, train: EncodedRows, chosen: Sequence[int], settings: TrainSettings
@@ -130,28 +154,35 @@ class _Loss:
         self._n_rows = len(ordered)
         self._weights = train.class_weights(settings.balance)
         with torch.no_grad():
-            self._fixed = None if scorer.trains_leading else scorer.task_tensors(prompt).prefix_kv
+            self._folded_kv = None if scorer.trains_folded else scorer.task_tensors(prompt).prefix_kv
 
-    def with_gradient(self, rows: nn.Parameter) -> tuple[float, Tensor]:
-        """Return the loss and its gradient, float [p, e]."""
-        rows.grad = None
+    @classmethod
+    def sample(
+        cls, scorer: Scorer, prompt: SoftPrompt, train: EncodedRows, random_: random.Random, settings: TrainSettings
+    ) -> "_Loss":
+        """Choose rows at random."""
+        chosen = random_.choices(range(len(train.encodings)), k=_BATCHES_PER_STEP * settings.batch_size)
+        return cls(scorer, prompt, train, chosen, settings)
+
+    def with_gradient(self, embeddings: nn.Parameter) -> tuple[float, Tensor]:
+        """Return the loss and its gradient with respect to the embeddings, float [p, e]."""
+        embeddings.grad = None
         total = 0.0
         for batch in self._batches:
-            part = self._of(*batch)
+            part = self._sum(*batch)
             part.backward()  # type: ignore[no-untyped-call]
             total += part.item()
-        assert rows.grad is not None
-        gradient = rows.grad
-        rows.grad = None
+        assert embeddings.grad is not None
+        gradient = embeddings.grad
+        embeddings.grad = None
         return total, gradient
 
     @torch.no_grad()
-    def at(self, rows: nn.Parameter, values: Tensor) -> float:
-        """Return the loss with other rows."""
-        rows.data = values.clone()
-        return sum(self._of(*batch).item() for batch in self._batches)
+    def value(self) -> float:
+        """Return the loss with the current embeddings."""
+        return sum(self._sum(*batch).item() for batch in self._batches)
 
-    def _of(self, encodings: list[Encoding], targets: Tensor) -> Tensor:
-        logits = forward(self._scorer.classifier, encodings, self._scorer.task_tensors(self._prompt, self._fixed))
+    def _sum(self, encodings: list[Encoding], targets: Tensor) -> Tensor:
+        logits = forward(self._scorer.classifier, encodings, self._scorer.task_tensors(self._prompt, self._folded_kv))
         losses = functional.cross_entropy(logits, targets, weight=self._weights.to(logits.device), reduction="sum")
         return losses / self._n_rows

@@ -1,11 +1,10 @@
-"""One training for each combination of some options, their runs side by side in a folder, and the best of them.
+"""A configuration and values of some options -> one training per combination, side by side in a folder.
 
-OUT/NAME/      the run of one combination; NAME tells the options
-OUT/best       a link to the one with the highest dev accuracy
-OUT/sweep.json what was asked for, and a row for each run that is done
+OUT/NAME/      the run of one combination; NAME contains the options
+OUT/best       a symbolic link to the run with the highest dev accuracy
+OUT/sweep.json the configuration, the values, and one outcome per finished run
 """
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,9 @@ from ptexport.toolkit.methods import Head
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.run.config import TrainConfig, TrainSettings
-from ptexport.toolkit.run.metrics import Metrics
+from ptexport.toolkit.run.run import Run
 from ptexport.toolkit.store.files import write_whole
-from ptexport.toolkit.training.config import check_templates, settle
+from ptexport.toolkit.training.config import check_templates, head_of, resolve
 from ptexport.toolkit.training.plan import load_backbone_for
 from ptexport.toolkit.training.train import train_into
 
@@ -39,12 +38,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a sweep.
 
     Attributes:
-        name: its folder.
-        failed: why there is none, or none to choose; None: it is there.
-        dev_accuracy: share right, which chooses the best.
-        test_accuracy: share right.
+        name: name of its folder.
+        failed: why there is no run, or why it cannot be the best; None: it succeeded.
+        dev_accuracy: dev accuracy, 0 to 1, which chooses the best run.
+        test_accuracy: test accuracy, 0 to 1.
         epochs: passes over the training rows.
-        train_seconds: wall time of its loop.
+        train_seconds: wall time of the training loop.
     """
 
     name: str
@@ -58,59 +57,116 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 def sweep(
     base: TrainConfig, axes: Mapping[str, Sequence[Any]], out: Path, progress: Progress, *, resume: bool
 ) -> list[Outcome]:
-    """Train every combination, each into a folder of its own; those that are there already stay.
+    """Train every combination into a folder of its own; finished runs stay.
 
     Args:
-        base: what all have in common.
-        axes: values by option, as `parse_axes` gives them.
-        out: the folder; with `resume` it may be there.
-        progress: told of all of them.
-        resume: go on with a sweep that was stopped.
+        base: options that all trainings share.
+        axes: values by option, as `parse_axes` returns them.
+        out: the folder; it may exist if `resume` is set.
+        progress: receives the events of all trainings.
+        resume: resume an interrupted sweep.
 
     Returns:
-        One outcome for each combination, the highest dev accuracy first.
+        One outcome per combination, the highest dev accuracy first.
 
     Raises:
-        OutputError: the folder is there, is of another sweep, or cannot be written.
-        TrainError: a training was interrupted, or all failed.
+        OutputError: the folder exists, holds another sweep, or cannot be written.
+        TrainError: a training was interrupted, or all trainings failed.
         ModelError: the backbone cannot be loaded.
     """
-    asked = msgspec.json.decode(msgspec.json.encode({"base": base, "axes": axes}))
-    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    configs = {_name(options, axes): _with(base, options) for options in combinations}
+    configs = _combine(base, axes)
     for config in configs.values():
-        check_templates(*settle(config))
-    if out.exists() and not resume:
-        raise OutputError(f"{out}: exists already; choose another name, or go on with --resume")
-    _check_asked(out / SWEEP, asked)
-    with saying_what_the_disk_refused(out):
-        out.mkdir(parents=True, exist_ok=True)
-    outcomes: list[Outcome] = []
-    if not (out / SWEEP).exists():
-        _record(out, asked, outcomes)
+        check_templates(*resolve(config))
+    record = _Record(out, {"base": base, "axes": axes}, resume=resume)
     backbones: dict[Head, Backbone] = {}
     for number, (name, config) in enumerate(configs.items(), 1):
         progress.note(f"run {number} of {len(configs)}: {name}")
-        _, choice = settle(config)
-        if choice.head not in backbones:
-            backbones[choice.head] = load_backbone_for(config, progress)
-        try:
-            metrics = train_into(out / name, config, progress, resume=True, backbone=backbones[choice.head]).metrics
-        except OutputError:
-            raise  # of the folder they all are in
-        except PtexportError as e:
-            progress.warning(str(e))
-            outcomes.append(Outcome(name=name, failed=str(e)))
-        else:
-            assert metrics is not None, "it was trained"
-            if metrics.stopped == "interrupted":
-                raise TrainError(f"{out / name}: interrupted; go on with --resume")
-            outcomes.append(_outcome(name, config, metrics))
-        outcomes.sort(key=lambda outcome: (outcome.failed is not None, -outcome.dev_accuracy))
-        _record(out, asked, outcomes)
-    if outcomes[0].failed is not None:
-        raise TrainError(f"{out}: every run failed, the first with: {outcomes[0].failed}")
-    return outcomes
+        head = head_of(config)
+        if head not in backbones:
+            backbones[head] = load_backbone_for(config, progress)
+        record.add(_train(name, config, out, progress, backbones[head]))
+    if record.outcomes[0].failed is not None:
+        raise TrainError(f"{out}: every run failed, the first with: {record.outcomes[0].failed}")
+    return record.outcomes
+
+
+def _train(name: str, config: TrainConfig, out: Path, progress: Progress, backbone: Backbone) -> Outcome:
+    """Train one combination; a training that fails becomes a failed outcome.
+
+    Raises:
+        OutputError: the folder of the sweep cannot be written.
+        TrainError: the training was interrupted.
+    """
+    try:
+        run = train_into(out / name, config, progress, resume=True, backbone=backbone)
+    except OutputError:
+        raise
+    except PtexportError as e:
+        progress.warning(str(e))
+        return Outcome(name=name, failed=str(e))
+    assert run.metrics is not None, "it was trained"
+    if run.metrics.stopped == "interrupted":
+        raise TrainError(f"{out / name}: {run.shortfall}")
+    return _outcome(name, run)
+
+
+def _outcome(name: str, run: Run) -> Outcome:
+    assert run.metrics is not None, "it was trained"
+    return Outcome(
+        name=name,
+        failed=run.shortfall,
+        dev_accuracy=run.metrics.dev_accuracy,
+        test_accuracy=run.metrics.test_accuracy,
+        epochs=run.metrics.epochs,
+        train_seconds=run.metrics.train_seconds,
+    )
+
+
+class _Record:
+    """`sweep.json` and the link to the best run.
+
+    Args:
+        out: folder of the sweep, created if necessary.
+        asked: the shared options and the values of the others.
+        resume: whether the folder may exist.
+
+    Attributes:
+        outcomes: outcomes so far, the highest dev accuracy first.
+
+    Raises:
+        OutputError: the folder exists, holds another sweep, or cannot be written.
+    """
+
+    def __init__(self, out: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
+        if out.exists() and not resume:
+            raise OutputError(f"{out}: exists already; choose another name, or continue with --resume")
+        self.outcomes: list[Outcome] = []
+        self._out = out
+        self._asked = msgspec.json.decode(msgspec.json.encode(asked))
+        _check_asked(out / SWEEP, self._asked)
+        with saying_what_the_disk_refused(out):
+            out.mkdir(parents=True, exist_ok=True)
+        if not (out / SWEEP).exists():
+            self._write()
+
+    def add(self, outcome: Outcome) -> None:
+        """Add an outcome, and write the table and the link again."""
+        self.outcomes.append(outcome)
+        self.outcomes.sort(key=lambda outcome: (outcome.failed is not None, -outcome.dev_accuracy))
+        self._write()
+
+    def _write(self) -> None:
+        record = {"asked": self._asked, "outcomes": self.outcomes}
+        content = msgspec.json.format(msgspec.json.encode(record), indent=2)
+        write_whole(self._out / SWEEP, content + b"\n", force=True)
+        if self.outcomes and self.outcomes[0].failed is None:
+            best = self._out / BEST
+            advice = "remove it if it is not a link, or use a file system with symbolic links"
+            with saying_what_the_disk_refused(best, advice):
+                link = self._out / f".{BEST}"
+                link.unlink(missing_ok=True)
+                link.symlink_to(self.outcomes[0].name)
+                link.replace(best)
 
 
 def _check_asked(path: Path, asked: dict[str, Any]) -> None:
@@ -121,11 +177,17 @@ def _check_asked(path: Path, asked: dict[str, Any]) -> None:
     except (OSError, msgspec.DecodeError, KeyError, TypeError) as e:
         raise OutputError(f"{path}: cannot be read ({reason(e)}); choose another folder") from e
     if not same:
-        raise OutputError(f"{path}: is of another sweep; give the same options, or choose another name")
+        raise OutputError(f"{path}: belongs to another sweep; give the same options, or choose another name")
+
+
+def _combine(base: TrainConfig, axes: Mapping[str, Sequence[Any]]) -> dict[str, TrainConfig]:
+    """Return one configuration per combination of values, by the name of its folder."""
+    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return {_name(options, axes): _with(base, options) for options in combinations}
 
 
 def _name(options: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> str:
-    """Name a folder; a template by its number, from 1."""
+    """Name a folder by its options; a template by its number, from 1."""
     return ",".join(
         f"{name}={axes[name].index(value) + 1 if name == 'template' else value}" for name, value in options.items()
     )
@@ -135,42 +197,18 @@ def _with(base: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
     options = dict(options)
     template = options.pop("template", base.template)
     if "rows" in options:
-        template = _with_rows(template, options.pop("rows"))
+        template = _with_virtual_tokens(template, options.pop("rows"))
     of_settings = {name: options.pop(name) for name in list(options) if name in TrainSettings.__struct_fields__}
     settings = msgspec.structs.replace(base.settings, **of_settings)
-    return dataclasses.replace(base, template=template, settings=settings, **options)
+    return msgspec.structs.replace(base, template=template, settings=settings, **options)
 
 
-def _with_rows(template: str, rows: int) -> str:
+def _with_virtual_tokens(template: str, count: int) -> str:
+    """Set the number of virtual tokens of a template with one group of them."""
     groups = re.findall(r"\[P(?:\*\d+)?\]", template)
     if len(groups) != 1:
         raise TrainError(
             f"sweep rows: template {template!r} has {len(groups)} groups of virtual tokens, need one; "
             "sweep template=… instead"
         )
-    return template.replace(groups[0], f"[P*{rows}]")
-
-
-def _outcome(name: str, config: TrainConfig, metrics: Metrics) -> Outcome:
-    failed = "the loss became no number" if metrics.stopped == "diverged" else None
-    if config.abstain is not None and metrics.abstain_below is None:
-        failed = f"even its surest dev rows are wrong more often than --abstain {config.abstain} allows"
-    return Outcome(
-        name=name,
-        failed=failed,
-        dev_accuracy=metrics.dev_accuracy,
-        test_accuracy=metrics.test_accuracy,
-        epochs=metrics.epochs,
-        train_seconds=metrics.train_seconds,
-    )
-
-
-def _record(out: Path, asked: dict[str, Any], outcomes: list[Outcome]) -> None:
-    content = msgspec.json.format(msgspec.json.encode({"asked": asked, "outcomes": outcomes}), indent=2)
-    write_whole(out / SWEEP, content + b"\n", force=True)
-    if outcomes and outcomes[0].failed is None:
-        with saying_what_the_disk_refused(out / BEST, "remove it if it is no link, or use a disk that knows links"):
-            link = out / f".{BEST}"
-            link.unlink(missing_ok=True)
-            link.symlink_to(outcomes[0].name)
-            link.replace(out / BEST)
+    return template.replace(groups[0], f"[P*{count}]")

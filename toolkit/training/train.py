@@ -1,7 +1,8 @@
-"""A plan -> a Run, in memory or in a folder; knows the order of things, none of them itself."""
+"""A training configuration -> a Run, in memory or in a folder: calls every step in order."""
 
 import functools
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,40 +18,41 @@ from ptexport.toolkit.prompt.scoring import EncodedRows
 from ptexport.toolkit.prompt.soft_prompt import SoftPrompt
 from ptexport.toolkit.run.backbone import BACKBONE
 from ptexport.toolkit.run.check_rows import choose_check_rows
-from ptexport.toolkit.run.config import RunConfig, Stopped, TrainConfig
+from ptexport.toolkit.run.config import Stopped, TrainConfig
 from ptexport.toolkit.run.metrics import Metrics
 from ptexport.toolkit.run.run import FILES, METRICS, RESUME, Run, TaskArrays
 from ptexport.toolkit.store.folders import kept_folder
 from ptexport.toolkit.template.words import WordTokenizer
 from ptexport.toolkit.training.calibration import fit_temperature, fit_threshold, measure_log_prior
-from ptexport.toolkit.training.loop import Training, fit, saying_what_would_fit
-from ptexport.toolkit.training.plan import Plan, make_plan, run_config
+from ptexport.toolkit.training.loop import Training, fit
+from ptexport.toolkit.training.plan import Plan, make_plan
 from ptexport.toolkit.training.resume import Ticket, check_same, hash_data, load_state, save_state
 from ptexport.toolkit.training.search import search, word_ids
 
 VERSIONED = ("ptexport", "torch", "transformers", "tokenizers")
+_OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")  # torch's allocator; oneDNN's LSTM
 
 
 def train(
     config: TrainConfig, progress: Progress, *, folder: Path | None = None, backbone: Backbone | None = None
 ) -> Run:
-    """Train what a method trains.
+    """Train a task.
 
-    What can be refused without the backbone is refused before it is loaded, and all else before training begins.
+    Checks that do not need the backbone run before it is loaded, all others before training starts.
 
     Args:
-        config: what to train, on what.
-        progress: told how far it is.
-        folder: keeps the training's state, which is gone on from if it is there, and a language model that is trained;
-            needed for such a one.
-        backbone: the config's, if it is loaded already.
+        config: all options of the training.
+        progress: receives stages, steps, epochs and warnings.
+        folder: receives the training state, from which training resumes if it is there already, and a trained language
+            model; required if the method trains the language model.
+        backbone: the backbone of the configuration, if it is loaded already.
 
     Returns:
-        The run, whole in the first of several processes alone; if Ctrl-C or a loss that is no number stopped it
-        (`run.metrics.stopped`), of the best epoch so far.
+        The run; with several processes, it is complete in rank 0 only. If Ctrl-C or a loss that is not finite stopped
+        the training (`run.metrics.stopped`), it holds the best epoch.
 
     Raises:
-        PtexportError: anything that does not fit together; see `ptexport.runtime.errors`.
+        PtexportError: parts do not fit together; see `ptexport.runtime.errors`.
     """
     if (
         folder is None
@@ -62,39 +64,62 @@ def train(
     settings, prompt_model = plan.config.settings, plan.prompt_model
     torch.manual_seed(settings.seed)
     prompt = prompt_model.prompt(plan.template)
-    training = Training(prompt, prompt_model.trainable.parameters, settings, len(plan.learn.targets))
-    found = None
-    with saying_what_would_fit(settings.batch_size, plan.learn):
-        # Before training, so that a hand-written template or its words that do not fit cost no training.
-        manual_accuracy = _measure_by_hand(plan, progress)
-        if config.prior_correction:
+    training = Training(prompt, prompt_model.trainable.parameters, settings, len(plan.train.targets))
+    found_words, stopped = None, None
+    with _explain_out_of_memory(settings.batch_size, plan.train):
+        # Before training, so that a hand-written template that does not fit costs no training.
+        manual_accuracy = _measure_manual(plan, progress)
+        if config.contextual_calibration:
             prompt.log_prior = measure_log_prior(plan.scorer, prompt, plan.template.fields)
-        if prompt_model.choice.method.virtual_token == "word":
-            found = _search(plan, training, progress)
-            stopped = None
+        if prompt_model.method.virtual_token == "word":
+            found_words = _search(plan, training, progress)
         else:
             stopped = _fit(plan, training, ticket, folder, progress)
-        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256, found)
-    return _run(plan, ticket.config, metrics, training, folder)
+        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256, found_words)
+    return _make_run(plan, metrics, training, folder)
+
+
+@contextmanager
+def _explain_out_of_memory(batch_size: int, rows: EncodedRows) -> Iterator[None]:
+    """Turn an out-of-memory error of torch into advice on what to lower.
+
+    Args:
+        batch_size: rows per forward pass.
+        rows: the training rows.
+
+    Raises:
+        TrainError: the block ran out of memory.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if not isinstance(e, torch.OutOfMemoryError) and not any(sign in str(e) for sign in _OUT_OF_MEMORY):
+            raise
+        tokens = max(map(len, rows.encodings))
+        smaller = f"--batch-size {batch_size // 2}, or " if batch_size > 1 else ""
+        raise TrainError(
+            f"training: out of memory with {batch_size} rows of up to {tokens} tokens per batch; "
+            f"use {smaller}a lower --max-length"
+        ) from e
 
 
 def _fit(plan: Plan, training: Training, ticket: Ticket, folder: Path | None, progress: Progress) -> Stopped | None:
     state = None if folder is None else folder / RESUME
     if state is not None and state.exists():
         load_state(state, training, ticket)
-        progress.note(f"going on after {training.at.done} of {training.total_steps} steps")
-    keep = functools.partial(save_state, state, training, ticket) if state and distributed.is_first() else lambda: None
-    return fit(training, plan.scorer, train=plan.learn, dev=plan.dev, progress=progress, save=keep)
+        progress.note(f"resuming after {training.at.done} of {training.total_steps} steps")
+    keep = functools.partial(save_state, state, training, ticket) if state and distributed.is_rank_0() else lambda: None
+    return fit(training, plan.scorer, train=plan.train, dev=plan.dev, progress=progress, save=keep)
 
 
 def _search(plan: Plan, training: Training, progress: Progress) -> list[str]:
-    """Look for words; what was found is in the prompt then."""
+    """Search for words, leave them in the prompt and return them."""
     words = WordTokenizer(plan.prompt_model.backbone.tokenizer_json)
     training.restart_clock()
     found = search(
         training.prompt,
         plan.scorer,
-        train=plan.learn,
+        train=plan.train,
         dev=plan.dev,
         candidates=word_ids(words, plan.prompt_model.backbone.facts.vocab),
         settings=plan.config.settings,
@@ -107,19 +132,18 @@ def _search(plan: Plan, training: Training, progress: Progress) -> list[str]:
     return names
 
 
-def _run(plan: Plan, config: RunConfig, metrics: Metrics, training: Training, folder: Path | None) -> Run:
+def _make_run(plan: Plan, metrics: Metrics, training: Training, folder: Path | None) -> Run:
     prompt_model, prompt = plan.prompt_model, training.prompt
-    trained = {name: value.detach().cpu().numpy() for name, value in prompt.named_parameters()}
-    backbone = prompt_model.backbone
-    if prompt_model.choice.method.backbone_training != "nothing" and distributed.is_first():
+    config, backbone = plan.run_config, prompt_model.backbone
+    if prompt_model.method.backbone_training != "nothing" and distributed.is_rank_0():
         assert folder is not None
-        backbone = prompt_model.trainable.write(folder / BACKBONE, prompt_model.choice.head)
+        backbone = prompt_model.trainable.write(folder / BACKBONE, backbone.head)
         config = msgspec.structs.replace(config, trained_backbone=backbone.facts)
     return Run(
         config=config,
         metrics=metrics,
-        trained=trained,
-        arrays=_bake(plan, prompt, backbone, metrics.temperature),
+        trained={name: value.detach().cpu().numpy() for name, value in prompt.named_parameters()},
+        arrays=_task_arrays(plan, prompt, backbone, metrics.temperature),
         tokenizer_json=prompt_model.backbone.tokenizer_json,
         check_rows=choose_check_rows(plan.data.test),
     )
@@ -134,60 +158,60 @@ def train_into(
     force: bool = False,
     backbone: Backbone | None = None,
 ) -> Run:
-    """Train into a folder, which is there when the training is done, or stopped with something to show.
+    """Train into a folder. It appears when the training is done, or stopped early with at least one epoch.
 
     Args:
-        out: the run's folder.
-        config: what to train, on what.
-        progress: told how far it is.
-        resume: go on where a training stopped; one that is done stays as it is.
-        force: replace what is there.
-        backbone: the config's, if it is loaded already.
+        out: folder of the run.
+        config: all options of the training.
+        progress: receives stages, steps, epochs and warnings.
+        resume: resume an interrupted training; a finished one is returned unchanged.
+        force: replace an existing folder.
+        backbone: the backbone of the configuration, if it is loaded already.
 
     Raises:
-        OutputError: the folder is there, or begun, or cannot be written.
+        OutputError: the folder exists, a training into it was interrupted, or it cannot be written.
         PtexportError: see `train`.
     """
-    under_way = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
-    if resume and (out / METRICS).is_file() and not any(path.exists() for path in under_way):
+    states = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
+    if resume and (out / METRICS).is_file() and not any(path.exists() for path in states):
         return _read_finished(out, config, progress, backbone)
     with ExitStack() as stack:
         own: Path | None = None
-        if distributed.is_first():
+        if distributed.is_rank_0():
             files = (*FILES, BACKBONE, RESUME)
             own = stack.enter_context(kept_folder(out, resume=resume, force=force, files=files, state=RESUME))
-        folder = distributed.told_by_first(own)
+        folder = distributed.broadcast_from_rank_0(own)
         run = train(config, progress, folder=folder, backbone=backbone)
-        if distributed.is_first():
+        if distributed.is_rank_0():
             run.write(folder)
     assert run.metrics is not None
-    if run.metrics.stopped is None and distributed.is_first():
-        # When the run is where it belongs, so that a kill at any moment leaves one or the other.
-        (out / RESUME).unlink(missing_ok=True)  # where nothing is learned step by step, there is none
+    if run.metrics.stopped is None and distributed.is_rank_0():
+        # After the folder has its name, so that a kill at any moment leaves either the run or the state.
+        (out / RESUME).unlink(missing_ok=True)  # methods without optimizer steps have none
     return run
 
 
 def _read_finished(folder: Path, config: TrainConfig, progress: Progress, backbone: Backbone | None) -> Run:
-    """Read a run that was finished before, if it is what `train` would make of this config now.
+    """Read a finished run, and check that this configuration would give the same run.
 
     Raises:
-        OutputError: it is of other options or data (says which).
+        OutputError: the run has other options or data (the message names them).
         PtexportError: see `train`.
     """
     run = Run.read(folder)
     if run.metrics is None:
-        raise OutputError(f"{folder}: was imported, not trained; choose another name")
-    made = Ticket(
+        raise OutputError(f"{folder}: holds an imported run, need a trained one; choose another name")
+    old = Ticket(
         config=msgspec.structs.replace(run.config, trained_backbone=None),
         data_sha256=run.metrics.data_sha256,
         manual=list(run.metrics.manual_accuracy),
     )
-    check_same(folder, made, _ticket(make_plan(config, progress, backbone)))
+    check_same(folder, old, _ticket(make_plan(config, progress, backbone)))
     return run
 
 
 def _ticket(plan: Plan) -> Ticket:
-    return Ticket(config=run_config(plan), data_sha256=hash_data(plan.data), manual=list(plan.manual))
+    return Ticket(config=plan.run_config, data_sha256=hash_data(plan.data), manual=list(plan.manual))
 
 
 def _measure(
@@ -227,28 +251,28 @@ def _measure(
     )
 
 
-def _measure_by_hand(plan: Plan, progress: Progress) -> dict[str, float]:
-    """Measure hand-written templates with the same label words and rows; accuracies, 0 to 1."""
+def _measure_manual(plan: Plan, progress: Progress) -> dict[str, float]:
+    """Measure the test accuracy, 0 to 1, of hand-written templates with the same label words and rows."""
     prompt_model, accuracies = plan.prompt_model, {}
     for source, template in plan.manual.items():
         scorer = prompt_model.scorer(prompt_model.compile(template))
-        examples = EncodedRows.encode(plan.data.test, scorer.encoder, prompt_model.verbalizer.labels)
-        accuracies[source] = scorer.accuracy(prompt_model.prompt(template), examples)[0]
+        rows = EncodedRows.encode(plan.data.test, scorer.encoder, prompt_model.verbalizer.labels)
+        accuracies[source] = scorer.accuracy(prompt_model.prompt(template), rows)[0]
         progress.note(f"hand-written {source!r}: test accuracy {accuracies[source]:.1%}")
     return accuracies
 
 
 @torch.no_grad()
-def _bake(plan: Plan, prompt: SoftPrompt, backbone: Backbone, temperature: float) -> TaskArrays:
-    """Run the encoder one last time, and the backbone, as it is now, over the leading prompt."""
-    rows = prompt.prompt_embeddings().cpu()
+def _task_arrays(plan: Plan, prompt: SoftPrompt, backbone: Backbone, temperature: float) -> TaskArrays:
+    """Compute the final task tensors: run the prompt encoder, and run the backbone over the folded tokens."""
+    prompt_embeddings = prompt.prompt_embeddings().cpu()
     label_weights, label_bias = prompt.labels()
-    states = None if prompt.prefix is None else prompt.prefix()
-    if states is None and backbone.facts.causal:
-        states = backbone.classifier("last").cpu().prefix_kv(plan.scorer.leading_ids, rows)
+    prefix_kv = None if prompt.prefix is None else prompt.prefix()
+    if prefix_kv is None and backbone.facts.causal:
+        prefix_kv = backbone.classifier("last").cpu().prefix_kv(plan.scorer.folded_ids, prompt_embeddings)
     return TaskArrays(
-        prompt_embeddings=rows.numpy(),
+        prompt_embeddings=prompt_embeddings.numpy(),
         label_weights=(label_weights / temperature).cpu().numpy(),
         label_bias=(label_bias / temperature).cpu().numpy(),
-        prefix_kv=None if states is None else states.cpu().numpy(),
+        prefix_kv=None if prefix_kv is None else prefix_kv.cpu().numpy(),
     )

@@ -1,4 +1,4 @@
-"""Reports say the same in every form, and what changed between two of them is told from noise."""
+"""A report has the same content in every form; a comparison separates changes from noise."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from links import links_of
 from ptexport.runtime.errors import BenchError, DataError
 from ptexport.toolkit.bench.compare import compare
 from ptexport.toolkit.bench.pages import html, markdown
-from ptexport.toolkit.bench.quality.quality import interval
-from ptexport.toolkit.bench.report import Figure, Machine, Plot, Report, Series, Table, median_interval
+from ptexport.toolkit.bench.quality.report import wilson_interval
+from ptexport.toolkit.bench.report import BenchReport, Figure, Machine, Plot, Series, Table, median_interval
 
 MACHINE = Machine(
     processor="an abacus",
@@ -23,7 +23,7 @@ MACHINE = Machine(
 )
 
 
-def report_of(*figures: Figure, **changes: object) -> Report:
+def report_of(*figures: Figure, **changes: object) -> BenchReport:
     given = {
         "kind": "speed",
         "title": "tiny <b>&",
@@ -32,7 +32,7 @@ def report_of(*figures: Figure, **changes: object) -> Report:
         "machine": MACHINE,
         "bundles": {"one, fp32": "0123456789abcdef" * 4, "other, int8": "fedcba9876543210" * 4},
         "verdict": ["tiny is ahead"],
-        "how": ["in turn", "as `a <b>` says"],
+        "how": ["alternately", "see `a <b>`"],
         "tables": [
             Table(
                 title="times", columns=["size", "a|b"], rows=[["29.5, 0.85 (0.76 to 1.17)", "<b> of 3"]], note="medians"
@@ -42,32 +42,32 @@ def report_of(*figures: Figure, **changes: object) -> Report:
         "figures": list(figures),
         "left_out": {"other": "not installed"},
     }
-    return Report(**{**given, **changes})  # type: ignore[arg-type]
+    return BenchReport(**{**given, **changes})  # type: ignore[arg-type]
 
 
 def ratio(*values: float, name: str = "ratio/peft/1x28", better: str = "higher") -> Figure:
     return Figure.of(name, values, "x", better)  # type: ignore[arg-type]
 
 
-def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
+def test_a_report_has_the_same_content_in_every_form(tmp_path: Path) -> None:
     report = report_of(ratio(2.0, 3.0, 2.5))
     assert report.figures[0] == Figure(name="ratio/peft/1x28", value=2.5, low=2, high=3, unit="x", better="higher")
     text, page = markdown(report), html(report).decode()
-    for said in (
+    for content in (
         *(
             "tiny is ahead",
             "times",
             "29.5, 0.85",
             "medians",
             "other: not installed",
-            "in turn",
+            "alternately",
             "ptexport bench speed tiny",
         ),
         *("25 November 2026, 07:00 on 2 CPUs of an abacus, 1 GiB", "one, fp32: manifest 0123456789abcdef."),
         *("other, int8: manifest fedcba9876543210.", "numpy 2.1, torch 2.2; Python 3.11.4; Linux 6 x86_64."),
     ):
-        assert said in text
-        assert said in page
+        assert content in text
+        assert content in page
     assert "a\\|b" in text
     assert "<code>a &lt;b&gt;</code>" in page
     assert "<td><span>29.5, 0.85</span> <span>(0.76 to 1.17)</span></td><td>&lt;b&gt; of 3</td>" in page
@@ -76,14 +76,14 @@ def test_a_report_says_the_same_in_every_form(tmp_path: Path) -> None:
     assert not links_of(page)
     path = tmp_path / "report.json"
     path.write_bytes(msgspec.json.encode(report))
-    assert Report.read(tmp_path) == Report.read(path) == report
+    assert BenchReport.read(tmp_path) == BenchReport.read(path) == report
     path.write_text("{}")
-    with pytest.raises(DataError, match="no report this version can read"):
-        Report.read(path)
+    with pytest.raises(DataError, match="is not a report of this version"):
+        BenchReport.read(path)
 
 
-def test_where_a_median_lies() -> None:
-    """A slow turn or two do not widen it: 9 rounds leave out one at each end (96.1 %), 15 three (96.5 %)."""
+def test_the_interval_of_a_median() -> None:
+    """One or two slow rounds do not widen it: 9 rounds leave out one at each end (96.1 %), 15 three (96.5 %)."""
     for n, ranks in ((1, (1, 1)), (5, (1, 5)), (6, (1, 6)), (9, (2, 8)), (15, (4, 12)), (30, (10, 21))):
         assert median_interval([float(rank) for rank in range(n, 0, -1)]) == ranks
 
@@ -98,7 +98,7 @@ def test_where_a_median_lies() -> None:
         (ratio(3.0, 3.1, 3.2), "better"),
     ],
 )
-def test_what_changed_is_beyond_the_band_and_beyond_the_intervals(new: Figure, change: str) -> None:
+def test_a_change_is_beyond_the_band_and_beyond_the_intervals(new: Figure, change: str) -> None:
     old = ratio(2.0, 2.1, 2.2)
     (compared,) = compare(report_of(old), report_of(new), band=0.15).compared
     assert compared.change == change
@@ -110,15 +110,15 @@ def test_what_changed_is_beyond_the_band_and_beyond_the_intervals(new: Figure, c
     assert turned.change == {"worse": "better", "better": "worse", "same": "same"}[change]
 
 
-def test_of_accuracies_the_intervals_alone_decide() -> None:
+def test_for_accuracies_only_the_intervals_count() -> None:
     """The control: the same figures in another unit are within the band."""
 
-    def accuracy(right: int, unit: str = "%") -> Report:
-        low, high = (100 * share for share in interval(right, 1000))
+    def accuracy(right: int, unit: str = "%") -> BenchReport:
+        low, high = (100 * share for share in wilson_interval(right, 1000))
         value = right / 10
         return report_of(Figure(name="accuracy/a", value=value, low=low, high=high, unit=unit, better="higher"))
 
-    def change(old: Report, new: Report) -> str:
+    def change(old: BenchReport, new: BenchReport) -> str:
         return compare(old, new, band=0.15).compared[0].change
 
     assert change(accuracy(800), accuracy(720)) == "worse"
@@ -127,7 +127,7 @@ def test_of_accuracies_the_intervals_alone_decide() -> None:
     assert change(accuracy(800, "x"), accuracy(720, "x")) == "same"
 
 
-def test_a_report_of_a_gpu_is_of_another_machine() -> None:
+def test_a_gpu_is_part_of_the_machine() -> None:
     gpu = msgspec.structs.replace(MACHINE, gpu="NVIDIA Orin")
     assert "1 GiB and NVIDIA Orin" in markdown(report_of(machine=gpu))
     assert compare(report_of(ratio(1)), report_of(ratio(1)), band=0).same_machine
@@ -140,16 +140,20 @@ def test_comparing_by_the_command(tmp_path: Path) -> None:
     new.write_bytes(msgspec.json.encode(report_of(ratio(1.0, 1.1))))
     other.write_bytes(msgspec.json.encode(report_of(ratio(1.0), kind="serve")))
     done = ptexport("bench", "compare", old, new)
-    assert (done.returncode, "worse" in done.stdout, "only in the first: ratio/gone" in done.stdout) == (1, True, True)
+    assert (done.returncode, "worse" in done.stdout, "only in the old report: ratio/gone" in done.stdout) == (
+        1,
+        True,
+        True,
+    )
     assert "lacks ratio/gone/1x28 of" in done.stderr
     old.write_bytes(msgspec.json.encode(report_of(ratio(2.0, 2.1))))
     done = ptexport("bench", "compare", old, new)
     assert (done.returncode, "ratio/peft/1x28; measure again, or find what changed" in done.stderr) == (1, True)
     assert ptexport("bench", "compare", new, old, "--json").returncode == 0
     assert ptexport("bench", "compare", old, new, "--band", "60").returncode == 0
-    said = {"low": 75, "high": 85, "unit": "%", "better": "higher"}
-    old.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=80, **said))))
-    new.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=79.5, **said))))
+    interval = {"low": 75, "high": 85, "unit": "%", "better": "higher"}
+    old.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=80, **interval))))
+    new.write_bytes(msgspec.json.encode(report_of(Figure(name="accuracy/a", value=79.5, **interval))))
     assert "-0.5 points" in ptexport("bench", "compare", old, new).stdout
     assert "compare two of one kind" in ptexport("bench", "compare", old, other).stderr
     with pytest.raises(BenchError, match="no figure in common"):
@@ -159,4 +163,4 @@ def test_comparing_by_the_command(tmp_path: Path) -> None:
 def test_the_interval_is_wilsons() -> None:
     """As in Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3."""
     for right, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
-        assert interval(right, n) == pytest.approx((low, high), abs=1e-4)
+        assert wilson_interval(right, n) == pytest.approx((low, high), abs=1e-4)

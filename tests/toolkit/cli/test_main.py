@@ -68,7 +68,7 @@ def test_bad_words_models_and_outputs_are_one_sentence(llama: Path, rows_file: P
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)
         assert message in done.stderr
 
-    refused("need 1; single tokens that come close", labels="positive=great,negative=terribles")
+    refused("need 1; similar single tokens", labels="positive=great,negative=terribles")
     refused("not an alias", model="nobody/nothing")
     refused("exists already", out=tmp_path)
     refused("which nobody trains", manual="[P] {text}")

@@ -9,12 +9,12 @@ import pytest
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import Row
 from ptexport.toolkit.data.cities import load_cities
-from ptexport.toolkit.data.splits import Data, load_data
+from ptexport.toolkit.data.splits import DataSplits, load_data
 
 LABELS = ["no", "yes"]
 
 
-def load(source: object, *, fields: tuple[str, ...] = ("text",), **given: str | None) -> Data:
+def load(source: object, *, fields: tuple[str, ...] = ("text",), **given: str | None) -> DataSplits:
     options = {"dev": None, "test": None, **given}
     return load_data(str(source), labels=LABELS, fields=fields, seed=0, **options)  # type: ignore[arg-type]
 
@@ -108,7 +108,7 @@ def test_a_hub_test_split_without_labels_is_not_measured_on(tmp_path: Path, monk
 
 
 def test_a_hub_name_that_cannot_be_had() -> None:
-    with pytest.raises(DataError, match=r"data hub:nobody/nothing: not had from the hub .* or give a file"):
+    with pytest.raises(DataError, match=r"data hub:nobody/nothing: cannot be loaded from the hub .* or give a file"):
         load("hub:nobody/nothing")
 
 

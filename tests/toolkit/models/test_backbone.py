@@ -85,8 +85,8 @@ def test_an_encoder_decoder(bert: Path, tmp_path: Path) -> None:
         ("cpmant", "llama", {}, "takes no inputs_embeds"),
         ("fnet", "bert", {}, "takes no attention_mask"),
         ("opt", "llama", {"ffn_dim": 48, "word_embed_proj_dim": 32}, r"cannot be called as needed \('_Given' object"),
-        ("openai-gpt", "gpt2", {}, "keeps no keys and values, so that none can stand before a row"),
-        ("nystromformer", "roberta", {}, "answers otherwise, by .*, when it is given embeddings, positions and a mask"),
+        ("openai-gpt", "gpt2", {}, "has no KV cache, so a prefix of keys and values is not possible"),
+        ("nystromformer", "roberta", {}, "gives logits that differ by .* with embeddings, positions and a mask"),
     ],
 )
 def test_what_a_model_is_refused_for(

@@ -61,7 +61,7 @@ def test_what_is_not_there(hub_home: Path, rows_file: Path, llama: Path, tmp_pat
     done = train(rows_file, tmp_path / "run", "--revision", "v9", HF_HOME=str(hub_home))
     assert (done.returncode, "the hub cannot be reached" in done.stderr) == (1, True)
     done = train(rows_file, tmp_path / "run", "--revision", "v1", "--model", str(llama))
-    assert (done.returncode, "which knows revisions; leave out --revision" in done.stderr) == (1, True)
+    assert (done.returncode, "and only the hub has revisions; leave out --revision" in done.stderr) == (1, True)
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -102,7 +102,7 @@ def refusing_hub() -> Iterator[str]:
             "gated on the hub; accept its terms on its page there, then set HF_TOKEN or run 'hf auth login'",
         ),
         ("somebody/nothing", "and not on the hub; check the name, or set HF_TOKEN if it is private"),
-        ("somebody/old", "has no revision 'v9' on the hub; look its commits up there"),
+        ("somebody/old", "has no revision 'v9' on the hub; look up its commits there"),
     ],
 )
 def test_what_the_hub_refuses(model: str, message: str, refusing_hub: str, rows_file: Path, tmp_path: Path) -> None:

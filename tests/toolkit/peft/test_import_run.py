@@ -119,8 +119,8 @@ def test_a_bundle_answers_as_peft_does(
     assert run.config.imported is not None
     assert (run.config.imported.peft_type, run.config.training, run.metrics) == (kind, None, None)
     assert {row.label for row in run.check_rows} == {None}, "the built-in rows' labels are of another task"
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert worst(manifest.parity) < 1e-4
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert worst(manifest.task.parity) < 1e-4
     engine = Engine.open(tmp_path / "bundle")
     expected = np.stack([peft_logits(adapted, base, text) for text in TEXTS])
     assert np.ptp(expected) > 0.1
@@ -133,7 +133,7 @@ def test_the_comparison_sees_one_virtual_token(kind: str, fault: str, llama: Pat
     adapted = save_adapter(llama, CONFIGS[kind]("CAUSAL_LM"), tmp_path / "adapter")
     change_tensors(tmp_path / "adapter", lambda tensors: tensors["prompt_embeddings"][1].zero_())
     imported(tmp_path / "adapter", tmp_path / "run", "CAUSAL_LM")
-    export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+    export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
     expected = np.stack([peft_logits(adapted, llama, text) for text in TEXTS])
     assert np.abs(Engine.open(tmp_path / "bundle").logits(TEXTS) - expected).max() > 0.01, fault
 
@@ -146,7 +146,7 @@ def test_virtual_tokens_stand_before_bos(kind: str, llama: Path, tmp_path: Path)
     template = {"P_TUNING": "[P*3][BOS]{text} it was", "PROMPT_TUNING": "[P*3][BOS]{text} it was",
                 "PREFIX_TUNING": "[P*3]{text} it was", "LORA": TEMPLATE}[kind]  # fmt: skip
     assert run.config.template == template
-    export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
+    export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
     expected = np.stack([peft_logits(adapted, base, text) for text in TEXTS])
     assert np.abs(Engine.open(tmp_path / "bundle").logits(TEXTS) - expected).max() <= 1e-4
 
@@ -155,8 +155,8 @@ def test_an_empty_text_without_a_token(model_of: Callable[[str], Path], tmp_path
     """A prefix has no state to read, so that an empty text is refused, and parity leaves it out."""
     save_adapter(model_of("gpt2"), CONFIGS["PREFIX_TUNING"]("CAUSAL_LM"), tmp_path / "adapter")
     imported(tmp_path / "adapter", tmp_path / "run", "CAUSAL_LM", template=None)
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert manifest.parity.rows == 256 + 2
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert manifest.task.parity.rows == 256 + 2
     engine = Engine.open(tmp_path / "bundle")
     assert engine.predict(["slow"])[0].label in ("positive", "negative")
     with pytest.raises(DataError, match="text 1: is empty, and the template adds no token to read"):
@@ -204,38 +204,38 @@ def with_post_processor(model: Path, folder: Path, layout: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "task", "damage", "options", "message"),
     [
-        ("P_TUNING", "CAUSAL_LM", lambda f: (f / "adapter_config.json").unlink(), {}, "no PEFT adapter, it has no"),
+        ("P_TUNING", "CAUSAL_LM", lambda f: (f / "adapter_config.json").unlink(), {}, "not a PEFT adapter, has no"),
         ("P_TUNING", "CAUSAL_LM", lambda f: (f / "adapter_config.json").write_text("{"), {}, "cannot be read"),
         ("P_TUNING", "CAUSAL_LM", lambda f: (f / "adapter_config.json").write_text("[]"), {}, "got list, need an obj"),
         ("P_TUNING", "CAUSAL_LM", pickle_alone, {}, "has only adapter_model.bin, a pickle"),
         ("P_TUNING", "CAUSAL_LM", lambda f: (f / "adapter_model.safetensors").unlink(), {}, "has no adapter_model.saf"),
         ("P_TUNING", "CAUSAL_LM", lambda f: (f / "adapter_model.safetensors").write_bytes(b"x"), {}, "cannot be read"),
-        ("LORA", "CAUSAL_LM", lambda f: change_config(f, peft_type="IA3"), {}, "holds IA3, need P_TUNING, PROMPT_TUN"),
-        ("LORA", "CAUSAL_LM", lambda f: change_config(f, task_type=None), {}, "its task_type is None, need SEQ_CLS or"),
+        ("LORA", "CAUSAL_LM", lambda f: change_config(f, peft_type="IA3"), {}, "got peft_type IA3, need P_TUNING"),
+        ("LORA", "CAUSAL_LM", lambda f: change_config(f, task_type=None), {}, "got task_type None, need SEQ_CLS or"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, alora_invocation_tokens=[1]), {}, "sets alora_invocation_tok"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, layer_replication=[[0, 2], [1, 2]]), {}, "sets layer_repl"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, r="much"), {}, "adapter"),
-        ("LORA", "CAUSAL_LM", lambda f: change_config(f, base_model_name_or_path=None), {}, "does not say which model"),
+        ("LORA", "CAUSAL_LM", lambda f: change_config(f, base_model_name_or_path=None), {}, "names no base model"),
         ("LORA", "CAUSAL_LM", lambda f: change_config(f, base_model_name_or_path="gone"), {}, "model .gone.: not"),
-        ("LORA", "CAUSAL_LM", lambda f: None, {"labels": None}, "names no labels; write --labels"),
+        ("LORA", "CAUSAL_LM", lambda f: None, {"labels": None}, "has no label words; give --labels"),
         ("LORA", "CAUSAL_LM", lambda f: None, {"labels": "a=greats,b=bad"}, "its word 'greats' is 2 tokens"),
-        ("LORA", "CAUSAL_LM", lambda f: None, {"template": "[P] {text}"}, "PEFT puts virtual tokens in front"),
+        ("LORA", "CAUSAL_LM", lambda f: None, {"template": "[P] {text}"}, "PEFT puts its virtual tokens first"),
         ("LORA", "CAUSAL_LM", lambda f: None, {"template": "{text} {text_b}"}, "has no 'text_b', the template"),
-        ("LORA", "SEQ_CLS", lambda f: None, {"template": "{text} was"}, "a classification layer reads the text"),
+        ("LORA", "SEQ_CLS", lambda f: None, {"template": "{text} was"}, "a classification layer takes the text"),
         ("LORA", "SEQ_CLS", lambda f: None, {"labels": "a,b,c"}, "labels 'a,b,c': got 3, .* has 2"),
         ("LORA", "SEQ_CLS", lambda f: change_tensors(f, lambda t: t.pop("base_model.model.score.weight")), {},
-         "holds no classification layer"),
-        ("LORA", "CAUSAL_LM", lambda f: change_tensors(f, lambda t: t.popitem()), {}, "is in the model alone"),
+         "has no classification layer"),
+        ("LORA", "CAUSAL_LM", lambda f: change_tensors(f, lambda t: t.popitem()), {}, "is only in the adapted model"),
         ("LORA", "CAUSAL_LM", lambda f: change_tensors(f, lambda t: t.update(more=torch.ones(1))), {},
-         "more is in the file alone"),
+         "more is only in the adapter file"),
         ("P_TUNING", "CAUSAL_LM", lambda f: change_tensors(f, lambda t: t.update(more=torch.ones(1))), {},
-         "holds more, which was trained too"),
+         "holds more too"),
         ("P_TUNING", "CAUSAL_LM", lambda f: None, {"model": "narrow"}, "embeddings of narrow are 16 wide"),
         ("PREFIX_TUNING", "CAUSAL_LM", lambda f: None, {"model": "narrow"}, "not for model narrow .size mismatch"),
         ("LORA", "CAUSAL_LM", lambda f: None, {"model": "narrow"}, "not for model narrow"),
         ("LORA", "CAUSAL_LM", lambda f: None, {"model": "gpt2"}, "not for model tiny-gpt2"),
-        ("P_TUNING", "CAUSAL_LM", lambda f: None, {"model": "bert"}, "tiny-bert is a masked model"),
-        ("P_TUNING", "CAUSAL_LM", lambda f: None, {"model": "eos"}, "puts <mask> around texts"),
+        ("P_TUNING", "CAUSAL_LM", lambda f: None, {"model": "bert"}, "got the masked model tiny-bert"),
+        ("P_TUNING", "CAUSAL_LM", lambda f: None, {"model": "eos"}, "adds <mask> to texts"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
@@ -268,7 +268,11 @@ def test_what_is_refused(
         ("bert", {}, "tiny-bert: the checkpoint lacks bert.pooler.dense.bias, bert.pooler.dense.weight"),
         ("roberta", {}, "the layers classifier.dense, classifier.out_proj, need one"),
         ("albert", {}, "albert has no pooler like BERT's"),
-        ("pooled-bert", {"modules_to_save": ["pooler", "classifier"]}, "holds base_model.*pooler.*, which was trained"),
+        (
+            "pooled-bert",
+            {"modules_to_save": ["pooler", "classifier"]},
+            "holds base_model.*pooler.* too; need only virtual tokens",
+        ),
     ],
 )
 def test_heads_that_are_refused(
@@ -290,6 +294,6 @@ def test_what_peft_answers_otherwise_is_refused(llama: Path, tmp_path: Path) -> 
     """LoRA on an output layer that is the embedding table too: merged, it changes both."""
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"])
     save_adapter(llama, config, tmp_path / "adapter")
-    with pytest.raises(PtexportError, match="PEFT's answers differ from those of what was made of it by"):
+    with pytest.raises(PtexportError, match="the logits of the run differ from PEFT's by up to"):
         imported(tmp_path / "adapter", tmp_path / "run", "CAUSAL_LM")
     assert not (tmp_path / "run").exists()

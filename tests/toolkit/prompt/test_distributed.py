@@ -108,7 +108,7 @@ def test_what_several_processes_cannot_do(monkeypatch: pytest.MonkeyPatch, llama
     options = {"model": str(llama), "data": str(rows_file), "labels": LABELS, "settings": TrainSettings()}
     with pytest.raises(TrainError, match="device cpu: each of several processes has its own; leave it out"):
         make_plan(TrainConfig(template="{text} [P]", device="cpu", **options), Quiet(), None)
-    with pytest.raises(TrainError, match="manual: learns nothing step by step, so it is for one process"):
+    with pytest.raises(TrainError, match="manual: takes no optimizer steps and needs one process"):
         make_plan(TrainConfig(template="{text} it", method="manual", **options), Quiet(), None)
     given = ["--model", "m", "--data", "d", "--labels", "l", "--template", "t", "--out", "o", "--sweep", "lr=1e-3"]
     assert "--sweep is for one process" in CliRunner().invoke(cli, ["train", *given]).output

@@ -60,9 +60,9 @@ def test_another_format_or_an_unknown_field(folder: Path, change: dict[str, int]
 
 def test_weights_that_lack_what_is_baked(folder: Path) -> None:
     weights = load_file(folder / "weights.safetensors")
-    del weights["baked.label_weights"]
+    del weights["task.label_weights"]
     save_file(weights, folder / "weights.safetensors")
-    with pytest.raises(RunError, match=r"need baked\.prompt_embeddings and others"):
+    with pytest.raises(RunError, match=r"need task\.prompt_embeddings and others"):
         Run.read(folder)
 
 

@@ -50,10 +50,10 @@ def test_only_what_was_made_here_is_replaced(tmp_path: Path) -> None:
     fill(path, force=True)
     assert ((path / "marker").read_text(), names(tmp_path)) == ("new", ["out"])
     (path / "holiday.jpg").touch()
-    with pytest.raises(OutputError, match=r"holds 'holiday\.jpg', which is no part of what would replace it"):
+    with pytest.raises(OutputError, match=r"holds 'holiday\.jpg', a file that the new folder does not have"):
         fill(path, force=True)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="exists and is no folder"):
+    with pytest.raises(OutputError, match="exists and is not a folder"):
         fill(tmp_path / "file", force=True)
 
 

@@ -135,7 +135,9 @@ def unigram_compiled() -> tuple[CompiledTemplate, Tokenizer]:
 def test_a_tokenizer_that_knows_more_than_the_table() -> None:
     tokenizer = with_added_tokens(byte_level_bpe())
     last = tokenizer.get_vocab_size() - 1
-    with pytest.raises(ModelError, match=rf"tiny: its tokenizer makes ids up to {last}, its table has {last} rows"):
+    with pytest.raises(
+        ModelError, match=rf"tiny: its tokenizer has ids up to {last}, its embedding table has {last} rows"
+    ):
         compile_with(tokenizer, "[P] {text}", facts=facts(tokenizer, vocab=last))
 
 
@@ -144,7 +146,7 @@ def test_pairs_by_rules_of_their_own() -> None:
     made = Tokenizer.from_str(compile_with(tokenizer, "the {text} and {text_b} [P]").tokenizer_json())
     assert made.encode("film", "story").ids[:-1] == tokenizer.encode("the film and story").ids
     for template in ("{text} and {text_b} [P]", "the {text} ({text_b}) [P]"):
-        with pytest.raises(TemplateError, match="a space before one text and none before the other"):
+        with pytest.raises(TemplateError, match="has a space before one text and none before the other"):
             compile_with(tokenizer, template)
     assert compile_with(word_piece(), "{text} and {text_b} [P]", facts=facts(word_piece(), causal=False))
 

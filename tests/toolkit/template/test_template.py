@@ -41,7 +41,7 @@ def test_one_space_belongs_to_the_right_and_all_else_is_words(source: str, piece
         ("", r"has 0 \{text\}"),
         ("{text} {text}", r"has 2 \{text\}"),
         ("{text} [MASK] [MASK]", r"has 2 \[MASK\]"),
-        ("{text_b} {text}", "stands before"),
+        ("{text_b} {text}", "precedes"),
         ("{text} [p]", r"unknown placeholder '\[p\]'"),
         ("{text} {label}", "unknown placeholder"),
         ("{text} [P*0]", "need 1 to 1000 virtual tokens"),

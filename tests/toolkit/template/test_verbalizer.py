@@ -36,7 +36,7 @@ def test_more_labels_than_a_file_name_has_letters() -> None:
         ("=great,b=bad", False, "need two or more different names"),
         ("a=great,b", False, "'b' has no word; write b=WORD; names alone are for a linear head"),
         ("a=great,b=|", False, "'b' has no word"),
-        ("a=great,b=bad", True, "'a' has words, but a linear head reads none; give names alone"),
+        ("a=great,b=bad", True, "'a' has words, and a linear head uses none; give names alone"),
     ],
 )
 def test_labels_that_cannot_be_parsed(spec: str, linear: bool, message: str) -> None:
@@ -53,8 +53,8 @@ def test_words_become_their_one_token() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("a=greats,b=bad", r"its word 'greats' is \d+ tokens .* need 1; single tokens that come close: great"),
-        ("a=great,b=zzz", r"'zzz' is 3 tokens \(z \+ ##z \+ ##z\) here, need 1; choose a commoner word"),
+        ("a=greats,b=bad", r"its word 'greats' is \d+ tokens .* need 1; similar single tokens: great"),
+        ("a=great,b=zzz", r"'zzz' is 3 tokens \(z \+ ##z \+ ##z\) here, need 1; choose a more common word"),
         ("a=great,b=東", r"'東' is 1 tokens \(\[UNK\]\) here, need 1"),
         ("a=great|bad,b=bad", "'bad': both 'a' and 'b' use it; choose different words"),
     ],

@@ -31,7 +31,7 @@ def test_a_few_rows_that_are_all_right_do_not_make_it_certain() -> None:
 
 
 def export_to(run: Path, bundle: Path) -> Path:
-    export(ExportConfig(run=run, out=bundle), Quiet())
+    export(ExportConfig(runs=(run,), out=bundle), Quiet())
     return bundle
 
 
@@ -70,15 +70,17 @@ def test_they_are_exported(
     path: Path = request.getfixturevalue(model)
     for name, options in (("plain", {}), ("both", {"calibrate": True, "abstain": 0.5})):
         train_tiny(path, rows_file, template, tmp_path / f"{name}-run", labels=LABELS, **options)
-        export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
+        export(ExportConfig(runs=(tmp_path / f"{name}-run",), out=tmp_path / name), Quiet())
     metrics = Run.read(tmp_path / "both-run").metrics
     plain, both = Engine.open(tmp_path / "plain"), Engine.open(tmp_path / "both")
     texts = ["the film was bright", "slow", "", "the story was very very dull"]
     assert metrics.temperature != pytest.approx(1, abs=0.01)
     np.testing.assert_allclose(both.logits(texts) * metrics.temperature, plain.logits(texts), atol=1e-4)
-    assert both.manifest.abstain_below == metrics.abstain_below is not None
-    assert both.manifest.parity.tolerance == pytest.approx(plain.manifest.parity.tolerance / metrics.temperature)
-    assert plain.manifest.abstain_below is None
+    assert both.manifest.task.abstain_below == metrics.abstain_below is not None
+    assert both.manifest.task.parity.tolerance == pytest.approx(
+        plain.manifest.task.parity.tolerance / metrics.temperature
+    )
+    assert plain.manifest.task.abstain_below is None
     assert all(answer.label is not None for answer in plain.predict(texts))
 
 

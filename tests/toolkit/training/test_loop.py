@@ -125,7 +125,7 @@ def test_rows_that_start_from_words(llama: Path, rows_file: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init": "words"}, "the lstm encoder makes its rows itself; use --encoder none"),
+        ({"init": "words"}, "the lstm encoder computes its virtual tokens; use --encoder none"),
         ({"pool": "mean"}, "pool mean: is for a linear head on a masked model, got a causal model"),
         ({"device": "toaster"}, "device toaster: .*; use auto or cpu"),
         ({"device": "cuda:7"}, "device cuda:7: .*; use auto or cpu"),
@@ -137,7 +137,9 @@ def test_what_cannot_be_trained(changes: dict[str, str], message: str, llama: Pa
 
 
 def test_an_option_that_would_do_nothing(llama: Path, rows_file: Path) -> None:
-    with pytest.raises(TemplateError, match=r"truncate text: .* takes one text, which is cut anyway; leave it out"):
+    with pytest.raises(
+        TemplateError, match=r"truncate text: .* takes one text, which is truncated anyway; leave it out"
+    ):
         train(config(llama, rows_file, TrainSettings(lr=1e-2), truncate="text"), Quiet())
     with pytest.raises(TemplateError, match="max length 4096: tiny-llama takes at most 128 tokens"):
         train(config(llama, rows_file, TrainSettings(lr=1e-2), max_length=4096), Quiet())

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baked import bake_run, check_parity
 from tiny import LABELS, Quiet, train_tiny, worst
 
-from ptexport.exporters.bake import bake
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.parity.compare import check_parity, fail_on_difference
-from ptexport.exporters.trace.trace import trace
+from ptexport.exporters.parity.compare import fail_on_difference
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import ExportError, ModelError, PtexportError, TrainError
 from ptexport.toolkit.methods import BackboneTraining
@@ -44,7 +43,7 @@ CASES = {
     "lora-linear": ("Review: {text}", "{text}", LINEAR),
     "fine-tune": ("Review: {text}", "{text}", LINEAR),
     "pet": ("{text} it was", "{text} it was [MASK]", {}),
-    "manual": ("{text} it was", "{text} it was [MASK]", {"prior_correction": True}),
+    "manual": ("{text} it was", "{text} it was [MASK]", {"contextual_calibration": True}),
     "search": ("{text} it [P*2]", "{text} [P*2] [MASK]", {}),
 }
 TUNED = {"p-tuning-tuned", "lora", "lora-linear", "fine-tune", "pet"}
@@ -66,8 +65,8 @@ def test_from_rows_to_answers(
     case: str, family: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     run = trained(case, family, request.getfixturevalue(family), rows_file, tmp_path / "run")
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert manifest.method == method_of(case) + " --tune-backbone" * case.endswith("tuned")
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert manifest.task.method == method_of(case) + " --tune-backbone" * case.endswith("tuned")
     engine = Engine.open(tmp_path / "bundle")
     answers = [answer.label for answer in engine.predict([row.text for row in run.check_rows])]
     right = [answer == row.label for answer, row in zip(answers, run.check_rows, strict=True)]
@@ -79,28 +78,27 @@ def test_from_rows_to_answers(
 
 
 @pytest.mark.parametrize("family", ["llama", "bert", pytest.param("roberta", marks=pytest.mark.soak)])
-@pytest.mark.parametrize("fault", ["a position less", "a layer's keys", "no states"])
+@pytest.mark.parametrize("fault", ["a position less", "a layer's keys", "no keys"])
 def test_wrong_prefixes_are_caught(
     fault: str, family: str, rows_file: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The controls: parity fails as soon as the graph holds other keys and values than were trained."""
     model = request.getfixturevalue(family)
     run = trained("p-tuning-v2", family, model, rows_file, tmp_path / "run")
-    states = run.arrays.prefix_kv
-    assert states is not None
+    prefix_kv = run.arrays.prefix_kv
+    assert prefix_kv is not None
     wrong = {
-        "a position less": states[..., 1:, :],
-        "a layer's keys": np.concatenate([states[:1] * [[[[[[0]]]], [[[[1]]]]]], states[1:]]).astype(np.float32),
-        "no states": states[..., :0, :],
+        "a position less": prefix_kv[..., 1:, :],
+        "a layer's keys": np.concatenate([prefix_kv[:1] * [[[[[[0]]]], [[[[1]]]]]], prefix_kv[1:]]).astype(np.float32),
+        "no keys": prefix_kv[..., :0, :],
     }[fault]
     backbone = load_backbone_of(run.config, tmp_path / "run")
-    traced = trace(backbone, run.config.pooling, has_prefix_kv=True, opset=18)
     (tmp_path / "baked").mkdir()
-    baked = dataclasses.replace(run.arrays, prefix_kv=wrong)
-    bake(dataclasses.replace(run, baked=baked), traced, tmp_path / "baked")
-    parity = check_parity(run, backbone, tmp_path / "baked", run.check_rows, lambda done, total: None)
+    arrays = dataclasses.replace(run.arrays, prefix_kv=wrong)
+    bake_run(dataclasses.replace(run, arrays=arrays), backbone, tmp_path / "baked")
+    parity = check_parity(run, backbone, tmp_path / "baked")
     with pytest.raises(ExportError, match="largest difference"):
-        fail_on_difference(parity)
+        fail_on_difference("task", parity)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +142,8 @@ def test_examples_are_read_once(llama: Path, rows_file: Path, tmp_path: Path) ->
     train_tiny(llama, rows_file, "Review: {text} It was", tmp_path / "run", method="manual", shots=3, max_length=100)
     run = Run.read(tmp_path / "run")
     assert len({shot.answer for shot in run.config.shots[:2]}) == 2, "labels take turns"
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert manifest.graph.folded_tokens > 20
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert manifest.task.folded_tokens > 20
     spec = json.loads((tmp_path / "bundle" / "tokenizer.json").read_text())["post_processor"]
     names = [item["SpecialToken"]["id"] for item in spec["single"] if "SpecialToken" in item]
     assert ("".join(names), set(spec["special_tokens"])) == ("ĠItĠwas", set(names)), "and of the examples nothing"
@@ -164,8 +162,8 @@ def test_a_prior_is_taken_from_the_logits(llama: Path, rows_file: Path, tmp_path
     """Zhao et al. 2021: an answer to no content comes out even, on the average of its probabilities' logarithms."""
     for name, corrected in (("plain", False), ("fair", True)):
         train_tiny(llama, rows_file, "{text} it was", tmp_path / f"{name}-run", method="manual",
-                   prior_correction=corrected)  # fmt: skip
-        export(ExportConfig(run=tmp_path / f"{name}-run", out=tmp_path / name), Quiet())
+                   contextual_calibration=corrected)  # fmt: skip
+        export(ExportConfig(runs=(tmp_path / f"{name}-run",), out=tmp_path / name), Quiet())
     texts = ["N/A", "[MASK]", ""]
     plain, fair = (torch.from_numpy(Engine.open(tmp_path / name).logits(texts)) for name in ("plain", "fair"))
     torch.testing.assert_close(fair, plain - plain.softmax(1).mean(0).log(), atol=1e-5, rtol=0)
@@ -187,7 +185,7 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
     def loss(rows: torch.Tensor) -> float:
         assert prompt.encoder is not None
         prompt.encoder.embeddings.data = rows.clone()
-        return plan.scorer.accuracy(prompt, plan.learn)[1]
+        return plan.scorer.accuracy(prompt, plan.train)[1]
 
     candidates = word_ids(WordTokenizer(plan.prompt_model.backbone.tokenizer_json), len(table))
     random = [loss(table[list(pair)].detach()) for pair in itertools.pairwise(candidates)]
@@ -201,28 +199,40 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
         ({"method": "p-tuning-v2"}, "{text} was", "has no virtual token for p-tuning-v2 to train"),
         ({"method": "p-tuning-v2"}, "{text} [P*2] was", "has a virtual token after other words"),
         ({"method": "prompt-tuning"}, "[P] {text} [P]", "has a virtual token after other words"),
-        ({"method": "lora", "train_backbone": True}, "{text} was", "tune-backbone: is a form of p-tuning, got lora"),
+        ({"method": "lora", "train_backbone": True}, "{text} was", "tune-backbone: is for p-tuning, got lora"),
         ({"method": "prefix", "encoder": "lstm"}, "[P] {text} was", "encoder lstm: prefix has mlp"),
-        ({"method": "lora", "encoder": "none"}, "{text} was", "encoder none: lora has none at all"),
+        ({"method": "lora", "encoder": "none"}, "{text} was", "encoder none: lora does not use prompt encoders"),
         ({"method": "fine-tune", "head": "words"}, "{text} was", "head words: fine-tune has linear"),
-        ({"method": "lora", "init": "words"}, "{text} was", "init words: lora trains no rows; leave --init out"),
+        (
+            {"method": "lora", "init": "words"},
+            "{text} was",
+            "init words: sets virtual tokens, but lora trains none; leave --init out",
+        ),
         (
             {"method": "prefix", "init": "words"},
             "[P] {text}",
-            "the mlp encoder makes its rows itself; leave --init out",
+            "the mlp encoder computes its virtual tokens; leave --init out",
         ),
-        ({"init": "words"}, "[P] {text}", "lstm encoder makes its rows itself; use --encoder none, or leave --init"),
-        ({"method": "manual", "accumulate": 2}, "{text} was", "accumulate: is about training steps, and manual takes"),
-        ({"method": "search", "autocast": "bf16"}, "{text} [P]", "autocast: is about training steps, and search takes"),
-        ({"method": "manual", "prior_correction": True}, "{text}", "prior-correction: asks for .* add words to the te"),
-        ({"method": "lora", "shots": 2}, "{text} was", "shots: is for hand-written templates, got lora"),
-        ({"method": "pet", "lora_rank": 4}, "{text} was", "lora-rank 4: pet has no LoRA; leave it out"),
-        ({"method": "manual", "balance": True}, "{text} was", "balance: manual learns from no rows; leave it out"),
-        ({"method": "manual", "shots": 99}, "{text} was", "shots 99: got 28 training rows; ask for fewer"),
-        ({"method": "manual", "shots": 2}, "[BOS] {text} was", r"writes \[CLS\], \[SEP\] or \[BOS\], which examples"),
+        (
+            {"init": "words"},
+            "[P] {text}",
+            "lstm encoder computes its virtual tokens; use --encoder none, or leave --init",
+        ),
+        ({"method": "manual", "accumulate": 2}, "{text} was", "accumulate: is for optimizer steps, and manual takes"),
+        ({"method": "search", "autocast": "bf16"}, "{text} [P]", "autocast: is for optimizer steps, and search takes"),
+        (
+            {"method": "manual", "contextual_calibration": True},
+            "{text}",
+            "prior-correction: needs logits for an empty .* add words to the",
+        ),
+        ({"method": "lora", "n_shots": 2}, "{text} was", "shots: is for hand-written templates, got lora"),
+        ({"method": "pet", "lora_rank": 4}, "{text} was", "lora-rank 4: pet does not use LoRA; leave it out"),
+        ({"method": "manual", "balance": True}, "{text} was", "balance: manual does not train on rows; leave it out"),
+        ({"method": "manual", "n_shots": 99}, "{text} was", "shots 99: got 28 training rows; use fewer"),
+        ({"method": "manual", "n_shots": 2}, "[BOS] {text} was", r"has \[CLS\], \[SEP\] or \[BOS\], which --shots"),
         ({"method": "lora", "lr": 1e-3}, "{text} was", "lr 0.001: lora trains no virtual tokens .* give --backbone-lr"),
         ({"method": "manual", "lr": 1e-3}, "{text} was", "no linear head; leave it out"),
-        ({"backbone_lr": 1e-3}, "[P] {text} was", "p-tuning leaves the language model as it is"),
+        ({"backbone_lr": 1e-3}, "[P] {text} was", "p-tuning does not train the language model"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -239,21 +249,21 @@ def test_prefixes_on_other_architectures(
 ) -> None:
     template = "[P*3] {text} it was" + " [MASK]" * (architecture in ("electra", "xlm-roberta"))
     train_tiny(model_of(architecture), rows_file, template, tmp_path / "run", method="p-tuning-v2")
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"), Quiet())
-    assert worst(manifest.parity) < 1e-4
+    manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
+    assert worst(manifest.task.parity) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["albert", "distilbert", "modernbert"])
 def test_prefixes_where_there_are_no_keys_and_values_to_join(
     architecture: str, model_of: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match=f"{architecture}: keeps no keys and values.*use --method p-tuning"):
+    with pytest.raises(ModelError, match=f"{architecture}: has no KV cache.*use --method p-tuning"):
         train_tiny(model_of(architecture), rows_file, "[P*3] {text} [MASK]", tmp_path / "run", method="p-tuning-v2")
 
 
 def test_what_only_some_models_can(bert: Path, rows_file: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="shots 2: tiny-bert is a masked model; use a causal one"):
-        train_tiny(bert, rows_file, "{text} [MASK]", tmp_path / "run", method="manual", shots=2)
+        train_tiny(bert, rows_file, "{text} [MASK]", tmp_path / "run", method="manual", n_shots=2)
 
 
 def test_what_decays_and_what_counts_as_trained(bert: Path, rows_file: Path) -> None:
@@ -269,8 +279,8 @@ def test_what_decays_and_what_counts_as_trained(bert: Path, rows_file: Path) -> 
     decay = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
     for name, parameter in training.parameters.items():
         assert (decay[id(parameter)] == 0) == (name.endswith("bias") or "LayerNorm" in name), name
-    score = plan.scorer.score_batch(plan.learn.encodings)
-    Loss(prompt, plan.config.settings, plan.scorer, plan.learn, score).with_gradients([[0, 1]])
+    score = plan.scorer.score_batch(plan.train.encodings)
+    Loss(prompt, plan.config.settings, plan.scorer, plan.train, score).with_gradients([[0, 1]])
     training.step()
     sizes = {name: parameter.numel() for name, parameter in training.parameters.items()}
     of_pooler = sum(size for name, size in sizes.items() if "pooler" in name)

@@ -18,7 +18,6 @@ from click.testing import CliRunner
 from tiny import Quiet, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.multitask.export import export_tasks
 from ptexport.exporters.parity.compare import TOLERANCE
 from ptexport.exporters.parity.reference import expected_logits
 from ptexport.runtime import Engine
@@ -89,18 +88,18 @@ def made(
     template, options = BUNDLES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     train_tiny(request.getfixturevalue(request.param), choices_file, template, folder / "run", **options)
-    export(ExportConfig(run=folder / "run", out=folder / "bundle"), Quiet())
+    export(ExportConfig(runs=(folder / "run",), out=folder / "bundle"), Quiet())
     return Run.read(folder / "run"), folder
 
 
 def test_a_row_is_answered_as_a_plain_loop_over_its_pairs_does(made: tuple[Run, Path], choices_file: Path) -> None:
     run, folder = made
     engine = Engine.open(folder / "bundle")
-    assert engine.manifest.fields == ["text", "choice"]
+    assert engine.manifest.task.fields == ["text", "choice"]
     assert run.metrics is not None
     assert run.metrics.n_test == len(run.check_rows)
     assert measured_by_loop(engine, run.check_rows) == pytest.approx(run.metrics.test_accuracy)
-    assert engine.manifest.parity.rows > sum(len(row.choices or ()) for row in run.check_rows)
+    assert engine.manifest.task.parity.rows > sum(len(row.choices or ()) for row in run.check_rows)
 
     rows = list(read_rows(choices_file))
     first = [dataclasses.replace(row, label=(row.choices or ())[0]) for row in rows]  # right by chance
@@ -135,9 +134,7 @@ def test_without_its_rows_the_prompt_scores_otherwise(made: tuple[Run, Path]) ->
     blank = dataclasses.replace(
         run, baked=dataclasses.replace(run.arrays, prompt_embeddings=np.zeros_like(run.arrays.prompt_embeddings))
     )
-    differences = [
-        np.abs(got - expected_logits(one, backbone, pairs, lambda done, total: None)).max() for one in (run, blank)
-    ]
+    differences = [np.abs(got - expected_logits(one, backbone, pairs, Quiet())).max() for one in (run, blank)]
     assert differences[0] < TOLERANCE < differences[1]
 
 
@@ -149,7 +146,7 @@ METHODS = {
     "lora": ("Review: {text} {choice}", LABELS),
     "fine-tune": ("Review: {text} {choice}", LINEAR),
     "pet": ("Review: {text} {choice} it is [MASK]", LABELS),
-    "manual": ("Review: {text} {choice} it is [MASK]", {**LABELS, "shots": 2}),
+    "manual": ("Review: {text} {choice} it is [MASK]", {**LABELS, "n_shots": 2}),
     "search": ("[P] {text} {choice} it [P*2]", LABELS),
 }
 
@@ -165,7 +162,7 @@ def test_every_method_counts_whole_rows(method: str, llama: Path, choices_file: 
     right = []
     for row in run.check_rows:
         pairs = [(row.text, choice) for choice in row.choices or ()]
-        scores = expected_logits(run, backbone, pairs, lambda done, total: None) @ [1, -1]
+        scores = expected_logits(run, backbone, pairs, Quiet()) @ [1, -1]
         right.append(pairs[int(scores.argmax())][1] == row.label)
     assert run.metrics is not None
     assert run.metrics.test_accuracy == pytest.approx(np.mean(right))
@@ -224,13 +221,13 @@ def test_choices_need_a_template_for_them(choices_file: Path) -> None:
     ("options", "message"),
     [
         ({"labels": "right=yes,wrong=no,other=maybe"}, "got 3, need 2 for {choice}; give one for the right choice"),
-        ({"calibrate": True}, "calibrate: is about labels"),
-        ({"abstain": 0.9}, "abstain: is about labels"),
+        ({"calibrate": True}, "calibrate: is for labels"),
+        ({"abstain": 0.9}, "abstain: is for labels"),
         (
-            {"prior_correction": True, "method": "manual", "template": "is {text} {choice}"},
-            "prior-correction: is about",
+            {"contextual_calibration": True, "method": "manual", "template": "is {text} {choice}"},
+            "prior-correction: is for labels",
         ),
-        ({"template": "[P] {choice} {text}"}, "{choice} stands before {text}"),
+        ({"template": "[P] {choice} {text}"}, "{choice} precedes {text}"),
         ({"template": "[P] {text} {text_b} {choice}"}, "has 2 {text_b} or {choice}, needs at most 1"),
         ({"template": "[P] {text} a{choice}"}, "a letter touches a text in 'a{choice}'"),
     ],
@@ -264,7 +261,7 @@ def test_only_a_multiple_choice_chooses(llama_bundle: Path) -> None:
 def test_many_tasks_take_none(made: tuple[Run, Path], tmp_path: Path) -> None:
     shutil.copytree(made[1] / "run", tmp_path / "other")
     with pytest.raises(ExportError, match="task run: is a multiple choice, need labels of its own; export it alone"):
-        export_tasks([made[1] / "run", tmp_path / "other"], tmp_path / "both", Quiet())
+        export(ExportConfig(runs=(made[1] / "run", tmp_path / "other"), out=tmp_path / "both"), Quiet())
 
 
 def test_the_commands(made: tuple[Run, Path], choices_file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tiny import Quiet, train_tiny, worst
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from ptexport.exporters.export import ExportConfig, export
-from ptexport.exporters.multitask.join import Joined
+from ptexport.exporters.multitask.join import JointTasks
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, ExportError, OutputError, VerbalizerError
 from ptexport.runtime.rows import read_rows
@@ -39,9 +39,9 @@ def rows(tmp_path: Path) -> Path:
 
 
 def bundle_of(run: Path, folder: Path) -> Path:
-    manifest = export(ExportConfig(run=run, out=folder), Quiet())
-    assert manifest.labels is None
-    assert worst(manifest.parity) < 1e-4
+    manifest = export(ExportConfig(runs=(run,), out=folder), Quiet())
+    assert manifest.task.labels is None
+    assert worst(manifest.task.parity) < 1e-4
     assert len(manifest.to_json()) < 10_000
     return folder
 
@@ -134,7 +134,7 @@ def test_evaluating_predicting_and_serving(bert: Path, rows: Path, tmp_path: Pat
 
 
 def test_what_is_no_open_answer(llama: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(VerbalizerError, match="labels vocab: are words, and a linear head reads none"):
+    with pytest.raises(VerbalizerError, match="labels vocab: needs label words, and a linear head has none"):
         train_tiny(llama, rows, "{text} [P]", tmp_path / "linear", labels="vocab", head="linear")
     bad = tmp_path / "bad.jsonl"
     bad.write_text(rows.read_text(encoding="utf-8") + '{"text": "a", "label": "two words"}\n', encoding="utf-8")
@@ -142,7 +142,7 @@ def test_what_is_no_open_answer(llama: Path, rows: Path, tmp_path: Path) -> None
         train_tiny(llama, bad, "{text} [P]", tmp_path / "bad", labels="vocab")
     run = Run.read(train_tiny(llama, rows, "{text} [P]", tmp_path / "run", labels="vocab"))
     with pytest.raises(ExportError, match="task a: its labels are a vocabulary"):
-        Joined({"a": run, "b": run})
+        JointTasks({"a": run, "b": run})
 
 
 def test_words_are_those_of_their_place(model_of: Callable[[str], Path]) -> None:

@@ -20,7 +20,7 @@ from ptexport.toolkit.run.run import Run
 from ptexport.toolkit.training.loop import Training
 from ptexport.toolkit.training.loss import Loss, score_batches
 from ptexport.toolkit.training.plan import Plan, make_plan
-from ptexport.toolkit.training.prefix_cache import CutRows
+from ptexport.toolkit.training.prefix_cache import PrefixCache
 from ptexport.toolkit.training.train import train
 
 TEMPLATES = [
@@ -57,15 +57,15 @@ def plan_of(model: Path, rows: Path, template: str, **settings: object) -> Plan:
     return make_plan(config, Quiet(), None)
 
 
-def losses_and_gradients(plan: Plan, *, reads_once: bool) -> list[Tensor]:
+def losses_and_gradients(plan: Plan, *, caches_prefixes: bool) -> list[Tensor]:
     """Of a batch of each three rows, and the dev rows' logits."""
     settings = plan.config.settings
     torch.manual_seed(0)
     prompt = plan.prompt_model.prompt(plan.template)
-    training = Training(prompt, {}, settings, len(plan.learn.encodings))
-    scorer = dataclasses.replace(plan.scorer, reads_once=reads_once)
-    score_train, score_dev = score_batches(scorer, prompt, (plan.learn, plan.dev), settings)
-    loss = Loss(prompt, settings, scorer, plan.learn, score_train)
+    training = Training(prompt, {}, settings, len(plan.train.encodings))
+    scorer = dataclasses.replace(plan.scorer, caches_prefixes=caches_prefixes)
+    score_train, score_dev = score_batches(scorer, prompt, (plan.train, plan.dev), settings)
+    loss = Loss(prompt, settings, scorer, plan.train, score_train)
     found = [scorer.logits(prompt, plan.dev.encodings, score_dev)]
     for start in range(0, 12, 3):
         found.append(torch.tensor(loss.with_gradients([[start, start + 1, start + 2]])))
@@ -75,8 +75,8 @@ def losses_and_gradients(plan: Plan, *, reads_once: bool) -> list[Tensor]:
 
 
 def difference(plan: Plan) -> float:
-    whole = losses_and_gradients(plan, reads_once=False)
-    cut = losses_and_gradients(plan, reads_once=True)
+    whole = losses_and_gradients(plan, caches_prefixes=False)
+    cut = losses_and_gradients(plan, caches_prefixes=True)
     assert max(float(tensor.abs().max()) for tensor in whole) > 0.1  # else the difference says nothing
     return max(float((a - b).abs().max()) for a, b in zip(whole, cut, strict=True))
 
@@ -85,22 +85,22 @@ def difference(plan: Plan) -> float:
 @pytest.mark.parametrize("cache_mb", [0, 1024])
 def test_losses_and_gradients_are_those_of_whole_rows(template: str, cache_mb: int, causal: Path, rows: Path) -> None:
     plan = plan_of(causal, rows, template, cache_mb=cache_mb)
-    assert plan.scorer.reads_once
+    assert plan.scorer.caches_prefixes
     assert difference(plan) < 1e-5
 
 
 @pytest.mark.parametrize("fault", ["positions", "mask"])
 def test_the_comparison_finds_faults(fault: str, causal: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions off by one, or padding that is looked at."""
-    before_tails = CutRows._before_tails
+    join = PrefixCache._join
 
-    def faulty(rows: CutRows, batch: list[int]) -> tuple[Tensor, Tensor]:
-        past, mask = before_tails(rows, batch)
+    def faulty(rows: PrefixCache, batch: list[int]) -> tuple[Tensor, Tensor]:
+        past, mask = join(rows, batch)
         if fault == "mask":
             return past, torch.ones_like(mask)
         return functional.pad(past, (0, 0, 1, 0)), functional.pad(mask, (1, 0), value=1)
 
-    monkeypatch.setattr(CutRows, "_before_tails", faulty)
+    monkeypatch.setattr(PrefixCache, "_join", faulty)
     assert difference(plan_of(causal, rows, TEMPLATES[1])) > 1e-3
 
 
@@ -109,12 +109,12 @@ def read_whole(plan: Plan) -> Plan:
     encoder = TextEncoder.from_json(plan.compiled.tokenizer_json(), fields=plan.template.fields)
     labels = plan.prompt_model.verbalizer.labels
     learn, dev = (EncodedRows.encode(rows, encoder, labels) for rows in (plan.data.train, plan.data.dev))
-    scorer = dataclasses.replace(plan.scorer, encoder=encoder, leading_ids=[])
-    return dataclasses.replace(plan, learn=learn, dev=dev, scorer=scorer)
+    scorer = dataclasses.replace(plan.scorer, encoder=encoder, folded_ids=[])
+    return dataclasses.replace(plan, train=learn, dev=dev, scorer=scorer)
 
 
 def leading_difference(plan: Plan) -> float:
-    whole, once = (losses_and_gradients(made, reads_once=False) for made in (read_whole(plan), plan))
+    whole, once = (losses_and_gradients(made, caches_prefixes=False) for made in (read_whole(plan), plan))
     return max(float((a - b).abs().max()) for a, b in zip(whole, once, strict=True))
 
 
@@ -126,10 +126,10 @@ def test_a_leading_prompt_is_read_once_a_step(template: str, causal: Path, rows:
     hook = table.register_forward_hook(lambda module, given, output: n_tokens.append(tuple(given[0].shape)))
     assert leading_difference(plan) < 1e-5
     hook.remove()
-    n_leading = len(plan.scorer.leading_ids)
+    n_leading = len(plan.scorer.folded_ids)
     assert n_leading > 0
     assert n_tokens[-2] == (1, n_leading)
-    longest = max(len(encoding) for encoding in plan.learn.encodings[9:12])
+    longest = max(len(encoding) for encoding in plan.train.encodings[9:12])
     assert n_tokens[-1] == (3, longest), "and the rows hold the rest alone"
 
 
@@ -141,11 +141,11 @@ def test_the_comparison_finds_a_gradient_that_is_lost(llama: Path, rows: Path, m
 
 @pytest.mark.parametrize("template", ["[P] {text} [P]", "the [P] film {text} [P]"])
 def test_texts_after_a_virtual_token_are_read_each_time(template: str, llama: Path, rows: Path) -> None:
-    assert not plan_of(llama, rows, template).scorer.reads_once
+    assert not plan_of(llama, rows, template).scorer.caches_prefixes
 
 
 def test_texts_of_a_masked_model_are_read_each_time(bert: Path, rows: Path) -> None:
-    assert not plan_of(bert, rows, "{text} [P] [MASK]").scorer.reads_once
+    assert not plan_of(bert, rows, "{text} [P] [MASK]").scorer.caches_prefixes
 
 
 def test_each_text_is_read_once_as_far_as_there_is_room(
@@ -153,19 +153,19 @@ def test_each_text_is_read_once_as_far_as_there_is_room(
 ) -> None:
     """Keys and values take 2 layers x 2 x 2 heads x 8 floats, 256 bytes a token."""
     plan = plan_of(llama, rows, "{text} [P*3]")
-    n_read: list[int] = []
-    read = CutRows._read
-    monkeypatch.setattr(CutRows, "_read", lambda rows, batch: n_read.append(len(batch)) or read(rows, batch))
+    n_compute: list[int] = []
+    read = PrefixCache._compute
+    monkeypatch.setattr(PrefixCache, "_compute", lambda rows, batch: n_compute.append(len(batch)) or read(rows, batch))
     with torch.no_grad():
         leading = plan.prompt_model.classifier.prefix_kv([], torch.zeros(1, 32))
-    n_tokens = [len(encoding) - 3 for encoding in plan.learn.encodings]
+    n_tokens = [len(encoding) - 3 for encoding in plan.train.encodings]
     room = 256 * sum(n_tokens[:4])
-    cut = CutRows(plan.prompt_model.classifier, plan.learn.encodings, leading, cache_bytes=room + 255, batch_rows=3)
-    assert n_read == [3, 1]
+    cut = PrefixCache(plan.prompt_model.classifier, plan.train.encodings, leading, cache_bytes=room + 255, batch_rows=3)
+    assert n_compute == [3, 1]
     assert cut.free_bytes == 255
     tensors = plan.scorer.task_tensors(plan.prompt_model.prompt(plan.template))
     kept, mixed = cut.logits([0, 1, 2], tensors), cut.logits([0, 1, 2, 5], tensors)
-    assert n_read == [3, 1, 1]
+    assert n_compute == [3, 1, 1]
     torch.testing.assert_close(kept, mixed[:3], rtol=0, atol=1e-5)
 
 
@@ -175,7 +175,7 @@ def test_what_stands_before_the_rows_builds_no_graph(llama: Path, rows: Path) ->
     seen: list[bool] = []
     layer = plan.prompt_model.classifier.base.layers[0]
     hook = layer.register_forward_hook(lambda module, given, output: seen.append(output.requires_grad))
-    losses_and_gradients(plan, reads_once=True)
+    losses_and_gradients(plan, caches_prefixes=True)
     hook.remove()
     assert seen.count(True) == 4  # the four steps' tails
     assert all(parameter.grad is None for parameter in plan.prompt_model.backbone.model.parameters())
@@ -187,7 +187,7 @@ def test_no_logits_of_the_vocabulary(llama: Path, rows: Path, monkeypatch: pytes
     widths: list[int] = []
     forward = projection.forward
     monkeypatch.setattr(projection, "forward", lambda self, x: widths.append(self.out_features) or forward(self, x))
-    losses_and_gradients(plan, reads_once=False)
+    losses_and_gradients(plan, caches_prefixes=False)
     assert widths
     assert max(widths) < plan.prompt_model.classifier.vocab
 
@@ -210,7 +210,7 @@ def test_accumulated_batches_are_one_batch(llama: Path, rows: Path) -> None:
         training = Training(prompt, {}, plan.config.settings, 25)
         assert training.steps_per_epoch == 3  # of seven batches
         loss = Loss(
-            prompt, plan.config.settings, plan.scorer, plan.learn, plan.scorer.score_batch(plan.learn.encodings)
+            prompt, plan.config.settings, plan.scorer, plan.train, plan.scorer.score_batch(plan.train.encodings)
         )
         found = []
         for batches in ([[0, 1, 2, 3, 4, 5, 6]], [[0, 1, 2], [3, 4, 5], [6]]):
@@ -224,7 +224,7 @@ def test_accumulated_batches_are_one_batch(llama: Path, rows: Path) -> None:
 def test_steps_in_bf16(llama: Path, rows: Path) -> None:
     """About the same gradients, but not the same; what is trained, and scores that choose the epoch, stay fp32."""
     exact, rough = (
-        losses_and_gradients(plan_of(llama, rows, "{text} It was [P*3]", autocast=autocast), reads_once=True)
+        losses_and_gradients(plan_of(llama, rows, "{text} It was [P*3]", autocast=autocast), caches_prefixes=True)
         for autocast in (None, "bf16")
     )
     torch.testing.assert_close(rough[0], exact[0], rtol=0, atol=0)
@@ -250,5 +250,5 @@ def test_the_options_reach_the_run(llama: Path, rows_file: Path, tmp_path: Path)
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     done = CliRunner().invoke(cli_train, words)
     assert done.exit_code == 0, done.output
-    found = Run.read(out).config.training
+    found = Run.read(out).config.settings
     assert (found.accumulate, found.autocast, found.cache_mb) == (2, "bf16", 0)

@@ -92,7 +92,7 @@ def test_a_run_that_is_finished_stays_as_it_is(llama: Path, rows_file: Path, who
     done = run(command(llama, rows_file, whole, "--resume", "--json"))
     assert (done.returncode, json.loads(done.stdout)) == (0, json.loads(before["metrics.json"]))
     done = run(command(llama, rows_file, whole, "--resume", epochs=3))
-    assert (done.returncode, "begun with config.training.epochs 40, got 3; give" in done.stderr) == (1, True)
+    assert (done.returncode, "started with config.settings.epochs 40, got 3; give" in done.stderr) == (1, True)
     done = run(command(llama, rows_file, whole, "--resume", "--force"))
     assert done.returncode == 2
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
@@ -115,15 +115,18 @@ def test_what_was_begun_is_not_overwritten_unasked(llama: Path, rows_file: Path,
     state = tmp_path / "run.partial" / "resume.safetensors"
     assert kill(command(llama, rows_file, out, epochs=2000), state, 0)
     done = run(command(llama, rows_file, out, epochs=2000))
-    assert (done.returncode, "begun before; go on with --resume, or begin anew with --force" in done.stderr) == (
+    assert (
+        done.returncode,
+        "left by an interrupted run; continue with --resume, or start over with --force" in done.stderr,
+    ) == (
         1,
         True,
     )
     done = run(command(llama, rows_file, out, "--resume", epochs=3))
-    assert (done.returncode, "begun with config.training.epochs 2000, got 3" in done.stderr) == (1, True)
+    assert (done.returncode, "started with config.settings.epochs 2000, got 3" in done.stderr) == (1, True)
     state.write_bytes(state.read_bytes()[:1000])
     done = run(command(llama, rows_file, out, "--resume", epochs=2000))
-    assert (done.returncode, "cannot be gone on from" in done.stderr) == (1, True)
+    assert (done.returncode, "cannot be resumed from" in done.stderr) == (1, True)
     done = run(command(llama, rows_file, out, "--force", epochs=3))
     assert (done.returncode, metrics_of(out)["epochs"]) == (0, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -147,7 +150,7 @@ def test_a_refusal_leaves_nothing(llama: Path, rows_file: Path, tmp_path: Path) 
     assert run(command(llama, rows_file, out, "--force", epochs=2)).returncode == 0
     (out / state.name).write_bytes(kept)  # as a training leaves it that Ctrl-C stopped
     done = run(command(llama, rows_file, out, "--resume", epochs=7))
-    assert (done.returncode, "begun with config.training.epochs 300, got 7" in done.stderr) == (1, True)
+    assert (done.returncode, "started with config.settings.epochs 300, got 7" in done.stderr) == (1, True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -156,7 +159,7 @@ def test_what_is_not_ours_is_not_removed(llama: Path, rows_file: Path, tmp_path:
     (tmp_path / "run.partial" / "holiday.jpg").touch()
     for option in ("--resume", "--force"):
         done = run(command(llama, rows_file, tmp_path / "run", option, epochs=1))
-        assert (done.returncode, "holds 'holiday.jpg', which is no part of what would replace it" in done.stderr) == (
+        assert (done.returncode, "holds 'holiday.jpg', a file that the new folder does not have" in done.stderr) == (
             1,
             True,
         )

@@ -37,7 +37,7 @@ def test_every_combination_and_the_best_of_them(llama: Path, rows_file: Path, tm
     names = {f"lr={lr},rows={rows}" for lr in ("0.0001", "0.02") for rows in (1, 4)}
     assert {path.name for path in out.iterdir()} == {*names, "best", "sweep.json"}
     assert Run.read(out / "lr=0.02,rows=4").config.template == "{text} [P*4]"
-    assert Run.read(out / "lr=0.02,rows=4").config.training.lr == 0.02
+    assert Run.read(out / "lr=0.02,rows=4").config.settings.lr == 0.02
     outcomes = json.loads((out / "sweep.json").read_text())["outcomes"]
     assert {outcome["name"] for outcome in outcomes} == names
     accuracies = [outcome["dev_accuracy"] for outcome in outcomes]
@@ -46,7 +46,7 @@ def test_every_combination_and_the_best_of_them(llama: Path, rows_file: Path, tm
     assert all(name in done.stdout for name in names)
 
     done = sweep(llama, rows_file, out, *axes)
-    assert (done.returncode, "go on with --resume" in done.stderr) == (1, True)
+    assert (done.returncode, "continue with --resume" in done.stderr) == (1, True)
     kept = (out / "lr=0.02,rows=4" / "metrics.json").stat().st_mtime_ns
     for path in (out / "lr=0.02,rows=1").iterdir():
         path.unlink()
@@ -56,7 +56,7 @@ def test_every_combination_and_the_best_of_them(llama: Path, rows_file: Path, tm
     assert {outcome["name"] for outcome in json.loads(done.stdout)["outcomes"]} == names
     assert (out / "lr=0.02,rows=4" / "metrics.json").stat().st_mtime_ns == kept
     done = sweep(llama, rows_file, out, "lr=1e-4", more=("--resume",))
-    assert (done.returncode, "is of another sweep; give the same options" in done.stderr) == (1, True)
+    assert (done.returncode, "belongs to another sweep; give the same options" in done.stderr) == (1, True)
 
 
 def test_templates_and_encoders(llama: Path, rows_file: Path, tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_templates_and_encoders(llama: Path, rows_file: Path, tmp_path: Path) ->
     done = sweep(llama, rows_file, tmp_path / "out", *axes)
     assert done.returncode == 0, done.stderr
     run = Run.read(tmp_path / "out" / "template=1,encoder=none")
-    assert (run.config.template, run.config.encoder, run.config.training.lr) == ("{text}, so [P*2]", "none", 0.01)
-    assert Run.read(tmp_path / "out" / "template=2,encoder=mlp").config.training.lr == 0.001
+    assert (run.config.template, run.config.encoder, run.config.settings.lr) == ("{text}, so [P*2]", "none", 0.01)
+    assert Run.read(tmp_path / "out" / "template=2,encoder=mlp").config.settings.lr == 0.001
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_templates_and_encoders(llama: Path, rows_file: Path, tmp_path: Path) ->
     [
         ("speed=1", r"need NAME=VALUE,VALUE with a name of method, template, rows, .*seed"),
         ("lr", "need NAME=VALUE,VALUE"),
-        ("lr=fast", "'fast' is not a valid number; mend the value"),
-        ("lr=nan", "'nan' is no finite number; mend the value"),
+        ("lr=fast", "'fast' is not a valid number; correct the value"),
+        ("lr=nan", "'nan' is no finite number; correct the value"),
         ("lr=-1", "-1.0 is not in the range x>0"),
         ("rows=1.5", "'1.5' is not a valid integer"),
         ("batch_size=0", "0 is not in the range x>=1"),
@@ -119,7 +119,7 @@ def test_a_rate_that_was_given_is_kept(llama: Path, rows_file: Path, tmp_path: P
     """Even if it is another encoder's default."""
     done = sweep(llama, rows_file, tmp_path / "out", "encoder=none,lstm", more=("--lr", "0.005"))
     assert done.returncode == 0, done.stderr
-    rates = [Run.read(tmp_path / "out" / f"encoder={kind}").config.training.lr for kind in ("none", "lstm")]
+    rates = [Run.read(tmp_path / "out" / f"encoder={kind}").config.settings.lr for kind in ("none", "lstm")]
     assert rates == [0.005, 0.005]
 
 
@@ -147,7 +147,10 @@ def test_what_cannot_abstain_as_asked_is_not_chosen(llama: Path, rows_file: Path
         "text,label\n" + "".join(f"the film was {i},{'negative' * (i % 2) or 'positive'}\n" for i in range(60))
     )
     done = sweep(llama, odd, tmp_path / "out", "lr=1e-6", more=("--abstain", "1"))
-    assert (done.returncode, "every run failed, the first with: even its surest dev rows" in done.stderr) == (1, True)
+    assert (
+        done.returncode,
+        "every run failed, the first with: abstain 1.0: even the most confident dev rows" in done.stderr,
+    ) == (1, True)
 
 
 def test_each_method_gets_the_backbone_it_reads(bert: Path, rows_file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A bundle under the profiler -> time per operator and layer.
+"""A bundle under ONNX Runtime's profiler -> time per operator and layer.
 
 profile.py  the measurement
 report.py   measurement -> report

@@ -1,4 +1,4 @@
-"""What a profile measured -> its report: time by kind of operator, by layer, and outside of kernels."""
+"""Measurements of a profile -> its report: time by operator type, by layer, and outside kernels."""
 
 import re
 import statistics
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ptexport.runtime.bundle.folder import Bundle
+from ptexport.toolkit.bench.interleaved import PAUSE_S
 from ptexport.toolkit.bench.profile.profile import (
     COLUMNS,
     EMBEDDINGS,
@@ -16,85 +17,84 @@ from ptexport.toolkit.bench.profile.profile import (
     RUNS,
     SHARED,
     WARM_UP,
-    Measured,
-    Place,
+    Cell,
+    PartOfModel,
     ProfileConfig,
-    Spot,
+    ProfileSamples,
     measure_profile,
     place_kernels,
 )
-from ptexport.toolkit.bench.report import Figure, Plot, Report, Series, Table, now, this_machine
-from ptexport.toolkit.bench.turns import PAUSE_S
+from ptexport.toolkit.bench.report import BenchReport, Figure, Plot, Series, Table, now, this_machine
+from ptexport.toolkit.progress import Progress
 
-_BUSY = 1.1  # times as long as kernels that nothing interrupts
-_SAID = 5  # shares in a sentence
-_DRAWN = 14  # kinds; the rest are one bar
+_BUSY = 1.1  # ratio of kernel time to the sum of medians, above which something else uses the CPUs
+_LARGEST = 5  # shares in a sentence
+_BARS = 14  # operator types in the plot; the rest is one bar
 _EACH = (
-    f"ms a run inside kernels. Each node counts with its median of {RUNS} runs, so that one that was interrupted does "
-    "not stand out; shares are of their sum."
+    f"Milliseconds per run inside kernels. The time of each node is the median of {RUNS} runs, which removes "
+    "interrupted ones. Shares are relative to the sum of these medians."
 )
 _LAYER_NOTE = (
-    f"{_EACH} A bias, a rotation, an activation and a residual sum belong to the product before them, "
-    "what rounds to integers to the one behind it. "
-    f'"{SHARED}": what is computed on no text, once for all layers, and the leading keys and values. "{HEAD}": the '
-    "last norm, and all behind it."
+    f"{_EACH} Bias, rotary embedding, activation and residual sum belong to the matrix product before them, "
+    "quantization of activations to the one after it. "
+    f'"{SHARED}": computed once for all layers, including the constant past key/values. "{HEAD}": the last norm and '
+    "everything after it."
 )
 _CALL_NOTE = (
-    f"Medians of {RUNS}, the smallest and the largest: a call without the profiler, then a run under it. Between "
-    "kernels: what ONNX Runtime does in a run besides, and the profiler's own writing."
+    f"Median, minimum and maximum of {RUNS} rounds: first a call without the profiler, then a run with it. Between "
+    "kernels: the rest of ONNX Runtime's run, including the overhead of the profiler."
 )
 _Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What nodes are, in the order they run, and how long they take.
+    """The nodes in order of execution, and their times.
 
     Attributes:
-        kinds: of operators.
-        spots: row and column of the table of layers.
-        ms: of each, the median of all runs.
-        of_runs: likewise, an entry a run.
-        whole: ms of a call and of what it is made of, an entry a run each.
+        kinds: operator of each node.
+        cells: row and column of each node in the layer table.
+        ms: median time of each node.
+        of_runs: times of each node, one list per run.
+        whole: times of a call and of its parts in ms, one per run.
     """
 
     kinds: list[str]
-    spots: list[Spot]
+    cells: list[Cell]
     ms: list[float]
     of_runs: list[list[float]]
     whole: Mapping[str, Sequence[float]]
 
     @property
     def rows(self) -> list[str]:
-        """Rows of the table of layers, one a node."""
-        return [row for row, _ in self.spots]
+        """Row of each node in the layer table."""
+        return [row for row, _ in self.cells]
 
     @property
     def parts(self) -> list[str]:
-        """Columns of the table of layers, one a node."""
-        return [row if row == NOWHERE else column for row, column in self.spots]
+        """Column of each node in the layer table."""
+        return [row if row == NOWHERE else column for row, column in self.cells]
 
 
 def bench_profile(
-    config: ProfileConfig, places_of: Callable[[], Mapping[str, Place]], on_turn: Callable[[int, int | None], None]
-) -> Report:
+    config: ProfileConfig, parts_of: Callable[[], Mapping[str, PartOfModel]], progress: Progress
+) -> BenchReport:
     """Profile a bundle.
 
     Args:
-        config: what was asked for.
-        places_of: the part of the model that each node of the bundle's graph belongs to, by the node's name; called
-            once the bundle is verified.
-        on_turn: told how many turns are done, and of how many.
+        config: settings.
+        parts_of: returns the part of the model of each node in the graph, by name; called after the bundle is verified.
+        progress: receives the number of rounds as rows.
 
     Raises:
         BenchError: the bundle does not take such texts.
-        BundleError: it is not what its manifest says.
+        BundleError: the bundle does not match its manifest, or has several tasks.
     """
     bundle = Bundle.open(config.bundle)
-    places = places_of()
-    measured = measure_profile(config, bundle, on_turn)
-    found = _find(measured, places)
-    return Report(
+    parts = parts_of()
+    samples = measure_profile(config, bundle, progress)
+    found = _find(samples, parts)
+    return BenchReport(
         kind="profile",
         title=f"{bundle.manifest.name}, {bundle.manifest.graph.precision}: profile",
         made=now(),
@@ -102,7 +102,7 @@ def bench_profile(
         machine=this_machine(),
         bundles={bundle.manifest.name: bundle.manifest.digest},
         verdict=_verdict(config, found),
-        how=_how(config, measured),
+        how=_method(config, samples),
         tables=[_call_table(found), _kind_table(found), _layer_table(found)],
         plots=[_kind_plot(found), _layer_plot(found)],
         figures=_figures(config, found),
@@ -110,28 +110,28 @@ def bench_profile(
     )
 
 
-def _find(measured: Measured, places: Mapping[str, Place]) -> _Found:
-    kernels = measured.runs[0].kernels
-    of_runs = [[kernel.ms for kernel in run.kernels] for run in measured.runs]
+def _find(samples: ProfileSamples, parts: Mapping[str, PartOfModel]) -> _Found:
+    kernels = samples.runs[0].kernels
+    of_runs = [[kernel.ms for kernel in run.kernels] for run in samples.runs]
     inside = [sum(ms) for ms in of_runs]
     return _Found(
         kinds=[kernel.kind for kernel in kernels],
-        spots=place_kernels(kernels, places),
+        cells=place_kernels(kernels, parts),
         ms=[statistics.median(ms) for ms in zip(*of_runs, strict=True)],
         of_runs=of_runs,
         whole={
-            "call": measured.call_ms,
-            "runtime": [call - run for call, run in zip(measured.call_ms, measured.plain_ms, strict=True)],
-            "plain": measured.plain_ms,
-            "run": [run.ms for run in measured.runs],
+            "call": samples.call_ms,
+            "runtime": [call - run for call, run in zip(samples.call_ms, samples.plain_ms, strict=True)],
+            "plain": samples.plain_ms,
+            "run": [run.ms for run in samples.runs],
             "kernels": inside,
-            "between": [run.ms - ms for run, ms in zip(measured.runs, inside, strict=True)],
+            "between": [run.ms - ms for run, ms in zip(samples.runs, inside, strict=True)],
         },
     )
 
 
 def sums_of(names: Sequence[_Name], ms: Sequence[float]) -> dict[_Name, float]:
-    """Add up by name; what takes most comes first."""
+    """Add up times by name, the largest sum first."""
     sums: defaultdict[_Name, float] = defaultdict(float)
     for name, value in zip(names, ms, strict=True):
         sums[name] += value
@@ -149,47 +149,45 @@ def _kind_table(found: _Found) -> Table:
         [kind, f"{ms:.2f}", f"{ms / total:.1%}", str(calls[kind])]
         for kind, ms in sums_of(found.kinds, found.ms).items()
     ]
-    return Table(
-        title="By kind of operator", columns=["operator", "ms a run", "share", "calls a run"], rows=rows, note=_EACH
-    )
+    return Table(title="By operator type", columns=["operator", "ms per run", "share", "nodes"], rows=rows, note=_EACH)
 
 
 def _layer_table(found: _Found) -> Table:
-    total, rows, cells = sum(found.ms), sums_of(found.rows, found.ms), sums_of(found.spots, found.ms)
+    total, rows, cells = sum(found.ms), sums_of(found.rows, found.ms), sums_of(found.cells, found.ms)
     lines = []
     for row in sorted(rows, key=_row_order):
         parts = [f"{cells[row, column]:.2f}" if (row, column) in cells else "" for column in COLUMNS]
         lines.append([row, *parts, f"{rows[row]:.2f}", f"{rows[row] / total:.1%}"])
-    return Table(title="By layer", columns=["", *COLUMNS, "in all", "share"], rows=lines, note=_LAYER_NOTE)
+    return Table(title="By layer", columns=["", *COLUMNS, "total", "share"], rows=lines, note=_LAYER_NOTE)
 
 
 def _call_table(found: _Found) -> Table:
     names = {
-        "call": "a call, texts in, logits out",
-        "runtime": "of that, outside of ONNX Runtime: tokenisation and Python",
-        "plain": "of that, ONNX Runtime's run",
-        "run": "a run under the profiler",
-        "kernels": "of that, inside kernels",
-        "between": "of that, between kernels",
+        "call": "call, from texts to logits",
+        "runtime": "outside ONNX Runtime: tokenization and Python",
+        "plain": "ONNX Runtime's run",
+        "run": "run with the profiler",
+        "kernels": "inside kernels",
+        "between": "between kernels",
     }
     rows = []
-    for name, said in names.items():
+    for name, description in names.items():
         values = found.whole[name]
-        rows.append([said, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"])
-    return Table(title="A call", columns=["", "ms", "all runs"], rows=rows, note=_CALL_NOTE)
+        rows.append([description, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"])
+    return Table(title="Latency of a call", columns=["", "latency, ms", "range"], rows=rows, note=_CALL_NOTE)
 
 
 def _kind_plot(found: _Found) -> Plot:
     sums = list(sums_of(found.kinds, found.ms).items())
-    drawn, rest = sums[:_DRAWN], sums[_DRAWN:]
+    drawn, rest = sums[:_BARS], sums[_BARS:]
     if rest:
         drawn.append((f"{len(rest)} others", sum(ms for _, ms in rest)))
     names, lengths = [kind for kind, _ in drawn], [ms for _, ms in drawn]
-    return _bars("by kind of operator", [Series(name="kernels", x=lengths, y=[], labels=names)])
+    return _bars("by operator type", [Series(name="kernels", x=lengths, y=[], labels=names)])
 
 
 def _layer_plot(found: _Found) -> Plot:
-    cells = sums_of(found.spots, found.ms)
+    cells = sums_of(found.cells, found.ms)
     rows = sorted(set(found.rows), key=_row_order)
     return _bars(
         "by layer",
@@ -201,11 +199,11 @@ def _layer_plot(found: _Found) -> Plot:
 
 
 def _bars(title: str, series: list[Series]) -> Plot:
-    return Plot(title=title, x_label="ms a run", y_label="", series=series, kind="bars")
+    return Plot(title=title, x_label="ms per run", y_label="", series=series, kind="bars")
 
 
 def _figures(config: ProfileConfig, found: _Found) -> list[Figure]:
-    """What users wait for should go down; kinds and layers only tell where it goes, and come and go with fusions."""
+    """Make the figures. Reports are compared by the latencies only, since fusions change operator types and layers."""
     size = f"{config.batch}x{config.tokens}"
     figures = [Figure.of(f"whole/{name}/{size}", found.whole[name], "ms", "lower") for name in ("call", "plain")]
     figures += [Figure.of(f"whole/{name}/{size}", found.whole[name], "ms") for name in ("run", "kernels")]
@@ -223,49 +221,53 @@ def _verdict(config: ProfileConfig, found: _Found) -> list[str]:
         statistics.median(found.whole[name]) for name in ("call", "runtime", "run", "kernels", "between")
     )
     whole = (
-        f"A call of {config.batch} texts of {config.tokens} tokens takes {call:.2f} ms, of which {outside:.2f} ms "
-        f"({outside / call:.1%}) are outside of ONNX Runtime: tokenisation and Python."
+        f"The latency of a call of {config.batch} texts of {config.tokens} tokens is {call:.2f} ms. Of these, "
+        f"{outside:.2f} ms ({outside / call:.1%}) are outside ONNX Runtime: tokenization and Python."
     )
     profiled = (
-        f"Of a run under the profiler, {run:.2f} ms, kernels take {inside:.2f} ms ({inside / run:.1%}), and "
-        f"{between:.2f} ms are between them."
+        f"A run with the profiler takes {run:.2f} ms: {inside:.2f} ms ({inside / run:.1%}) inside kernels and "
+        f"{between:.2f} ms between them."
     )
     total, rows = sum(found.ms), sums_of(found.rows, found.ms)
     sentences = [whole, profiled]
-    for what, names in (("kind of operator", found.kinds), ("part", found.parts)):
-        shares = [f"{name} {ms / total:.1%}" for name, ms in list(sums_of(names, found.ms).items())[:_SAID]]
-        sentences.append(f"By {what}, of the time inside kernels: {', '.join(shares)}.")
+    for what, names in (("operator type", found.kinds), ("part of the model", found.parts)):
+        shares = [f"{name} {ms / total:.1%}" for name, ms in list(sums_of(names, found.ms).items())[:_LARGEST]]
+        sentences.append(f"Time inside kernels by {what}: {', '.join(shares)}.")
     layers = {name: ms for name, ms in rows.items() if name.startswith("layer ")}
     if layers:
         (most, slow), *_, (least, fast) = [*layers.items()] * 2
         sentences.append(f"A layer takes {fast:.2f} ms ({least}) to {slow:.2f} ms ({most}).")
-    sentences.append(f"{rows.get(NOWHERE, 0.0):.2f} ms of {total:.2f} ms could not be placed in the model.")
+    sentences.append(
+        f"{rows.get(NOWHERE, 0.0):.2f} ms of {total:.2f} ms inside kernels could not be assigned to a part of the "
+        "model."
+    )
     if inside > _BUSY * total:
         sentences.append(
-            f"Kernels took {inside / total - 1:.0%} longer in a run than their medians add up to, as where something "
-            "else uses these CPUs; measure again without it."
+            f"Kernels took {inside / total - 1:.0%} longer than the sum of their medians, which happens if other "
+            "programs use these CPUs; stop them and measure again."
         )
     return sentences
 
 
-def _how(config: ProfileConfig, measured: Measured) -> list[str]:
-    plain, profiled = statistics.median(measured.plain_ms), statistics.median(measured.profiled_ms)
-    ratios = [slow / fast for slow, fast in zip(measured.profiled_ms, measured.plain_ms, strict=True)]
-    what = (
-        f"The bundle's graph, opened as the engine opens it on the CPU, with {measured.threads} threads; calls of "
-        f"{config.batch} texts of {config.tokens} tokens, the prompt not counted, other texts in each turn."
-    )
-    turns = (
-        f"In each turn a call without the profiler and the same with it, {PAUSE_S:g} s apart; {WARM_UP} turns warm up, "
-        f"{RUNS} count."
-    )
-    slowdown = (
-        f"The profiler slows the run it measures: {profiled:.2f} ms with it, {plain:.2f} ms without, "
-        f"{statistics.median(ratios):.2f} times as long in the same turn ({min(ratios):.2f} to {max(ratios):.2f})."
-    )
-    placing = (
-        "Layers and parts are those of the graph on disk, by the names of its nodes. A node that ONNX Runtime made has "
-        "the place of the one it is named after; one named after none has that of its neighbours in the order of "
-        "running, where they agree, and a norm that of what is normed for."
-    )
-    return [what, turns, slowdown, placing]
+def _method(config: ProfileConfig, samples: ProfileSamples) -> list[str]:
+    plain, profiled = statistics.median(samples.plain_ms), statistics.median(samples.profiled_ms)
+    ratios = [slow / fast for slow, fast in zip(samples.profiled_ms, samples.plain_ms, strict=True)]
+    return [
+        (
+            f"The bundle's graph runs on the CPU with {samples.threads} threads, in a session like the engine's. Calls "
+            f"have {config.batch} texts of {config.tokens} tokens without the prompt, other texts in each round."
+        ),
+        (
+            f"Each round has a call without the profiler and the same call with it, {PAUSE_S:g} s apart. {RUNS} rounds "
+            f"are measured after {WARM_UP} warm-up rounds."
+        ),
+        (
+            f"The profiler slows down the run: {profiled:.2f} ms with it, {plain:.2f} ms without, "
+            f"{statistics.median(ratios):.2f} times slower in the same round ({min(ratios):.2f} to {max(ratios):.2f})."
+        ),
+        (
+            "Layers and parts are those of the nodes in model.onnx, by name. A node that ONNX Runtime created is "
+            "assigned like the node in its name. A node without such a name is assigned like the nodes before and "
+            "after it, if they agree, and a norm like its consumer."
+        ),
+    ]

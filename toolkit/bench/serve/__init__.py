@@ -2,6 +2,6 @@
 
 serve.py    the bench
 load.py     the process that sends requests
-figures.py  observations -> figures
+figures.py  measurements -> figures
 report.py   figures -> report
 """

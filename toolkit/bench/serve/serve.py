@@ -1,4 +1,4 @@
-"""A server in a process of its own, and another that asks it -> what was seen; load.py is what asks."""
+"""A bundle -> latency and throughput of its server; server and load generator run in their own processes."""
 
 import http.client
 import itertools
@@ -16,175 +16,178 @@ from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import BenchError, reason
 from ptexport.runtime.ort.cpus import available_cpus
-from ptexport.toolkit.bench.serve.load import Run, Seen, Texts
-from ptexport.toolkit.bench.texts import PlainTexts, make_texts
+from ptexport.toolkit.bench.serve.load import LoadRun, LoadSample, TextSource
+from ptexport.toolkit.bench.synthetic_texts import SyntheticTexts, make_texts
 from ptexport.toolkit.bench.workers import Worker
+from ptexport.toolkit.progress import Progress
 
 TOKENS = 28
-COMPARED = 8
-TOLERANCE = 1e-4  # of a probability: it is the same engine, asked for one text at a time in both places
+N_COMPARED = 8
+TOLERANCE = 1e-4  # of a probability; server and bench run the same engine with one text at a time
 MAX_CONNECTIONS = 256
 TIMEOUT_S = 30.0
 FEWEST = 20
 WARM_UP = 2
-PAUSE_S = 0.05  # until the threads of the one before have stopped spinning
+PAUSE_S = 0.05  # until the threads of the other process have stopped spinning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ServePlan:
     """How much is measured.
 
     Attributes:
-        clients: of the closed loop, each asking again once it has its answer.
-        loads: of the open loop, in percent of the most that the closed loop got answered.
-        turns: of the engine and the server, in each round.
-        rounds: of all.
-        warm_up_s: before anything counts, in each run.
-        closed_s: that count in a run of the closed loop; more, where fewer than `FEWEST` answers are to be expected.
-        open_s: likewise, of the open loop.
+        clients: numbers of clients in the closed loop.
+        loads: loads of the open loop, in percent of the closed loop's highest throughput.
+        pairs: calls of `Engine.predict` alternating with requests, per round.
+        rounds: rounds of everything.
+        warm_up_s: warm-up of each run.
+        closed_s: duration of a closed-loop run; longer if fewer than `FEWEST` responses are expected.
+        open_s: duration of an open-loop run; longer likewise.
     """
 
     clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     loads: tuple[int, ...] = (25, 50, 75, 90, 110)
-    turns: int = 15
+    pairs: int = 15
     rounds: int
     warm_up_s: float
     closed_s: float
     open_s: float
 
 
-FULL = Plan(rounds=3, warm_up_s=1, closed_s=5, open_s=15)
-QUICK = Plan(clients=(1, 4, 16), rounds=2, warm_up_s=0.5, closed_s=1.5, open_s=3)
+FULL = ServePlan(rounds=3, warm_up_s=1, closed_s=5, open_s=15)
+QUICK = ServePlan(clients=(1, 4, 16), rounds=2, warm_up_s=0.5, closed_s=1.5, open_s=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
-    """What was seen, round by round.
+class ServeResults:
+    """The measurements, one entry per round.
 
     Attributes:
-        tokens: of each text, the prompt not counted.
-        pairs_s: seconds of a call of `Engine.predict` with one text, and of a request in turn with it.
-        calls_s: seconds of calls of `Engine.predict` with one text, one after another, the server idle.
-        closed: by clients.
-        open: by load, in percent.
-        peak: texts a second that the closed loop got answered at most; the median round's.
+        tokens: tokens of each text without the prompt.
+        pairs_s: seconds of a call of `Engine.predict` with one text, and of the request that alternates with it.
+        calls_s: seconds of consecutive calls of `Engine.predict` with one text, while the server is idle.
+        closed: samples of the closed loop, by number of clients.
+        open: samples of the open loop, by load in percent.
+        peak: highest throughput of the closed loop in texts per second, the median of its rounds.
     """
 
     tokens: int
     pairs_s: list[list[tuple[float, float]]]
     calls_s: list[list[float]]
-    closed: dict[int, list[Seen]]
-    open: dict[int, list[Seen]]
+    closed: dict[int, list[LoadSample]]
+    open: dict[int, list[LoadSample]]
     peak: float
 
 
-def measure(path: Path, plan: Plan, *, threads: int, report: Callable[[int, int], None]) -> Results:
-    """Serve a bundle and ask it.
+def measure(path: Path, plan: ServePlan, *, threads: int, progress: Progress) -> ServeResults:
+    """Serve a bundle and send requests to it.
 
     Args:
-        path: the bundle.
-        plan: how much.
-        threads: CPUs that the server may use.
-        report: told how many runs are done, of how many.
+        path: folder of the bundle.
+        plan: how much is measured.
+        threads: number of CPUs that the server may use.
+        progress: receives the number of runs as rows.
 
     Raises:
-        BenchError: the template takes more than one text; or the server does not come up, answers otherwise than the
-            engine, or not at all.
-        BundleError: the bundle is not what its manifest says.
+        BenchError: the template takes more than one text, or the server does not start, does not respond, or predicts
+            other labels or probabilities than the engine.
+        BundleError: the bundle does not match its manifest, or has several tasks.
     """
-    texts = _texts(path)
+    source = _source(path)
     total = plan.rounds * (1 + len(plan.clients) + len(plan.loads))
     numbers = iter(range(1, total + 1))
 
     def run_is_done() -> None:
-        report(next(numbers), total)
+        progress.rows(next(numbers), total)
 
     with start_server(path, threads) as server:
-        address = server.read()["url"] + "/predict"
-        with start_load(address, texts) as load:
+        address = server.receive()["url"] + "/predict"
+        with start_load(address, source) as load:
             with Engine.open(path, provider="cpu", threads=threads) as engine:
-                check_answers(address, engine, make_texts(texts.words, COMPARED, texts.tokens, "compare"))
-                pairs_s = [_take_turns(address, engine, texts, plan.turns, number) for number in range(plan.rounds)]
-                calls_s, closed = _closed(load, engine, texts, plan, run_is_done)
-            peak = max(statistics.median(s.answered for s in seen) for seen in closed.values())
+                check_predictions(address, engine, make_texts(source.words, N_COMPARED, source.tokens, "compare"))
+                pairs_s = [_time_pairs(address, engine, source, plan.pairs, number) for number in range(plan.rounds)]
+                calls_s, closed = _closed(load, engine, source, plan, run_is_done)
+            peak = max(statistics.median(s.throughput for s in samples) for samples in closed.values())
             opened = _open(load, peak, plan, run_is_done)
-    return Results(tokens=texts.tokens, pairs_s=pairs_s, calls_s=calls_s, closed=closed, open=opened, peak=peak)
+    return ServeResults(tokens=source.tokens, pairs_s=pairs_s, calls_s=calls_s, closed=closed, open=opened, peak=peak)
 
 
 def _closed(
-    load: Worker, engine: Engine, texts: Texts, plan: Plan, run_is_done: Callable[[], None]
-) -> tuple[list[list[float]], dict[int, list[Seen]]]:
-    """Time the engine alone, then the server with more and more clients; and again."""
+    load: Worker, engine: Engine, source: TextSource, plan: ServePlan, run_is_done: Callable[[], None]
+) -> tuple[list[list[float]], dict[int, list[LoadSample]]]:
+    """Time the engine alone, then the server with increasing numbers of clients, in each round."""
     calls: list[list[float]] = []
-    closed: dict[int, list[Seen]] = {clients: [] for clients in plan.clients}
+    closed: dict[int, list[LoadSample]] = {clients: [] for clients in plan.clients}
     for number in range(plan.rounds):
-        calls.append(_time_calls(engine, texts, plan, number))
+        calls.append(_time_calls(engine, source, plan, number))
         run_is_done()
         seconds = max(plan.closed_s, FEWEST * statistics.median(calls[-1]))
-        for clients, seen in closed.items():
-            seen.append(ask(load, _run(plan, f"closed {clients} {number}", clients, None, seconds)))
+        for clients, samples in closed.items():
+            samples.append(run_load(load, _run(plan, f"closed {clients} {number}", clients, None, seconds)))
             run_is_done()
     return calls, closed
 
 
-def _open(load: Worker, peak: float, plan: Plan, run_is_done: Callable[[], None]) -> dict[int, list[Seen]]:
-    opened: dict[int, list[Seen]] = {percent: [] for percent in plan.loads}
+def _open(load: Worker, peak: float, plan: ServePlan, run_is_done: Callable[[], None]) -> dict[int, list[LoadSample]]:
+    opened: dict[int, list[LoadSample]] = {percent: [] for percent in plan.loads}
     for number in range(plan.rounds):
-        for percent, seen in opened.items():
+        for percent, samples in opened.items():
             rate = peak * percent / 100
             seconds = max(plan.open_s, FEWEST / rate)
-            seen.append(ask(load, _run(plan, f"open {percent} {number}", MAX_CONNECTIONS, rate, seconds)))
+            samples.append(run_load(load, _run(plan, f"open {percent} {number}", MAX_CONNECTIONS, rate, seconds)))
             run_is_done()
     return opened
 
 
 def start_server(path: Path, threads: int) -> Worker:
-    """Start `ptexport serve`; the line to read from it says where it listens."""
+    """Start `ptexport serve`; its first response has the URL."""
     options = ["--port", "0", "--json", "--provider", "cpu", "--threads", str(threads)]
     return Worker("ptexport serve", "ptexport.toolkit.cli.main", ["serve", str(path), *options], threads=threads)
 
 
-def start_load(address: str, texts: Texts) -> Worker:
-    """Start what asks: load.py; on all CPUs, since it has to run while the server's are busy."""
+def start_load(address: str, source: TextSource) -> Worker:
+    """Start the load generator, on all CPUs, because it must run while the server's are busy."""
     worker = Worker("load", "ptexport.toolkit.bench.serve.load", [address], threads=available_cpus())
-    worker.ask(msgspec.to_builtins(texts))
+    worker.request(msgspec.to_builtins(source))
     return worker
 
 
-def ask(load: Worker, run: Run) -> Seen:
-    """Have a run made.
+def run_load(load: Worker, run: LoadRun) -> LoadSample:
+    """Execute a run in the load generator.
 
     Raises:
-        BenchError: nothing was answered.
+        BenchError: no request was successful.
     """
-    seen = msgspec.convert(load.ask(msgspec.to_builtins(run)), Seen)
-    if not seen.answered or not seen.latencies_s:
-        said = ", ".join(f"{n} x {what}" for what, n in seen.failures.items()) or "none was due"
-        raise BenchError(f"ptexport serve: answered nothing in {run.seconds:.1f} s ({said}); ask it by hand")
-    return seen
+    sample = msgspec.convert(load.request(msgspec.to_builtins(run)), LoadSample)
+    if not sample.throughput or not sample.latencies_s:
+        failures = ", ".join(f"{n} x {kind}" for kind, n in sample.failures.items()) or "none was due"
+        raise BenchError(
+            f"ptexport serve: no successful response in {run.seconds:.1f} s ({failures}); send it a request by hand"
+        )
+    return sample
 
 
-def check_answers(address: str, engine: Engine, texts: Sequence[str]) -> None:
-    """Compare a server's answers with the engine's, before anything is timed.
+def check_predictions(address: str, engine: Engine, texts: Sequence[str]) -> None:
+    """Compare a server's predictions with the engine's, before timing.
 
     Raises:
-        BenchError: they differ, or do not come.
+        BenchError: they differ, or the server does not respond.
     """
     with _posting(address) as post:
         for text, expected in zip(texts, engine.predict(texts), strict=True):
-            (answer,) = msgspec.json.decode(post(text))["predictions"]
-            pairs = zip(answer["probabilities"].values(), expected.probabilities.values(), strict=True)
+            (prediction,) = msgspec.json.decode(post(text))["predictions"]
+            pairs = zip(prediction["probabilities"].values(), expected.probabilities.values(), strict=True)
             difference = max(abs(theirs - ours) for theirs, ours in pairs)
-            if answer["label"] != expected.label or difference > TOLERANCE:
+            if prediction["label"] != expected.label or difference > TOLERANCE:
                 raise BenchError(
-                    f"ptexport serve: its label or a probability (by {difference:.2g}) is not Engine.predict's; "
-                    "what answers otherwise is not timed"
+                    "ptexport serve: its label differs from Engine.predict's, or a probability does "
+                    f"(by {difference:.2g}); a server with other predictions is not timed"
                 )
 
 
 @contextmanager
 def _posting(address: str) -> Iterator[Callable[[str], bytes]]:
-    """Connect; what is yielded posts a text and returns the answer."""
+    """Open a connection, and yield a function that posts a text and returns the response."""
     where = urlsplit(address)
     with closing(http.client.HTTPConnection(where.hostname or "", where.port, timeout=TIMEOUT_S)) as connection:
 
@@ -194,21 +197,21 @@ def _posting(address: str) -> Iterator[Callable[[str], bytes]]:
                 response = connection.getresponse()
                 body = response.read()
             except (OSError, http.client.HTTPException) as e:
-                raise BenchError(f"ptexport serve: does not answer ({reason(e)}); ask it by hand") from e
+                raise BenchError(f"ptexport serve: no response ({reason(e)}); send it a request by hand") from e
             if response.status != 200:
-                raise BenchError(f"ptexport serve: got status {response.status}, need 200; ask it by hand")
+                raise BenchError(f"ptexport serve: got status {response.status}, need 200; send it a request by hand")
             return body
 
         yield post
 
 
-def _texts(path: Path) -> Texts:
-    plain = PlainTexts.of(Bundle.open(path))
-    return Texts(words=plain.words, tokens=min(TOKENS, plain.longest))
+def _source(path: Path) -> TextSource:
+    synthetic = SyntheticTexts.of(Bundle.open(path))
+    return TextSource(words=synthetic.words, tokens=min(TOKENS, synthetic.longest))
 
 
-def _run(plan: Plan, name: str, connections: int, rate: float | None, seconds: float) -> Run:
-    return Run(
+def _run(plan: ServePlan, name: str, connections: int, rate: float | None, seconds: float) -> LoadRun:
+    return LoadRun(
         name=name,
         connections=connections,
         rate=rate,
@@ -218,34 +221,36 @@ def _run(plan: Plan, name: str, connections: int, rate: float | None, seconds: f
     )
 
 
-def _take_turns(address: str, engine: Engine, texts: Texts, turns: int, number: int) -> list[tuple[float, float]]:
-    """Ask the engine and the server in turn, another first each time: what a window of seconds would blur shows."""
+def _time_pairs(
+    address: str, engine: Engine, source: TextSource, n_pairs: int, number: int
+) -> list[tuple[float, float]]:
+    """Time calls and requests alternately; differences of milliseconds are lost in runs of seconds."""
     pairs: list[tuple[float, float]] = []
     with _posting(address) as post:
         systems: list[Callable[[str], object]] = [lambda text: engine.predict([text]), post]
-        for turn in range(-WARM_UP, turns):
-            some = make_texts(texts.words, 2, texts.tokens, f"turn {number} {turn}")
+        for pair in range(-WARM_UP, n_pairs):
+            texts = make_texts(source.words, 2, source.tokens, f"pair {number} {pair}")
             seconds = [0.0, 0.0]
-            for which in (0, 1) if turn % 2 else (1, 0):
+            for which in (0, 1) if pair % 2 else (1, 0):
                 time.sleep(PAUSE_S)
                 started = time.perf_counter()
-                systems[which](some[which])
+                systems[which](texts[which])
                 seconds[which] = time.perf_counter() - started
-            if turn >= 0:
+            if pair >= 0:
                 pairs.append((seconds[0], seconds[1]))
     return pairs
 
 
-def _time_calls(engine: Engine, texts: Texts, plan: Plan, number: int) -> list[float]:
-    """Ask the engine itself, one text after another."""
+def _time_calls(engine: Engine, source: TextSource, plan: ServePlan, number: int) -> list[float]:
+    """Time consecutive calls of the engine with one text each."""
     seconds: list[float] = []
     begin = time.perf_counter() + plan.warm_up_s
     for call in itertools.count():
-        some = make_texts(texts.words, 1, texts.tokens, f"call {number} {call}")
+        texts = make_texts(source.words, 1, source.tokens, f"call {number} {call}")
         started = time.perf_counter()
         if started >= begin + plan.closed_s and len(seconds) >= FEWEST:
             break
-        engine.predict(some)
+        engine.predict(texts)
         if started >= begin:
             seconds.append(time.perf_counter() - started)
     return seconds

@@ -1,6 +1,6 @@
-"""A bundle and its rivals -> latency ratios.
+"""A bundle and its alternatives -> latency ratios.
 
 speed.py    the bench
-prepare.py  installs and exports what a rival needs, once
+prepare.py  installs and exports what a system needs, once
 report.py   measurements -> report
 """

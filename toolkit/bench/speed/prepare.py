@@ -1,89 +1,70 @@
-"""A rival of a speed bench -> a process of it: installs and exports once what it needs, kept in the cache."""
+"""A baseline -> a function that starts its process; what it needs once is installed or exported into the cache."""
 
 import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from ptexport.runtime.errors import BenchError
 from ptexport.runtime.ort.providers import load_onnxruntime
 from ptexport.toolkit.bench import systems
 from ptexport.toolkit.bench.report import this_machine
+from ptexport.toolkit.bench.systems.baselines import Baseline
 from ptexport.toolkit.bench.systems.case import Case
-from ptexport.toolkit.bench.systems.rivals import Rival
-from ptexport.toolkit.bench.workers import WORKER, Hardware, Worker, placed
+from ptexport.toolkit.bench.workers import SYSTEM_WORKER, Hardware, Worker
+from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.store.cache import cached_folder
 
 
-def make_ready(
-    name: str, rival: Rival, case: Case, hardware: Hardware, stage: Callable[[str], None]
+def prepare_baseline(
+    name: str, baseline: Baseline, case: Case, hardware: Hardware, progress: Progress
 ) -> Callable[[], Worker]:
-    """Install and export what a rival needs, unless that is in the cache; returns what starts it.
+    """Install and export what a baseline needs, unless it is in the cache, and return a function that starts it.
 
     Raises:
         BenchError: it cannot be installed or exported here.
-        OutputError: the disk refuses.
+        OutputError: the cache cannot be written.
     """
-    if rival.reads_gguf and case.config.gguf is None:
-        raise BenchError(f"{name}: reads a GGUF file, and the backbone was not converted from one; leave it out")
-    overlay = _overlay(name, rival.requirements, stage) if rival.requirements else None
+    if baseline.reads_gguf and case.config.gguf is None:
+        raise BenchError(f"{name}: reads a GGUF file, and this backbone was not converted from one; leave it out")
+    overlay = _overlay(name, baseline.requirements, progress) if baseline.requirements else None
 
-    def arguments(mode: str, module: str, folder: Path) -> list[str]:
-        return [mode, module, str(case.path), str(folder), *placed(hardware)]
+    def start(mode: str, module: str, folder: Path) -> Worker:
+        arguments = [mode, module, str(case.path), str(folder), *hardware.arguments()]
+        return Worker(name, SYSTEM_WORKER, arguments, threads=hardware.threads, overlay=overlay)
 
     def make(folder: Path) -> None:
-        stage(f"making {name} ready (once)")
-        with Worker(
-            name, WORKER, arguments("prepare", rival.prepares, folder), threads=hardware.threads, overlay=overlay
-        ) as worker:
+        progress.stage(f"preparing {name} (once)")
+        with start("prepare", baseline.prepares, folder) as worker:
             worker.wait()
 
-    folder = cached_folder("bench", f"{case.digest}-{name}-{_made_with(rival, hardware)}", make=make)
-    return lambda: Worker(
-        name, WORKER, arguments("serve", rival.system, folder), threads=hardware.threads, overlay=overlay
-    )
+    folder = cached_folder("bench", f"{case.digest}-{name}-{_digest(baseline, hardware)}", make=make)
+    return lambda: start("serve", baseline.system, folder)
 
 
-def _made_with(rival: Rival, hardware: Hardware) -> str:
-    """Hash what changes what is made: versions, our own code, and the CPUs that settings are tried on."""
-    from importlib.metadata import version
-
-    said = [
-        version("torch"),
-        version("transformers"),
-        version("peft"),
-        version("onnxscript"),
-        load_onnxruntime().__version__,
-        *rival.requirements,
-    ]
-    said += [this_machine().processor, *placed(hardware)]
+def _digest(baseline: Baseline, hardware: Hardware) -> str:
+    """Hash what the prepared files depend on: versions, this package's code, and the hardware that is tuned for."""
+    packages = ("torch", "transformers", "peft", "onnxscript")
+    used = [*map(version, packages), load_onnxruntime().__version__, *baseline.requirements]
+    used += [this_machine().processor, *hardware.arguments()]
     code = [path.read_text("utf-8") for path in sorted(Path(systems.__file__).parent.glob("*.py"))]
-    return hashlib.sha256("\n".join(said + code).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join(used + code).encode()).hexdigest()[:12]
 
 
-def _overlay(name: str, requirements: tuple[str, ...], stage: Callable[[str], None]) -> Path:
-    """Install packages into a folder of the cache, for processes that are told to look there first."""
+def _overlay(name: str, requirements: tuple[str, ...], progress: Progress) -> Path:
+    """Install packages into a folder of the cache that takes precedence in the baseline's processes."""
     digest = hashlib.sha256("\n".join([sys.version, this_machine().processor, *requirements]).encode()).hexdigest()[:12]
 
     def make(folder: Path) -> None:
-        stage(f"installing what {name} needs (once): {', '.join(requirements)}")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--target",
-            str(folder),
-            *requirements,
-        ]
+        progress.stage(f"installing {', '.join(requirements)} for {name} (once)")
+        options = ("--quiet", "--no-deps", "--target", str(folder))
+        command = [sys.executable, "-m", "pip", "install", *options, *requirements]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
-            raise BenchError(
-                f"{name}: pip cannot install {', '.join(requirements)} ({lines[-1] if lines else 'silent'})"
-            )
+            reason = lines[-1] if lines else "no output"
+            raise BenchError(f"{name}: pip cannot install {', '.join(requirements)} ({reason}); leave it out")
 
     return cached_folder("bench", f"overlay-{name}-{digest}", make=make)

@@ -1,86 +1,100 @@
-"""What a speed bench measured -> its report: tables, plots and a verdict."""
+"""Measurements of a speed bench -> its report: tables, plots and a verdict."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ptexport.toolkit.bench.report import Figure, Plot, Report, Series, Table, median_interval, now, this_machine
-from ptexport.toolkit.bench.turns import Plan, Results, how_measured
+from ptexport.toolkit.bench.interleaved import RoundPlan, SpeedResults, describe_method
+from ptexport.toolkit.bench.report import (
+    BenchReport,
+    Figure,
+    Plot,
+    Series,
+    Table,
+    median_interval,
+    now,
+    this_machine,
+)
 from ptexport.toolkit.bench.workers import Hardware
 
 Size = tuple[int, int]
-"""Texts in a call, and tokens of each, the prompt not counted."""
+"""Texts per call, and tokens of each text without the prompt."""
 
 MB = 1e6
-_CLEARLY = 0.9  # of what the first system takes
+_CLEARLY_LESS = 0.9  # of the first system's
 _FOOTPRINT = (
-    "system", "setting", "start, s", "resident, MB", "at most, MB", "files, MB", "new task, MB", "|Δlogit|, flips",
+    "system", "setting", "start, s", "memory, MB", "peak memory, MB", "files, MB", "new task, MB", "|Δlogit|, flips",
 )  # fmt: skip
 _FOOTPRINT_NOTE = (
-    "Start: from starting a process to its first answer, files in the page cache. Resident: after that answer; at "
-    "most: after every size. New task: bytes of its files that a device with another task's lacks. The last column: "
-    "answers compared with the first system's before anything was timed."
+    "Start: from the start of the process to its first prediction, files in the page cache. Memory: resident memory "
+    "after that prediction. Peak memory: after all sizes. New task: size of the files that a device with another task "
+    "on the backbone lacks. Last column: largest difference of a logit and number of label flips, relative to the "
+    "first system, before timing."
 )
-_CEILING_NOTE = (
-    "This machine, in the same run: {sgemm:.0f} GFLOP/s in a product of large float32 matrices, {int8:.0f} "
-    "billion operations a second in int8, {copy:.1f} GB/s read and written in a copy. The share is the time that the "
-    "graph's products, or reading its weights once, would take at these rates over the time it "
-    "takes; a graph in another precision is held against float32 too, so it may pass 100 %."
+_PEAK_NOTE = (
+    "Peak rates of this machine, measured in the same run: {sgemm:.0f} GFLOP/s for a product of large float32 "
+    "matrices, {int8:.0f} billion int8 operations per second, {copy:.1f} GB/s read and written in a copy. The share "
+    "of peak is the larger of the times for the graph's matrix products and for reading its weights once, at these "
+    "rates, divided by the latency. It is relative to float32 in every precision, so a graph in lower precision may "
+    "exceed 100 %."
 )
-_SAME_QUESTION = (
-    "A call is texts in, logits of the labels out, tokenisation included. All systems get the same texts in a turn, "
-    "and no text is asked twice; they are words of one token each, so rows are of one length. Rivals read the same "
-    "prompt and answer the same question; one that answers otherwise than a bundle in fp32 is left out."
+_CALLS = (
+    "A call takes texts and returns the labels' logits, including tokenization. All systems get the same texts in a "
+    "round, and no text occurs twice. Texts consist of words of one token each, so all texts of a call have the same "
+    "length. The other systems use the same prompt for the same task; a system with logits other than those of an fp32 "
+    "bundle is left out."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run of a graph takes.
+    """The cost of running a graph.
 
     Attributes:
-        flops: of its products, for each row.
-        read_bytes: of its weights, for any number of rows; embedding tables, of which few rows are read, left out.
+        flops: floating-point operations of its matrix products, per text.
+        read_bytes: size of its weights without embedding tables, of which a call reads little.
     """
 
     flops: int
     read_bytes: int
 
 
-def name_of(size: Size) -> str:
-    """A size's name in figures."""
+def size_name(size: Size) -> str:
+    """Name a size in figures: 8x28."""
     return f"{size[0]}x{size[1]}"
 
 
 def speed_report(
-    results: Results,
-    plan: Plan,
+    results: SpeedResults,
+    plan: RoundPlan,
     sizes: Sequence[Size],
     *,
     name: str,
     digests: Mapping[str, str],
     command: str,
-    does: Mapping[str, str],
+    descriptions: Mapping[str, str],
     cost_of: Callable[[int], Cost | None],
     hardware: Hardware,
-) -> Report:
-    """Say what was measured.
+) -> BenchReport:
+    """Make the report of a speed bench.
 
     Args:
-        results: of the bundle, the first, and what it is held against; loads are named by `name_of`.
+        results: measurements; the bundle is the first system, and workloads have the names of `size_name`.
         plan: how much was measured.
-        sizes: in the order of the table.
-        name: of the bundle.
-        digests: of the manifests of bundles that took part, by their names.
-        command: what to type for the same.
-        does: what each rival is, by name.
-        cost_of: what the bundle's graph takes for a text of so many tokens; None: not known.
-        hardware: that each system could use.
+        sizes: sizes in the order of the table.
+        name: name of the bundle.
+        digests: manifest digests of the measured bundles, by their names.
+        command: command line that made the report.
+        descriptions: descriptions of the baselines, by name.
+        cost_of: returns the cost of the bundle's graph for a number of tokens; None: not known.
+        hardware: hardware that each system could use.
     """
-    rivals = [f"{rival}: {does[rival]}. Here: {m.setting}." for rival, m in results.systems.items() if rival in does]
-    ceiling, shares = _ceiling(results, sizes, cost_of)
-    return Report(
+    described = [
+        f"{n}: {descriptions[n]}. Setting: {s.setting}." for n, s in results.systems.items() if n in descriptions
+    ]
+    peak, shares = _peak(results, sizes, cost_of)
+    return BenchReport(
         kind="speed",
         title=f"{name}: speed",
         made=now(),
@@ -88,169 +102,195 @@ def speed_report(
         machine=this_machine(hardware.provider),
         bundles=dict(digests),
         verdict=_verdict(results, sizes),
-        how=[*rivals, *how_measured(plan, hardware), _SAME_QUESTION],
-        tables=[_speed_table(results, sizes), footprint_table(results), ceiling],
+        how=[*described, *describe_method(plan, hardware), _CALLS],
+        tables=[_latency_table(results, sizes), footprint_table(results), peak],
         plots=_plots(results, sizes),
         figures=[*speed_figures(results), *footprint_figures(results), *shares],
         left_out=results.left_out,
     )
 
 
-def speed_figures(results: Results) -> list[Figure]:
-    """Times by system and load, and ratios to the first system's."""
+def speed_figures(results: SpeedResults) -> list[Figure]:
+    """Make figures of latencies by system and workload, and of slowdowns relative to the first system."""
     figures = []
-    for name, measured in results.systems.items():
-        for load, seconds in measured.seconds.items():
-            figures.append(Figure.of(f"time/{name}/{load}", [1000 * s for s in seconds], "ms"))
+    for name, system in results.systems.items():
+        for workload, seconds in system.seconds.items():
+            figures.append(Figure.of(f"time/{name}/{workload}", [1000 * s for s in seconds], "ms"))
             if name != results.first:
-                figures.append(Figure.of(f"ratio/{name}/{load}", results.ratios(name, load), "x", "higher"))
+                figures.append(Figure.of(f"ratio/{name}/{workload}", results.slowdowns(name, workload), "x", "higher"))
     return figures
 
 
-def said_ratio(ratios: Sequence[float]) -> str:
-    """Write a ratio with its spread."""
+def with_interval(ratios: Sequence[float]) -> str:
+    """Write the median of ratios with its 95 % confidence interval: 1.16 (1.09 to 1.29)."""
     low, high = median_interval(ratios)
     return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
-def _speed_table(results: Results, sizes: Sequence[Size]) -> Table:
+def in_words(slowdowns: Sequence[float]) -> str:
+    """Write a slowdown in words: 1.16 times slower (95 % CI 1.09 to 1.29)."""
+    slower = statistics.median(slowdowns) >= 1
+    ratios = slowdowns if slower else [1 / slowdown for slowdown in slowdowns]
+    low, high = median_interval(ratios)
+    median = statistics.median(ratios)
+    return f"{median:.2f} times {'slower' if slower else 'faster'} (95 % CI {low:.2f} to {high:.2f})"
+
+
+def _latency_table(results: SpeedResults, sizes: Sequence[Size]) -> Table:
     first, *others = results.systems
     rows = []
     for size in sizes:
-        load = name_of(size)
+        workload = size_name(size)
         cells = [
-            f"{1000 * results.median_s(name, load):.1f}, {said_ratio(results.ratios(name, load))}" for name in others
+            f"{1000 * results.median_s(name, workload):.1f}, {with_interval(results.slowdowns(name, workload))}"
+            for name in others
         ]
-        rows.append([_said(size), f"{1000 * results.median_s(first, load):.1f}", *cells])
-    ratio = (
-        f"; then how many times as long as {first} in the same turn, and where that median lies with 95 %"
+        rows.append([_shown(size), f"{1000 * results.median_s(first, workload):.1f}", *cells])
+    slowdown = (
+        f" Then the ratio to the latency of {first} in the same round, with its 95 % confidence interval: 2 is twice "
+        "as slow."
         if others
         else ""
     )
     return Table(
-        title="Milliseconds a call, texts in, labels out",
+        title="Latency in ms per call",
         columns=["texts x tokens", *results.systems],
         rows=rows,
-        note=f"Medians{ratio}. The prompt is not counted in the tokens.",
+        note=f"Median latency, from texts to labels.{slowdown} Tokens do not include the prompt.",
     )
 
 
-def footprint_figures(results: Results) -> list[Figure]:
-    """Starts, memory and files by system; what a rival takes is nothing of ours to keep low."""
+def footprint_figures(results: SpeedResults) -> list[Figure]:
+    """Make figures of start times, memory and files; only those of the first system are compared between reports."""
     figures = []
-    for name, measured in results.systems.items():
+    for name, system in results.systems.items():
         better: Literal["lower"] | None = "lower" if name == results.first else None
         figures += [
-            Figure.of(f"start/{name}", measured.start_s, "s"),
-            Figure.of(f"resident/{name}", [measured.resident_bytes / MB], "MB", better),
-            Figure.of(f"peak/{name}", [measured.peak_bytes / MB], "MB"),
-            Figure.of(f"files/{name}", [measured.file_bytes / MB], "MB", better),
-            Figure.of(f"task/{name}", [measured.task_bytes / MB], "MB", better),
+            Figure.of(f"start/{name}", system.start_s, "s"),
+            Figure.of(f"resident/{name}", [system.resident_bytes / MB], "MB", better),
+            Figure.of(f"peak/{name}", [system.peak_bytes / MB], "MB"),
+            Figure.of(f"files/{name}", [system.file_bytes / MB], "MB", better),
+            Figure.of(f"task/{name}", [system.task_bytes / MB], "MB", better),
         ]
     return figures
 
 
-def footprint_table(results: Results) -> Table:
-    """Starts, memory and files by system."""
+def footprint_table(results: SpeedResults) -> Table:
+    """Make the table of start times, memory and files by system."""
     rows = []
-    for name, measured in results.systems.items():
-        sizes = (measured.resident_bytes, measured.peak_bytes, measured.file_bytes, measured.task_bytes)
+    for name, system in results.systems.items():
+        sizes = (system.resident_bytes, system.peak_bytes, system.file_bytes, system.task_bytes)
         megabytes = [_megabytes(size) for size in sizes]
-        agrees = "" if name == results.first else f"{measured.max_abs_diff:.1e}, {measured.flips}"
-        rows.append([name, measured.setting, f"{statistics.median(measured.start_s):.2f}", *megabytes, agrees])
+        differences = "" if name == results.first else f"{system.max_abs_diff:.1e}, {system.flips}"
+        rows.append([name, system.setting, f"{statistics.median(system.start_s):.2f}", *megabytes, differences])
     return Table(title="Start, memory and files", columns=list(_FOOTPRINT), rows=rows, note=_FOOTPRINT_NOTE)
 
 
-def _ceiling(
-    results: Results, sizes: Sequence[Size], cost_of: Callable[[int], Cost | None]
+def _peak(
+    results: SpeedResults, sizes: Sequence[Size], cost_of: Callable[[int], Cost | None]
 ) -> tuple[Table, list[Figure]]:
-    """Hold the first system against what the machine could do."""
-    sgemm, int8, copy = (statistics.median(results.ceiling[rate]) for rate in ("sgemm_flops", "int8_ops", "copy_bytes"))
-    figures = [Figure.of(f"machine/{name}", [rate / 1e9 for rate in r], "G/s") for name, r in results.ceiling.items()]
+    """Compare the first system with the machine's peak rates."""
+    peak = results.peak_rates
+    sgemm, int8, copy = (statistics.median(peak[rate]) for rate in ("sgemm_flops", "int8_ops", "copy_bytes"))
+    figures = [Figure.of(f"machine/{name}", [rate / 1e9 for rate in rates], "G/s") for name, rates in peak.items()]
     rows = []
     for batch, tokens in sizes:
         cost = cost_of(tokens)
         if cost is None:
             continue
-        seconds, flops = results.systems[results.first].seconds[name_of((batch, tokens))], batch * cost.flops
+        seconds, flops = results.systems[results.first].seconds[size_name((batch, tokens))], batch * cost.flops
         computing, reading = flops / sgemm, cost.read_bytes / copy
         shares = [max(computing, reading) / s for s in seconds]
-        figures.append(Figure.of(f"share/{name_of((batch, tokens))}", shares, "of the ceiling"))
+        figures.append(Figure.of(f"share/{size_name((batch, tokens))}", shares, "of peak"))
         cells = [f"{flops / 1e9:.2f}", f"{flops / statistics.median(seconds) / 1e9:.0f}"]
         limit = "arithmetic" if computing >= reading else "reading the weights"
-        rows.append([_said((batch, tokens)), *cells, f"{statistics.median(shares):.0%}", limit])
+        rows.append([_shown((batch, tokens)), *cells, f"{statistics.median(shares):.0%}", limit])
     table = Table(
-        title="How near to this machine's ceiling",
-        columns=["texts x tokens", "GFLOP", "GFLOP/s", "share reached", "limited by"],
+        title="Share of this machine's peak rates",
+        columns=["texts x tokens", "GFLOP", "GFLOP/s", "share of peak", "limited by"],
         rows=rows,
-        note=_CEILING_NOTE.format(sgemm=sgemm / 1e9, int8=int8 / 1e9, copy=copy / 1e9),
+        note=_PEAK_NOTE.format(sgemm=sgemm / 1e9, int8=int8 / 1e9, copy=copy / 1e9),
     )
     return table, figures
 
 
-def _verdict(results: Results, sizes: Sequence[Size]) -> list[str]:
+def _verdict(results: SpeedResults, sizes: Sequence[Size]) -> list[str]:
     first, *others = results.systems
-    sentences = [_compare_times(results, sizes, name) + _footprint_lost(results, name) for name in others]
-    return sentences or [f"{first} was measured alone; --against names what to compare it with."]
+    sentences = [_compare_latency(results, sizes, name) + _smaller_footprint(results, name) for name in others]
+    return sentences or [f"Only {first} was measured; name other systems with --against."]
 
 
-def _compare_times(results: Results, sizes: Sequence[Size], name: str) -> str:
-    """Say at which sizes the first system is ahead of another, and where not."""
-    first = results.first
-    ratios = {size: results.ratios(name, name_of(size)) for size in sizes}
-    which = f"{name} ({results.systems[name].setting})"
-    times = f"it takes {_span([statistics.median(values) for values in ratios.values()])} times as long"
-    lost = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if statistics.median(r) < 1]
-    close = [f"{_said(s)}: {said_ratio(r)}" for s, r in ratios.items() if min(r) < 1 <= statistics.median(r)]
-    if lost:
-        where = "every size" if len(lost) == len(sizes) else "; ".join(lost)
-        return f"{first} loses to {which} at {where}; {times}."
-    if close:
-        return f"{first} is ahead of {which} at every size, {times}, if not in every turn: {'; '.join(close)}."
-    return f"{first} is ahead of {which} at every size and in every turn: {times}."
+def _compare_latency(results: SpeedResults, sizes: Sequence[Size], name: str) -> str:
+    """State at which sizes a system is slower or faster than the first, and where the interval includes 1."""
+    intervals = {size: median_interval(results.slowdowns(name, size_name(size))) for size in sizes}
+    slower = [size for size, (low, _) in intervals.items() if low > 1]
+    faster = [size for size, (_, high) in intervals.items() if high < 1]
+    unclear = [size for size in sizes if size not in slower and size not in faster]
+    parts = [
+        f"{_times(results, name, those, word)} than {results.first} at {_listed(those, sizes)}"
+        for those, word in ((slower, "slower"), (faster, "faster"))
+        if those
+    ]
+    if unclear:
+        ratios = {_shown(size): in_words(results.slowdowns(name, size_name(size))) for size in unclear}
+        found = "; ".join(f"{size}: {ratio.replace(' (', ', ').rstrip(')')}" for size, ratio in ratios.items())
+        parts.append(f"neither clearly slower nor faster than {results.first} at {_listed(unclear, sizes)} ({found})")
+    return f"{name} ({results.systems[name].setting}) is {', and '.join(parts)}."
 
 
-def _footprint_lost(results: Results, name: str) -> str:
-    """Say in what else the first system takes clearly more than another."""
+def _times(results: SpeedResults, name: str, sizes: Sequence[Size], word: str) -> str:
+    """Write how many times slower or faster a system is: one ratio with its interval, or the range of medians."""
+    slowdowns = [results.slowdowns(name, size_name(size)) for size in sizes]
+    if len(sizes) == 1:
+        return in_words(slowdowns[0])
+    medians = [statistics.median(values) for values in slowdowns]
+    medians = medians if word == "slower" else [1 / median for median in medians]
+    low, high = f"{min(medians):.2f}", f"{max(medians):.2f}"
+    return f"{low if low == high else f'{low} to {high}'} times {word}"
+
+
+def _listed(some: Sequence[Size], sizes: Sequence[Size]) -> str:
+    if len(some) == len(sizes):
+        return "every size" if len(sizes) > 1 else _shown(some[0])
+    return ", ".join(map(_shown, some))
+
+
+def _smaller_footprint(results: SpeedResults, name: str) -> str:
+    """State in what else a system needs clearly less than the first."""
     ours, theirs = results.systems[results.first], results.systems[name]
-    start_s = [statistics.median(measured.start_s) for measured in (theirs, ours)]
-    lost = [f"a start of {start_s[0]:.2f} s to {start_s[1]:.2f} s"] if start_s[0] < _CLEARLY * start_s[1] else []
+    start_s = [statistics.median(system.start_s) for system in (theirs, ours)]
+    smaller = [f"{start_s[0]:.2f} s to start (not {start_s[1]:.2f})"] if start_s[0] < _CLEARLY_LESS * start_s[1] else []
     for what, their_bytes, our_bytes in (
-        ("of memory after the first answer", theirs.resident_bytes, ours.resident_bytes),
+        ("of memory after the first prediction", theirs.resident_bytes, ours.resident_bytes),
         ("of files", theirs.file_bytes, ours.file_bytes),
         ("for a new task", theirs.task_bytes, ours.task_bytes),
     ):
-        if their_bytes < _CLEARLY * our_bytes:
-            lost.append(f"{_megabytes(their_bytes)} to {_megabytes(our_bytes)} MB {what}")
-    return f" {name} takes less: {', '.join(lost)}." if lost else ""
+        if their_bytes < _CLEARLY_LESS * our_bytes:
+            smaller.append(f"{_megabytes(their_bytes)} MB {what} (not {_megabytes(our_bytes)})")
+    return f" {name} needs less: {', '.join(smaller)}." if smaller else ""
 
 
 def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / MB:.0f}" if size_bytes >= 10 * MB else f"{size_bytes / MB:.2f}"
 
 
-def _said(size: Size) -> str:
+def _shown(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _span(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
-    return low if low == high else f"{low} to {high}"
-
-
-def _plots(results: Results, sizes: Sequence[Size]) -> list[Plot]:
+def _plots(results: SpeedResults, sizes: Sequence[Size]) -> list[Plot]:
     plots = []
     for tokens in sorted({tokens for _, tokens in sizes}):
         batches = [batch for batch, t in sizes if t == tokens]
         if len(batches) < 2:
             continue
-        times = {name: [results.median_s(name, name_of((b, tokens))) for b in batches] for name in results.systems}
+        times = {name: [results.median_s(name, size_name((b, tokens))) for b in batches] for name in results.systems}
         latency = [Series(name=n, x=[float(b) for b in batches], y=[1000 * s for s in t]) for n, t in times.items()]
         throughput = [
             Series(name=n, x=[1000 * s for s in t], y=[b / s for b, s in zip(batches, t, strict=True)])
             for n, t in times.items()
         ]
-        calls, ms, rate = "texts in a call", "ms a call", "texts a second"
+        calls, ms, rate = "texts per call", "latency, ms", "throughput, texts/s"
         title = f"latency, {tokens} tokens"
         plots.append(Plot(title=title, x_label=calls, y_label=ms, series=latency, log_x=True, log_y=True))
         title = f"throughput, {tokens} tokens"

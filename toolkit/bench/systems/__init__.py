@@ -1,9 +1,9 @@
-"""A speed-bench case -> logits, by a bundle or a rival.
+"""A speed-bench case -> logits, from a bundle or a baseline.
 
-Every other file is one system, or code that several share: bundle, peft_eager, peft_seqcls, transformers_torch,
-plain_onnx, encoder_onnx, transformers_onnx, optimum_onnx, llama_cpp; graph, hf, inputs, trial.
+Other files are one system each, or code that several share: bundle, peft_eager, peft_seqcls, transformers_torch,
+plain_onnx, encoder_onnx, transformers_onnx, optimum_onnx, llama_cpp; graph, hf, inputs, timing.
 
-    rivals.py  the rivals by name
-    case.py    run -> what every system is asked
-    worker.py  the process that runs one system
+    baselines.py  the baselines by name
+    case.py       run -> the task that every system gets
+    worker.py     the process that runs one system
 """

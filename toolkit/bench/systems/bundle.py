@@ -1,4 +1,4 @@
-"""A bundle in ptexport's own engine."""
+"""A bundle in ptexport's engine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ptexport.toolkit.bench.workers import Hardware
 
 
-class System:
-    """A bundle, opened as users do."""
+class BundleSystem:
+    """A bundle, opened with `Engine.open`."""
 
     def __init__(self, case: "Case | None", folder: Path, hardware: "Hardware") -> None:
         self._engine = Engine.open(folder, provider=hardware.provider, threads=hardware.threads)
@@ -22,6 +22,9 @@ class System:
         self.task_files = [path for path in self.files if path.name != WEIGHTS]
 
     def logits(self, texts: list[str]) -> list[list[float]]:
-        """Score texts."""
-        rows: list[list[float]] = self._engine.logits(texts).tolist()
-        return rows
+        """Compute the logits of texts."""
+        logits: list[list[float]] = self._engine.logits(texts).tolist()
+        return logits
+
+
+SYSTEM = BundleSystem

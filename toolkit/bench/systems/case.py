@@ -1,7 +1,7 @@
-"""A run -> what every system of a speed bench is asked: the same ids, prompt and words; without torch.
+"""A run -> the task that every system of a speed bench gets: template, prompt and label words; without torch.
 
-A folder that the systems' processes read: case.json, arrays.safetensors, encoder.safetensors, tokenizer.json. Its name
-in the cache is its hash, so what rivals export for it is found again.
+The case is a folder in the cache that the systems' processes read: case.json, arrays.safetensors, encoder.safetensors,
+tokenizer.json. Its name is its hash, and the baselines' exports in the cache have this hash in their names too.
 """
 
 import hashlib
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from tokenizers import Tokenizer
 
-from ptexport.runtime.bundle.manifest import Manifest, Pooling
+from ptexport.runtime.bundle.folder import Bundle
+from ptexport.runtime.bundle.manifest import Pooling
 from ptexport.runtime.errors import BenchError
+from ptexport.toolkit.bench.synthetic_texts import only_task
 from ptexport.toolkit.methods import EncoderKind
 from ptexport.toolkit.models.checkpoint import Checkpoint
 from ptexport.toolkit.run.config import RunConfig
@@ -32,21 +34,20 @@ _ENCODER = "encoder."
 
 
 class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is asked, apart from the arrays.
+    """The task without its arrays.
 
     Attributes:
         model: folder of the untouched backbone, in Hugging Face's layout.
-        gguf: file that this was converted from; None: it was not.
-        fingerprint: of its weights.
-        causal: whether each position sees only those before it.
-        token_types: whether it takes `token_type_ids`.
-        vocab: rows of its embedding table.
-        leading_ids: ids of the template's tokens before the text, virtual ones from `vocab` on; all but the last where
-            nothing else stands in the template.
-        pooling: position whose state becomes logits.
-        word_ids: words of each label; None for a linear head.
-        temperature: that logits are divided by.
-        encoder: the prompt encoder that made the rows; None: the rows themselves were trained, or it is not known.
+        gguf: GGUF file that the backbone was converted from; None: it was not.
+        fingerprint: hash of the backbone's weights.
+        causal: whether attention is causal.
+        token_types: whether the model takes `token_type_ids`.
+        vocab: size of the embedding table; virtual tokens have ids from there on.
+        leading_ids: ids of the template's tokens before the text; without the last one if the template has no others.
+        pooling: hidden state that becomes logits.
+        word_ids: ids of each label's words; None for a linear head.
+        temperature: divisor of the logits.
+        encoder: prompt encoder; None: the prompt embeddings were trained without one, or it is not known.
     """
 
     model: str
@@ -64,14 +65,14 @@ class CaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A case, opened.
+    """The task that every system gets.
 
     Attributes:
         path: its folder.
-        config: what is asked.
-        prompt_embeddings: float32 [p, e]; row k is of id `vocab + k`.
-        label_weights: float32 [c, h], of a linear head.
-        label_bias: float32 [c], likewise.
+        config: task without its arrays.
+        prompt_embeddings: float32 [p, e]; entry k belongs to id `vocab + k`.
+        label_weights: weights of a linear head, float32 [c, h].
+        label_bias: bias of a linear head, float32 [c].
     """
 
     path: Path
@@ -82,26 +83,26 @@ class Case:
 
     @classmethod
     def open(cls, path: Path) -> "Case":
-        """Read a folder that `make_case` made."""
+        """Read a folder that `make_case` wrote."""
         config = msgspec.json.decode((path / CASE).read_bytes(), type=CaseConfig)
         return cls(path=path, config=config, **load_file(path / ARRAYS))
 
     @property
     def task_files(self) -> list[Path]:
-        """What of it is new for another task."""
+        """The files that are new for another task."""
         return [self.path / ARRAYS, self.path / TOKENIZER]
 
     @property
     def digest(self) -> str:
-        """Its hash, of which rivals' entries in the cache are named too."""
+        """Hash of the case, for names in the cache."""
         return self.path.name.removesuffix(_SUFFIX)
 
     def encoder_weights(self) -> dict[str, NDArray[np.float32]]:
-        """Read the prompt encoder's weights, by its own names; only one rival needs them."""
+        """Read the weights of the prompt encoder, by their names in the encoder."""
         return load_file(self.path / ENCODER)
 
     def tokenizer(self) -> Tokenizer:
-        """Load the tokenizer: the whole template, nothing folded."""
+        """Load the tokenizer with the whole template, without folding."""
         return Tokenizer.from_file(str(self.path / TOKENIZER))
 
 
@@ -109,15 +110,15 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
     """Write a case into the cache, or find it there.
 
     Raises:
-        BenchError: rivals cannot be asked what this run was trained for.
+        BenchError: the baselines do not support the run's task.
     """
-    config, baked = run.config, run.arrays
-    _check_asked(config)
+    config, task_arrays = run.config, run.arrays
+    _check_supported(config)
     compiled = config.compile(run.tokenizer_json)
     arrays = {
-        "prompt_embeddings": baked.prompt_embeddings,
-        "label_weights": baked.label_weights,
-        "label_bias": baked.label_bias,
+        "prompt_embeddings": task_arrays.prompt_embeddings,
+        "label_weights": task_arrays.label_weights,
+        "label_bias": task_arrays.label_bias,
     }
     encoder = {} if config.encoder == "none" else _of_encoder(run.trained)
     case = CaseConfig(
@@ -148,30 +149,35 @@ def make_case(run: Run, checkpoint: Checkpoint) -> Case:
     return Case.open(cached_folder("bench", digest[:24] + _SUFFIX, make=make))
 
 
-def _check_asked(config: RunConfig) -> None:
-    """Refuse what rivals cannot be asked."""
-    refused = {
-        f"method {config.method}, whose prompt is keys and values": config.n_prefix > 0,
-        f"method {config.method}, which trained the backbone too": config.trained_backbone is not None,
-        f"template {config.template!r}, which takes more than one text": config.template.count("{") > 1,
-        "open answers": config.open_vocabulary,
-        "prior correction, which rivals do not know": config.prior_correction,
-    }
-    for what, stands in refused.items():
-        if stands:
-            raise BenchError(f"run: {what}; rivals are asked virtual tokens around one text, leave out --against")
-
-
-def check_same_task(run: Run, manifest: Manifest) -> None:
-    """Check that a bundle was exported from a run, as far as its manifest tells; that answers agree tells the rest.
+def _check_supported(config: RunConfig) -> None:
+    """Check that the baselines support a run.
 
     Raises:
-        BenchError: it was not.
+        BenchError: they do not.
     """
+    unsupported = {
+        f"method {config.method} (past key/values)": config.n_prefix > 0,
+        f"method {config.method} (trained backbone)": config.trained_backbone is not None,
+        f"template {config.template!r} (several texts)": config.template.count("{") > 1,
+        "an open vocabulary": config.open_vocabulary,
+        "contextual calibration": config.contextual_calibration,
+    }
+    for what, applies in unsupported.items():
+        if applies:
+            raise BenchError(f"run: has {what}, need virtual tokens and one text; give only bundles to --against")
+
+
+def check_same_task(run: Run, bundle: Bundle) -> None:
+    """Check that run and bundle have the same template, labels and backbone; the comparison of logits checks the rest.
+
+    Raises:
+        BenchError: they differ.
+    """
+    task = only_task(bundle)
     for what, of_run, of_bundle in (
-        ("template", run.config.template, manifest.template),
-        ("labels", run.config.labels, manifest.labels),
-        ("backbone", run.config.facts.fingerprint, manifest.backbone.fingerprint),
+        ("template", run.config.template, task.template),
+        ("labels", run.config.labels, task.labels),
+        ("backbone", run.config.facts.fingerprint, bundle.manifest.backbone.fingerprint),
     ):
         if of_run != of_bundle:
             raise BenchError(
@@ -180,7 +186,7 @@ def check_same_task(run: Run, manifest: Manifest) -> None:
 
 
 def _of_encoder(trained: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """Take the prompt encoder's weights, by its own names."""
+    """Select the weights of the prompt encoder, by their names in the encoder."""
     return {name.removeprefix(_ENCODER): array for name, array in trained.items() if name.startswith(_ENCODER)}
 
 

@@ -1,4 +1,4 @@
-"""PEFT for sequence classification: of the vocabulary only the label rows, at the position that the model reads."""
+"""PEFT for sequence classification (SEQ_CLS), with the label weights as its classification layer."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ptexport.toolkit.bench.workers import Hardware
 
 
 def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
-    """Save the adapter, the classification layer in it."""
+    """Save the adapter with the classification layer."""
     save_adapter(_load(case), case, "SEQ_CLS", folder)
 
 
@@ -23,14 +23,14 @@ def _load(case: Case) -> Any:
     if model is None:
         biased = " with a bias" if case.label_bias.any() else ""
         raise BenchError(
-            "peft-seqcls: reads the last position without a bias on a causal model, the pooled one on others, and "
-            f"this run reads {case.config.pooling!r}{biased}; leave it out"
+            f"peft-seqcls: got pooling {case.config.pooling!r}{biased}, need 'last' without a bias on a causal model "
+            "or 'pooled' on others; leave it out"
         )
     return model
 
 
-class System:
-    """A PEFT model in inference mode whose classification layer is the label rows."""
+class PeftSeqCls:
+    """A PEFT sequence classifier in inference mode."""
 
     setting = "fp32, eager"
 
@@ -44,7 +44,10 @@ class System:
 
     @torch.inference_mode()
     def logits(self, texts: list[str]) -> list[list[float]]:
-        """Score texts."""
+        """Compute the logits of texts."""
         given = tensors(self._inputs, texts, self._device, self._n_leading)
         logits: list[list[float]] = self._model(**given).logits.tolist()
         return logits
+
+
+SYSTEM = PeftSeqCls

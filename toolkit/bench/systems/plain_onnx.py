@@ -1,4 +1,4 @@
-"""The untouched model in ONNX, as `torch.onnx.export` makes it: prompt as tokens, all logits out."""
+"""The untouched model as `torch.onnx.export` exports it: prompt as tokens, logits of the whole vocabulary."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ptexport.toolkit.bench.systems.case import Case
-from ptexport.toolkit.bench.systems.graph import MODEL, Exported
-from ptexport.toolkit.bench.systems.hf import load_lengthened
-from ptexport.toolkit.bench.systems.inputs import Inputs, Reader
+from ptexport.toolkit.bench.systems.graph import MODEL, GraphInfo
+from ptexport.toolkit.bench.systems.hf import load_extended
+from ptexport.toolkit.bench.systems.inputs import Inputs, LabelHead
 from ptexport.toolkit.bench.workers import Hardware
 
 EXAMPLE = (2, 16)
@@ -18,13 +18,13 @@ OPSET = 18
 
 def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Export the model."""
-    output = Reader(case).output
-    export_onnx(_Whole(load_lengthened(case), case, output), folder / MODEL, Inputs(case).names, output)
-    Exported(setting=f"fp32, opset {OPSET}", gives="all").write(folder)
+    output = LabelHead(case).output
+    export_onnx(_OneOutput(load_extended(case), case, output), folder / MODEL, Inputs(case).names, output)
+    GraphInfo(setting=f"fp32, opset {OPSET}", output="all").write(folder)
 
 
 def example(names: list[str]) -> dict[str, Tensor]:
-    """Make inputs to trace a model with, int64 EXAMPLE each."""
+    """Make inputs to trace a model with, int64 of shape EXAMPLE each."""
     return {name: torch.full(EXAMPLE, int(name == "attention_mask")) for name in names}
 
 
@@ -34,11 +34,11 @@ def export_onnx(
     """Export a module.
 
     Args:
-        module: takes all inputs by name and returns a tensor.
-        path: of the file.
-        names: of inputs of any batch and length.
-        output: name of what it returns.
-        fixed: more inputs, of the shapes that these have.
+        module: module that takes all inputs by name and returns a tensor.
+        path: file to write.
+        names: names of the inputs with dynamic batch size and length.
+        output: name of the output.
+        fixed: more inputs, with fixed shapes.
     """
     fixed = fixed or {}
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
@@ -56,8 +56,8 @@ def export_onnx(
     )
 
 
-class _Whole(nn.Module):
-    """The model, and one of its outputs."""
+class _OneOutput(nn.Module):
+    """A model with one of its outputs."""
 
     def __init__(self, model: Any, case: Case, output: str) -> None:
         super().__init__()
@@ -65,6 +65,6 @@ class _Whole(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        answered = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
-        output: Tensor = answered[self._output]
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        output: Tensor = outputs[self._output]
         return output

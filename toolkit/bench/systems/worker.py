@@ -1,9 +1,9 @@
-"""A process of a speed bench: opens one system and answers lines of JSON; knows nothing of the others.
+"""The worker process of one system.
 
     python -m ptexport.toolkit.bench.systems.worker prepare|serve MODULE CASE FOLDER THREADS PROVIDER
 
-`prepare` fills FOLDER and ends. `serve` opens the system, says so, and answers each line, a list of texts, with their
-logits, the seconds that took and the memory it has.
+`prepare` fills FOLDER and ends. `serve` opens the system and describes it in its first response. Each request is a
+list of texts; the response has their logits, the latency in seconds and the memory of the process.
 """
 
 import importlib
@@ -21,11 +21,11 @@ from ptexport.toolkit.bench.workers import Hardware
 
 
 def main() -> None:
-    """Do what the arguments say."""
+    """Prepare or run the system that the arguments name."""
     mode, module_name, case_path, folder, threads, provider = sys.argv[1:]
     warnings.simplefilter("ignore")
-    said = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    responses = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # output of libraries goes to standard error
     module: Any = importlib.import_module(f"ptexport.toolkit.bench.systems.{module_name}")
     hardware = Hardware(threads=int(threads), provider=provider)
     _use_threads(hardware.threads)
@@ -37,19 +37,19 @@ def main() -> None:
     if mode == "prepare":
         module.prepare(case, Path(folder), hardware)
         return
-    system = module.System(case, Path(folder), hardware)
+    system = module.SYSTEM(case, Path(folder), hardware)
 
-    def say(record: dict[str, object]) -> None:
-        said.write(json.dumps(record) + "\n")
-        said.flush()
+    def respond(record: dict[str, object]) -> None:
+        responses.write(json.dumps(record) + "\n")
+        responses.flush()
 
-    say({"setting": system.setting, "files": _sizes(system.files), "task_files": _sizes(system.task_files)})
+    respond({"setting": system.setting, "files": _sizes(system.files), "task_files": _sizes(system.task_files)})
     for line in sys.stdin:
         texts = [text if isinstance(text, str) else tuple(text) for text in json.loads(line)]
         started = time.perf_counter()
         logits = system.logits(texts)
         seconds = time.perf_counter() - started
-        say({"logits": logits, "seconds": seconds, **_memory()})
+        respond({"logits": logits, "seconds": seconds, **_memory()})
 
 
 def _use_threads(threads: int) -> None:
@@ -63,7 +63,7 @@ def _sizes(paths: list[Path]) -> int:
 
 
 def _memory() -> dict[str, int]:
-    """Bytes resident, now and at most."""
+    """Return the resident and the peak memory of this process in bytes."""
     status = Path("/proc/self/status").read_text("utf-8")
     found = {}
     for key, name in (("resident_bytes", "VmRSS"), ("peak_bytes", "VmHWM")):

@@ -1,4 +1,4 @@
-"""bench profile on tiny bundles: every kernel is counted once, and where it is in the model it is placed."""
+"""The profile bench on tiny bundles: every kernel counts once, with its part of the model."""
 
 import json
 from collections.abc import Callable
@@ -8,15 +8,16 @@ import msgspec
 import onnx_ir as ir
 import pytest
 from commands import ptexport
+from tiny import Quiet
 
 from ptexport.exporters.inspect.parts import Flow, Place, place_of_nodes
 from ptexport.runtime.bundle.folder import MODEL, Bundle
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench import turns
+from ptexport.toolkit.bench import interleaved
 from ptexport.toolkit.bench.compare import compare
 from ptexport.toolkit.bench.profile.profile import Kernel, ProfileConfig, place_kernels, read_runs
 from ptexport.toolkit.bench.profile.report import bench_profile
-from ptexport.toolkit.bench.report import Figure, Report
+from ptexport.toolkit.bench.report import BenchReport, Figure
 
 PLACES = {
     "mask": ("other", None),
@@ -36,27 +37,27 @@ def config_of(bundle: Path, *, batch: int = 2, tokens: int = 6) -> ProfileConfig
     return ProfileConfig(bundle=bundle, batch=batch, tokens=tokens, threads=1, command="ptexport bench profile")
 
 
-def profile_of(bundle: Path, *, forget: str = "") -> Report:
-    """Profile a bundle; nodes whose names begin with `forget` are of no known part."""
+def profile_of(bundle: Path, *, forget: str = "") -> BenchReport:
+    """Profile a bundle; without the parts of nodes whose names begin with `forget`."""
     places = place_of_nodes(Flow(list(ir.load(bundle / MODEL).graph)))
     known = {
         name: (place.name, place.layer) for name, place in places.items() if not forget or not name.startswith(forget)
     }
-    return bench_profile(config_of(bundle), lambda: known, lambda done, total: None)
+    return bench_profile(config_of(bundle), lambda: known, Quiet())
 
 
-def values(report: Report, group: str) -> dict[str, float]:
+def values(report: BenchReport, group: str) -> dict[str, float]:
     named = {figure.name.removesuffix("/2x6"): figure.value for figure in report.figures}
     return {name.removeprefix(f"{group}/"): value for name, value in named.items() if name.startswith(f"{group}/")}
 
 
-def test_nodes_that_onnx_runtime_made_are_placed_by_name_and_by_neighbours() -> None:
+def test_nodes_that_onnx_runtime_created_are_placed_by_name_or_neighbours() -> None:
     assert placed(("query/MatMulScaleFusion/", "FusedMatMul"), ("fused up", "FusedGemm"), ("answer", "Gemm")) == [
         ("layer 0", "attention"),
         ("layer 0", "mlp"),
         ("head", "other"),
     ]
-    # between two of a layer; a norm before the next layer, with a mask computed between; between two layers: nowhere
+    # between two nodes of a layer; a norm before the next layer, with a mask node between; between layers: not placed
     assert placed(
         ("query", "MatMul"), ("x", "Gather"), ("up", "MatMul"), ("y", "SkipLayerNormalization"), ("mask", "Cast"),
         ("z", "Gather"), ("key", "MatMul"), ("end", "Gather"),
@@ -90,7 +91,7 @@ def test_a_runs_kernels_are_those_before_it() -> None:
 
 @pytest.mark.parametrize("which", ["llama_bundle", "bert_bundle"])
 def test_every_node_of_a_graph_has_its_part(which: str, request: pytest.FixtureRequest) -> None:
-    """Each layer has as many of each kind of attention and norm; without the flow of values none would."""
+    """Each layer has the same number of nodes per operator in attention and norms, which needs the flow of values."""
     graph = ir.load(request.getfixturevalue(which) / MODEL).graph
     places = place_of_nodes(Flow(list(graph)))
     of = {node.name: node.op_type for node in graph}
@@ -111,7 +112,7 @@ def test_every_node_of_a_graph_has_its_part(which: str, request: pytest.FixtureR
 
 @pytest.mark.parametrize("which", ["llama_bundle", "bert_bundle"])
 def test_all_time_is_counted_once(which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+    monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
     report = profile_of(request.getfixturevalue(which))
     _, kinds, layers = report.tables
     for table, column in ((kinds, 2), (layers, 6)):
@@ -126,16 +127,16 @@ def test_all_time_is_counted_once(which: str, request: pytest.FixtureRequest, mo
     assert 0 < whole["kernels"] < whole["run"]
     assert whole["plain"] < whole["call"]
     assert values(report, "outside")["runtime"] > 0
-    assert "could not be placed" in " ".join(report.verdict)
-    assert "The profiler slows the run it measures" in " ".join(report.how)
+    assert "could not be assigned" in " ".join(report.verdict)
+    assert "The profiler slows down the run" in " ".join(report.how)
     for plot in report.plots:
         drawn = sum(sum(series.x) for series in plot.series)
         assert drawn == pytest.approx(sum(sum(series.x) for series in report.plots[0].series))
 
 
 def test_a_node_of_no_known_part_is_not_placed(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A control: where no product's name is known, most time is nowhere, and still counted."""
-    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+    """A control: without the names of the matrix products most time is not placed, and still counted."""
+    monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
     report = profile_of(llama_bundle, forget="node_")
     layers = values(report, "layer")
     assert list(layers) == ["not placed"]
@@ -144,12 +145,12 @@ def test_a_node_of_no_known_part_is_not_placed(llama_bundle: Path, monkeypatch: 
     assert not report.verdict[-1].startswith("0.00 ms")
 
 
-def test_profiles_are_compared_by_what_users_wait_for(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by kinds of operators, which a fusion makes come and go; and not with one of another size."""
-    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+def test_profiles_are_compared_by_latency(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by operator types, which fusions change; and only with profiles of the same size."""
+    monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
     old = profile_of(llama_bundle)
 
-    def later(change: Callable[[Figure], Figure | None]) -> Report:
+    def later(change: Callable[[Figure], Figure | None]) -> BenchReport:
         return msgspec.structs.replace(old, figures=[new for figure in old.figures if (new := change(figure))])
 
     def slower(figure: Figure) -> Figure:
@@ -170,7 +171,7 @@ def test_profile_by_the_command(bert_bundle: Path, tmp_path: Path) -> None:
     given = ("bench", "profile", bert_bundle, "--out", out, "--batch", 1, "--tokens", 4, "--threads", 1)
     done = ptexport(*given, "--json")
     assert done.returncode == 0, done.stderr
-    report = Report.read(out)
+    report = BenchReport.read(out)
     assert json.loads(done.stdout)["kind"] == report.kind == "profile"
     assert list(report.bundles.values()) == [Bundle.open(bert_bundle).manifest.digest]
     assert (out / "report.html").read_text().count("<svg") == 2
@@ -179,6 +180,6 @@ def test_profile_by_the_command(bert_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_what_profile_refuses(bert_bundle: Path) -> None:
-    for changes, said in (({"tokens": 9999}, "takes at most"), ({"batch": 33}, "at most 32 such texts at once")):
-        with pytest.raises(BenchError, match=said):
-            bench_profile(config_of(bert_bundle, **changes), dict, lambda done, total: None)
+    for changes, message in (({"tokens": 9999}, "takes at most"), ({"batch": 33}, "at most 32 such texts in a batch")):
+        with pytest.raises(BenchError, match=message):
+            bench_profile(config_of(bert_bundle, **changes), dict, Quiet())

@@ -17,38 +17,38 @@ import pytest
 from click.testing import CliRunner
 
 from ptexport.runtime import Engine
-from ptexport.runtime.bundle.folder import MODEL, TOKENIZER, Bundle
+from ptexport.runtime.bundle.folder import MODEL, Bundle
 from ptexport.runtime.engine.lifetime import OpenState
-from ptexport.runtime.engine.text_encoder import TextEncoder
+from ptexport.runtime.engine.task_encoders import TaskEncoders
 from ptexport.runtime.errors import BenchError
 from ptexport.runtime.ort.graph import Graph
-from ptexport.toolkit.bench.report import HTML, Report
+from ptexport.toolkit.bench.report import HTML, BenchReport
 from ptexport.toolkit.bench.serve import serve
-from ptexport.toolkit.bench.serve.load import Run, Seen, Texts
+from ptexport.toolkit.bench.serve.load import LoadRun, LoadSample, TextSource
 from ptexport.toolkit.bench.serve.report import serve_report
 from ptexport.toolkit.bench.workers import Worker
 from ptexport.toolkit.cli.main import cli
 
-TEXTS = Texts(words=["film", "great", "terrible", "story"], tokens=12)
-SHORT = serve.Plan(clients=(1, 4), loads=(50, 110), turns=5, rounds=2, warm_up_s=0.05, closed_s=0.1, open_s=0.3)
+SOURCE = TextSource(words=["film", "great", "terrible", "story"], tokens=12)
+SHORT = serve.ServePlan(clients=(1, 4), loads=(50, 110), pairs=5, rounds=2, warm_up_s=0.05, closed_s=0.1, open_s=0.3)
 
 
 @pytest.fixture(scope="module")
 def server(llama_bundle: Path) -> Iterator[tuple[str, int]]:
-    """Where one listens, and its process."""
+    """URL and process id of a server."""
     with serve.start_server(llama_bundle, 1) as worker:
-        yield worker.read()["url"], worker._process.pid
+        yield worker.receive()["url"], worker._process.pid
 
 
 @pytest.fixture(scope="module")
 def load(server: tuple[str, int]) -> Iterator[Worker]:
-    with serve.start_load(server[0] + "/predict", TEXTS) as worker:
+    with serve.start_load(server[0] + "/predict", SOURCE) as worker:
         yield worker
 
 
-def asked(load: Worker, name: str, **changes: Any) -> Seen:
+def run_load(load: Worker, name: str, **changes: Any) -> LoadSample:
     given = {"connections": 256, "rate": 100, "warm_up_s": 0.1, "seconds": 1, "timeout_s": 5, **changes}
-    return msgspec.convert(load.ask(msgspec.to_builtins(Run(name=name, **given))), Seen)
+    return msgspec.convert(load.request(msgspec.to_builtins(LoadRun(name=name, **given))), LoadSample)
 
 
 def test_the_command(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,8 +56,8 @@ def test_the_command(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     out = tmp_path / "report"
     done = CliRunner().invoke(cli, ["bench", "serve", str(llama_bundle), "--out", str(out), "--quick", "--json"])
     assert done.exit_code == 0, done.output
-    report = Report.read(out)
-    assert msgspec.json.decode(done.stdout, type=Report) == report
+    report = BenchReport.read(out)
+    assert msgspec.json.decode(done.stdout, type=BenchReport) == report
     assert report.kind == "serve"
     figures = {figure.name: figure for figure in report.figures}
     assert len(figures) == len(report.figures)
@@ -72,126 +72,130 @@ def test_the_command(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert figures["ratio/p50"].low > 1, "HTTP costs something"
     assert compared == ["ratio/throughput", "ratio/p50", "ratio/p99/50"], "not 110 %"
     assert [len(table.rows) for table in report.tables] == [3, 2]
-    assert "At most" in report.verdict[0]
+    assert report.verdict[0].startswith("The highest throughput is ")
     assert (out / HTML).read_text("utf-8").count("<svg") == 2
 
 
-def test_what_is_no_bundle_for_it(llama_bundle: Path, tmp_path: Path) -> None:
+def test_bench_serve_refuses_other_folders(llama_bundle: Path, tmp_path: Path) -> None:
     with (
         serve.start_server(tmp_path, 1) as worker,
         pytest.raises(BenchError, match=r"^ptexport serve: its process ended with 1 \(ptexport: .*manifest\.json"),
     ):
-        worker.read()
+        worker.receive()
     done = CliRunner().invoke(cli, ["bench", "serve", str(llama_bundle), "--out", str(tmp_path)])
     assert "exists already" in str(done.exception)
 
 
-def test_as_many_wait_as_there_are_clients(load: Worker) -> None:
+def test_a_closed_loop_has_as_many_requests_as_clients(load: Worker) -> None:
     """Little's law: throughput times mean latency."""
-    seen = asked(load, "little", rate=None, connections=4)
-    assert 3 < seen.answered * sum(seen.latencies_s) / len(seen.latencies_s) < 5
-    assert not seen.failures
-    assert 0 < seen.cpu < 1
+    sample = run_load(load, "little", rate=None, connections=4)
+    assert 3 < sample.throughput * sum(sample.latencies_s) / len(sample.latencies_s) < 5
+    assert not sample.failures
+    assert 0 < sample.cpu < 1
 
 
 def test_errors_are_counted(server: tuple[str, int]) -> None:
-    with serve.start_load(server[0] + "/nowhere", TEXTS) as load:
-        seen = asked(load, "a", rate=None, connections=2, seconds=0.2)
-        assert seen.failures.keys() == {"404"}
-        assert (seen.latencies_s, seen.answered) == ([], 0)
-        run = Run(name="b", connections=1, rate=50, warm_up_s=0, seconds=0.2, timeout_s=1)
-        with pytest.raises(BenchError, match=r"answered nothing in 0\.2 s \(\d+ x 404\)"):
-            serve.ask(load, run)
-    with serve.start_load("http://127.0.0.1:9/predict", TEXTS) as load:  # the discard service, which nobody runs
-        assert asked(load, "c", rate=50, seconds=0.2).failures.keys() == {"connection"}
+    with serve.start_load(server[0] + "/nowhere", SOURCE) as load:
+        sample = run_load(load, "a", rate=None, connections=2, seconds=0.2)
+        assert sample.failures.keys() == {"404"}
+        assert (sample.latencies_s, sample.throughput) == ([], 0)
+        run = LoadRun(name="b", connections=1, rate=50, warm_up_s=0, seconds=0.2, timeout_s=1)
+        with pytest.raises(BenchError, match=r"no successful response in 0\.2 s \(\d+ x 404\)"):
+            serve.run_load(load, run)
+    with serve.start_load("http://127.0.0.1:9/predict", SOURCE) as load:  # the discard service, which is not running
+        assert run_load(load, "c", rate=50, seconds=0.2).failures.keys() == {"connection"}
 
 
 def test_timeouts_are_counted(server: tuple[str, int], load: Worker) -> None:
     os.kill(server[1], signal.SIGSTOP)
     try:
-        seen = asked(load, "stopped", seconds=0.3, timeout_s=0.2)
+        sample = run_load(load, "stopped", seconds=0.3, timeout_s=0.2)
     finally:
         os.kill(server[1], signal.SIGCONT)
-    assert seen.failures == {"time-out": len(seen.late_s)}
-    assert seen.latencies_s == [0.2] * len(seen.late_s)
-    assert not asked(load, "goes on", seconds=0.3).failures
+    assert sample.failures == {"time-out": len(sample.late_s)}
+    assert sample.latencies_s == [0.2] * len(sample.late_s)
+    assert not run_load(load, "goes on", seconds=0.3).failures
 
 
-def test_all_wait_that_are_due_while_the_server_stops(server: tuple[str, int], load: Worker) -> None:
-    """And a client that waits before it asks again does not see it: coordinated omission, the control."""
+def test_requests_that_are_due_while_the_server_stops_are_late(server: tuple[str, int], load: Worker) -> None:
+    """The control: a closed-loop client does not measure it (coordinated omission)."""
 
     def slow(name: str, **changes: Any) -> int:
         for delay_s, number in ((0.4, signal.SIGSTOP), (0.8, signal.SIGCONT)):
             threading.Timer(delay_s, os.kill, (server[1], number)).start()
-        seen = asked(load, name, **changes)
-        return sum(latency > 0.1 for latency in seen.latencies_s)
+        sample = run_load(load, name, **changes)
+        return sum(latency > 0.1 for latency in sample.latencies_s)
 
     assert slow("open") > 15, "of the 30 that were due in the first 0.3 of 0.4 s"
     assert slow("closed", rate=None, connections=1) < 5
 
 
 @pytest.mark.parametrize(
-    ("at_the_end_s", "answered", "said"),
+    ("at_the_end_s", "throughput", "sentence"),
     [
         (
             0.9,
             104.0,
-            "At 110 % the queue grew: median latency was 200 ms in the first third of a run and 900 ms in the",
+            "At a load of 110 % the queue grew: the median latency was 200 ms in the first third of a run and 900 ms",
         ),
-        (0.25, 110.0, "At 110 % no queue grew: median latency was 200 ms in the first third of a run and 250 ms in"),
+        (
+            0.25,
+            110.0,
+            "At a load of 110 % no queue grew: the median latency was 200 ms in the first third of a run and 250 ms",
+        ),
     ],
 )
-def test_a_queue_grows_where_it_was_seen_to(at_the_end_s: float, answered: float, said: str) -> None:
-    calm = Seen(latencies_s=[0.2], failures={}, answered=100, late_s=[0.0], cpu=0.1)
-    over = msgspec.structs.replace(calm, latencies_s=[0.2] * 10 + [0.3] * 10 + [at_the_end_s] * 10, answered=answered)
-    results = serve.Results(
+def test_a_growing_queue_is_reported(at_the_end_s: float, throughput: float, sentence: str) -> None:
+    calm = LoadSample(latencies_s=[0.2], failures={}, throughput=100, late_s=[0.0], cpu=0.1)
+    over = msgspec.structs.replace(
+        calm, latencies_s=[0.2] * 10 + [0.3] * 10 + [at_the_end_s] * 10, throughput=throughput
+    )
+    results = serve.ServeResults(
         tokens=12, pairs_s=[[(0.1, 0.2)]], calls_s=[[0.1]], closed={1: [calm]}, open={90: [calm], 110: [over]}, peak=100
     )
     (queue,) = [
-        sentence
-        for sentence in serve_report(results, SHORT, title="", command="", bundles={}, threads=1).verdict
-        if "queue" in sentence
+        each
+        for each in serve_report(results, SHORT, title="", command="", bundles={}, threads=1).verdict
+        if "queue grew" in each
     ]
-    assert queue.startswith(said)
-    assert f"{answered:.0f} of 110 texts a second were answered" in queue
+    assert queue.startswith(sentence)
+    assert f"at a throughput of {throughput:.0f} of 110 texts/s" in queue
 
 
-def test_a_generator_that_cannot_keep_up_is_told_of(load: Worker) -> None:
-    behind = asked(load, "too many", rate=30_000, seconds=0.2, timeout_s=0.3)
+def test_a_generator_that_cannot_keep_up_is_reported(load: Worker) -> None:
+    behind = run_load(load, "too many", rate=30_000, seconds=0.2, timeout_s=0.3)
     in_time = msgspec.structs.replace(behind, late_s=[1e-5], failures={}, cpu=0.1)
 
-    def verdict(seen: Seen) -> str:
-        results = serve.Results(
-            tokens=12, pairs_s=[[(0.1, 0.2)]], calls_s=[[0.1]], closed={1: [in_time]}, open={50: [seen]}, peak=100
+    def verdict(sample: LoadSample) -> str:
+        results = serve.ServeResults(
+            tokens=12, pairs_s=[[(0.1, 0.2)]], calls_s=[[0.1]], closed={1: [in_time]}, open={50: [sample]}, peak=100
         )
         return "\n".join(serve_report(results, SHORT, title="", command="", bundles={}, threads=1).verdict)
 
-    late = "At 50 %, the load generator could not keep up"
-    assert f"{late}: it came to requests" in verdict(behind)
+    late = "At a load of 50 %, the load generator could not keep up"
+    assert f"{late}: it sent requests" in verdict(behind)
     assert "x time-out" in verdict(behind)
     assert late not in verdict(in_time)
-    assert f"{late}: it took 95% of a CPU" in verdict(msgspec.structs.replace(in_time, cpu=0.95))
+    assert f"{late}: it used 95% of a CPU" in verdict(msgspec.structs.replace(in_time, cpu=0.95))
 
 
-def test_answers_that_differ_are_not_timed(server: tuple[str, int], llama_bundle: Path) -> None:
+def test_a_server_with_other_predictions_is_not_timed(server: tuple[str, int], llama_bundle: Path) -> None:
     bundle = Bundle.open(llama_bundle)
-    encoder = TextEncoder.from_json((llama_bundle / TOKENIZER).read_text("utf-8"), fields=["text"])
-    graph = Graph.open(llama_bundle / MODEL)
     address, texts = server[0] + "/predict", ["the film was great", "slow"]
-    opened = OpenState(bundle.manifest, encoder, graph)
-    serve.check_answers(address, Engine(bundle, opened), texts)
-    swapped = Engine(Bundle(path=bundle.path, manifest=bundle.manifest, labels=bundle.labels[::-1]), opened)
-    with pytest.raises(BenchError, match="what answers otherwise is not timed"):
-        serve.check_answers(address, swapped, texts)
+    state = OpenState(TaskEncoders.open(bundle), Graph.open(llama_bundle / MODEL))
+    serve.check_predictions(address, Engine(bundle, state), texts)
+    swapped = Engine(Bundle(path=bundle.path, manifest=bundle.manifest, labels=[bundle.labels[0][::-1]]), state)
+    with pytest.raises(BenchError, match="a server with other predictions is not timed"):
+        serve.check_predictions(address, swapped, texts)
     with pytest.raises(BenchError, match="got status 404, need 200"):
-        serve.check_answers(server[0] + "/nowhere", swapped, texts)
+        serve.check_predictions(server[0] + "/nowhere", swapped, texts)
 
 
 START = """
 import sys, time
 from pathlib import Path
 from ptexport.toolkit.bench.serve.serve import start_server
-print(start_server(Path(sys.argv[1]), 1).read()["url"], flush=True)
+print(start_server(Path(sys.argv[1]), 1).receive()["url"], flush=True)
 time.sleep(60)
 """
 

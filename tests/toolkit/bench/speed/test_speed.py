@@ -1,4 +1,4 @@
-"""Benches of tiny bundles: what is measured is what it is called."""
+"""The speed and quality benches on tiny bundles."""
 
 import json
 import shutil
@@ -14,130 +14,144 @@ from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import MANIFEST, Bundle
 from ptexport.runtime.errors import BenchError
 from ptexport.runtime.rows import Row
-from ptexport.toolkit.bench import turns, workers
-from ptexport.toolkit.bench.quality.quality import _how_timed, _some
+from ptexport.toolkit.bench import interleaved, workers
+from ptexport.toolkit.bench.interleaved import (
+    Contender,
+    RoundPlan,
+    SpeedResults,
+    SystemResult,
+    Workloads,
+    measure,
+)
+from ptexport.toolkit.bench.quality.quality import BATCHES, draw_batch
+from ptexport.toolkit.bench.quality.report import describe_calls
 from ptexport.toolkit.bench.speed import speed
 from ptexport.toolkit.bench.speed.report import Cost, _verdict
-from ptexport.toolkit.bench.turns import Contender, Loads, Measured, Plan, Results, bundle_worker, measure
-from ptexport.toolkit.bench.workers import WORKER, Hardware, Worker
+from ptexport.toolkit.bench.workers import SYSTEM_WORKER, Hardware, Worker, bundle_worker
 
 HARDWARE = Hardware(threads=1)
 
 
-def test_rows_of_other_answers_are_not_timed(
+def test_a_system_with_other_logits_is_not_timed(
     llama_bundle: Path, bert_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a system that cannot be opened is left out with what it said; the first one is needed."""
-    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
-    monkeypatch.setattr(turns, "TURN_S", 0.0)
+    """And a system that cannot be opened is left out with its message; the first one is required."""
+    monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
+    monkeypatch.setattr(interleaved, "SAMPLE_S", 0.0)
     contenders = [
         Contender(name="first", start=bundle_worker("first", str(llama_bundle), HARDWARE), tolerance=None),
         Contender(name="same", start=bundle_worker("same", str(llama_bundle), HARDWARE), tolerance=1e-6),
         Contender(name="other", start=bundle_worker("other", str(bert_bundle), HARDWARE), tolerance=1e-2),
         Contender(name="none", start=bundle_worker("none", "nowhere", HARDWARE), tolerance=None),
     ]
-    asked: list[int] = []
+    calls: list[int] = []
 
-    def texts(turn: int) -> list[str]:
-        asked.append(turn)
-        return [f"story {turn}"]
+    def batches(call: int) -> list[str]:
+        calls.append(call)
+        return [f"story {call}"]
 
-    loads = Loads(texts={"a text": texts}, compared=[["slow", "bright"]])
-    told: list[tuple[int, int]] = []
-    plan = Plan(rounds=2, seconds=60, starts=1)
-    results = measure(contenders, loads, plan, HARDWARE, lambda done, total: told.append((done, total)))
+    class Rounds(Quiet):
+        """Progress that keeps the last number of rounds."""
+
+        def rows(self, done: int, total: int | None) -> None:
+            self.last = done, total
+
+    progress = Rounds()
+    workloads = Workloads(batches={"a text": batches}, compared=[["slow", "bright"]])
+    plan = RoundPlan(rounds=2, seconds=60, starts=1)
+    results = measure(contenders, workloads, plan, HARDWARE, progress)
     assert list(results.systems) == ["first", "same"]
-    assert "what answers otherwise is not timed" in results.left_out["other"]
+    assert "systems with other predictions are not timed" in results.left_out["other"]
     assert "manifest.json: missing" in results.left_out["none"]
     same = results.systems["same"]
     assert (same.max_abs_diff, same.flips, len(same.seconds["a text"]), len(same.start_s)) == (0, 0, 2, 1)
     assert same.file_bytes == sum(path.stat().st_size for path in files_of(llama_bundle))
     assert 0 < same.task_bytes < same.file_bytes
     assert 20e6 < same.resident_bytes <= same.peak_bytes + 20e6
-    assert min(results.ratios("same", "a text")) > 0
-    assert all(rate[0] > 1e8 for rate in results.ceiling.values())
-    assert (asked, told[-1]) == ([0, 1, 2], (2, 2))
+    assert min(results.slowdowns("same", "a text")) > 0
+    assert all(rate[0] > 1e8 for rate in results.peak_rates.values())
+    assert (calls, progress.last) == ([0, 1, 2], (2, 2))
     with pytest.raises(BenchError, match="nowhere"):
-        measure(contenders[-1:], loads, plan, HARDWARE, lambda done, total: None)
+        measure(contenders[-1:], workloads, plan, HARDWARE, Quiet())
 
 
 def test_a_process_keeps_to_its_cpus_and_becomes_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "import json, os, sys; print(json.dumps([__name__, len(os.sched_getaffinity(0)), sys.argv[1:]]))"
-    (tmp_path / "tells.py").write_text(said)
+    program = "import json, os, sys; print(json.dumps([__name__, len(os.sched_getaffinity(0)), sys.argv[1:]]))"
+    (tmp_path / "tells.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Worker("tells", "tells", ["a", "b"], threads=1) as worker:
-        assert worker.read() == ["__main__", 1, ["a", "b"]]
+        assert worker.receive() == ["__main__", 1, ["a", "b"]]
         monkeypatch.setattr(workers, "TIMEOUT_S", 0.01)
         (tmp_path / "hangs.py").write_text("import time; time.sleep(100)")
         with (
             Worker("hangs", "hangs", [], threads=1) as hanging,
-            pytest.raises(BenchError, match="hangs: has not answered"),
+            pytest.raises(BenchError, match="hangs: sent no response"),
         ):
-            hanging.read()
+            hanging.receive()
 
 
 def files_of(bundle: Path) -> list[Path]:
     return [bundle / MANIFEST, *(bundle / name for name in Bundle.open(bundle).manifest.files)]
 
 
-def test_a_worker_answers_as_the_engine_does_and_says_why_it_ends(llama_bundle: Path) -> None:
+def test_a_worker_has_the_logits_of_the_engine_and_reports_why_it_ends(llama_bundle: Path) -> None:
     texts = ["slow", "the film was bright"]
     with bundle_worker("tiny", str(llama_bundle), HARDWARE)() as worker:
-        worker.read()
-        answer = worker.ask(texts)
+        worker.receive()
+        response = worker.request(texts)
         with pytest.raises(BenchError, match=r"tiny: its process ended with 1 \(text 0: got 2 strings, need a string"):
-            worker.ask([["a pair", "that the template does not take"]])
+            worker.request([["a pair", "that the template does not take"]])
     with Engine.open(llama_bundle, threads=1) as engine:
-        np.testing.assert_allclose(answer["logits"], engine.logits(texts), atol=1e-6)
-    assert answer["seconds"] > 0
+        np.testing.assert_allclose(response["logits"], engine.logits(texts), atol=1e-6)
+    assert response["seconds"] > 0
     with (
-        Worker("nobody", WORKER, ["serve", "nobody", "", "x", "1", "cpu"], threads=1) as worker,
+        Worker("nobody", SYSTEM_WORKER, ["serve", "nobody", "", "x", "1", "cpu"], threads=1) as worker,
         pytest.raises(BenchError, match=r"nobody: its process ended with 1 .*No module named .*nobody"),
     ):
-        worker.read()
+        worker.receive()
 
 
-def test_short_calls_are_several_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as take TURN_S of the first system's time, at most MOST_CALLS, the same for all; their median counts."""
-    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+def test_a_sample_of_short_calls_has_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as take the first system SAMPLE_S, at most MOST_CALLS, the same for all; the sample is their median."""
+    monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
 
     class Slower:
         """Takes one millisecond more each call."""
 
         def __init__(self, first_ms: float) -> None:
-            self.ms, self.asked = first_ms, []  # type: ignore[var-annotated]
+            self.ms, self.calls = first_ms, []  # type: ignore[var-annotated]
 
-        def ask(self, texts: list[str]) -> dict[str, float]:
-            self.asked += texts
+        def request(self, texts: list[str]) -> dict[str, float]:
+            self.calls += texts
             self.ms += 1
-            return {"seconds": self.ms / 1000, "peak_bytes": len(self.asked)}
+            return {"seconds": self.ms / 1000, "peak_bytes": len(self.calls)}
 
-    plan = Plan(rounds=2, seconds=60, starts=1)
-    for first_ms, n_calls in ((24, 4), (2, turns.MOST_CALLS), (500, 1)):
+    plan = RoundPlan(rounds=2, seconds=60, starts=1)
+    for first_ms, n_calls in ((24, 4), (2, interleaved.MOST_CALLS), (500, 1)):
         workers = {"ours": Slower(first_ms), "theirs": Slower(900)}
-        seen = list(turns._take_turns(workers, lambda number: [str(number)], plan, {}))  # type: ignore[arg-type]
-        assert workers["ours"].asked == workers["theirs"].asked == [str(number) for number in range(1 + 2 * n_calls)]
+        rounds = list(interleaved._run_rounds(workers, lambda number: [str(number)], plan, {}))  # type: ignore[arg-type]
+        assert workers["ours"].calls == workers["theirs"].calls == [str(number) for number in range(1 + 2 * n_calls)]
         middle_ms = first_ms + 1 + (n_calls + 1) / 2
-        assert [turn["ours"].seconds for turn in seen] == pytest.approx(
+        assert [samples["ours"].seconds for samples in rounds] == pytest.approx(
             [middle_ms / 1000, (middle_ms + n_calls) / 1000]
         )
-        assert seen[-1]["theirs"].peak_bytes == 1 + 2 * n_calls
+        assert rounds[-1]["theirs"].peak_bytes == 1 + 2 * n_calls
 
 
 def test_a_call_has_no_row_twice_where_there_are_enough() -> None:
     rows = [Row(text=f"text {number}", label="a", where="") for number in range(32)]
-    for turn in range(5):
-        assert sorted(_some(rows, 32, turn)) == sorted(row.text for row in rows)
-    assert _some(rows, 32, 0) != _some(rows, 32, 1)
-    assert len(_some(rows[:3], 32, 0)) == 32
-    assert _how_timed(32).endswith("but not in one call.")
-    assert _how_timed(31).endswith("not in one call; in a call of 32, more than the file has, some come again.")
+    for call in range(5):
+        assert sorted(draw_batch(rows, 32, call)) == sorted(row.text for row in rows)
+    assert draw_batch(rows, 32, 0) != draw_batch(rows, 32, 1)
+    assert len(draw_batch(rows[:3], 32, 0)) == 32
+    assert describe_calls(BATCHES, 32).endswith("but once per call.")
+    assert describe_calls(BATCHES, 31).endswith("once per call; calls of 32 rows, more than the file has, repeat some.")
 
 
 def test_quality_by_the_command(
     llama_bundle: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
+    monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
     second = tmp_path / "second"
     shutil.copytree(llama_bundle, second)
     out = tmp_path / "report"
@@ -156,14 +170,12 @@ def test_quality_by_the_command(
     again = ptexport(*arguments)
     assert (again.returncode, "--force" in again.stderr) == (1, True)
     twice = ptexport("bench", "quality", second, second, "--data", rows_file, "--out", tmp_path / "x")
-    assert "two are called 'second, fp32'" in twice.stderr
+    assert "two systems have the name 'second, fp32'" in twice.stderr
 
 
-def test_speed_tells_which_bundles_took_part(
-    llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
-    monkeypatch.setattr(speed, "QUICK", Plan(rounds=2, seconds=60, starts=1))
+def test_a_speed_report_names_the_bundles(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
+    monkeypatch.setattr(speed, "QUICK", RoundPlan(rounds=2, seconds=60, starts=1))
     monkeypatch.setattr(speed, "QUICK_SIZES", ((2, 8),))
     second = tmp_path / "second"
     shutil.copytree(llama_bundle, second)
@@ -183,42 +195,49 @@ def test_speed_tells_which_bundles_took_part(
     assert report.bundles == {"ptexport, fp32": first, "second, fp32": other}
     assert first != other
     assert report.tables[0].columns[1:] == list(report.bundles)
-    assert report.verdict[0].startswith("ptexport, fp32")
+    assert report.verdict[0].startswith("second, fp32 (fp32, opset ")
     assert not report.left_out
 
 
-def test_the_verdict_says_where_the_bundle_loses() -> None:
-    def system(seconds: list[float], *, start_s: float, megabytes: int) -> Measured:
+def test_the_verdict_states_where_the_bundle_is_slower() -> None:
+    def system(small: list[float], large: list[float], *, start_s: float, megabytes: int) -> SystemResult:
         size = megabytes * 1_000_000
-        return Measured(
+        return SystemResult(
             setting="fp32",
             file_bytes=size,
             task_bytes=size,
             max_abs_diff=0,
             flips=0,
-            seconds={"1x28": seconds, "8x28": seconds},
+            seconds={"1x28": small, "8x28": large},
             start_s=[start_s],
             resident_bytes=size,
             peak_bytes=size,
         )
 
-    ours = system([1.0, 1.0, 1.0], start_s=2, megabytes=100)
+    one = [1.0, 1.0, 1.0]
     others = {
-        "quick": system([0.5, 0.5, 2.0], start_s=1, megabytes=80),
-        "close": system([0.9, 1.5, 1.5], start_s=1.9, megabytes=95),
-        "slow": system([2.0, 2.0, 2.0], start_s=9, megabytes=900),
+        "fast": system([0.5] * 3, [0.4] * 3, start_s=1, megabytes=80),
+        "close": system([0.9, 1.5, 1.5], [0.5, 0.8, 1.25], start_s=1.9, megabytes=95),
+        "slow": system([2.0, 2.0, 2.0], [2.0, 2.0, 2.0], start_s=9, megabytes=900),
+        "mixed": system([1.1, 1.2, 1.3], [0.5, 0.8, 0.8], start_s=9, megabytes=900),
     }
-    results = Results(systems={"ours": ours, **others}, left_out={}, ceiling={})
-    quick, close, slow = _verdict(results, [(1, 28), (8, 28)])
-    assert quick == (
-        "ours loses to quick (fp32) at every size; it takes 0.50 times as long. quick takes less: a start of 1.00 s to "
-        "2.00 s, 80 to 100 MB of memory after the first answer, 80 to 100 MB of files, 80 to 100 MB for a new task."
+    systems = {"ours": system(one, one, start_s=2, megabytes=100), **others}
+    sizes = [(1, 28), (8, 28)]
+    fast, close, slow, mixed = _verdict(SpeedResults(systems=systems, left_out={}, peak_rates={}), sizes)
+    assert fast == (
+        "fast (fp32) is 2.00 to 2.50 times faster than ours at every size. fast needs less: 1.00 s to start (not "
+        "2.00), 80 MB of memory after the first prediction (not 100), 80 MB of files (not 100), 80 MB for a new task "
+        "(not 100)."
     )
     assert close == (
-        "ours is ahead of close (fp32) at every size, it takes 1.50 times as long, if not in every turn: "
-        "1 x 28: 1.50 (0.90 to 1.50); 8 x 28: 1.50 (0.90 to 1.50)."
+        "close (fp32) is neither clearly slower nor faster than ours at every size (1 x 28: 1.50 times slower, 95 % CI "
+        "0.90 to 1.50; 8 x 28: 1.25 times faster, 95 % CI 0.80 to 2.00)."
     )
-    assert slow == "ours is ahead of slow (fp32) at every size and in every turn: it takes 2.00 times as long."
+    assert slow == "slow (fp32) is 2.00 times slower than ours at every size."
+    assert mixed == (
+        "mixed (fp32) is 1.20 times slower (95 % CI 1.10 to 1.30) than ours at 1 x 28, and 1.25 times faster (95 % CI "
+        "1.25 to 2.00) than ours at 8 x 28."
+    )
 
 
 def test_what_speed_refuses(llama_bundle: Path, bert_run: Path, tmp_path: Path) -> None:
@@ -227,7 +246,7 @@ def test_what_speed_refuses(llama_bundle: Path, bert_run: Path, tmp_path: Path) 
         assert (done.returncode, "Traceback" in done.stderr) == (1, False)
         return done.stderr
 
-    assert "is neither a system nor a folder; write peft, " in refusal("--against", "peftt")
-    assert "needs the prompt as it was trained; add --run RUN" in refusal("--against", "peft")
+    assert "not a system or a folder; give one of peft, " in refusal("--against", "peftt")
+    assert "needs the run that the bundle was exported from; add --run RUN" in refusal("--against", "peft")
     assert "give the run it was exported from" in refusal("--against", "peft", "--run", bert_run)
     assert not (tmp_path / "report").exists()

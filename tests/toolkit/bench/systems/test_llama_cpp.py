@@ -1,4 +1,4 @@
-"""llama.cpp answers as the bundle does, on a tiny model written as GGUF."""
+"""llama.cpp has the logits of the bundle, on a tiny model written as GGUF."""
 
 import shutil
 from dataclasses import replace
@@ -13,15 +13,17 @@ import torch
 from msgspec import structs
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from tiny import Quiet
 from transformers import AutoModelForCausalLM
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench import workers
+from ptexport.toolkit.bench.speed import prepare
 from ptexport.toolkit.bench.systems import llama_cpp
+from ptexport.toolkit.bench.systems.baselines import BASELINES
 from ptexport.toolkit.bench.systems.case import ARRAYS, CASE, Case, make_case
-from ptexport.toolkit.bench.systems.rivals import RIVALS
-from ptexport.toolkit.bench.systems.transformers_torch import Scorer
+from ptexport.toolkit.bench.systems.transformers_torch import TorchModel
 from ptexport.toolkit.bench.workers import Hardware
 from ptexport.toolkit.models.checkpoint import find_checkpoint
 from ptexport.toolkit.run.run import Run
@@ -37,7 +39,7 @@ def case_of(run_folder: Path, file: Path | None) -> Case:
 
 
 def saved(case: Case, folder: Path) -> Case:
-    """Write a case that was changed."""
+    """Write a changed case."""
     shutil.copytree(case.path, folder)
     (folder / CASE).write_bytes(msgspec.json.encode(case.config))
     arrays = {
@@ -80,14 +82,14 @@ def write_gguf(folder: Path, path: Path) -> Path:
     return path
 
 
-def answered(case: Case, folder: Path, overlay: Path) -> NDArray[np.float32]:
-    """Answers of the file as it is."""
+def logits_of(case: Case, folder: Path, overlay: Path) -> NDArray[np.float32]:
+    """Compute logits with the unchanged file."""
     folder.mkdir()
-    llama_cpp.Tried(model=str(case.config.gguf), seconds={}).write(folder)
-    arguments = ["serve", RIVALS[NAME].system, str(case.path), str(folder), *workers.placed(HARDWARE)]
-    with workers.Worker(NAME, workers.WORKER, arguments, threads=1, overlay=overlay) as worker:
-        assert worker.read()["setting"] == "all F32, flash attention"
-        return np.concatenate([worker.ask(texts)["logits"] for texts in BATCHES])
+    llama_cpp.ChosenModel(model=str(case.config.gguf), seconds={}).write(folder)
+    arguments = ["serve", BASELINES[NAME].system, str(case.path), str(folder), *HARDWARE.arguments()]
+    with workers.Worker(NAME, workers.SYSTEM_WORKER, arguments, threads=1, overlay=overlay) as worker:
+        assert worker.receive()["setting"] == "all F32, flash attention"
+        return np.concatenate([worker.request(texts)["logits"] for texts in BATCHES])
 
 
 def difference(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
@@ -95,44 +97,50 @@ def difference(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
 
 
 @pytest.mark.soak  # builds llama.cpp
-def test_it_answers_as_the_bundle_does(llama: Path, llama_run: Path, llama_bundle: Path, tmp_path: Path) -> None:
-    """In fp32 but for keys and values in fp16; with a linear head too; not with another row of the prompt."""
+def test_it_has_the_logits_of_the_bundle(llama: Path, llama_run: Path, llama_bundle: Path, tmp_path: Path) -> None:
+    """In fp32 except a KV cache in fp16; with a linear head too; not with another prompt embedding."""
     case = case_of(llama_run, write_gguf(llama, tmp_path / "llama.gguf"))
     engine = Engine.open(llama_bundle, provider="cpu", threads=1)
     expected = np.concatenate([engine.logits(texts) for texts in BATCHES])
-    tolerance = RIVALS[NAME].tolerance
-    start = workers.make_ready(NAME, RIVALS[NAME], case, HARDWARE, lambda stage: None)
+    tolerance = BASELINES[NAME].tolerance
+    start = prepare.prepare_baseline(NAME, BASELINES[NAME], case, HARDWARE, Quiet())
     with start() as worker:
-        assert worker.read()["files"] > 0
-        got = np.concatenate([worker.ask(texts)["logits"] for texts in BATCHES])
+        assert worker.receive()["files"] > 0
+        got = np.concatenate([worker.request(texts)["logits"] for texts in BATCHES])
     assert difference(got, expected) < tolerance
 
-    overlay = workers._overlay(NAME, RIVALS[NAME].requirements, lambda stage: None)  # there by now
-    assert difference(answered(case, tmp_path / "same", overlay), expected) < 1e-3
-    rows = case.prompt_embeddings.copy()
-    rows[-1] = 0
-    other = saved(replace(case, prompt_embeddings=rows), tmp_path / "other")
-    assert difference(answered(other, tmp_path / "another-row", overlay), expected) > 1e-2
+    overlay = prepare._overlay(NAME, BASELINES[NAME].requirements, Quiet())  # in the cache by now
+    assert difference(logits_of(case, tmp_path / "same", overlay), expected) < 1e-3
+    embeddings = case.prompt_embeddings.copy()
+    embeddings[-1] = 0
+    other = saved(replace(case, prompt_embeddings=embeddings), tmp_path / "other")
+    assert difference(logits_of(other, tmp_path / "another-embedding", overlay), expected) > 1e-2
 
     random = np.random.default_rng(0)
     head = random.standard_normal((2, case.prompt_embeddings.shape[1]), np.float32)
     config = structs.replace(case.config, word_ids=None)
     linear = replace(case, config=config, label_weights=head, label_bias=np.array([0, 1], np.float32))
     linear = saved(linear, tmp_path / "linear")
-    scorer = Scorer(linear, "fp32", "eager", "cpu")
-    expected = np.concatenate([np.array(scorer.logits(texts)) for texts in BATCHES])
-    assert difference(answered(linear, tmp_path / "states", overlay), expected) < 1e-3
+    model = TorchModel(linear, "fp32", "eager", "cpu")
+    expected = np.concatenate([np.array(model.logits(texts)) for texts in BATCHES])
+    assert difference(logits_of(linear, tmp_path / "states", overlay), expected) < 1e-3
 
 
-def test_it_is_not_installed_for_a_backbone_that_was_no_gguf_file(llama_run: Path) -> None:
+def test_it_is_not_installed_for_a_backbone_without_a_gguf_file(llama_run: Path) -> None:
+    class NoStage(Quiet):
+        """Progress without stages: nothing is installed."""
+
+        def stage(self, name: str) -> None:
+            pytest.fail(name)
+
     with pytest.raises(BenchError, match=r"llama-cpp: reads a GGUF file, .* was not converted from one; leave it out"):
-        workers.make_ready(NAME, RIVALS[NAME], case_of(llama_run, None), HARDWARE, lambda stage: pytest.fail(stage))
+        prepare.prepare_baseline(NAME, BASELINES[NAME], case_of(llama_run, None), HARDWARE, NoStage())
 
 
-def test_it_is_not_asked_what_it_does_not_read(bert_run: Path, tmp_path: Path) -> None:
+def test_it_refuses_other_pooling_and_gpus(bert_run: Path, tmp_path: Path) -> None:
     case = case_of(bert_run, tmp_path / "bert.gguf")
-    module = import_module(f"ptexport.toolkit.bench.systems.{RIVALS[NAME].prepares}")
-    with pytest.raises(BenchError, match="llama-cpp: reads the last position, and this run reads 'mask'; leave it out"):
+    module = import_module(f"ptexport.toolkit.bench.systems.{BASELINES[NAME].prepares}")
+    with pytest.raises(BenchError, match="llama-cpp: got pooling 'mask', need 'last'; leave it out"):
         module.prepare(case, tmp_path, HARDWARE)
-    with pytest.raises(BenchError, match="llama-cpp: is installed for CPUs alone; leave it out"):
+    with pytest.raises(BenchError, match="llama-cpp: is built for CPUs only; leave it out"):
         module.prepare(case, tmp_path, Hardware(threads=1, provider="cuda"))

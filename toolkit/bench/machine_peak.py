@@ -1,9 +1,9 @@
-"""What this machine's arithmetic and memory can do at most: a process that measures it each time it is asked.
+"""A worker process that measures this machine's peak arithmetic and memory rates, once per request.
 
-    python -m ptexport.toolkit.bench.ceiling THREADS PROVIDER
+    python -m ptexport.toolkit.bench.machine_peak THREADS PROVIDER
 
-Answers each line with the rates of a large product of float32 matrices, of one of int8 ones, and of copying memory: of
-the CPUs by the clock, of a GPU by its own events.
+A response has the rates of a large float32 matrix product, of an int8 one, and of copying memory. CPUs are timed with
+the clock, a GPU with CUDA events.
 """
 
 import json
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.ort.providers import load_onnxruntime
 
-SIZE, GPU_SIZE = 2048, 8192  # of the square matrices
-COPIED_BYTES = 1 << 28  # more than caches hold
-TURNS = 3
+SIZE, GPU_SIZE = 2048, 8192  # rows and columns of the matrices
+COPIED_BYTES = 1 << 28  # larger than the caches
+TRIALS = 3
 
 Rates = Callable[[], dict[str, float]]
 
 
 def main() -> None:
-    """Answer lines until there are no more."""
+    """Respond to each line of standard input."""
     measure = _on_cpus(int(sys.argv[1])) if sys.argv[2] == "cpu" else _on_gpu()
     for _ in sys.stdin:
         sys.stdout.write(json.dumps(measure()) + "\n")
@@ -52,10 +52,10 @@ def _on_cpus(threads: int) -> Rates:
 
 
 def _on_gpu() -> Rates:
-    """On the GPU that PyTorch uses; in full float32, as graphs are run."""
+    """Measure the GPU that PyTorch uses, in full float32 as graphs run."""
     import torch
 
-    event: Any = torch.cuda.Event  # without types
+    event: Any = torch.cuda.Event  # has no types
 
     floats = [torch.randn(GPU_SIZE, GPU_SIZE, device="cuda") for _ in range(2)]
     integers = [torch.randint(-90, 90, (GPU_SIZE, GPU_SIZE), device="cuda", dtype=torch.int8) for _ in range(2)]
@@ -86,29 +86,29 @@ def _rates(
     integer_product: Callable[[], object],
     copy: Callable[[], object],
 ) -> dict[str, float]:
-    """Time each by its quickest turn; operations and bytes a second."""
+    """Compute operations and bytes per second from the fastest of `TRIALS` trials."""
 
-    def quickest(run: Callable[[], object]) -> float:
-        return min(seconds(run) for _ in range(TURNS))
+    def fastest(run: Callable[[], object]) -> float:
+        return min(seconds(run) for _ in range(TRIALS))
 
     operations = 2 * size**3
     return {
-        "sgemm_flops": operations / quickest(product),
-        "int8_ops": operations / quickest(integer_product),
-        "copy_bytes": 2 * COPIED_BYTES / quickest(copy),  # read and written
+        "sgemm_flops": operations / fastest(product),
+        "int8_ops": operations / fastest(integer_product),
+        "copy_bytes": 2 * COPIED_BYTES / fastest(copy),  # read and written
     }
 
 
 def _copying(threads: int) -> Callable[[], object]:
-    """Make what copies memory, a part in each thread."""
+    """Return a function that copies memory, one part per thread."""
     source, target = np.ones(COPIED_BYTES, dtype=np.uint8), np.zeros(COPIED_BYTES, dtype=np.uint8)
     parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
     pool = ThreadPoolExecutor(threads)
-    return lambda: list(pool.map(lambda part: np.copyto(*part), parts))  # which NumPy does without the GIL
+    return lambda: list(pool.map(lambda part: np.copyto(*part), parts))  # NumPy releases the GIL
 
 
 def _product(kind: str, weights: NDArray[Any], threads: int) -> Callable[[NDArray[Any]], object]:
-    """Make a graph of one product with constants; ONNX Runtime's own is what a bundle can hope for."""
+    """Return a function that runs a graph of one product with constant weights in ONNX Runtime."""
     import onnx_ir as ir
 
     types = {"MatMul": (ir.DataType.FLOAT, ir.DataType.FLOAT), "MatMulInteger": (ir.DataType.UINT8, ir.DataType.INT32)}
@@ -124,7 +124,7 @@ def _product(kind: str, weights: NDArray[Any], threads: int) -> Callable[[NDArra
     options.intra_op_num_threads = threads
     model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda rows: session.run(None, {"left": rows})
+    return lambda array: session.run(None, {"left": array})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A process of a bench starts here: keeps to some CPUs, ends with the bench, and becomes the module it is told.
+"""Entry point of a worker process: restricts it to some CPUs, ties it to the bench's lifetime, and runs a module.
 
-    python -m ptexport.toolkit.bench.held THREADS MODULE ARGUMENT...
+    python -m ptexport.toolkit.bench.pinned THREADS MODULE ARGUMENT...
 
-In the process itself: what a process does between fork and exec deadlocks where its parent has threads.
+This happens in the new process because code between fork and exec deadlocks if the parent has threads.
 """
 
 import ctypes
@@ -15,10 +15,10 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
-    """Do what the arguments say."""
+    """Restrict this process to THREADS CPUs and run MODULE as `__main__`."""
     threads, module = int(sys.argv[1]), sys.argv[2]
     if sys.platform == "linux":
-        # However the bench ends, nobody else would stop a server.
+        # The kernel kills this process when the bench ends, however it ends; else a server would keep running.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
