@@ -1,7 +1,7 @@
 """A baked graph -> the part of the model that each node and constant belongs to; without shapes or names.
 
-Names are not enough: the trace folds a weight and its transpose into `val_12`. So parts follow from the use of values. A
-layer is the nodes around one softmax (or Attention node). A product with a constant is a weight. Its part follows
+Names are not enough: the trace folds a weight and its transpose into `val_12`. So parts follow from the use of values.
+A layer is the nodes around one softmax (or Attention node). A product with a constant is a weight. Its part follows
 from whether it precedes a softmax, follows one, or is between two.
 """
 

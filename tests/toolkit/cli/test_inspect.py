@@ -66,7 +66,14 @@ def test_a_graph_is_counted_and_drawn(llama_bundle: Path, bert_run: Path, tmp_pa
     assert "attention, 2 layers" in done.stdout
     assert "one position of the last layer alone saves" in done.stdout
     drawn = picture.read_text(encoding="utf-8")
-    for said in ("reviews", "input_ids, attention_mask", "layer 1", "prompt embeddings", "label weights", "FLOP a token"):
+    for said in (
+        "reviews",
+        "input_ids, attention_mask",
+        "layer 1",
+        "prompt embeddings",
+        "label weights",
+        "FLOP a token",
+    ):
         assert said in drawn
     done = ptexport("inspect", llama_bundle, "--plot", picture)
     assert (done.returncode, "exists already" in done.stderr) == (1, True)

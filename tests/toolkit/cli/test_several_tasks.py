@@ -67,7 +67,7 @@ def test_predict_a_file_and_resume(task: str, rows: Path, labels: dict[str, list
     partial.write_bytes(b"".join(lines[:7]) + lines[7][:20])
     out.unlink()
     done = ptexport(*command)
-    assert (done.returncode, "begun before; go on with --resume" in done.stderr) == (1, True)
+    assert (done.returncode, "begun before; continue with --resume" in done.stderr) == (1, True)
     done = ptexport(*command, "--resume", "--json")
     assert json.loads(done.stdout)["rows"] == 20 - 7 // len(names)
     assert written() == expected
