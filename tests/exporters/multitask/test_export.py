@@ -288,6 +288,39 @@ def test_control_a_difference_in_one_task_fails_the_export(
     assert not (tmp_path / "out").exists()
 
 
+CHOICES = [("the film was", ["bright", "dull"]), ("a story is", ["slow", "very fast", "dull and slow"])]
+RIGHT: dict[str, object] = {"labels": "right=yes,wrong=no"}
+
+
+@pytest.mark.parametrize("case", ["choice beside text", "choices alone"])
+def test_a_multiple_choice_is_a_task_like_others(case: str, llama: Path, rows_file: Path, tmp_path: Path) -> None:
+    """Its rows are pairs of a text and a candidate; where every task has such rows, one pass serves all of them."""
+    lines = [
+        {"text": f"{text} {word}", "choices": choices, "label": number % 2}
+        for number, (text, choices) in enumerate(CHOICES)
+        for word in ("a", "the", "it", "very", "city", "of", "and", "yes")
+    ]
+    path = tmp_path / "choices.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    runs = [train_tiny(llama, path, "Review: {text} {choice} is it [P*2]", tmp_path / "choice", **RIGHT)]
+    if case == "choices alone":
+        runs.append(train_tiny(llama, path, "Review: {text} {choice} [P*3]", tmp_path / "other", **RIGHT))
+    else:
+        runs.append(train_tiny(llama, rows_file, "{text} [P*3]", tmp_path / "other"))
+    manifest = export(ExportConfig(runs=tuple(runs), out=tmp_path / "all"), Quiet())
+    assert manifest.fan_out == (case == "choices alone")
+    assert manifest.tasks[0].fields == ["text", "choice"]
+    assert manifest.tasks[0].parity is not None
+    n_pairs = sum(len(row.choices or ()) for row in Run.read(runs[0]).check_rows)
+    assert manifest.tasks[0].parity.rows == n_pairs + 3
+    export(ExportConfig(runs=(runs[0],), out=tmp_path / "alone"), Quiet())
+    rows = [(text, choices) for text, choices in CHOICES]
+    expected = Engine.open(tmp_path / "alone").choose(rows)
+    for got, other in zip(Engine.open(tmp_path / "all").choose(rows, task="choice"), expected, strict=True):
+        assert got.label == other.label
+        assert got.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
 def check_signing(bundle: Path, folder: Path) -> None:
     """Sign it, open it, and open it with a file changed."""
     private_key = ec.generate_private_key(ec.SECP256R1())
