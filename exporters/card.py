@@ -59,8 +59,8 @@ _TASK = """\
 _METHODS = {
     "p-tuning": "{n} virtual tokens trained for it",
     "p-tuning --tune-backbone": "{n} virtual tokens, both trained",
-    "p-tuning-v2": "keys and values of {n} positions trained for every layer of it",
-    "prefix": "keys and values of {n} positions trained for every layer of it",
+    "p-tuning-v2": "past key/values of {n} positions, trained for each of its layers",
+    "prefix": "past key/values of {n} positions, trained for each of its layers",
     "prompt-tuning": "{n} virtual tokens trained for it",
     "lora": "low-rank updates trained and merged into it",
     "fine-tune": "a linear head, both trained",
@@ -104,7 +104,7 @@ def model_card(manifest: Manifest, metrics: Sequence[Metrics | None]) -> str:
         else "A text has one forward pass per task; texts of different tasks can share a batch."
     )
     tasks = "\n".join(
-        f"## {task.name}\n\n- Method: {_method(task)}\n{_task(task, own)}"
+        f"## {task.name}\n\n- Method: {manifest.backbone.name} and {_method(task)}\n{_task(task, own)}"
         for task, own in zip(manifest.tasks, metrics, strict=True)
     )
     n_tasks = len(manifest.tasks)

@@ -212,7 +212,7 @@ def _check_each(runs: dict[str, Run]) -> None:
             raise ExportError(f"task {name!r}: need letters, digits, '.', '_' or '-', and not 'all'; rename its folder")
         if run.config.open_vocabulary:
             raise ExportError(
-                f"task {name}: has an open vocabulary, whose labels are too many for a multi-task bundle; "
+                f"task {name}: has an open vocabulary, which has too many labels for a multi-task bundle; "
                 "export it alone"
             )
         if run.config.trained_backbone is not None:

@@ -80,7 +80,7 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Content of a pack beside the arrays.
 
     Attributes:
-        manifest: manifest of the exported bundle, whose files an installed bundle has.
+        manifest: manifest of the exported bundle; an installed bundle has the same files.
         frame_sha256: hash of the graph without the task arrays.
         tokenizer: the tasks' parts of its tokenizer.json.
         texts: the other text files that are hashed, by name.

@@ -97,7 +97,7 @@ def tolerance_of(run: Run) -> float:
 
 
 def fail_on_difference(name: str, parity: Parity, fan_out: Comparison | None = None) -> None:
-    """Refuse a graph whose logits differ from the model's by more than the tolerance, or whose labels differ.
+    """Refuse a graph if a label differs from the model's, or a logit by more than the tolerance.
 
     Args:
         name: of the task.

@@ -122,7 +122,7 @@ def _draw_lengths(task: TaskReport, figure: "Figure") -> None:
 
 
 def _apart(tokens: list[int]) -> list[int]:
-    """Leave out ticks whose numbers would touch."""
+    """Leave out ticks so that their numbers do not touch."""
     shown: list[int] = []
     for n in sorted(set(tokens), reverse=True):
         if not shown or n * 1.4 < shown[-1]:

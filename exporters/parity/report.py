@@ -40,7 +40,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         max_abs_diff: largest difference of a logit.
         mean_abs_diff: mean difference of a logit.
-        flips: rows whose label differs.
+        flips: rows with another label.
     """
 
     max_abs_diff: float
@@ -73,7 +73,7 @@ class Neighbours(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         tokens: number of ids of the longest row, to which the others are padded.
         max_abs_diff: largest difference of a logit.
         mean_abs_diff: mean difference of a logit.
-        flips: numbers of the rows whose label depends on their neighbours.
+        flips: numbers of the rows with another label than alone.
     """
 
     rows: int

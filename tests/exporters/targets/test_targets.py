@@ -1,7 +1,7 @@
-"""What each target takes, what it refuses, and which of several graphs is taken for this machine.
+"""What each target accepts and rejects, and which of several graphs is used on this machine.
 
-That TensorRT's parser takes every kind of graph is asked where those are made: test_parity.py, test_passes.py (the
-architectures) and test_tasks.py export for it.
+Other tests export every kind of graph for TensorRT: parity/test_compare.py, passes/test_bind.py (the architectures) and
+multitask/test_export.py.
 """
 
 import json
