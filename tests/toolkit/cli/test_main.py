@@ -122,7 +122,7 @@ def test_a_missing_package_says_what_to_install(llama_bundle: Path) -> None:
 
 def test_the_commands_of_the_readme(llama_run: Path, tmp_path: Path) -> None:
     """Run them where the demo's bundle stands, with a small one in its place."""
-    export(ExportConfig(run=llama_run, out=tmp_path / "build" / "demo" / "bundle"), Quiet())
+    export(ExportConfig(runs=(llama_run,), out=tmp_path / "build" / "demo" / "bundle"), Quiet())
     (tmp_path / "examples").symlink_to(README.parent / "examples")
     blocks = [block.split("```")[0] for block in README.read_text(encoding="utf-8").split("```sh\n")[1:]]
     commands = [block for block in blocks if not block.startswith("make ")]
