@@ -26,14 +26,12 @@ PAUSE_S = 0.2
 MEMORY = """
 import gc, re, sys
 from pathlib import Path
-from ptexport.runtime.bundle.folder import holds_tasks
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.engine.tasks import TaskEngine
 def memory():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 def opened(path):
-    engine = TaskEngine.open(path) if holds_tasks(Path(path)) else Engine.open(path)
-    engine.predict_all(["Nairobi"]) if holds_tasks(Path(path)) else engine.predict(["Nairobi"])
+    engine = Engine.open(path)
+    engine.predict_all(["Nairobi"])
     return engine
 engines = [opened(path) for path in sys.argv[1:]]
 print(memory())
@@ -62,17 +60,16 @@ def main() -> None:
     check(figures, "memory of ten bundles over one", memory["ten_apart"][0] / memory["one"][0], 1.5)
 
     from ptexport.runtime import Engine
-    from ptexport.runtime.engine.tasks import TaskEngine
 
     text = "the film was slow " * 25
-    engine, many = Engine.open(one), TaskEngine.open(eight)
+    engine, many = Engine.open(one), Engine.open(eight)
     for rows in (1, 8):
         texts = [text] * rows
         single, fan_out = smallest(partial(engine.predict, texts), partial(many.predict_all, texts))
         figures |= {f"one_ms_{rows}x100": round(single * 1e3, 1), f"all_8_ms_{rows}x100": round(fan_out * 1e3, 1)}
         check(figures, f"8 tasks of {rows} x 100 tokens over one", fan_out / single, 1.6)
     del engine, many
-    engine, many = Engine.open(one_leading), TaskEngine.open(of_eight)
+    engine, many = Engine.open(one_leading), Engine.open(of_eight)
     names = [run.name for run in leading]
     for words in (7, 25):
         texts = ["the film was slow " * words] * 8
@@ -102,10 +99,10 @@ def make_runs(out: Path, name: str, template: str, n_tasks: int) -> list[Path]:
     for seed, folder in enumerate(folders):
         noise = np.random.default_rng(seed).normal(0, 0.02, run.arrays.prompt_embeddings.shape)
         prompt_embeddings = run.arrays.prompt_embeddings + noise.astype(np.float32)
-        states = backbone.classifier("last").prefix_kv(leading_ids, torch.from_numpy(prompt_embeddings))
-        baked = dataclasses.replace(run.arrays, prompt_embeddings=prompt_embeddings, prefix_kv=states.numpy())
+        prefix_kv = backbone.classifier("last").prefix_kv(leading_ids, torch.from_numpy(prompt_embeddings))
+        arrays = dataclasses.replace(run.arrays, prompt_embeddings=prompt_embeddings, prefix_kv=prefix_kv.numpy())
         folder.mkdir(exist_ok=True)
-        dataclasses.replace(run, baked=baked, check_rows=run.check_rows[:4]).write(folder)
+        dataclasses.replace(run, arrays=arrays, check_rows=run.check_rows[:4]).write(folder)
     return folders
 
 
@@ -122,12 +119,12 @@ def bake_like(bundle: Path, run: Path, out: Path) -> Path:
     The comparison does not change the memory of an open bundle. The golden rows get the bundle's own logits.
     """
     from ptexport.exporters.bake import bake
+    from ptexport.exporters.multitask.join import JointTasks
     from ptexport.exporters.trace.cached import Trace, trace_key
-    from ptexport.runtime.bundle.folder import MANIFEST, MODEL, TOKENIZER, Bundle
+    from ptexport.runtime.bundle.folder import MANIFEST, MODEL, Bundle
     from ptexport.runtime.cache_dir import cache_home
     from ptexport.runtime.engine.batching import logits_of
     from ptexport.runtime.engine.golden import golden_texts
-    from ptexport.runtime.engine.text_encoder import TextEncoder
     from ptexport.runtime.ort.graph import Graph
     from ptexport.toolkit.run.run import Run
 
@@ -135,16 +132,17 @@ def bake_like(bundle: Path, run: Path, out: Path) -> Path:
         made = Run.read(run)
         key = trace_key(made.config.facts, made.config.pooling, has_prefix_kv=made.arrays.has_prefix_kv, opset=18)
         out.mkdir()
-        files = bake(made, Trace.read(cache_home() / "traces" / key), out).files
-        sibling = Bundle.open(bundle)
-        encoder = TextEncoder.from_json((out / TOKENIZER).read_text(encoding="utf-8"), fields=sibling.manifest.fields)
-        encodings = encoder.encode(golden_texts(sibling.manifest.golden))
-        logits = logits_of(Graph.open(out / MODEL), encodings, (len(sibling.labels),)).tolist()
+        joint = JointTasks({out.name: made})
+        files = bake(joint, Trace.read(cache_home() / "traces" / key), out).files
+        sibling = Bundle.open(bundle).manifest.renamed(out.name)
+        (encoder,) = joint.encoders(out).of_task
+        logits = logits_of(Graph.open(out / MODEL), encoder.encode(golden_texts(sibling.task.golden)))
         golden = [
-            msgspec.structs.replace(row, logits=dict(zip(sibling.labels, own, strict=True)))
-            for row, own in zip(sibling.manifest.golden, logits, strict=True)
+            msgspec.structs.replace(row, logits=dict(zip(made.config.labels, own[0].tolist(), strict=True)))
+            for row, own in zip(sibling.task.golden, logits, strict=True)
         ]
-        manifest = msgspec.structs.replace(sibling.manifest, files=files, golden=golden)
+        task = msgspec.structs.replace(sibling.task, golden=golden)
+        manifest = msgspec.structs.replace(sibling, files=files, tasks=[task])
         (out / MANIFEST).write_bytes(manifest.to_json())
     return out
 

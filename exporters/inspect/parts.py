@@ -1,8 +1,8 @@
-"""A baked graph -> which part of a model each of its nodes and constants belongs to; without shapes or names.
+"""A baked graph -> the part of the model that each node and constant belongs to; without shapes or names.
 
-Names say little: the trace folds a weight and its transpose into `val_12`. So parts are found by how values are used. A
-layer is what stands around one softmax (or Attention node); products with a constant are weights, and which part one
-belongs to follows from whether it leads to a softmax, comes from one, or stands between two.
+Names are not enough: the trace folds a weight and its transpose into `val_12`. So parts follow from the use of values.
+A layer is the nodes around one softmax (or Attention node). A product with a constant is a weight. Its part follows
+from whether it precedes a softmax, follows one, or is between two.
 """
 
 from collections.abc import Sequence
@@ -12,40 +12,48 @@ from typing import Literal
 import onnx_ir as ir
 
 PartName = Literal[
-    "embeddings", "prompt rows", "leading states", "attention", "mlp", "norms", "head", "label rows", "other"
+    "embeddings",
+    "prompt embeddings",
+    "prefix key/values",
+    "attention",
+    "mlp",
+    "norms",
+    "head",
+    "label weights",
+    "other",
 ]
 
 _OF_TASK: dict[str, PartName] = {
-    "prompt_embeddings": "prompt rows",
-    "label_weights": "label rows",
-    "label_bias": "label rows",
-    "prefix_kv": "leading states",
-    "prefix_mask": "leading states",
+    "prompt_embeddings": "prompt embeddings",
+    "label_weights": "label weights",
+    "label_bias": "label weights",
+    "prefix_kv": "prefix key/values",
+    "prefix_mask": "prefix key/values",
 }
 _PRODUCTS = frozenset(("MatMul", "Gemm", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits"))
 _RANGES = frozenset(("ReduceMax", "ReduceMin"))
-"""What finds the range of a row, by which products in integers are scaled: a way past their weights."""
+"""Operators that find the range of a row, by which products in integers are scaled; they bypass the weights."""
 _ATTENTION = frozenset(("Attention", "Softmax"))
 _NORMS = frozenset(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"))
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which part a node or constant belongs to."""
+    """The part of the model that a node or constant belongs to; layers are numbered from 0."""
 
     name: PartName
     layer: int | None = None
 
 
 class Flow:
-    """Which node belongs to which part.
+    """The data flow of a graph, and the parts that follow from it.
 
     Attributes:
-        nodes: in the graph's order.
-        sources: of each value that no input changes, the constants it is made of.
+        nodes: nodes in the graph's order.
+        sources: for each value that no input changes, the constants that it is computed from.
         weights: products with a constant.
-        places: of all products and attention nodes.
-        n_layers: how many softmaxes there are.
+        places: parts of all products and attention nodes.
+        n_layers: number of softmaxes.
     """
 
     def __init__(self, nodes: Sequence[ir.Node]) -> None:
@@ -54,15 +62,15 @@ class Flow:
         for node in nodes:
             given = _given(node)
             if all(self.is_constant(value) for value in given):
-                made_of = list(dict.fromkeys(source for value in given for source in self.sources_of(value)))
-                self.sources.update(dict.fromkeys(node.outputs, made_of))
+                constants = list(dict.fromkeys(source for value in given for source in self.sources_of(value)))
+                self.sources.update(dict.fromkeys(node.outputs, constants))
         moving = [node for node in nodes if not all(map(self.is_constant, node.outputs))]
         products = [node for node in moving if node.op_type in _PRODUCTS]
         self.weights = {node for node in products if any(map(self.is_constant, _given(node)[:2]))}
         self._softmaxes = {node: i for i, node in enumerate(n for n in moving if n.op_type in _ATTENTION)}
         self.n_layers = len(self._softmaxes)
-        self._states: set[ir.Value] = set()  # what tables of embeddings were looked up for
-        self._from_softmax: dict[ir.Value, int] = {}  # the last one before it, with no weight between
+        self._states: set[ir.Value] = set()  # values computed from looked-up embeddings
+        self._from_softmax: dict[ir.Value, int] = {}  # the last softmax before a value, with no weight in between
         for node in moving:
             if self.looks_up(node) or not self._states.isdisjoint(_given(node)):
                 self._states.update(node.outputs)
@@ -71,35 +79,35 @@ class Flow:
                 before = [self._softmaxes[node]]
             if before and node not in self.weights and node.op_type not in _RANGES:
                 self._from_softmax.update(dict.fromkeys(node.outputs, max(before)))
-                if node in products:  # what values come in by, behind the softmax itself
+                if node in products:  # the product with the values, after the softmax itself
                     self._softmaxes[node] = max(before)
-        self._to_softmax: dict[ir.Value, int] = {}  # the first one behind it, with no weight between
-        self._next_softmax: dict[ir.Value, int] = {}  # likewise, with or without
+        self._to_softmax: dict[ir.Value, int] = {}  # the first softmax after a value, with no weight in between
+        self._next_softmax: dict[ir.Value, int] = {}  # the same, with or without a weight in between
         self._next_weight: dict[ir.Value, ir.Node] = {}
         for node in reversed(moving):
             self._look_ahead(node)
         self.places = self._find(products)
 
     def is_constant(self, value: ir.Value) -> bool:
-        """Whether no input changes it."""
+        """Return whether no input changes a value."""
         return value in self.sources or value.const_value is not None
 
     def sources_of(self, value: ir.Value) -> list[ir.Value]:
-        """The constants a value is made of."""
+        """Return the constants that a value is computed from."""
         return self.sources.get(value, [value] if value.const_value is not None else [])
 
     def looks_up(self, node: ir.Node) -> bool:
-        """Whether a node takes rows of a table."""
+        """Return whether a node looks up rows of a table."""
         table = node.inputs[0] if node.op_type == "Gather" else None
         tensors = [] if table is None else [tensor_of(source) for source in self.sources_of(table)]
         return any(len(tensor.shape) == 2 and tensor.dtype.is_floating_point() for tensor in tensors)
 
     def is_state(self, node: ir.Node) -> bool:
-        """Whether a node computes on what was looked up, and not on masks or positions."""
+        """Return whether a node computes on embeddings or hidden states, and not on masks or positions."""
         return node.outputs[0] in self._states
 
     def next_place(self, node: ir.Node) -> Place | None:
-        """The part of the next weight behind a node."""
+        """Return the part of the next weight after a node."""
         weight = self._next_weight.get(node.outputs[0])
         return None if weight is None else self.places[weight]
 
@@ -107,7 +115,7 @@ class Flow:
         return any(source.name == "label_weights" for value in _given(node) for source in self.sources_of(value))
 
     def _look_ahead(self, node: ir.Node) -> None:
-        """Tell a node's inputs what is behind it."""
+        """Record for a node's inputs the softmax and weight that follow."""
         if node.op_type in _RANGES:
             return
         own = self._softmaxes.get(node)
@@ -121,7 +129,7 @@ class Flow:
                 if found:
                     known[value] = min(*found, known.get(value, found[0]))
             if weights:
-                self._next_weight[value] = weights[0]  # the graph's first, since nodes are walked from its end
+                self._next_weight[value] = weights[0]  # the first in the graph, since nodes are visited from its end
 
     def _find(self, products: Sequence[ir.Node]) -> dict[ir.Node, Place]:
         places = {node: Place("attention", layer) for node, layer in self._softmaxes.items()}
@@ -130,7 +138,7 @@ class Flow:
             value = node.outputs[0]
             before = [self._from_softmax[v] for v in _given(node) if v in self._from_softmax]
             if self._is_of_labels(node):
-                places[node] = Place("label rows")
+                places[node] = Place("label weights")
             elif value in self._to_softmax:
                 places[node] = Place("attention", self._to_softmax[value])
             elif before:
@@ -143,7 +151,7 @@ class Flow:
                 places[node] = Place("embeddings")
             else:
                 places[node] = Place("mlp", self._next_softmax[value] - 1)
-        # Nothing tells the last MLP from a head behind it, but that all layers have as many products.
+        # Only the number of products, the same in all layers, separates the last MLP from a head after it.
         n_mlp = sum(place == Place("mlp", 0) for place in places.values()) if self.n_layers > 1 else len(tail)
         for i, node in enumerate(tail):
             places[node] = Place("mlp", self.n_layers - 1) if i < n_mlp else Place("head")
@@ -151,14 +159,14 @@ class Flow:
 
 
 def place_of_nodes(flow: Flow) -> dict[str, Place]:
-    """Find each node's part, by its name.
+    """Find each node's part, by the node's name.
 
-    What is no weight, no attention and no norm belongs to the weight or norm before it, as a bias, a rotation or an
-    activation does, and what rounds to integers to the weight behind it. What computes on no state, such as masks,
-    positions and the leading keys, is "other" in no layer.
+    A node that is not a weight, attention or norm, such as a bias, a rotation or an activation, belongs to the weight
+    or norm before it; a node that rounds to integers belongs to the weight after it. A node that does not compute on
+    hidden states, such as for masks, positions and prefix key/values, is "other" in no layer.
     """
     found: dict[str, Place] = {}
-    latest: dict[ir.Value, tuple[int, Place]] = {}  # of each value, the last node before it that has a part of its own
+    latest: dict[ir.Value, tuple[int, Place]] = {}  # for each value, the last node before it with a part of its own
     for number, node in enumerate(flow.nodes):
         place = flow.places.get(node)
         if place is None and flow.is_state(node):
@@ -180,7 +188,7 @@ def place_of_nodes(flow: Flow) -> dict[str, Place]:
 
 
 def _begins_norm(node: ir.Node) -> bool:
-    """Whether a node is a norm, or the mean that one begins with, where it is written out, or the square in that."""
+    """Return whether a node is a norm, or the mean or square that a decomposed norm begins with."""
     behind = {user.op_type for user, _ in node.outputs[0].uses()}
     return node.op_type in (*_NORMS, "ReduceMean") or (node.op_type in ("Pow", "Mul") and behind == {"ReduceMean"})
 
@@ -224,13 +232,23 @@ def _given(node: ir.Node) -> list[ir.Value]:
 
 
 def tensor_of(value: ir.Value) -> ir.TensorProtocol:
-    """The tensor of a constant."""
+    """Return the tensor of a constant."""
     assert value.const_value is not None
     return value.const_value
 
 
 def order(place: Place) -> tuple[int, int, int]:
-    """The order of the graph: what comes before the layers, the layers, what comes after."""
-    names = ("embeddings", "prompt rows", "leading states", "attention", "mlp", "norms", "head", "label rows", "other")
+    """Return a sort key in the order of the graph: parts before the layers, layers, parts after them."""
+    names = (
+        "embeddings",
+        "prompt embeddings",
+        "prefix key/values",
+        "attention",
+        "mlp",
+        "norms",
+        "head",
+        "label weights",
+        "other",
+    )
     number = names.index(place.name)
     return (0 if number < 3 else 1 if place.layer is not None else 2), place.layer or 0, number

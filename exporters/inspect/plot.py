@@ -1,4 +1,4 @@
-"""A graph's summary -> a picture: the way from ids to logits, and beside each step its bytes and FLOPs."""
+"""A graph's summary -> a picture: the steps from ids to logits, with the bytes and FLOPs of each."""
 
 import io
 from dataclasses import dataclass
@@ -17,23 +17,22 @@ _COLOURS: dict[PartName, str] = {
     "attention": "#1f6f8b",
     "mlp": "#99c1a8",
     "norms": "#8d99ae",
-    "prompt rows": "#e07a3f",
-    "leading states": "#e07a3f",
+    "prompt embeddings": "#e07a3f",
+    "prefix key/values": "#e07a3f",
     "head": "#8d99ae",
-    "label rows": "#e07a3f",
+    "label weights": "#e07a3f",
     "other": "#cccccc",
 }
 _NAMES: dict[PartName, str] = {
-    "leading states": "leading keys, values",
     "norms": "last norm",
     "other": "scalars, sizes",
 }
-_LEGEND = {"attention": "#1f6f8b", "MLP": "#99c1a8", "other weights": "#8d99ae", "the task's own": "#e07a3f"}
+_LEGEND = {"attention": "#1f6f8b", "MLP": "#99c1a8", "other weights": "#8d99ae", "task arrays": "#e07a3f"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A row of the picture: its name, and the parts in it."""
+    """One step in the picture: its name and parts."""
 
     name: str
     parts: list[Part]
@@ -43,13 +42,13 @@ def write_plot(path: Path, name: str, summary: GraphSummary, *, force: bool) -> 
     """Draw a graph.
 
     Args:
-        path: the file; its ending says which kind.
-        name: of the bundle.
-        summary: of its graph.
-        force: replace the file if it is there.
+        path: file to write; its suffix selects the format.
+        name: name of the bundle.
+        summary: summary of its graph.
+        force: replace the file if it exists.
 
     Raises:
-        OutputError: the file exists and `force` is not given, or cannot be written.
+        OutputError: the file exists and `force` is false, or the file cannot be written.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -78,9 +77,9 @@ def write_plot(path: Path, name: str, summary: GraphSummary, *, force: bool) -> 
 def _cost_title(summary: GraphSummary) -> str:
     if summary.flops_per_token is None or summary.flops is None or summary.saved_flops is None:
         return f"FLOPs not known: {', '.join(summary.unknown)}"
-    title = f"{_short(summary.flops_per_token)}FLOP a token, in rows of {summary.length}"
+    title = f"{_short(summary.flops_per_token)}FLOP per token, in rows of {summary.length}"
     saved = summary.saved_flops / (summary.flops + summary.saved_flops)
-    return title + (f"\n(one position of the last layer saves {saved:.1%})" if saved else "")
+    return title + (f"\n(computing one position of the last layer saves {saved:.1%})" if saved else "")
 
 
 def _steps(summary: GraphSummary) -> list[_Step]:
@@ -93,7 +92,7 @@ def _steps(summary: GraphSummary) -> list[_Step]:
         if part.layer is not None:
             in_layer.setdefault(part.layer, []).append(part)
         else:
-            of_head = part.name in ("norms", "head", "label rows")
+            of_head = part.name in ("norms", "head", "label weights")
             (after if of_head else before).append(_Step(_NAMES.get(part.name, part.name), [part]))
     layers = [_Step(f"layer {layer}", parts) for layer, parts in sorted(in_layer.items())]
     before = [step for step in before if step.name != _NAMES["other"]]
@@ -101,7 +100,7 @@ def _steps(summary: GraphSummary) -> list[_Step]:
 
 
 def _draw_flow(axes: "Axes", steps: list[_Step]) -> None:
-    """Draw a line from ids to logits, the steps on it, and what joins it."""
+    """Draw a line from ids to logits with the steps, and the constants that join it."""
     from matplotlib.colors import to_rgb
     from matplotlib.patches import FancyBboxPatch
 
@@ -109,7 +108,7 @@ def _draw_flow(axes: "Axes", steps: list[_Step]) -> None:
     axes.annotate("", (0.12, len(steps) - 1.3), (0.12, 0.3), arrowprops=way, zorder=0)
     for y, step in enumerate(steps):
         names = {part.name for part in step.parts}
-        joins = bool(names & {"prompt rows", "leading states"})  # constants that are not on the way
+        joins = bool(names & {"prompt embeddings", "prefix key/values"})  # constants beside the line
         left = 0.3 if joins else 0.0
         if step.parts:
             colour = _COLOURS[step.parts[0].name] if len(names) == 1 else _COLOURS["attention"]
@@ -117,7 +116,7 @@ def _draw_flow(axes: "Axes", steps: list[_Step]) -> None:
             shape = "round,pad=0,rounding_size=0.08"
             axes.add_patch(FancyBboxPatch((left, y - 0.3), 1 - left, 0.6, boxstyle=shape, linewidth=0, color=pale))
         if joins:
-            axes.plot([left, 0.12], [y, y], color=_COLOURS["prompt rows"], linewidth=1.2)
+            axes.plot([left, 0.12], [y, y], color=_COLOURS["prompt embeddings"], linewidth=1.2)
         if step.parts or not y:
             axes.text((left + 1) / 2, y, step.name, ha="center", va="center", fontsize=8)
         else:
@@ -134,7 +133,7 @@ def _draw_bars(axes: "Axes", steps: list[_Step], values: dict[int, float], unit:
             axes.barh(y, values[id(part)], left=left, height=0.6, color=_COLOURS[part.name])
             left += values[id(part)]
         label = f"{_short(left)}{unit}"
-        if left and said != label:  # layers are mostly alike: the first of them says it
+        if left and said != label:  # layers are mostly alike: label the first
             axes.annotate(label, (left, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
             said = label
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -145,7 +144,7 @@ def _draw_bars(axes: "Axes", steps: list[_Step], values: dict[int, float], unit:
 
 
 def _short(value: float) -> str:
-    """Write three digits and a prefix of the SI."""
+    """Format with three digits and an SI prefix."""
     for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= factor:
             return f"{value / factor:.3g} {prefix}"

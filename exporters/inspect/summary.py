@@ -1,4 +1,4 @@
-"""A baked graph -> what it is made of and what a row of it costs; knows graphs, nothing of files or printing."""
+"""A baked graph -> its parts, and the FLOPs of one row; knows graphs, nothing of files or printing."""
 
 import math
 from collections import Counter
@@ -11,19 +11,19 @@ from onnxscript.optimizer import fold_constants
 from ptexport.exporters.inspect.parts import Flow, PartName, Place, constants_by_place, order, tensor_of
 
 LENGTH = 128
-"""Tokens of the row that is counted, or the bundle's most if fewer: some sentences, where attention counts a little."""
+"""Tokens of the counted row, at most the bundle's maximum: some sentences, in which attention costs a little."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Constants of one purpose, and the products they or their layer's attention take part in.
+    """One part of a model: its constants and the cost of its products.
 
     Attributes:
-        name: what it is; "head" is what stands between the last layer and the label rows, as BERT's transform; "other"
-            scalars, shapes and the like.
-        layer: its number, from 0; None where it is in none. Weights that layers share are the first one's.
-        parameters: numbers it holds.
-        size_bytes: of those, as stored.
-        flops: of its products for one row of `GraphSummary.length` tokens, two to a multiplication and addition.
+        name: name of the part; "head" is between the last layer and the label weights, such as BERT's transform;
+            "other" is scalars, shapes and the like.
+        layer: number of the layer, from 0; None: not in a layer. Weights that layers share count for the first layer.
+        parameters: number of elements.
+        size_bytes: size of the elements as stored.
+        flops: FLOPs of its products for one row of `GraphSummary.length` tokens; a multiplication and addition are two.
     """
 
     name: PartName
@@ -34,20 +34,21 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class GraphSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a graph is made of. FLOPs are those of products (MatMul, Gemm, Attention); all else is small beside them.
+    """Parts and cost of a graph. FLOPs count products (MatMul, Gemm, Attention), next to which all else is small.
 
     Attributes:
-        inputs: sizes by name; a word is a size that a batch chooses.
-        outputs: likewise.
-        operators: nodes by kind, the most first.
-        parts: in the order of the graph.
-        layers: how many.
-        length: tokens of the row that is counted, the folded ones not among them.
-        flops: of that row; None: sizes are unknown behind `unknown`.
-        flops_per_token: of the same, by its tokens.
-        score_flops: of those, queries by keys and weights by values, which alone grow with the square of the length.
-        saved_flops: that the same row would take more if all positions went through all of the last layer.
-        unknown: kinds of nodes that onnx cannot tell the sizes of, if any.
+        inputs: sizes by the input's name; a string is a size that a batch chooses.
+        outputs: sizes by the output's name.
+        operators: number of nodes by operator, the largest first.
+        parts: parts in the order of the graph.
+        layers: number of layers.
+        length: tokens of the counted row, without folded tokens.
+        flops: FLOPs of that row; None: some sizes are unknown (see `unknown`).
+        flops_per_token: `flops` divided by `length`.
+        score_flops: the part of `flops` for attention scores and weighted values, which grows with the square of
+            `length`.
+        saved_flops: FLOPs that computing the last layer for one position saves.
+        unknown: operators with sizes that onnx cannot infer.
     """
 
     inputs: dict[str, list[int | str]]
@@ -64,14 +65,14 @@ class GraphSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def summarize_graph(model: ir.Model, length: int) -> GraphSummary:
-    """Say what a graph is made of and what it costs.
+    """Find the parts of a graph and their cost.
 
     Args:
-        model: without shapes on intermediate values; changed on the way, so load it for this alone.
-        length: tokens of the row to count.
+        model: a graph without shapes of intermediate values; it is modified.
+        length: tokens of the counted row.
     """
     for value in list(model.graph.inputs):
-        if value.const_value is not None:  # a default value is what counts
+        if value.const_value is not None:  # an overridable initializer is counted with its default value
             model.graph.inputs.remove(value)
             value.shape = ir.Shape(value.const_value.shape.numpy())
     inputs, outputs = _sizes(model.graph.inputs), _sizes(model.graph.outputs)
@@ -116,11 +117,11 @@ def _part(place: Place, constants: Sequence[ir.Value], flops: int) -> Part:
 
 
 def _count(model: ir.Model, nodes: Sequence[ir.Node], length: int) -> dict[ir.Node, tuple[int, int]]:
-    """Count FLOPs of products, and of how many positions each is; those of unknown sizes are left out."""
+    """Count the FLOPs and positions of products; products of unknown sizes are left out."""
     for value in model.graph.inputs:
         value.shape = ir.Shape([1, length])
     stand_ins = {node: _as_matmul(model.graph, node) for node in nodes if node.op_type in _OURS}
-    fold_constants(model, onnx_shape_inference=True)  # sizes that are computed become numbers, and shapes follow
+    fold_constants(model, onnx_shape_inference=True)  # computed sizes become constants, so that shapes can be inferred
     counted = {}
     for node in nodes:
         try:
@@ -131,7 +132,7 @@ def _count(model: ir.Model, nodes: Sequence[ir.Node], length: int) -> dict[ir.No
 
 
 def _flops(node: ir.Node) -> tuple[int, int]:
-    if node.graph is None:  # folded away: a constant after all
+    if node.graph is None:  # folded into a constant
         return 0, 0
     left = _shape(node.inputs[0])
     if node.op_type == "Attention":
@@ -147,11 +148,11 @@ def _flops(node: ir.Node) -> tuple[int, int]:
 
 
 _OURS = ("MatMulNBits", "MatMulIntegerToFloat")
-"""ONNX Runtime's own products, whose sizes onnx cannot tell."""
+"""ONNX Runtime's own products, for which onnx cannot infer sizes."""
 
 
 def _as_matmul(graph: ir.Graph, node: ir.Node) -> ir.Node:
-    """Put a plain product in the place of one whose sizes onnx cannot tell."""
+    """Replace a product for which onnx cannot infer sizes by a MatMul."""
     taken, packed = node.inputs[:2]
     if node.op_type == "MatMulNBits":
         size = [node.attributes["K"].as_int(), node.attributes["N"].as_int()]
@@ -186,7 +187,7 @@ def _kind(node: ir.Node) -> str:
 
 
 def _parameters(value: ir.Value) -> int:
-    """Count numbers; several of a MatMulNBits are packed in a byte."""
+    """Count elements; MatMulNBits packs several into a byte."""
     for node, i in value.uses():
         if node.op_type == "MatMulNBits" and i == 1:
             return node.attributes["K"].as_int() * node.attributes["N"].as_int()

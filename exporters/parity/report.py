@@ -5,7 +5,7 @@ read parity.json, so it is not hashed.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from ptexport.runtime.bundle.manifest import Precision
 from ptexport.runtime.bundle.measured import Comparison, Parity
 from ptexport.runtime.errors import BundleError, reason
 
-REPORT_FORMAT = 2
+REPORT_FORMAT: Final = 2
 
 
 class Flip(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""The edits made to a traced graph, one onnx_ir pass each; they know the graph, nothing of files or tasks."""
+"""Binds task arrays to the inputs of a traced graph; knows the graph, nothing of files or tasks."""
 
 from collections.abc import Mapping
 
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 
 
 class BindInputsPass(ir.passes.InPlacePass):
-    """Give inputs values: what a task brings becomes part of the graph.
+    """Turn inputs into initializers with given values.
 
-    An initializer that stays an input is a default value. ONNX Runtime does not list it among the inputs, and takes
-    another in its place at run time: tasks that differ in nothing else can share a session. TensorRT needs constants.
+    An initializer that is an input too can be overridden: ONNX Runtime accepts another array at run time, so that tasks
+    that differ only in these arrays can share a session. TensorRT needs constants instead.
 
-    Requires: every name is an input, of the array's dtype, rank and fixed sizes.
-    Ensures: each is an initializer, and an input only if it is to be overridable.
+    Requires: every name is an input with the array's dtype, rank and fixed sizes.
+    Ensures: each is an initializer, and still an input only if it is overridable.
 
     Args:
-        arrays: by the input's name.
-        overridable: whether callers may give others at run time.
+        arrays: task arrays by the input's name.
+        overridable: whether callers may pass other arrays at run time.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]], *, overridable: bool = False) -> None:
@@ -28,9 +28,9 @@ class BindInputsPass(ir.passes.InPlacePass):
 
     @property
     def did(self) -> str:
-        """What the manifest says."""
+        """One sentence for the manifest."""
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
-        return f"{shapes} made {'default values' if self.overridable else 'constant'}"
+        return f"{shapes} made {'overridable initializers' if self.overridable else 'constant'}"
 
     def requires(self, model: ir.Model) -> None:
         """Check that the arrays fit the inputs."""
@@ -51,14 +51,14 @@ class BindInputsPass(ir.passes.InPlacePass):
         for value in [value for value in model.graph.inputs if value.name in self.arrays]:
             array = np.ascontiguousarray(self.arrays[str(value.name)])
             value.const_value = ir.tensor(array, name=value.name)
-            if not self.overridable:  # else the symbolic sizes stay, which another task's may differ from
+            if not self.overridable:  # else the symbolic sizes stay: another task's arrays may have other sizes
                 model.graph.inputs.remove(value)
                 value.shape = ir.Shape(array.shape)
             model.graph.register_initializer(value)
         return ir.passes.PassResult(model, modified=bool(self.arrays))
 
     def ensures(self, model: ir.Model) -> None:
-        """Check that each array became an initializer, and that what must be constant is."""
+        """Check that each array is an initializer, overridable or constant as chosen."""
         left = {value.name for value in model.graph.inputs} & set(self.arrays)
         if left != (set(self.arrays) if self.overridable else set()) or not set(self.arrays) <= set(
             model.graph.initializers

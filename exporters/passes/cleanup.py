@@ -1,4 +1,4 @@
-"""Removes what a baked graph no longer needs: intermediate shapes, dead nodes and constants."""
+"""Removes intermediate shapes, unused nodes and unused constants from a baked graph."""
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -7,10 +7,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 class ForgetIntermediateShapesPass(ir.passes.InPlacePass):
     """Drop the shapes that the trace wrote on intermediate values.
 
-    They name the sizes of inputs that baking makes constants; ONNX Runtime infers them again when it loads the graph.
+    They refer to sizes of inputs that became constants. ONNX Runtime infers shapes when it loads the graph.
 
     Requires: nothing.
-    Ensures: no value but the graph's own inputs, outputs and constants has a shape.
+    Ensures: only the graph's inputs, outputs and constants have a shape.
     """
 
     def __init__(self) -> None:
@@ -19,11 +19,11 @@ class ForgetIntermediateShapesPass(ir.passes.InPlacePass):
 
     @property
     def did(self) -> str:
-        """What the manifest says."""
+        """One sentence for the manifest."""
         return f"shapes of {self.dropped} values dropped"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Drop them."""
+        """Drop the shapes."""
         outputs = set(model.graph.outputs)
         for node in model.graph.all_nodes():
             for value in node.outputs:
@@ -34,10 +34,10 @@ class ForgetIntermediateShapesPass(ir.passes.InPlacePass):
 
 
 class DeadCodePass(ir.passes.InPlacePass):
-    """Remove nodes and constants that no output needs.
+    """Remove nodes and constants that no output depends on.
 
     Requires: nothing.
-    Ensures: what is left reaches an output; the weights file keeps its bytes, which bundles of a backbone share.
+    Ensures: an output depends on every node; the weights file, which bundles of a backbone share, is unchanged.
     """
 
     def __init__(self) -> None:
@@ -46,11 +46,11 @@ class DeadCodePass(ir.passes.InPlacePass):
 
     @property
     def did(self) -> str:
-        """What the manifest says."""
+        """One sentence for the manifest."""
         return f"{self.removed} nodes removed"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Remove them."""
+        """Remove unused nodes."""
         before = len(model.graph)
         modified = RemoveUnusedNodesPass()(model).modified
         self.removed = before - len(model.graph)

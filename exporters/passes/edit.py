@@ -1,4 +1,4 @@
-"""What a pass is, and how passes are applied; knows the graph, nothing of files or tasks."""
+"""The protocol of passes, and how they are applied; knows the graph, nothing of files or tasks."""
 
 from typing import Any, Protocol
 
@@ -11,21 +11,21 @@ from ptexport.runtime.errors import ExportError, reason
 
 
 class Edit(Protocol):
-    """A pass that can say what it did."""
+    """A pass that describes its changes."""
 
     @property
     def did(self) -> str:
-        """One sentence, for the manifest."""
+        """One sentence for the manifest."""
 
     def __call__(self, model: ir.Model, /) -> ir.passes.PassResult:
         """Edit a model in place."""
 
 
 def edit(model: ir.Model, *passes: Edit) -> list[PassEntry]:
-    """Apply passes in order; returns what each did.
+    """Apply passes in order; returns the manifest's entries.
 
     Raises:
-        ExportError: the graph is not as a pass needs it.
+        ExportError: the graph does not meet a pass's requirement.
     """
     for pass_ in passes:
         try:

@@ -1,8 +1,7 @@
-"""What torch.onnx wrote out, in the form that ONNX Runtime computes in fewer passes over the activations.
+"""Rewrites patterns of torch.onnx to forms that ONNX Runtime computes in fewer passes over the activations.
 
-All is of standard operators before and after, and what is read is the same to the last bit but for a root mean square,
-which is rounded once less. docs/benchmarks.md says what they are worth. A pass that finds nothing to rewrite changes
-nothing.
+The operators are standard ones before and after. Logits are the same to the last bit, except for the root mean square,
+which is rounded once less. docs/benchmarks.md has the speedups. A pass that finds no pattern changes nothing.
 """
 
 import numpy as np
@@ -15,12 +14,12 @@ _LOWEST = np.finfo(np.float32).min
 
 
 def rewrites() -> list[Edit]:
-    """List them, in no particular order but after `ReadPositionPass`, which needs what they leave no shape of."""
+    """List the rewrites, in any order; they run after `ReadPositionPass`, which needs shapes that they drop."""
     return [FiniteMaskPass(), KeyTransposePass(), FixedSizesPass(), GeluPass(), RootMeanSquarePass()]
 
 
 class _RewritePass(ir.passes.InPlacePass):
-    """Offer each node to a rule."""
+    """Applies a rule to each node."""
 
     what = ""
 
@@ -30,26 +29,26 @@ class _RewritePass(ir.passes.InPlacePass):
 
     @property
     def did(self) -> str:
-        """What the manifest says."""
+        """One sentence for the manifest."""
         return f"{self.rewritten} {self.what}"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Rewrite where the rule does."""
+        """Apply the rule to all nodes."""
         for node in list(model.graph):
             self.rewritten += self.rewrite(model.graph, node)
         return ir.passes.PassResult(model, modified=self.rewritten > 0)
 
     def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool:
-        """Rewrite what ends in a node, if it is of the kind."""
+        """Rewrite the pattern that ends in a node; returns whether there was one."""
         raise NotImplementedError
 
 
 class FiniteMaskPass(_RewritePass):
-    """Mask attention with the lowest number in place of -inf, so that no row of a Softmax is without a number.
+    """Mask attention with the lowest finite number instead of -inf, so that no row of a Softmax is NaN.
 
     Requires: nothing.
-    Ensures: a row with a visible key is what it was, for a masked score is still the lowest number and its exponential
-        0. A row without one, which is padding that nothing reads, is the mean of all values where it was 0.
+    Ensures: a row with a visible key is unchanged, since the exponential of a masked score is still 0. A row without a
+        visible key, which is padding that nothing reads, becomes the mean of all values instead of 0.
     """
 
     what = "attentions masked with the lowest number, their tests for NaN dropped"
@@ -74,7 +73,7 @@ class FiniteMaskPass(_RewritePass):
 
 
 def _mask(value: ir.Value | None) -> ir.Node | None:
-    """Find where a mask of 0 and -inf, or the lowest number, was made; a read position may have been taken of it."""
+    """Find the node that makes a mask of 0 and -inf, or the lowest number, before any gather of the read position."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type in ("Transpose", "GatherND"):
         node = None if node.inputs[0] is None else node.inputs[0].producer()
@@ -87,10 +86,10 @@ def _mask(value: ir.Value | None) -> ir.Node | None:
 
 
 class KeyTransposePass(_RewritePass):
-    """Swap the last two axes of keys at once, and not between two Reshapes, behind which it is computed apart.
+    """Swap the last two axes of keys directly, without the two Reshapes that keep ONNX Runtime from fusing the swap.
 
     Requires: nothing.
-    Ensures: the same elements, in one Transpose with the one that puts heads before positions.
+    Ensures: the same elements, in one Transpose together with the one that puts heads before positions.
     """
 
     what = "keys transposed once"
@@ -112,7 +111,7 @@ class KeyTransposePass(_RewritePass):
 
 
 def _axes(sizes: ir.Value | None, of: ir.Value) -> list[int | None]:
-    """Say which of a value's axes each size is of; None: it is another number."""
+    """Find the axis of a value that each size is the size of; None: it is another number."""
     concat = _made_by(sizes, "Concat")
     axes: list[int | None] = []
     for value in () if concat is None else concat.inputs:
@@ -129,10 +128,10 @@ def _axes(sizes: ir.Value | None, of: ir.Value) -> list[int | None]:
 
 
 class FixedSizesPass(_RewritePass):
-    """Write down the sizes of a Reshape that are computed of the inputs' for each batch.
+    """Replace computed sizes of a Reshape by constants.
 
-    Requires: shapes are as traced.
-    Ensures: 0 stands for a size that stays, -1 for the one, at most, that does not.
+    Requires: shapes are those of the trace.
+    Ensures: 0 stands for a size that is unchanged, -1 for at most one that changes.
     """
 
     what = "Reshapes of constant sizes"
@@ -159,7 +158,7 @@ class FixedSizesPass(_RewritePass):
 
 
 def _same(one: ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
-    """Whether two sizes are known to be one; those without a name are not."""
+    """Return whether two sizes are known to be equal; sizes without a name are not."""
     return one.value is not None and one == other
 
 
@@ -167,7 +166,7 @@ class GeluPass(_RewritePass):
     """Multiply GELU's factors in the order that ONNX Runtime fuses into one operator, with the bias before it.
 
     Requires: nothing.
-    Ensures: the same number: to halve one is exact.
+    Ensures: the same numbers, since halving is exact.
     """
 
     what = "GELUs halved last"
@@ -193,13 +192,13 @@ class GeluPass(_RewritePass):
 
 
 class RootMeanSquarePass(_RewritePass):
-    """Divide by a root mean square, as ONNX Runtime wants it to compute the norm by one operator.
+    """Divide by a root mean square, the form that ONNX Runtime fuses into one norm operator.
 
     Requires: nothing.
-    Ensures: the same but for rounding: one division in place of a reciprocal and a product.
+    Ensures: the same up to rounding: one division instead of a reciprocal and a product.
     """
 
-    what = "divisions by a root in place of products with its reciprocal"
+    what = "divisions by a root instead of products with its reciprocal"
 
     def rewrite(self, graph: ir.Graph, node: ir.Node) -> bool:
         """Write x * (1 / sqrt(..)) as x / sqrt(..)."""

@@ -1,9 +1,8 @@
-"""One read position: what only that position needs is computed for that position alone.
+"""Computes the last layer for the read position alone, except keys and values.
 
-The trace gathers the state of the read position after the last layer. Everything between two positions happens in
-attention, and there only through keys and values: so the gather may stand before the last layer's MLP, output
-projection and queries as well. It is moved up node by node, by a rule for each kind of operator; where there is none it
-stays, which is as right and saves less.
+The trace gathers the hidden state of the read position after the last layer. Positions interact only in attention, and
+there only through keys and values. So the gather can move before the last layer's MLP, output projection and queries.
+It moves node by node, by one rule per operator; if there is no rule it stays, which is correct and saves less.
 """
 
 from collections.abc import Callable
@@ -15,18 +14,18 @@ _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow", "Neg", "Sqrt", "Reciprocal", "
 ELEMENTWISE = frozenset((*_ARITHMETIC, "IsNaN", "Where", "Cast", "Identity"))
 
 Dim = int | str | None
-Wanted = dict[int, int]  # number of an input -> its axis that only the read position is needed of
+Wanted = dict[int, int]  # number of an input -> the axis of which only the read position is needed
 
 
 class ReadPositionPass(ir.passes.InPlacePass):
     """Move the gather of the read position up through the last layer.
 
-    Requires: the graph gathers one position of `[batch, sequence, width]`; shapes are as traced.
-    Ensures: a node whose every use is at the read position computes that position alone; no weight is touched.
+    Requires: the graph gathers one position of `[batch, sequence, width]`; intermediate shapes are those of the trace.
+    Ensures: a node that is used at the read position only computes that position alone; weights are unchanged.
 
     Attributes:
-        moved: nodes it was moved through.
-        stopped: kinds of the nodes it stands behind now.
+        moved: number of nodes that the gather moved before.
+        stopped: operators of the nodes that the gathers follow now.
     """
 
     def __init__(self) -> None:
@@ -36,16 +35,16 @@ class ReadPositionPass(ir.passes.InPlacePass):
 
     @property
     def did(self) -> str:
-        """What the manifest says."""
-        return f"{self.moved} nodes compute the read position alone; it is taken after {', '.join(self.stopped)}"
+        """One sentence for the manifest."""
+        return f"{self.moved} nodes compute the read position alone; it is gathered after {', '.join(self.stopped)}"
 
     def requires(self, model: ir.Model) -> None:
-        """Check that there is a position to read."""
+        """Check that the graph gathers a position."""
         if _gather(model) is None:
             raise ir.passes.PreconditionError("the graph gathers no position of [batch, sequence, width]")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Move it."""
+        """Move the gather."""
         gather = _gather(model)
         assert gather is not None
         states, expanded = _inputs(gather)
@@ -105,7 +104,7 @@ def _inputs(node: ir.Node) -> list[ir.Value]:
 
 
 def _pick(graph: ir.Graph, value: ir.Value, index: ir.Value, axis: int, rank: int) -> ir.Value:
-    """Take each row's read position: [batch, .., sequence, ..] -> [batch, .., 1, ..]."""
+    """Gather each row's read position: [batch, .., sequence, ..] -> [batch, .., 1, ..]."""
 
     def add(kind: str, inputs: list[ir.Value], attributes: dict[str, int | list[int]]) -> ir.Value:
         node = ir.node(kind, inputs, attributes=attributes)
@@ -122,7 +121,7 @@ def _pick(graph: ir.Graph, value: ir.Value, index: ir.Value, axis: int, rank: in
 
 
 class _Shapes:
-    """Shapes as traced, and those of what torch.onnx decomposed and wrote none for; LookupError where not known."""
+    """Shapes of the trace, and inferred ones where torch.onnx wrote none; raises LookupError if unknown."""
 
     def __init__(self) -> None:
         self._known: dict[ir.Value, list[Dim]] = {}
@@ -172,20 +171,20 @@ def _matmul(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
 
 
 def _last_axis(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
-    """Norms and Softmax: each position by itself."""
+    """Norms and Softmax compute each position by itself."""
     rank = len(shapes(_inputs(node)[0]))
     given = node.attributes.get_int("axis", -1)
     return {0: axis} if given in (-1, rank - 1) and axis < rank - 1 else None
 
 
 def _other_axes(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
-    """ReduceMean and Slice, if not along this axis."""
+    """ReduceMean and Slice along other axes keep this one."""
     rank = len(shapes(_inputs(node)[0]))
     given = ir.convenience.get_const_tensor(_inputs(node)[1 if node.op_type == "ReduceMean" else 3])
     if given is None or node.attributes.get_int("keepdims", 1) != 1:
         return None
     axes = [int(i) % rank for i in given.numpy()]
-    return None if axis in axes or not axes else {0: axis}  # none: along all
+    return None if axis in axes or not axes else {0: axis}  # no axes: along all
 
 
 def _transpose(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
@@ -199,7 +198,7 @@ def _concat(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
 
 
 def _attention(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
-    """Only queries and the mask have rows for them; a causal mask that is not written out would count from the last."""
+    """Queries and the mask have an axis of query positions; `is_causal` would align one query with the first key."""
     given = _inputs(node)
     is_causal = node.attributes.get_int("is_causal", 0)
     if axis != 2 or len(given) != 4 or is_causal or len(shapes(given[0])) != 4:
@@ -209,7 +208,7 @@ def _attention(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
 
 
 def _reshape(node: ir.Node, axis: int, shapes: _Shapes) -> Wanted | None:
-    """Heads split or joined behind batch and sequence, or both laid together around a Gemm and apart again."""
+    """Reshapes that split or join heads, or that flatten batch and sequence around a Gemm and restore them."""
     source, out = shapes(_inputs(_around_gemm(node))[0]), shapes(node.outputs[0])
     others = all(isinstance(size, int) for size in out[2:])
     return {0: 1} if axis == 1 and _splits(node, source) and source[:2] == out[:2] and others else None
@@ -220,7 +219,7 @@ def _splits(node: ir.Node, source: list[Dim]) -> bool:
 
 
 def _around_gemm(node: ir.Node) -> ir.Node:
-    """The Reshape that lays batch and sequence together, if this one takes them apart; else this one."""
+    """Return the Reshape that flattens batch and sequence, if this one restores them; else this one."""
     gemm = _inputs(node)[0].producer()
     if gemm is None or gemm.op_type != "Gemm" or len(gemm.outputs[0].uses()) != 1:
         return node
@@ -231,7 +230,7 @@ def _around_gemm(node: ir.Node) -> ir.Node:
 
 
 def _reshape_to_one(node: ir.Node, shapes: _Shapes) -> None:
-    """Write the shape of one position."""
+    """Set the shape to one position."""
     first = _around_gemm(node)
     sizes = {node: [-1, 1, *shapes(node.outputs[0])[2:]]}
     if first is not node:

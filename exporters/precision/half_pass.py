@@ -1,8 +1,9 @@
 """A float32 graph -> the same in half precision, float16 or bfloat16, where that is safe; knows no model by name.
 
-Products, embedding lookups and what moves or joins their results are computed in half. float32 stays what loses too
-much (norms, Softmax), what counts (positions, rotary angles, masks: all that comes of ids and masks alone), what was
-seen too large for float16, and the label rows with all that follows them.
+Products, embedding lookups and the nodes that move or join their results are computed in half precision. These stay in
+float32: norms and Softmax, which lose too much precision; position ids, rotary angles and masks, which depend on ids
+and masks alone; values that were too large for float16 on the check rows; and the label weights with all nodes after
+them.
 """
 
 from collections.abc import Collection
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 LARGEST_FLOAT16 = 65504.0 / 4
-"""Magnitude that a value may show on real rows and still be float16: room for rows that were not seen."""
+"""Largest magnitude on the check rows of a value in float16; the factor leaves room for other rows."""
 
 _PRODUCTS = frozenset(("MatMul", "Gemm", "Attention"))
 _SENSITIVE = frozenset(
@@ -24,15 +25,15 @@ class HalfPass(ir.passes.InPlacePass):
     """Compute in half precision.
 
     Requires: all floats are float32.
-    Ensures: inputs and outputs are what they were; weights of products and lookups are half, the task's arrays
+    Ensures: inputs and outputs are unchanged; weights of products and lookups are in half precision, task arrays in
         float32; no value is cast twice.
 
     Args:
         dtype: FLOAT16 or BFLOAT16.
-        too_large: names of values that stay float32, with the nodes that make and take them.
+        too_large: names of values that stay float32, with the nodes that produce and use them.
 
     Attributes:
-        nodes: how many compute in half.
+        nodes: number of nodes that compute in half precision.
     """
 
     def __init__(self, dtype: ir.DataType, too_large: Collection[str] = ()) -> None:
@@ -43,12 +44,12 @@ class HalfPass(ir.passes.InPlacePass):
 
     @property
     def did(self) -> str:
-        """What the manifest says."""
+        """One sentence for the manifest."""
         large = f"; {len(self.too_large)} values stay float32 for their size" if self.too_large else ""
         return f"{self.nodes} nodes compute in {self.dtype.name.lower()}{large}"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Choose for each node, and cast between them."""
+        """Choose the precision of each node, and insert casts."""
         half = choose_half(model, self.too_large)
         casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         for node in list(model.graph):
@@ -69,7 +70,7 @@ class HalfPass(ir.passes.InPlacePass):
 
 
 def choose_half(model: ir.Model, too_large: Collection[str] = ()) -> set[ir.Node]:
-    """Find the nodes that may compute in half; types that the graph does not say are inferred and written down."""
+    """Find the nodes that may compute in half precision; infers and stores missing types."""
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
     graph = model.graph
     head = {graph.initializers[name] for name in _HEAD}
@@ -107,7 +108,7 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 
 def _cast(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """Cast a value before its first use; a weight is stored as it is used."""
+    """Cast a value before its first use; a weight is stored in the new type."""
     name = f"{value.name}.{dtype.name.lower()}"
     if value.is_initializer() and value.name not in ("prompt_embeddings", "prefix_kv"):
         assert value.const_value is not None

@@ -1,4 +1,4 @@
-"""A baked float32 graph -> the same in lower precision, and what that costs on real rows; knows no training."""
+"""A baked fp32 graph -> the same in a lower precision, and its accuracy on rows; knows no training."""
 
 import fnmatch
 import itertools
@@ -32,8 +32,8 @@ from ptexport.runtime.ort.io_binding import Ids
 
 CALIBRATION_ROWS = 64
 _PROBED_ROWS = 16
-_NAMED = 5  # of the roles that cost most
-_SMALL_BYTES = 1024  # what stays in the graph itself
+_NAMED = 5  # roles that a message names, those that cost most
+_SMALL_BYTES = 1024  # smaller arrays stay in the graph's file
 _TASK = ("prompt_embeddings", "label_weights", "label_bias", "prefix_kv")
 
 
@@ -43,39 +43,39 @@ class LabelledRows:
 
     Attributes:
         encodings: of each row, template included.
-        labels: number of each row's label, int64; -1: it has none, and is right if answered as in float32.
+        labels: number of each row's label, int64; -1: the row has none, and the fp32 graph's label counts as right.
     """
 
     encodings: Sequence[Encoding]
     labels: NDArray[np.int64]
 
     def calibration(self) -> Iterator[Ids]:
-        """Give some rows, spread over all, one at a time: padding has no place in a range."""
+        """Yield some rows, spread over all, one at a time: padding must not widen a range."""
         return (TextEncoder.pad([encoding]) for encoding in self._spread(CALIBRATION_ROWS))
 
     def some(self) -> Ids:
-        """Give some rows at once, spread over all."""
+        """Return a batch of some rows, spread over all."""
         return TextEncoder.pad(self._spread(_PROBED_ROWS))
 
     def _spread(self, most: int) -> list[Encoding]:
         n = len(self.encodings)
         return [self.encodings[i] for i in np.linspace(0, n - 1, min(n, most)).astype(int)]
 
-    def answers(self, model: Path) -> NDArray[np.int64]:
-        """Ask a graph for each row's label, int64 [rows].
+    def predict(self, model: Path) -> NDArray[np.int64]:
+        """Predict each row's label with a graph, int64 [rows].
 
         Raises:
-            ExportError: a logit is no finite number.
+            ExportError: a logit is not a finite number.
         """
         graph = Graph.open(model)
-        answers = np.empty(len(self.encodings), dtype=np.int64)
+        predicted = np.empty(len(self.encodings), dtype=np.int64)
         for batch in batches([len(encoding) for encoding in self.encodings], graph.batch_tokens):
             logits = score(graph, [self.encodings[i] for i in batch])[:, 0]
             if not np.isfinite(logits).all():
                 row = batch[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
-                raise ExportError(f"row {row}: its logits are no numbers in this precision; choose another")
-            answers[batch] = logits.argmax(1)
-        return answers
+                raise ExportError(f"row {row}: a logit is not a finite number in this precision; choose another")
+            predicted[batch] = logits.argmax(1)
+        return predicted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +83,10 @@ class Attempt:
     """A graph of lower precision that was written.
 
     Attributes:
-        passes: what was done to the graph.
-        products: how many are computed by which recipe; none where the precision is that of all nodes.
-        kept_fp32: weights whose products stayed float32.
-        costs: mean difference of a logit with one role of products lowered alone, by role, the largest first.
+        passes: edits of the graph.
+        products: number of products by recipe; empty in half precision.
+        kept_fp32: weights whose products stayed in fp32.
+        costs: mean difference of a logit if one role of products alone is lowered, by role, the largest first.
     """
 
     passes: list[PassEntry]
@@ -97,12 +97,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lowered:
-    """What was written in the end.
+    """The graph that was accepted.
 
     Attributes:
-        files: that changed, for the manifest.
-        passes: what was done to the graph.
-        entry: what it cost.
+        files: changed files, for the manifest.
+        passes: edits of the graph.
+        entry: its cost, for the manifest.
     """
 
     files: dict[str, FileEntry]
@@ -122,46 +122,52 @@ def lower(
     """Replace a bundle's graph and weights by ones of lower precision.
 
     Args:
-        folder: holds a float32 graph and its weights.
-        precision: any but fp32. bf16 is not run: ONNX Runtime's CPU provider has no products in it.
-        rows: real ones.
-        keep_fp32: names of weights whose products stay float32, or patterns such as `*.down_proj.weight`; "auto": the
-            roles that cost most, as few as `max_drop` takes.
+        folder: holds an fp32 graph and its weights.
+        precision: any except fp32. A graph in bf16 is not run: ONNX Runtime's CPU provider cannot run it.
+        rows: rows of the task.
+        keep_fp32: names of weights whose products stay in fp32, or patterns such as `*.down_proj.weight`; "auto": the
+            roles that cost most, as few as `max_drop` needs.
         max_drop: points of accuracy on the rows that may be lost.
-        standard: whether only ONNX's own operators may be used, as TensorRT's parser takes them.
+        standard: whether only ONNX's own operators may be used, as TensorRT's parser needs them.
 
     Raises:
-        ExportError: more accuracy is lost (says which products cost most), or `keep_fp32` names nothing.
+        ExportError: more accuracy is lost (the message names the products that cost most), or `keep_fp32` matches
+            nothing.
     """
     with TemporaryDirectory(prefix=".fp32-", dir=folder) as name:
         source = Path(name)
         for file in (MODEL, WEIGHTS):
             (folder / file).rename(source / file)
-        expected = rows.answers(source / MODEL)
+        expected = rows.predict(source / MODEL)
         labels = np.where(rows.labels >= 0, rows.labels, expected)
-        before = float((expected == labels).mean())
+        before, after = float((expected == labels).mean()), None
         if precision in ("fp16", "bf16"):
             attempts: Iterable[Attempt] = [_halve(source, folder, precision, rows)]
         else:
             attempts = _in_integers(source, folder, precision, rows, keep_fp32, standard=standard)
         for attempt in attempts:
-            after = None if precision == "bf16" else float((rows.answers(folder / MODEL) == labels).mean())
+            after = None if precision == "bf16" else float((rows.predict(folder / MODEL) == labels).mean())
             if after is None or 100 * (before - after) <= max_drop + 1e-9:
-                entry = PrecisionEntry(
-                    products=attempt.products,
-                    kept_fp32=attempt.kept_fp32,
-                    costs=attempt.costs,
-                    rows=len(labels),
-                    accuracy_fp32=before,
-                    accuracy=after,
-                )
-                files = {name: file_entry(folder / name) for name in (MODEL, WEIGHTS)}
-                return Lowered(files=files, passes=attempt.passes, entry=entry)
+                return _accepted(attempt, folder, n_rows=len(labels), before=before, after=after)
     assert after is not None
-    fell = (
-        f"accuracy on {len(labels)} rows falls from {before:.1%} to {after:.1%}, by {100 * (before - after):.1f} points"
+    fell = f"falls from {before:.1%} to {after:.1%}, by {100 * (before - after):.1f} points"
+    raise ExportError(
+        f"precision {precision}: accuracy on {len(labels)} rows {fell}, need at most {max_drop:g}; "
+        f"{_advice(attempt, keep_fp32)}"
     )
-    raise ExportError(f"precision {precision}: {fell}, need at most {max_drop:g}; {_advice(attempt, keep_fp32)}")
+
+
+def _accepted(attempt: Attempt, folder: Path, *, n_rows: int, before: float, after: float | None) -> Lowered:
+    entry = PrecisionEntry(
+        products=attempt.products,
+        kept_fp32=attempt.kept_fp32,
+        costs=attempt.costs,
+        rows=n_rows,
+        accuracy_fp32=before,
+        accuracy=after,
+    )
+    files = {name: file_entry(folder / name) for name in (MODEL, WEIGHTS)}
+    return Lowered(files=files, passes=attempt.passes, entry=entry)
 
 
 def _advice(attempt: Attempt, keep_fp32: Sequence[str] | Literal["auto"]) -> str:
@@ -183,7 +189,7 @@ def _halve(source: Path, folder: Path, precision: Precision, rows: LabelledRows)
 
 
 def _too_large(model: ir.Model, source: Path, rows: LabelledRows) -> list[str]:
-    """Find what half nodes would take or give and float16 may not hold: constants, and values on real rows."""
+    """Find the inputs and outputs of half nodes that may overflow float16: constants, and values seen on the rows."""
     values = {value for node in choose_half(model) for value in (*node.inputs, *node.outputs) if value is not None}
     floats = {str(value.name): value for value in values if value.dtype == ir.DataType.FLOAT}
     constants = {name: ir.convenience.get_const_tensor(value) for name, value in floats.items()}
@@ -210,7 +216,7 @@ def _in_integers(
     recipe: Recipe = "range" if standard else FIRST[precision]
     costs = measure_costs(source, by_role, recipe, ranges, rows.some())
     tried = plans(precision, costs, standard=standard)
-    if keep_fp32 == "auto":  # ever more roles, of which those that cost most come first
+    if keep_fp32 == "auto":  # more roles each time, in the order of their costs
         nearest = tried[-1]
         tried += [nearest | dict.fromkeys(list(costs)[:n], "fp32") for n in range(1, len(costs) + 1)]
     for plan in tried:
@@ -233,7 +239,7 @@ def _in_integers(
 
 
 def _named(by_role: Mapping[str, Sequence[Product]], patterns: Sequence[str]) -> set[str]:
-    """Find the weights that are named, or match a pattern."""
+    """Find the weights that have one of the names, or match a pattern."""
     weights = [product.weight for products in by_role.values() for product in products]
     for pattern in patterns:
         if not fnmatch.filter(weights, pattern):
@@ -243,7 +249,7 @@ def _named(by_role: Mapping[str, Sequence[Product]], patterns: Sequence[str]) ->
 
 
 def _save(model: ir.Model, folder: Path) -> None:
-    """Write a graph with the task's arrays in it, and all else of size in the weights file, in order."""
+    """Write a graph; its task arrays stay in the graph's file, other large arrays go to the weights file, in order."""
     values = [
         value
         for name, value in model.graph.initializers.items()

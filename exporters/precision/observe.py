@@ -1,4 +1,4 @@
-"""A baked graph + ids -> what its inner values are on them; knows ONNX Runtime, nothing of what they are wanted for."""
+"""A baked graph + ids -> its intermediate values; knows ONNX Runtime, nothing of precisions."""
 
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -12,16 +12,16 @@ from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.ort.io_binding import Ids
 from ptexport.runtime.ort.providers import load_onnxruntime
 
-_OBSERVED = "observed.onnx"  # beside the weights that it shares with the graph, while it is run
+_OBSERVED = "observed.onnx"  # a temporary file, beside the weights that it shares with the graph
 
 
 def observe(folder: Path, names: Collection[str], batches: Iterable[Ids]) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Run a graph and give inner values.
+    """Run a graph and yield intermediate values.
 
     Args:
-        folder: holds the graph and its weights; a file is written there meanwhile.
-        names: of float32 values.
-        batches: what to run it on.
+        folder: holds the graph and its weights; a temporary file is written there.
+        names: names of float32 values.
+        batches: batches of ids.
 
     Yields:
         For each batch, the values by name.
@@ -33,7 +33,7 @@ def observe(folder: Path, names: Collection[str], batches: Iterable[Ids]) -> Ite
 
 
 def largest(folder: Path, names: Collection[str], batches: Iterable[Ids]) -> dict[str, float]:
-    """Find the largest magnitude of many inner values over all batches, NaN if one is; arguments as `observe`'s."""
+    """Find the largest magnitude of intermediate values over all batches, NaN if one is NaN; see `observe`."""
     model = ir.load(folder / MODEL)
     for name, value in _values(model, names).items():
         magnitude = ir.node("Abs", [value])

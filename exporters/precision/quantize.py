@@ -1,12 +1,12 @@
 """A baked graph -> the same with products in integers; knows onnxruntime.quantization, nothing of rows or accuracy.
 
-A product is a MatMul with a weight. How one is computed is its recipe:
+A product is a MatMul with a weight. Its recipe is how it is computed:
 
-    row          weights int8 by column; activations uint8, each row by a scale of its own (MatMulIntegerToFloat)
-    int8-blocks  weights int8 in blocks of 32; activations int8 in such blocks too (MatMulNBits)
-    int4-blocks  the same with weights int4
-    range        weights int8 by column; activations int8, by the range seen on real rows (standard operators, Q/DQ)
-    fp32         as it was
+    row          weights int8 by column; activations uint8, with one scale per row (MatMulIntegerToFloat)
+    int8-blocks  weights int8 in blocks of 32; activations int8 in blocks of 32 (MatMulNBits)
+    int4-blocks  weights int4 in blocks of 32; activations int8 in blocks of 32 (MatMulNBits)
+    range        weights int8 by column; activations int8, by the range on the check rows (standard operators, Q/DQ)
+    fp32         unchanged
 """
 
 import logging
@@ -39,9 +39,9 @@ class Product:
     """A MatMul with a weight.
 
     Attributes:
-        node: its name.
-        taken: name of the value it multiplies.
-        weight: the parameter's name.
+        node: name of the node.
+        taken: name of the value that is multiplied by the weight.
+        weight: name of the parameter.
     """
 
     node: str
@@ -51,18 +51,18 @@ class Product:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """The least and the largest element that a value had."""
+    """The smallest and the largest element of a value."""
 
     lowest: float
     highest: float
 
     def joined(self, array: NDArray[np.float32]) -> "Range":
-        """Take more elements in."""
+        """Extend the range to the elements of an array."""
         return Range(lowest=min(self.lowest, float(array.min())), highest=max(self.highest, float(array.max())))
 
 
 def find_products(model: ir.Model) -> list[Product]:
-    """List a graph's products, in order. The label rows' is none: they are transposed first, and stay float32."""
+    """List a graph's products, in order; without that of the label weights, which are transposed and stay float32."""
     found = []
     for node in model.graph:
         taken, weight = (*node.inputs, None, None)[:2]
@@ -76,9 +76,9 @@ def quantize(path: Path, recipes: Mapping[str, Recipe], ranges: Mapping[str, Ran
     """Compute products in integers.
 
     Args:
-        path: the graph, its weights beside it.
-        recipes: by the product's node.
-        ranges: of what `range` products multiply, by the value's name.
+        path: the graph, with its weights beside it.
+        recipes: recipes by the name of the product's node.
+        ranges: ranges of the values that `range` products multiply, by the value's name.
 
     Returns:
         The graph; the weights of other products stay in the file beside `path`.
@@ -109,15 +109,15 @@ def _by_ranges(proto: onnx.ModelProto, nodes: list[str], ranges: Mapping[str, Ra
         name: TensorData(lowest=np.float32(seen.lowest), highest=np.float32(seen.highest))
         for name, seen in ranges.items()
     }
-    # A pair of Q/DQ for each product, or others that take the same value would get it rounded too. ONNX Runtime makes
-    # one of those that are the same when it opens the graph.
+    # Each product has its own Q/DQ pair, else other users of the same value would get it rounded. ONNX Runtime merges
+    # equal pairs when it loads the graph.
     options = {"DedicatedQDQPair": True, "OpTypesToExcludeOutputQuantization": _OP_TYPES}
     quantizer = QDQQuantizer(
         proto,
-        True,  # a scale for each column of weights
+        True,  # one scale per column of weights
         False,
         QuantType.QInt8,
-        QuantType.QInt8,  # and around 0, as TensorRT takes them
+        QuantType.QInt8,  # symmetric, as TensorRT needs them
         TensorsData(CalibrationMethod.MinMax, data),
         nodes,
         [],
@@ -131,7 +131,7 @@ def _by_ranges(proto: onnx.ModelProto, nodes: list[str], ranges: Mapping[str, Ra
 
 def _in_blocks(proto: onnx.ModelProto, nodes: list[str], bits: int) -> onnx.ModelProto:
     quantizer_class = _nbits_quantizer()
-    # accuracy_level 4: activations in int8 too, row by row, so that no row depends on another
+    # accuracy_level 4: activations are int8, with scales per row, so that rows do not depend on each other
     quantizer = quantizer_class(
         proto, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_include=nodes
     )
@@ -141,7 +141,7 @@ def _in_blocks(proto: onnx.ModelProto, nodes: list[str], bits: int) -> onnx.Mode
 
 
 def _nbits_quantizer() -> Any:
-    """Import the quantizer without what it does to logging: everything of all libraries would be printed."""
+    """Import the quantizer, and undo its change to the root logger, which would print messages of all libraries."""
     root = logging.getLogger()
     before = root.level, root.handlers[:]
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -152,7 +152,7 @@ def _nbits_quantizer() -> Any:
 
 
 def _take_apart(proto: onnx.ModelProto, nodes: set[str], folder: Path) -> list[onnx.TensorProto]:
-    """Read the weights of some products, and make inputs of the others: the quantizers copy all that is there."""
+    """Read the weights of some products, and make inputs of the others, since the quantizers copy all weights."""
     wanted = {node.input[1] for node in proto.graph.node if node.name in nodes}
     apart = []
     for tensor in [tensor for tensor in proto.graph.initializer if uses_external_data(tensor)]:
@@ -168,10 +168,10 @@ def _take_apart(proto: onnx.ModelProto, nodes: set[str], folder: Path) -> list[o
 
 
 class SplitGemmPass(ir.passes.InPlacePass):
-    """Make a MatMul and an Add of each Gemm, which GPT-2's layers are: recipes are for MatMul.
+    """Replace each Gemm, such as GPT-2's, by a MatMul and an Add, since recipes are for MatMul.
 
     Requires: nothing.
-    Ensures: no Gemm is left but those that transpose or scale.
+    Ensures: only those Gemm are left that transpose or scale.
     """
 
     def __init__(self) -> None:
@@ -180,8 +180,8 @@ class SplitGemmPass(ir.passes.InPlacePass):
 
     @property
     def did(self) -> str:
-        """What the manifest says."""
-        return f"{self.split} Gemm made MatMul and Add"
+        """One sentence for the manifest."""
+        return f"{self.split} Gemm replaced by MatMul and Add"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Split them."""
@@ -202,11 +202,11 @@ class SplitGemmPass(ir.passes.InPlacePass):
 
 
 class ByteTablePass(ir.passes.InPlacePass):
-    """Store the embedding table in int8, with a scale for each 32 elements of a row.
+    """Store the embedding table in int8, with one scale per 32 elements of a row.
 
     Requires: one Gather looks tokens up in `table.weight`.
-    Ensures: what is looked up is float32, each element at most 1/254 of its block's largest away; prompt rows, which
-        are looked up elsewhere, are not touched.
+    Ensures: embeddings are float32, and each element differs by at most 1/254 of its block's largest; prompt
+        embeddings, which are in another table, are unchanged.
     """
 
     def __init__(self) -> None:
@@ -215,7 +215,7 @@ class ByteTablePass(ir.passes.InPlacePass):
 
     @property
     def did(self) -> str:
-        """What the manifest says."""
+        """One sentence for the manifest."""
         return f"embedding table of {self.rows} rows in int8"
 
     def requires(self, model: ir.Model) -> None:

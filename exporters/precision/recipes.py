@@ -1,7 +1,8 @@
-"""Products by role -> what lowering each role costs, and so how it is computed; knows logits, nothing of labels.
+"""Products by role -> the cost of lowering each role, and its recipe; knows logits, nothing of labels.
 
-A role is what products of all layers share: `base.layers.*.mlp.down_proj.weight`. Its cost is measured on the whole
-graph with that role alone lowered: the error of a single product says little of what the layers behind make of it.
+A role is a weight's name with `*` for the number of the layer: `base.layers.*.mlp.down_proj.weight`. Its cost is
+measured on the whole graph with that role alone lowered, since the error of a single product does not show how later
+layers amplify it.
 """
 
 import math
@@ -19,14 +20,14 @@ from ptexport.runtime.bundle.folder import MODEL
 from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.io_binding import Ids
 
-_PROBED = "probed.onnx"  # beside the weights that it shares with the graph, while it is run
+_PROBED = "probed.onnx"  # a temporary file, beside the weights that it shares with the graph
 
 FIRST: dict[str, Recipe] = {"int8": "row", "int4": "int4-blocks"}
-"""By precision: how products are computed, unless only standard operators may be."""
+"""Recipe of products by precision, unless only standard operators may be used."""
 
 
 def roles(products: Iterable[Product]) -> dict[str, list[Product]]:
-    """Group products by their weights' names without numbers, in order."""
+    """Group products by role, in order."""
     found: dict[str, list[Product]] = {}
     for product in products:
         found.setdefault(re.sub(r"\d+", "*", product.weight), []).append(product)
@@ -34,12 +35,12 @@ def roles(products: Iterable[Product]) -> dict[str, list[Product]]:
 
 
 def find_ranges(folder: Path, products: Iterable[Product], batches: Iterable[Ids]) -> dict[str, Range]:
-    """Find the ranges of what products multiply, by the value's name.
+    """Find the ranges of the values that products multiply, by the value's name.
 
     Args:
         folder: holds the float32 graph.
-        products: of it.
-        batches: real rows, without padding: that has no place in a range.
+        products: products of that graph.
+        batches: rows without padding, which would widen a range.
     """
     ranges: dict[str, Range] = {}
     for values in observe(folder, {product.taken for product in products}, batches):
@@ -51,14 +52,14 @@ def find_ranges(folder: Path, products: Iterable[Product], batches: Iterable[Ids
 def measure_costs(
     folder: Path, by_role: Mapping[str, Sequence[Product]], recipe: Recipe, ranges: Mapping[str, Range], ids: Ids
 ) -> dict[str, float]:
-    """Measure what lowering each role alone does to the logits.
+    """Measure how lowering each role alone changes the logits.
 
     Args:
-        folder: holds the float32 graph; a file is written there meanwhile.
-        by_role: its products.
-        recipe: how they are computed.
-        ranges: of what they multiply.
-        ids: real rows.
+        folder: holds the float32 graph; a temporary file is written there.
+        by_role: products of that graph.
+        recipe: recipe of the lowered products.
+        ranges: ranges of the values that they multiply.
+        ids: a batch of rows.
 
     Returns:
         Mean difference of a logit, by role, the largest first.
@@ -80,11 +81,11 @@ def _run(model: ir.Model, folder: Path, ids: Ids) -> NDArray[np.float32]:
 
 
 def plans(precision: str, costs: Mapping[str, float], *, standard: bool) -> list[dict[str, Recipe]]:
-    """List ways to compute roles, the fastest first and the one nearest to float32 last.
+    """List recipes by role to try, the fastest first and the most precise last.
 
     Args:
         precision: int8 or int4.
-        costs: as `measure_costs` found them.
+        costs: result of `measure_costs`.
         standard: whether only ONNX's own operators may be used.
     """
     if standard:
@@ -97,9 +98,9 @@ def plans(precision: str, costs: Mapping[str, float], *, standard: bool) -> list
 
 
 def not_tame(costs: Mapping[str, float]) -> list[str]:
-    """Find the roles that cost more than all cheaper ones together: massive activations, which one scale fits badly.
+    """Find the roles that cost more than all cheaper roles together, such as those with massive activations.
 
-    Costs add up as independent errors do, by their squares.
+    Costs are added as independent errors, by their squares.
     """
     found = []
     ordered = sorted(costs.items(), key=lambda item: -item[1])

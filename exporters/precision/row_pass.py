@@ -1,8 +1,8 @@
-"""Products in int8, each row of activations by a scale of its own; knows the graph, nothing of accuracy.
+"""Products in int8, with one scale per row of activations; knows the graph, nothing of accuracy.
 
-ONNX Runtime's own dynamic quantization has one scale for a whole batch, so that an answer depends on the rows beside
-it, and one range fixed beforehand fits badly where some tokens are far larger than others. A scale for each token has
-neither fault, and costs a few passes over the activations (docs/precision.md has the times).
+ONNX Runtime's dynamic quantization has one scale per batch, so that logits depend on the other rows of the batch. A
+fixed range loses precision if some tokens are far larger than others. A scale per token has neither problem, and costs
+a few passes over the activations (docs/precision.md has the latencies).
 """
 
 from collections.abc import Collection, Mapping
@@ -17,23 +17,23 @@ from ptexport.exporters.passes.edit import MICROSOFT, constant
 _LARGEST = np.float32(127)
 _CONSTANTS: dict[str, NDArray[Any] | np.generic] = {
     "one": np.float32(1),
-    "zero": np.uint8(128),  # activations are uint8 around it, which x86 multiplies faster than int8
+    "zero": np.uint8(128),  # activations are uint8 around 128, which x86 multiplies faster than int8
     "axis": np.array([-1], dtype=np.int64),
     "half": np.float32(0.5),
-    "smallest": np.float32(1e-30),  # so that a row of equal elements is divided by something
+    "smallest": np.float32(1e-30),  # avoids a division by zero in a row of equal elements
     "per_step": 1 / (2 * _LARGEST),
 }
 
 
 class RowProductsPass(ir.passes.InPlacePass):
-    """Compute products in int8: weights by column, activations row by row.
+    """Compute products in int8, with one scale per column of weights and per row of activations.
 
-    Requires: each is a MatMul of float32 by a weight `[k, n]`.
-    Ensures: each is a MatMulIntegerToFloat; a value that several multiply is scaled and rounded once, and a weight that
-        several are multiplied by is stored once. A row's result depends on that row alone.
+    Requires: each product is a MatMul of float32 with a weight `[k, n]`.
+    Ensures: each product is a MatMulIntegerToFloat; a value or weight of several products is quantized once. The result
+        for a row depends on that row alone.
 
     Args:
-        nodes: names of the products.
+        nodes: names of the products' nodes.
     """
 
     def __init__(self, nodes: Collection[str]) -> None:
@@ -41,7 +41,7 @@ class RowProductsPass(ir.passes.InPlacePass):
         self.nodes = set(nodes)
 
     def requires(self, model: ir.Model) -> None:
-        """Check that they are products."""
+        """Check that the nodes are products."""
         found = {
             node.name
             for node in model.graph
@@ -51,7 +51,7 @@ class RowProductsPass(ir.passes.InPlacePass):
             raise ir.passes.PreconditionError(f"no products: {sorted(map(str, self.nodes - found))}")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replace them."""
+        """Replace the products."""
         graph = model.graph
         of = {name: constant(graph, f"row.{name}", array) for name, array in _CONSTANTS.items()}
         taken: dict[ir.Value, Rounded] = {}
@@ -87,7 +87,7 @@ class Rounded:
     """A value `[..., k]` as uint8 around 128, row by row: `value = middle + step * (integers - 128)`.
 
     Attributes:
-        nodes: that compute it, in order.
+        nodes: nodes that compute it, in order.
         integers: uint8 [..., k].
         step: float32 [..., 1].
         middle: float32 [..., 1].
@@ -111,7 +111,7 @@ class Rounded:
 
 
 def _by_column(graph: ir.Graph, weight: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Store a weight [k, n] as int8 and steps [n]; also the sums of what that stands for, [n]."""
+    """Store a weight [k, n] as int8 and steps [n]; also the column sums of the dequantized weight, [n]."""
     assert weight.const_value is not None
     floats = weight.const_value.numpy()
     steps = np.abs(floats).max(axis=0) / _LARGEST

@@ -1,7 +1,7 @@
-"""What bundles are made for: the opset, operators and size that each target takes; knows nothing of tasks or tracing.
+"""The opset, operators, precisions and file size that each deployment target accepts; knows nothing of tasks.
 
-In fp32 every target gets the traced graph with the same edits, of operators that ONNX defines; int8 and int4 use ONNX
-Runtime's own where the target takes them. What fits the machine it runs on ONNX Runtime fuses when it opens the graph.
+In fp32 all targets get the same edits of the traced graph, with standard ONNX operators. int8 and int4 use ONNX
+Runtime's own operators if the target accepts them. ONNX Runtime fuses operators for its machine when it loads a graph.
 """
 
 from collections.abc import Callable
@@ -18,24 +18,24 @@ from ptexport.runtime.errors import ExportError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What one target takes.
+    """What one target accepts.
 
     Attributes:
-        name: as `--target` takes it.
-        opsets: those it takes, its default first.
-        precisions: those it takes, its default first.
-        trainable: whether times on this machine's CPU say which graph is fastest there.
-        objections: finds what it would not take of a graph; None: it takes what ONNX Runtime does.
-        standard: whether it takes ONNX's own operators alone.
-        shares: whether bundles of one backbone may share a session: a task's arrays are default values then, else
+        name: value of `--target`.
+        opsets: accepted opsets, the default first.
+        precisions: accepted precisions, the default first.
+        can_autotune: whether latencies on this machine's CPU show which graph is fastest on the target.
+        objections: finds the parts of a graph that the target rejects; None: it accepts what ONNX Runtime accepts.
+        standard: whether it accepts only operators that ONNX defines.
+        shares: whether bundles of one backbone may share a session: task arrays are overridable initializers then, else
             constants.
-        max_file_bytes: largest file it takes; None: any.
+        max_file_bytes: size of the largest accepted file; None: any.
     """
 
     name: TargetName
     opsets: tuple[int, ...]
     precisions: tuple[Precision, ...]
-    trainable: bool = False
+    can_autotune: bool = False
     objections: Callable[[ir.Model], list[str]] | None = None
     standard: bool = False
     shares: bool = False
@@ -45,13 +45,13 @@ class Target:
 TARGETS: dict[TargetName, Target] = {
     target.name: target
     for target in (
-        # Opset 23 is 0 to 4 % faster here (docs/export.md) and needs ONNX Runtime 1.23: no reason to leave 18.
-        # bf16: ONNX Runtime's CPU provider has no products in it.
+        # Opset 23 is 0 to 4 % faster here (docs/export.md) and needs ONNX Runtime 1.23: 18 stays the default.
+        # Not bf16: ONNX Runtime's CPU provider cannot multiply in it.
         Target(
             name="cpu",
             opsets=(18, 23),
             precisions=("fp32", "int8", "int4", "fp16"),
-            trainable=True,
+            can_autotune=True,
             shares=True,
         ),
         # ONNX Runtime 1.24 and older run opset 23's Attention on the CPU silently (microsoft/onnxruntime#28025).
@@ -65,10 +65,10 @@ TARGETS: dict[TargetName, Target] = {
 
 
 def choose_opsets(target: TargetName, opset: int | None, *, autotune: bool) -> tuple[int, ...]:
-    """Choose the opsets to make graphs of: one, or all that are timed against each other.
+    """Choose the opsets of the graphs to make: one, or with `autotune` all that the target accepts.
 
     Raises:
-        ExportError: the target does not take the opset, or cannot be tuned for here.
+        ExportError: the target does not accept the opset, or latencies here do not apply to it.
     """
     takes = TARGETS[target]
     if opset not in (None, *takes.opsets):
@@ -76,7 +76,7 @@ def choose_opsets(target: TargetName, opset: int | None, *, autotune: bool) -> t
         raise ExportError(f"target {target}: got opset {opset}, need {need}; leave --opset out, or choose another")
     if not autotune:
         return takes.opsets[:1] if opset is None else (opset,)
-    if not takes.trainable:
+    if not takes.can_autotune:
         raise ExportError(f"target {target}: --tune times graphs on this machine's CPU, need target cpu; leave it out")
     if opset is not None:
         raise ExportError(f"opset {opset}: --tune chooses the opset; leave one of the two out")
@@ -84,10 +84,10 @@ def choose_opsets(target: TargetName, opset: int | None, *, autotune: bool) -> t
 
 
 def check_precision(target: TargetName, precision: Precision) -> None:
-    """Refuse a precision that a target does not take.
+    """Refuse a precision that a target does not accept.
 
     Raises:
-        ExportError: it does not.
+        ExportError: the target does not accept it.
     """
     takes = TARGETS[target].precisions
     if precision not in takes:
@@ -95,21 +95,19 @@ def check_precision(target: TargetName, precision: Precision) -> None:
 
 
 def check_target(target: TargetName, folder: Path) -> None:
-    """Refuse a graph that its target would not take.
+    """Refuse a graph that its target would reject.
 
     Args:
-        target: what it is for.
+        target: deployment target.
         folder: holds the graph and its weights.
 
     Raises:
-        ExportError: it has operators that the target does not take, or a file too large for it.
+        ExportError: the target rejects an operator, or a file is too large for it.
     """
     takes = TARGETS[target]
     why = [] if takes.objections is None else takes.objections(ir.load(folder / MODEL))
     if why:
-        raise ExportError(
-            f"target {target}: would not take {'; '.join(why)}; choose another target, or report the model"
-        )
+        raise ExportError(f"target {target}: rejects {'; '.join(why)}; choose another target, or report the model")
     for name in (MODEL, WEIGHTS):
         size = (folder / name).stat().st_size
         if takes.max_file_bytes is not None and size > takes.max_file_bytes:

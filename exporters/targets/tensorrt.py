@@ -1,7 +1,7 @@
-"""What TensorRT's ONNX parser takes, and what of a graph it would not; knows nothing of tasks or files.
+"""The operators that TensorRT's ONNX parser accepts, and the nodes of a graph that it rejects.
 
-The table is made by docs/tensorrt_operators.py of onnx-tensorrt's own, at the commit it names. A node that the parser
-does not take is no error there: ONNX Runtime quietly splits the graph, and the rest runs elsewhere.
+docs/tensorrt_operators.py makes the table from onnx-tensorrt's own, at the commit that the table names. A rejected node
+is not an error in ONNX Runtime: it silently splits the graph, and runs the node on another provider.
 """
 
 import functools
@@ -25,12 +25,12 @@ _TYPES = {
 
 
 class Operator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the parser takes of one operator.
+    """Limits of the parser for one operator.
 
     Attributes:
-        types: of its data, as TensorRT names them.
-        constants: inputs, by the specification's names, that must be known when the engine is built.
-        zeros: inputs that must be 0.
+        types: accepted types of its data, by TensorRT's names.
+        constants: inputs, by ONNX's names, that must be known when the engine is built.
+        zeros: inputs, by ONNX's names, that must be 0.
     """
 
     types: frozenset[str]
@@ -39,13 +39,13 @@ class Operator(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OperatorTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the parser takes.
+    """Operators that the parser accepts.
 
     Attributes:
-        source: the table's address, with its commit.
-        tensorrt: the version it is of.
-        opsets: the first and the last.
-        operators: by name; those that are missing are not taken.
+        source: address of the table, with its commit.
+        tensorrt: version of TensorRT.
+        opsets: first and last accepted opset.
+        operators: by name; the parser rejects any other.
     """
 
     source: str
@@ -62,7 +62,7 @@ def tensorrt_operators() -> OperatorTable:
 
 
 def not_for_tensorrt(model: ir.Model) -> list[str]:
-    """Say of each kind of node why the parser would not take it; empty: it takes all. Types are inferred and kept."""
+    """List why the parser rejects nodes, one line per reason; empty: it accepts all. Infers missing types."""
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
     table = tensorrt_operators()
     opset = model.opset_imports[""]
@@ -91,7 +91,7 @@ def _objections(node: ir.Node, operators: dict[str, Operator], opset: int) -> li
         tensor = None if value is None else ir.convenience.get_const_tensor(value)
         if value is not None and (tensor is None or tensor.numpy().any()):
             why.append(f"{node.op_type}: its {name} is not 0")
-    # The type of a node is its data's: of Where, what it chooses between; of those without inputs, what they give.
+    # The type of a node is that of its data: of Where its second input; of nodes without inputs their output.
     data = node.inputs[1 if node.op_type == "Where" else 0] if node.inputs else node.outputs[0]
     dtype = None if data is None else data.dtype
     got = "unknown type" if dtype is None else _TYPES.get(dtype, dtype.name)

@@ -1,7 +1,7 @@
-"""A traced backbone on disk: where it is kept and what it is of; without torch.
+"""A traced backbone on disk: its place in the cache and its description; without torch.
 
-model.onnx       the graph, with everything a task brings as inputs
-model.onnx.data  the frozen weights, byte for byte what every bundle of this backbone holds
+model.onnx       the graph, with all task arrays as inputs
+model.onnx.data  the frozen weights, byte for byte as in every bundle of this backbone
 trace.json       TraceInfo
 """
 
@@ -18,26 +18,27 @@ from ptexport.runtime.errors import ExportError, reason
 from ptexport.toolkit.models.facts import BackboneFacts
 
 TRACE_INFO = "trace.json"
-_FORMAT = 6  # of what a trace keeps, and of what is traced
+_FORMAT = 6  # of these files, and of the traced module
 
 TraceKind = Literal["task", "mixed", "blocks"]
-"""A graph of one task; of several, one per row; of several that may share a row. See multitask_classifier.py."""
+"""A graph of one task; of several tasks, one per row; of several tasks that may share a row (`blocks` of
+`MultitaskClassifier`)."""
 
 
 class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a trace is of.
+    """Description of a trace.
 
     Attributes:
-        fingerprint: of the backbone's weights.
-        config_sha256: of its configuration.
-        pooling: position whose state becomes logits.
-        has_prefix_kv: whether it takes keys and values of what stands before a row.
-        kind: how many tasks it takes, and where.
+        fingerprint: hash of the backbone's weights.
+        config_sha256: hash of its configuration.
+        pooling: hidden state that becomes logits.
+        has_prefix_kv: whether the graph takes past key/values.
+        kind: whether the graph serves one task or several, and in which rows.
         opset: ONNX operator set.
         ir_version: ONNX file version.
-        inputs: the graph's inputs that a row brings, in order; the others are a task's.
+        inputs: inputs that a tokenizer fills, in order; the others are task arrays.
         weights: the weights file, so that it is hashed once.
-        versions: of what traced it.
+        versions: packages that traced it.
     """
 
     fingerprint: str
@@ -64,7 +65,7 @@ class Trace:
         """Read a trace's description.
 
         Raises:
-            ExportError: it is not one, or a file of it is missing or cut short.
+            ExportError: the folder is not a trace, or a file is missing or truncated.
         """
         try:
             info = msgspec.json.decode((path / TRACE_INFO).read_bytes(), type=TraceInfo)
@@ -79,7 +80,7 @@ class Trace:
 def trace_key(
     facts: BackboneFacts, pooling: Pooling, *, has_prefix_kv: bool, opset: int, kind: TraceKind = "task"
 ) -> str:
-    """Name the cache's folder for a trace; another torch or Transformers may write another graph."""
+    """Name the cache's folder of a trace, by all that may change the graph, versions of torch and Transformers too."""
     toolchain = "-".join(version(name) for name in ("ptexport", "torch", "transformers"))
     graph = pooling + "-prefix" * has_prefix_kv + ("" if kind == "task" else f"-{kind}")
     return f"{facts.fingerprint[:16]}-{facts.config_sha256[:8]}-{graph}-opset{opset}-{_FORMAT}-{toolchain}"

@@ -1,8 +1,8 @@
-"""Ids + every task's rows -> logits of many tasks on one backbone: what a bundle of many tasks computes.
+"""Ids + the arrays of all tasks -> logits of all tasks on one backbone: the computation of a multi-task bundle.
 
-A token's type says whose it is: type = 2 x segment + the backbone's own token type. Segment 0 is shared by all tasks,
-segment t + 1 is task t's. So a tokenizer's template says everything, and the graph has a text classifier's inputs.
-Letters for shapes as in classifier.py, and `t` tasks; `c` is the most labels of a task.
+The token type of an id names its task: 2 x segment + the backbone's own token type. Segment 0 is shared by all tasks,
+segment t + 1 belongs to task t. The tokenizer's template sets token types, so the graph has the inputs of an ordinary
+text classifier. Letters for shapes are those of classifier.py, and `t` tasks; `c` is the largest number of labels.
 """
 
 import torch
@@ -12,13 +12,14 @@ from ptexport.toolkit.models.classifier import PromptClassifier, cache_of
 
 
 class MultitaskClassifier(nn.Module):
-    """Scores rows of many tasks.
+    """Computes the logits of several tasks.
 
     Args:
-        one: scores rows of one task.
-        blocks: whether one row may hold tokens of several tasks: shared ones first, then each task's, which see the
-            shared ones and themselves and have the positions they would have alone. Needs a causal model, read at the
-            last token, whose window, if it has one, is no shorter than a row. Otherwise all of a row is one task's.
+        one: computes the logits of one task.
+        blocks: whether one row may hold tokens of several tasks: shared tokens first, then each task's own. A task's
+            tokens attend to the shared tokens and to themselves, and have the position ids that they have alone. Needs
+            a causal model that is read at the last token, whose sliding window, if it has one, is at least as long as
+            a row. Without `blocks` a row belongs to one task.
     """
 
     def __init__(self, one: PromptClassifier, *, blocks: bool) -> None:
@@ -37,20 +38,20 @@ class MultitaskClassifier(nn.Module):
         prefix_kv: Tensor | None = None,
         prefix_mask: Tensor | None = None,
     ) -> Tensor:
-        """Score every task's labels.
+        """Compute the logits of every task.
 
         Args:
             input_ids: int64 [b, s]; an id from `vocab` on is a row of `prompt_embeddings`.
             attention_mask: int64 [b, s]; 0 on padding, on either side.
             token_type_ids: int64 [b, s]; 2 x segment + token type.
-            prompt_embeddings: float [p, e], every task's.
-            label_weights: float [t, c, h]; anything where a task has fewer labels.
-            label_bias: float [t, c]; -inf there.
-            prefix_kv: float [l, 2, t, k, n, d]; a row of several tasks gets the last one's.
-            prefix_mask: float [t, n]; 0 where a task has fewer of these, which must be on the left.
+            prompt_embeddings: float [p, e], of all tasks.
+            label_weights: float [t, c, h]; any value past the labels of a task.
+            label_bias: float [t, c]; -inf past the labels of a task.
+            prefix_kv: float [l, 2, t, k, n, d], padded on the left; a row of several tasks gets the last task's.
+            prefix_mask: float [t, n]; 0 on padding.
 
         Returns:
-            Logits, float [b, t, c]: -inf where a row has no token of a task, or a task no such label.
+            Logits, float [b, t, c]: -inf if a row has no token of the task, and past the labels of a task.
         """
         segments = torch.div(token_type_ids, 2, rounding_mode="trunc")  # // compares signs, as TensorRT cannot
         numbers = torch.arange(1, label_weights.shape[0] + 1, device=input_ids.device)
@@ -89,7 +90,7 @@ class MultitaskClassifier(nn.Module):
         prefix_kv: Tensor,
         prefix_mask: Tensor,
     ) -> Tensor:
-        """Run the backbone, float [b, s, h]; a token's position is the number of those it sees before it."""
+        """Run the backbone, float [b, s, h]; a token's position is the number of earlier tokens it attends to."""
         batch, length = input_ids.shape
         order = torch.arange(length, device=input_ids.device)
         visible = (order[:, None] >= order[None, :]) & (attention_mask[:, None, :] == 1)

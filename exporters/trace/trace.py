@@ -1,7 +1,6 @@
-"""A backbone -> an ONNX graph that takes everything a task brings as inputs; cached, since it costs a minute.
+"""A backbone -> an ONNX graph that takes all task arrays as inputs; cached, since tracing takes a minute.
 
-Nothing in the graph depends on a task: prompt rows, label rows and leading keys and values are inputs of symbolic
-length.
+The graph does not depend on a task: prompt embeddings, label weights and past key/values are inputs of symbolic length.
 """
 
 import warnings
@@ -27,18 +26,21 @@ from ptexport.toolkit.store.cache import cached_folder
 IR_VERSION = 10
 OPSETS = (18, 23)
 
-_EXAMPLE = 5  # any size but 0 and 1, which torch.export would take for fixed
+_EXAMPLE = 5  # a size other than 0 and 1, which torch.export treats as fixed
 
 
 def trace(backbone: Backbone, pooling: Pooling, *, has_prefix_kv: bool, opset: int, kind: TraceKind = "task") -> Trace:
-    """Trace a backbone, or find the trace made before; two processes at once make it once.
+    """Trace a backbone, or find a cached trace; of two processes at once only one traces.
 
     Args:
         backbone: on the CPU.
-        pooling: position whose state becomes logits.
-        has_prefix_kv: whether the graph takes keys and values of what stands before a row.
-        opset: 18 (portable: decomposed attention) or 23 (one Attention node a layer).
-        kind: how many tasks it takes, and where.
+        pooling: hidden state that becomes logits.
+        has_prefix_kv: whether the graph takes past key/values.
+        opset: 18 (portable, decomposed attention) or 23 (one Attention node per layer).
+        kind: whether the graph serves one task or several, and in which rows.
+
+    Raises:
+        ExportError: torch cannot export the model.
     """
     key = trace_key(backbone.facts, pooling, has_prefix_kv=has_prefix_kv, opset=opset, kind=kind)
     versions = _versions()
@@ -49,7 +51,7 @@ def trace(backbone: Backbone, pooling: Pooling, *, has_prefix_kv: bool, opset: i
 
 
 def trace_into(folder: Path, backbone: Backbone, pooling: Pooling, *, has_prefix_kv: bool, opset: int) -> Trace:
-    """Trace a backbone into an empty folder: one that was trained, which nothing else will be made of."""
+    """Trace a trained backbone, which no other run shares, into an empty folder."""
     _trace(backbone, pooling, has_prefix_kv, "task", opset, _versions(), folder)
     return Trace.read(folder)
 
@@ -72,33 +74,7 @@ def _trace(
     if kind != "task":
         module = MultitaskClassifier(backbone.classifier(pooling), blocks=kind == "blocks").eval()
         inputs = _example_of_tasks(inputs)
-    with warnings.catch_warnings():
-        # torch 2.13 warns of a deprecated call of its own, and whenever two inputs share an axis name.
-        warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)
-        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
-        try:
-            program = torch.onnx.export(
-                module,
-                kwargs=inputs,
-                dynamic_shapes=_dynamic_shapes(inputs, many=kind != "task"),
-                input_names=list(inputs),
-                output_names=["logits"],
-                opset_version=opset,
-                dynamo=True,
-                optimize=False,  # would take longer than the rest for nothing that ONNX Runtime does not do on loading
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as e:
-            raise ExportError(f"{backbone.facts.name}: torch cannot export it ({reason(e)}); not supported") from e
-    assert program is not None  # dynamo=True always gives one
-    _name_transposed(program.model)
-    fold_constants(program.model, onnx_shape_inference=False)  # else sizes that never change are computed each time
-    model = ir.passes.Sequential(
-        common_passes.ClearMetadataAndDocStringPass(),  # it holds the paths of the machine that traced
-        common_passes.IdentityEliminationPass(),
-        common_passes.CommonSubexpressionEliminationPass(),  # SmolLM2: 7,549 nodes become 2,915
-        common_passes.RemoveUnusedNodesPass(),
-    )(program.model).model
+    model = _clean(_exported(module, inputs, opset, many=kind != "task", name=backbone.facts.name))
     if model.ir_version != IR_VERSION or model.opset_imports[""] != opset:
         got = f"IR {model.ir_version}, opset {model.opset_imports['']}"
         raise ExportError(f"{backbone.facts.name}: torch.onnx.export wrote {got}, need IR {IR_VERSION}, opset {opset}")
@@ -119,10 +95,50 @@ def _trace(
     (folder / TRACE_INFO).write_bytes(msgspec.json.encode(info))
 
 
+def _exported(module: nn.Module, inputs: dict[str, torch.Tensor], opset: int, *, many: bool, name: str) -> ir.Model:
+    """Run torch.onnx.export.
+
+    Raises:
+        ExportError: it cannot export the module.
+    """
+    with warnings.catch_warnings():
+        # torch 2.13 warns of a deprecated call of its own, and whenever two inputs share an axis name.
+        warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)", FutureWarning)
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+        try:
+            program = torch.onnx.export(
+                module,
+                kwargs=inputs,
+                dynamic_shapes=_dynamic_shapes(inputs, many=many),
+                input_names=list(inputs),
+                output_names=["logits"],
+                opset_version=opset,
+                dynamo=True,
+                optimize=False,  # takes longer than the rest, and ONNX Runtime does the same when it loads the graph
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as e:
+            raise ExportError(f"{name}: torch cannot export it ({reason(e)}); not supported") from e
+    assert program is not None  # dynamo=True always returns one
+    return program.model
+
+
+def _clean(model: ir.Model) -> ir.Model:
+    """Fold constants, drop metadata, and remove what is redundant or unused."""
+    _name_transposed(model)
+    fold_constants(model, onnx_shape_inference=False)  # else constant sizes are computed in each run
+    return ir.passes.Sequential(
+        common_passes.ClearMetadataAndDocStringPass(),  # metadata has paths of the machine that traced
+        common_passes.IdentityEliminationPass(),
+        common_passes.CommonSubexpressionEliminationPass(),  # SmolLM2: 7,549 nodes become 2,915
+        common_passes.RemoveUnusedNodesPass(),
+    )(model).model
+
+
 def _name_transposed(model: ir.Model) -> None:
     """Name each transposed weight after its parameter and transpose it once, before folding makes it a constant.
 
-    Layers that share a parameter (ALBERT) would get a constant each.
+    Otherwise each of the layers that share a parameter (ALBERT) gets its own constant.
     """
     seen: dict[ir.Value, ir.Value] = {}
     for node in model.graph:
@@ -138,7 +154,7 @@ def _name_transposed(model: ir.Model) -> None:
 
 @torch.no_grad()
 def _example(backbone: Backbone, pooling: Pooling, has_prefix_kv: bool) -> dict[str, torch.Tensor]:
-    """Make inputs of no meaning, in the order of the graph's."""
+    """Make example inputs, in the order of the graph's; their values do not matter."""
     classifier, facts = backbone.classifier(pooling), backbone.facts
     prompt = torch.zeros(_EXAMPLE - 1, facts.embedding_width)
     ids = torch.full((_EXAMPLE - 3, _EXAMPLE + 2), facts.vocab)
@@ -159,7 +175,7 @@ def _example(backbone: Backbone, pooling: Pooling, has_prefix_kv: bool) -> dict[
 
 
 def _example_of_tasks(one: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Make the inputs of a graph of many tasks from those of a graph of one."""
+    """Make the example inputs of a graph of several tasks from those of a graph of one."""
     n_tasks = _EXAMPLE + 3
     ids = one["input_ids"]
     example = {"input_ids": ids, "attention_mask": one["attention_mask"], "token_type_ids": torch.full_like(ids, 2)}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("folder", type=click.Path(path_type=Path))
 @shared.require_signature
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a bundle's graph as .svg, .png or .pdf.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a bundle's comparison with Transformers as a page.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the comparison with Transformers as a page.")
 @shared.force
 @shared.as_json
 def inspect(

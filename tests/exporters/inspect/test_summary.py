@@ -42,7 +42,7 @@ def llama_flops(folded: int) -> dict[tuple[str, int | None], int]:
         ("mlp", 0): 2 * LENGTH * 3 * HIDDEN * MLP,
         ("attention", 1): 2 * LENGTH * 2 * HIDDEN * KV + 2 * (2 * HIDDEN * HIDDEN + 2 * keys * HIDDEN),
         ("mlp", 1): 2 * 3 * HIDDEN * MLP,
-        ("label rows", None): 2 * HIDDEN * 2,
+        ("label weights", None): 2 * HIDDEN * 2,
     }
 
 
@@ -74,11 +74,11 @@ def test_a_causal_graph(llama_bundle: Path, llama_run: Path) -> None:
     layer = {"attention": 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV, "mlp": 3 * HIDDEN * MLP, "norms": 2 * HIDDEN}
     assert parameters(summary) == {
         ("embeddings", None): run.config.backbone.vocab * HIDDEN,
-        ("prompt rows", None): 4 * HIDDEN,
-        ("leading states", None): 2 * 2 * folded * KV,
+        ("prompt embeddings", None): 4 * HIDDEN,
+        ("prefix key/values", None): 2 * 2 * folded * KV,
         **{(name, i): n for i in range(2) for name, n in layer.items()},
         ("norms", None): HIDDEN,
-        ("label rows", None): 2 * HIDDEN + 2,
+        ("label weights", None): 2 * HIDDEN + 2,
     }
     assert all(part.size_bytes == 4 * part.parameters for part in summary.parts if part.name != "other")
     data = (llama_bundle / "model.onnx.data").stat().st_size + (llama_bundle / "model.onnx").stat().st_size
@@ -97,7 +97,7 @@ def test_a_masked_graph(bert_bundle: Path) -> None:
         ("attention", 1): 2 * LENGTH * 2 * HIDDEN * HIDDEN + 2 * (2 * HIDDEN * HIDDEN + 2 * LENGTH * HIDDEN),
         ("mlp", 1): 2 * 2 * HIDDEN * MLP,
         ("head", None): 2 * HIDDEN * HIDDEN,
-        ("label rows", None): 2 * HIDDEN * 2,
+        ("label weights", None): 2 * HIDDEN * 2,
     }
 
 

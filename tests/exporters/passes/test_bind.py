@@ -84,7 +84,7 @@ def check_counts(name: str, graph: ir.Model, run: Run, model: torch.nn.Module) -
     scores = 2 * 2 * length * (length + folded) * 2 * width
     assert summary.saved_flops is not None
     assert flops["attention"] + flops["mlp"] + summary.saved_flops == 2 * length * matrices.total() + scores
-    assert flops["label rows"] == 2 * run.arrays.label_weights.size
+    assert flops["label weights"] == 2 * run.arrays.label_weights.size
 
 
 @pytest.mark.parametrize("fixture", ["llama_run", "bert_run"])

@@ -154,7 +154,7 @@ def test_golden_rows_that_are_rounded_most_pass_where_the_bundle_is_opened(
         first, *rest = golden_rows(run, backbone)
         return [msgspec.structs.replace(first, logits={k: v + 0.5 for k, v in first.logits.items()}), *rest]
 
-    monkeypatch.setattr("ptexport.exporters.export.golden_rows", off)
+    monkeypatch.setattr("ptexport.exporters.parity.reference.golden_rows", off)
     manifest = exported(llama_run, tmp_path / "bundle", precision="fp16")
     seen = Engine.open(tmp_path / "bundle", provider="cpu").info.golden_max_abs_diff
     assert manifest.task.parity is not None
@@ -168,7 +168,7 @@ def test_bfloat16_is_written_and_said_not_to_be_run(run_folder: Path, tmp_path: 
     assert manifest.task.parity is None
     assert manifest.graph.lowered is not None
     assert manifest.graph.lowered.accuracy is None
-    assert "Not run" in (tmp_path / "bf16" / "README.md").read_text()
+    assert "Parity was not measured" in (tmp_path / "bf16" / "README.md").read_text()
     run = Run.read(run_folder)
     texts = texts_to_check(run, run.check_rows[:3])
     expected = expected_logits(run, load_backbone_of(run.config, Path()), texts, Quiet())
@@ -274,8 +274,8 @@ def test_no_numbers_are_refused(llama_run: Path, tmp_path: Path) -> None:
     bias = np.array([np.nan, 0], dtype=np.float32)
     model.graph.initializers["label_bias"].const_value = ir.tensor(bias, name="label_bias")
     ir.save(model, tmp_path / "graph" / "model.onnx")
-    with pytest.raises(ExportError, match=r"row \d+: its logits are no numbers"):
-        rows_of(run, tmp_path / "graph").answers(tmp_path / "graph" / "model.onnx")
+    with pytest.raises(ExportError, match=r"row \d+: a logit is not a finite number"):
+        rows_of(run, tmp_path / "graph").predict(tmp_path / "graph" / "model.onnx")
 
 
 @pytest.mark.parametrize(

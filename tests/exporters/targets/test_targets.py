@@ -74,7 +74,7 @@ def test_what_old_runtimes_lack(bundle: str, request: pytest.FixtureRequest) -> 
 def test_an_operator_that_the_target_does_not_take(llama_run: Path, tmp_path: Path) -> None:
     """Attention of opset 23 is no operator of TensorRT 10.3; neither is anything of ONNX Runtime's own."""
     folder = bake_at(Run.read(llama_run), 23, tmp_path / "23")
-    with pytest.raises(ExportError, match=r"target tensorrt: would not take opset 23: not in 9 to 20; .*Attention"):
+    with pytest.raises(ExportError, match=r"target tensorrt: rejects opset 23: not in 9 to 20; .*Attention"):
         check_target("tensorrt", folder)
     model = ir.load(bake_at(Run.read(llama_run), 18, tmp_path / "18") / "model.onnx")
     assert not_for_tensorrt(model) == []

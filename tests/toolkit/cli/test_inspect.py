@@ -67,14 +67,21 @@ def test_a_graph_is_counted_and_drawn(llama_bundle: Path, bert_run: Path, tmp_pa
     assert "attention, 2 layers" in done.stdout
     assert "one position of the last layer alone saves" in done.stdout
     drawn = picture.read_text(encoding="utf-8")
-    for said in ("reviews", "input_ids, attention_mask", "layer 1", "prompt rows", "label rows", "FLOP a token"):
+    for said in (
+        "reviews",
+        "input_ids, attention_mask",
+        "layer 1",
+        "prompt embeddings",
+        "label weights",
+        "FLOP a token",
+    ):
         assert said in drawn
     done = ptexport("inspect", llama_bundle, "--plot", picture)
     assert (done.returncode, "exists already" in done.stderr) == (1, True)
     structure = json.loads(ptexport("inspect", llama_bundle, "--json", "--plot", picture, "--force").stdout)[
         "structure"
     ]
-    assert {part["name"] for part in structure["parts"]} > {"embeddings", "attention", "mlp", "norms", "label rows"}
+    assert {part["name"] for part in structure["parts"]} > {"embeddings", "attention", "mlp", "norms", "label weights"}
     assert structure["flops_per_token"] == structure["flops"] / structure["length"] > 0
     for wrong, message in (
         (tmp_path / "graph.gif", "ends in .svg, .png or .pdf"),

@@ -21,7 +21,7 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.parity.compare import TOLERANCE
 from ptexport.exporters.parity.reference import expected_logits
 from ptexport.runtime import Engine
-from ptexport.runtime.errors import DataError, ExportError, PtexportError
+from ptexport.runtime.errors import DataError, PtexportError
 from ptexport.runtime.rows import Row, read_rows
 from ptexport.toolkit.cli.main import cli
 from ptexport.toolkit.data.splits import load_data
@@ -132,7 +132,7 @@ def test_without_its_rows_the_prompt_scores_otherwise(made: tuple[Run, Path]) ->
     pairs = [(row.text, choice) for row in run.check_rows for choice in row.choices or ()]
     got = Engine.open(folder / "bundle").logits(pairs)
     blank = dataclasses.replace(
-        run, baked=dataclasses.replace(run.arrays, prompt_embeddings=np.zeros_like(run.arrays.prompt_embeddings))
+        run, arrays=dataclasses.replace(run.arrays, prompt_embeddings=np.zeros_like(run.arrays.prompt_embeddings))
     )
     differences = [np.abs(got - expected_logits(one, backbone, pairs, Quiet())).max() for one in (run, blank)]
     assert differences[0] < TOLERANCE < differences[1]
@@ -170,9 +170,9 @@ def test_every_method_counts_whole_rows(method: str, llama: Path, choices_file: 
 
 
 def test_accuracy_is_that_of_rows_not_of_pairs() -> None:
-    examples = EncodedRows(encodings=[], targets=[0, 1, 1, 1, 0], n_labels=2, n_choices=[2, 3])
+    rows = EncodedRows(encodings=[], targets=[0, 1, 1, 1, 0], n_labels=2, n_choices=[2, 3])
     scores = torch.tensor([-2.0, -3.0, 1.0, -9.0, 0.5])  # as pairs: wrong, right, wrong, right, right
-    assert examples.right_choices(scores).tolist() == [True, False]
+    assert rows.correct_choices(scores).tolist() == [True, False]
 
 
 def test_candidates_stay_in_one_part(tmp_path: Path) -> None:
@@ -258,10 +258,15 @@ def test_only_a_multiple_choice_chooses(llama_bundle: Path) -> None:
         Engine.open(llama_bundle).choose([("why?", ["a", "b"])])
 
 
-def test_many_tasks_take_none(made: tuple[Run, Path], tmp_path: Path) -> None:
+def test_a_task_among_others_chooses_as_it_does_alone(made: tuple[Run, Path], tmp_path: Path) -> None:
     shutil.copytree(made[1] / "run", tmp_path / "other")
-    with pytest.raises(ExportError, match="task run: is a multiple choice, need labels of its own; export it alone"):
-        export(ExportConfig(runs=(made[1] / "run", tmp_path / "other"), out=tmp_path / "both"), Quiet())
+    export(ExportConfig(runs=(made[1] / "run", tmp_path / "other"), out=tmp_path / "both"), Quiet())
+    rows = [(row.text, row.choices or ()) for row in made[0].check_rows]
+    alone, both = Engine.open(made[1] / "bundle").choose(rows), Engine.open(tmp_path / "both")
+    for name in ("run", "other"):
+        for one, other in zip(alone, both.task(name).choose(rows), strict=True):
+            assert other.label == one.label
+            assert other.probabilities == pytest.approx(one.probabilities, abs=1e-4)
 
 
 def test_the_commands(made: tuple[Run, Path], choices_file: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ PLACES = {
     "query": ("attention", 0),
     "up": ("mlp", 0),
     "key": ("attention", 1),
-    "answer": ("label rows", None),
+    "answer": ("label weights", None),
 }
 
 
