@@ -119,9 +119,7 @@ class MissingExtraError(PtexportError, ImportError):
 
 
 @contextmanager
-def saying_what_the_disk_refused(
-    path: Path, advice: str = "check the path and its permissions, or free some space"
-) -> Iterator[None]:
+def disk_errors(path: Path, advice: str = "check the path and its permissions, or free some space") -> Iterator[None]:
     """Raise an OutputError about `path` for any OSError in the block."""
     try:
         yield

@@ -19,7 +19,7 @@ from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
-from ptexport.runtime.errors import OutputError, PtexportError, saying_what_the_disk_refused
+from ptexport.runtime.errors import OutputError, PtexportError, disk_errors
 from ptexport.runtime.label_rows import TRUNCATED, json_lines, line_starts, predict_rows_of, too_long
 from ptexport.runtime.rows import Row
 
@@ -66,9 +66,7 @@ def label_file(
     lines = _Lines(engine, task, strict, top_k, report)
     kind = engine.manifest.digest[:8] + ("" if task is None else f".{task}") + ("" if top_k is None else f".top{top_k}")
     partial = path.with_name(f"{path.name}.{kind}.partial")
-    with saying_what_the_disk_refused(
-        path, "check the path and its permissions, or free some space, and continue with --resume"
-    ):
+    with disk_errors(path, "check the path and its permissions, or free some space, and continue with --resume"):
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as stream:
                 stream.writelines(lines.encode(rows))

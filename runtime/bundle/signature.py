@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ptexport.runtime.errors import MissingExtraError, SignatureError, reason, saying_what_the_disk_refused
+from ptexport.runtime.errors import MissingExtraError, SignatureError, disk_errors, reason
 
 SIGNATURE = "model.sig"
 MAX_SIGNATURE_BYTES = 1 << 20
@@ -35,7 +35,7 @@ def sign_folder(path: Path, private_key: Path) -> list[str]:
         config = signing.Config().use_elliptic_key_signer(private_key=private_key)
     config.set_hashing_config(hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False))
     new = path / f"{SIGNATURE}.new"
-    with saying_what_the_disk_refused(path / SIGNATURE):
+    with disk_errors(path / SIGNATURE):
         try:
             config.sign(path, new)
             new.replace(path / SIGNATURE)

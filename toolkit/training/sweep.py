@@ -17,8 +17,8 @@ from ptexport.runtime.errors import (
     OutputError,
     PtexportError,
     TrainError,
+    disk_errors,
     reason,
-    saying_what_the_disk_refused,
 )
 from ptexport.toolkit.methods import Head
 from ptexport.toolkit.models.backbone import Backbone
@@ -144,7 +144,7 @@ class _Record:
         self._out = out
         self._options = msgspec.json.decode(msgspec.json.encode(options))
         _check_options(out / SWEEP, self._options)
-        with saying_what_the_disk_refused(out):
+        with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         if not (out / SWEEP).exists():
             self._write()
@@ -162,7 +162,7 @@ class _Record:
         if self.outcomes and self.outcomes[0].failed is None:
             best = self._out / BEST
             advice = "remove it if it is not a link, or use a file system with symbolic links"
-            with saying_what_the_disk_refused(best, advice):
+            with disk_errors(best, advice):
                 link = self._out / f".{BEST}"
                 link.unlink(missing_ok=True)
                 link.symlink_to(self.outcomes[0].name)

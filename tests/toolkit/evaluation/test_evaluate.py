@@ -78,7 +78,7 @@ def test_calibration_by_hand() -> None:
     assert measure([row("a", "a", 1.0)] * 3).evaluation.calibration_error == 0
 
 
-def test_the_surest_mistakes_come_first_and_by_number() -> None:
+def test_the_most_confident_mistakes_come_first_and_by_number() -> None:
     rows = [row("a", "b", 0.5), row("a", "a", 0.99), row("b", "c", 0.8), *[row("c", "a", 0.4)] * 20]
     worst = measure(rows).evaluation.worst
     assert [(m.row, m.label, m.answer) for m in worst[:3]] == [(3, "b", "c"), (1, "a", "b"), (4, "c", "a")]

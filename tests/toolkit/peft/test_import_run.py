@@ -159,7 +159,7 @@ def test_an_empty_text_without_a_token(model_of: Callable[[str], Path], tmp_path
     assert manifest.task.parity.rows == 256 + 2
     engine = Engine.open(tmp_path / "bundle")
     assert engine.predict(["slow"])[0].label in ("positive", "negative")
-    with pytest.raises(DataError, match="text 1: is empty, and the template adds no token to read"):
+    with pytest.raises(DataError, match="text 1: got no token, need at least one, since the template adds none"):
         engine.predict(["slow", " "])
 
 

@@ -190,19 +190,19 @@ def test_candidates_stay_in_one_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({}, "line 1: has no list 'choices', the template takes one"),
+        ({}, "line 1: got no list 'choices', the template takes one"),
         ({"choices": "a|b"}, "'choices' is 'a|b', need a list of strings; CSV has no lists, so write JSON lines"),
         ({"choices": ["a", 2]}, r"'choices' is \['a', 2\], need a list of strings"),
-        ({"choices": ["a"], "label": 0}, "has 1 of 'choices', needs at least 2"),
-        ({"choices": ["a", " a"], "label": 0}, "one of 'choices' stands there twice"),
-        ({"choices": ["a", " "], "label": 0}, "one of 'choices' is empty"),
+        ({"choices": ["a"], "label": 0}, "got 1 'choices', need at least 2"),
+        ({"choices": ["a", " a"], "label": 0}, "got the same text twice in 'choices'"),
+        ({"choices": ["a", " "], "label": 0}, "got an empty string in 'choices'"),
         ({"choices": ["a", "\ud800"], "label": 0}, "'choices' holds half of a surrogate pair"),
         ({"choices": ["a", "b"]}, r"no column 'label'; add it, with one of \['a', 'b'\]"),
-        ({"choices": ["a", "b"], "label": 2}, "label 2 is none of its 2 choices; give its text, or its number from 0"),
-        ({"choices": ["a", "b"], "label": -1}, "label -1 is none of its 2 choices"),
-        ({"choices": ["a", "b"], "label": True}, "label true is none of its 2 choices"),
-        ({"choices": ["a", "b"], "label": "c"}, 'label "c" is none of its 2 choices'),
-        ({"choices": ["a", "b"], "label": 0, "text_b": "c"}, "has a 'text_b', the template takes none"),
+        ({"choices": ["a", "b"], "label": 2}, "got label 2, need one of the 2 choices; give its text, or its number from 0"),
+        ({"choices": ["a", "b"], "label": -1}, "got label -1, need one of the 2 choices"),
+        ({"choices": ["a", "b"], "label": True}, "got label true, need one of the 2 choices"),
+        ({"choices": ["a", "b"], "label": "c"}, 'got label "c", need one of the 2 choices'),
+        ({"choices": ["a", "b"], "label": 0, "text_b": "c"}, "got a 'text_b', the template takes none"),
     ],
 )
 def test_rows_that_are_no_multiple_choice(record: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_rows_that_are_no_multiple_choice(record: dict[str, object], message: st
 
 
 def test_choices_need_a_template_for_them(choices_file: Path) -> None:
-    with pytest.raises(DataError, match="line 1: has a list 'choices', the template takes none"):
+    with pytest.raises(DataError, match="line 1: got a list 'choices', the template takes none"):
         load_data(str(choices_file), dev=None, test=None, labels=["right", "wrong"], fields=["text"], seed=0)
 
 
@@ -242,9 +242,9 @@ def test_what_a_multiple_choice_has_no_use_for(options: dict[str, object], messa
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["why?"], r"text 0: need a text and its choices; write choose\("),
+        (["why?"], r"text 0: got str, need a text with its choices; write choose\("),
         ([("why?", ["a", "b"]), (None, ["a", "b"])], "text 1: need a text and its choices"),
-        ([("why?", ["a", "b"]), ("why?", ["a"])], "text 1: has 1 of 'choices'"),
+        ([("why?", ["a", "b"]), ("why?", ["a"])], "text 1: got 1 'choices'"),
         ([("why?", "ab")], "text 0: 'choices' is 'ab', need a list of strings"),
     ],
 )
@@ -254,7 +254,7 @@ def test_what_the_engine_cannot_choose_from(made: tuple[Run, Path], rows: Any, m
 
 
 def test_only_a_multiple_choice_chooses(llama_bundle: Path) -> None:
-    with pytest.raises(DataError, match=r"the template of task reviews has no \{choice\}; use predict"):
+    with pytest.raises(DataError, match=r"choose: got task .*, need a template with \{choice\}; use predict"):
         Engine.open(llama_bundle).choose([("why?", ["a", "b"])])
 
 
@@ -292,5 +292,5 @@ def test_the_commands(made: tuple[Run, Path], choices_file: Path, tmp_path: Path
     assert found["accuracy"] == pytest.approx(accuracy)
     shown = json.loads(said("inspect", bundle, "--json"))["tasks"][0]["template_tokens"]
     assert [token for token in shown if isinstance(token, str)] == ["text", "choice"]
-    with pytest.raises(DataError, match="TEXTS: has 1 of 'choices', needs at least 2"):
+    with pytest.raises(DataError, match="TEXTS: got 1 'choices', need at least 2"):
         said("predict", bundle, "why?", "because")

@@ -123,7 +123,7 @@ def test_evaluating_predicting_and_serving(bert: Path, rows: Path, tmp_path: Pat
     assert CliRunner().invoke(cli, [*command, "--top-k", "2", "--resume"]).exit_code == 0
     other = CliRunner().invoke(cli, [*command, "--resume"])
     assert isinstance(other.exception, OutputError)
-    assert "holds predictions of another bundle or --top-k" in str(other.exception)
+    assert "got predictions of another bundle or --top-k" in str(other.exception)
 
     entry = engine.manifest.task
     request = InferRequest(inputs=[InferInput("text", [1], "BYTES", ["the film"])])
