@@ -165,8 +165,8 @@ def train_ptexport(template: str, folder: Path, n_batches: int = 1) -> None:
         settings=TrainSettings(batch_size=N_ROWS // n_batches, accumulate=n_batches, epochs=1),
     )  # fmt: skip
     plan = make_plan(config, Turns(), None)
-    n_leading = len(plan.scorer.leading_ids)  # run once per step, not in each row
-    assert {len(encoding) for encoding in plan.learn.encodings} == {N_TOKENS + N_VIRTUAL - n_leading}
+    n_leading = len(plan.scorer.folded_ids)  # run once per step, not in each row
+    assert {len(encoding) for encoding in plan.train.encodings} == {N_TOKENS + N_VIRTUAL - n_leading}
     train(config, Turns(), backbone=plan.prompt_model.backbone)
 
 

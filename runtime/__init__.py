@@ -1,4 +1,4 @@
-"""Opens bundles and predicts labels. Needs numpy, ONNX Runtime and tokenizers, and imports nothing else of ptexport.
+"""Open bundles and predict labels. Needs numpy, ONNX Runtime and tokenizers, and no other part of ptexport.
 
     rows -> texts -> ids -> logits -> Prediction
 
@@ -6,11 +6,12 @@ Rooms, each above what it imports; `docs/architecture.md` has the picture:
 
     server         engine -> HTTP server
     label_file.py  rows of a file -> predictions in a file
+    label_rows.py  rows -> predictions and lines of JSON
     engine         texts -> predictions
     ort            model.onnx -> logits on a device
     bundle         bundle folder -> verified files and a manifest
     rows.py        JSONL or CSV -> rows
-    cache_dir.py   where the cache is
+    cache_dir.py   folder of the cache
     errors.py      every error that ptexport raises
 """
 

@@ -1,9 +1,9 @@
-"""Where the cache is."""
+"""The folder of the cache."""
 
 import os
 from pathlib import Path
 
 
 def cache_home() -> Path:
-    """Where converted models and traced backbones are kept."""
+    """Return the folder of converted models, traced backbones and TensorRT engines."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptexport"

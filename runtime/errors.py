@@ -1,24 +1,24 @@
-"""Every error ptexport raises on purpose.
+"""Every error that ptexport raises deliberately.
 
     PtexportError
-      TemplateError    a template that cannot be parsed, or not on this backbone
-      VerbalizerError  labels or label words that cannot be read out
+      TemplateError    a template that cannot be parsed, or does not fit the backbone
+      VerbalizerError  labels or label words that cannot be scored
       DataError        rows that cannot be read, or do not fit the task
-      ModelError       a backbone that cannot be loaded, or lacks what the method reads
-      TrainError       training that cannot go on
-      RunError         a run folder that is not what it says
+      ModelError       a backbone that cannot be loaded, or lacks a part that the method needs
+      TrainError       training that cannot continue
+      RunError         a run folder that is incomplete or was changed
       AdapterError     a PEFT folder that cannot be imported
-      ExportError      a graph that cannot be made, or does not agree with the model
-      BundleError      a bundle folder that is not what it says
-        SignatureError   one that is not signed with the key that was asked for
-      EngineError      an engine that cannot answer, here or any more
-      PackError        a pack that is not what it says, or is for another backbone
+      ExportError      a graph that cannot be made, or differs from the model
+      BundleError      a bundle folder that is incomplete or was changed
+        SignatureError   a bundle that is not signed with the required key
+      EngineError      an engine that cannot predict, in this process or any longer
+      PackError        a pack that was changed, or is for another backbone
       ProviderError    an execution provider that does not run the graph
-      BenchError       a measurement that cannot be made, or compares what is not the same
-      OutputError      a place that cannot be written to
-      ServeError       an address that cannot be listened on
-      RequestError     an HTTP request that is not what the protocol says
-      MissingExtraError  a package that this command needs and this installation lacks
+      BenchError       a measurement that cannot be made, or would compare different things
+      OutputError      a path that cannot be written
+      ServeError       an address that the server cannot listen on
+      RequestError     an HTTP request that does not follow the protocol
+      MissingExtraError  a package that this command needs and that is not installed
 
 Messages read *where: got what, need what; do what*.
 """
@@ -29,45 +29,45 @@ from pathlib import Path
 
 
 class PtexportError(Exception):
-    """Root of all errors ptexport raises on purpose."""
+    """Base class of all errors that ptexport raises deliberately."""
 
 
 _REASON_LENGTH = 300
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line why a library failed, for the middle of one of our own sentences.
+    """Return the first line of a library's error, to be quoted in a message of ours.
 
-    The middle of a long one, which may quote a whole file, is left out: what happened stands first, and where last.
+    A long line, which may quote a whole file, loses its middle: the start has the cause, the end the place.
     """
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if len(said) <= _REASON_LENGTH:
-        return said
-    return f"{said[: _REASON_LENGTH // 2]} … {said[-_REASON_LENGTH // 2 :]}"
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if len(line) <= _REASON_LENGTH:
+        return line
+    return f"{line[: _REASON_LENGTH // 2]} … {line[-_REASON_LENGTH // 2 :]}"
 
 
 class TemplateError(PtexportError, ValueError):
-    """A template that cannot be parsed, or not on this backbone: for example two `{text}`."""
+    """A template that cannot be parsed, or does not fit the backbone: for example one with two `{text}`."""
 
 
 class VerbalizerError(PtexportError, ValueError):
-    """Labels or label words that cannot be read out: for example a word of two tokens."""
+    """Labels or label words that cannot be scored: for example a word of two tokens."""
 
 
 class DataError(PtexportError, ValueError):
-    """Rows that cannot be read or do not fit the task: for example a label nobody declared."""
+    """Rows that cannot be read or do not fit the task: for example a row with an undeclared label."""
 
 
 class ModelError(PtexportError, ValueError):
-    """A backbone that cannot be loaded or lacks what the method reads: for example no language-model head."""
+    """A backbone that cannot be loaded or lacks a part that the method needs: for example a language-model head."""
 
 
 class TrainError(PtexportError, RuntimeError):
-    """Training that cannot go on: for example a loss that is not a number."""
+    """Training that cannot continue: for example a loss that is not a number."""
 
 
 class RunError(PtexportError, ValueError):
-    """A run folder that is not what it says: for example one without weights."""
+    """A run folder that is incomplete or was changed: for example one without weights."""
 
 
 class AdapterError(PtexportError, ValueError):
@@ -75,23 +75,23 @@ class AdapterError(PtexportError, ValueError):
 
 
 class ExportError(PtexportError, RuntimeError):
-    """A graph that cannot be made, or whose answers differ from the model's."""
+    """A graph that cannot be made, or has other logits than the model."""
 
 
 class BundleError(PtexportError, ValueError):
-    """A bundle folder that is not what it says: for example one flipped byte."""
+    """A bundle folder that is incomplete or was changed: for example by one flipped byte."""
 
 
 class EngineError(PtexportError, RuntimeError):
-    """An engine that cannot answer, here or any more: for example one that was closed."""
+    """An engine that cannot predict, in this process or any longer: for example a closed one."""
 
 
 class SignatureError(BundleError):
-    """A bundle that is not signed with the key that was asked for: for example one without `model.sig`."""
+    """A bundle that is not signed with the required key: for example one without `model.sig`."""
 
 
 class PackError(PtexportError, ValueError):
-    """A pack that is not what it says, or does not go with a bundle: for example one for another backbone."""
+    """A pack that was changed, or does not fit a bundle: for example one for another backbone."""
 
 
 class ProviderError(PtexportError, RuntimeError):
@@ -99,33 +99,31 @@ class ProviderError(PtexportError, RuntimeError):
 
 
 class BenchError(PtexportError, RuntimeError):
-    """A measurement that cannot be made, or would compare what is not the same: for example answers that differ."""
+    """A measurement that cannot be made, or would compare different things: for example different predictions."""
 
 
 class OutputError(PtexportError, OSError):
-    """A place that cannot be written to: for example a folder that exists already."""
+    """A path that cannot be written: for example a folder that exists already."""
 
 
 class ServeError(PtexportError, OSError):
-    """An address that cannot be listened on: for example a port in use."""
+    """An address that the server cannot listen on: for example a port in use."""
 
 
 class RequestError(PtexportError, ValueError):
-    """An HTTP request that is not what the protocol says: for example a shape that does not match its data."""
+    """An HTTP request that does not follow the protocol: for example a shape that does not match its data."""
 
 
 class MissingExtraError(PtexportError, ImportError):
-    """A package that this command needs and this installation lacks."""
+    """A package that this command needs and that is not installed."""
 
 
 @contextmanager
-def saying_what_the_disk_refused(
-    path: Path, advice: str = "check the path and its permissions, or free some space"
-) -> Iterator[None]:
-    """Turn what the disk refuses while the block runs into an OutputError about `path`."""
+def disk_errors(path: Path, advice: str = "check the path and its permissions, or free some space") -> Iterator[None]:
+    """Raise an OutputError about `path` for any OSError in the block."""
     try:
         yield
-    except PtexportError:  # some of ours are OSErrors too, and say more
+    except PtexportError:  # some of these are OSErrors too, with a more exact message
         raise
     except OSError as e:
         raise OutputError(f"{path}: cannot be written ({e.strerror or e}); {advice}") from e

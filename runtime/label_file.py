@@ -1,4 +1,4 @@
-"""Rows of a file -> predictions in a file, in constant memory; knows files and chunks, nothing of graphs."""
+"""Rows of a file -> predictions in a file, in constant memory."""
 
 import itertools
 import stat
@@ -17,116 +17,14 @@ except ImportError:  # Windows
 
 from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.engine.predictions import Prediction
-from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K, Task
+from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
-from ptexport.runtime.errors import DataError, OutputError, PtexportError, saying_what_the_disk_refused
-from ptexport.runtime.rows import Row, check_texts
+from ptexport.runtime.errors import OutputError, PtexportError, disk_errors
+from ptexport.runtime.label_rows import TRUNCATED, json_lines, line_starts, predict_rows_of, too_long
+from ptexport.runtime.rows import Row
 
 _COMPARED_ROWS = 16
-_SAME = 1e-3  # of a probability: more than batches of other lengths change
-
-
-def predict_rows(
-    task: Task, rows: Iterable[Row], *, strict: bool = False, top_k: int | None = None
-) -> Iterator[tuple[Row, Prediction]]:
-    """Predict the labels of rows as they come, in order, `CHUNK_TEXTS` at a time.
-
-    Args:
-        task: task of an open bundle.
-        rows: rows with the texts that its template takes.
-        strict: refuse texts that are longer than the task takes.
-        top_k: as in `Engine.predict`.
-
-    Raises:
-        DataError: a row is too long for `strict`, or has a text too many or too few (says which).
-    """
-    read, predicted = itertools.tee(rows)  # never more than a chunk apart
-    checked = (_checked(row, task) for row in read)
-    if "choice" in task.entry.fields:
-        predictions = task.choose_iter(((row.text, row.choices or ()) for row in checked), top_k=top_k)
-    else:
-        predictions = task.predict_iter((row.texts for row in checked), top_k=top_k)
-    for prediction, row in zip(predictions, predicted, strict=True):
-        if strict and prediction.truncated:
-            raise _too_long(row, task)
-        yield row, prediction
-
-
-def predict_rows_of(
-    engine: Engine, rows: Iterable[Row], name: str | None, *, strict: bool = False, top_k: int | None = None
-) -> Iterator[tuple[Row, dict[str, Prediction]]]:
-    """Predict the labels of rows for one task or for all of them, as they come.
-
-    Args:
-        engine: the open bundle.
-        rows: rows with the texts that the tasks take.
-        name: name of a task; `ALL`: every task; None: the only one.
-        strict: as in `predict_rows`.
-        top_k: as in `predict_rows`.
-
-    Returns:
-        Each row with its predictions by the task's name.
-
-    Raises:
-        DataError: as in `predict_rows`; or a task is a multiple choice, which cannot be predicted with others.
-    """
-    if name != ALL:
-        task = engine.task(name)
-        for row, prediction in predict_rows(task, rows, strict=strict, top_k=top_k):
-            yield row, {task.entry.name: prediction}
-        return
-    for task in engine.tasks.values():
-        if "choice" in task.entry.fields:
-            raise DataError(
-                f"task all: {task.entry.name} is a multiple choice, which is predicted alone; name one task"
-            )
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK_TEXTS)):
-        for task, row in itertools.product(engine.tasks.values(), chunk):
-            _checked(row, task)
-        for row, by_task in zip(chunk, engine.predict_all([row.texts for row in chunk], top_k=top_k), strict=True):
-            for task_name, prediction in by_task.items():
-                if strict and prediction.truncated:
-                    raise _too_long(row, engine.task(task_name))
-            yield row, by_task
-
-
-def _checked(row: Row, task: Task) -> Row:
-    check_texts(row, task.entry.fields)
-    return row
-
-
-def _too_long(row: Row, task: Task) -> DataError:
-    return DataError(
-        f"{row.where}: the text is longer than the {task.entry.max_length} tokens of the bundle; "
-        "shorten it, or leave out --strict"
-    )
-
-
-_TRUNCATED = {"truncated": True}
-
-
-def json_lines(row: Row, predictions: Mapping[str, Prediction], *, named: bool) -> Iterator[bytes]:
-    """Encode a row and its predictions as lines of JSON, one per task.
-
-    Args:
-        row: the row.
-        predictions: its predictions by the task's name.
-        named: whether each line names its task, as it does for bundles of several.
-    """
-    for start, prediction in zip(_line_starts(row, predictions, named=named), predictions.values(), strict=True):
-        record: dict[str, object] = {"label": prediction.label, "probabilities": prediction.probabilities}
-        if prediction.truncated:
-            record |= _TRUNCATED
-        yield start + msgspec.json.encode(record)[1:] + b"\n"
-
-
-def _line_starts(row: Row, names: Iterable[str], *, named: bool) -> list[bytes]:
-    """Encode what the lines of a row begin with."""
-    columns = {"text": row.text, "text_b": row.text_b, "choices": row.choices}
-    own = {column: value for column, value in columns.items() if value is not None}
-    return [msgspec.json.encode(own | ({"task": name} if named else {}))[:-1] + b"," for name in names]
+_SAME = 1e-3  # of a probability: more than rounding in batches of other lengths
 
 
 def label_file(
@@ -143,14 +41,14 @@ def label_file(
 ) -> "Counts":
     """Predict the labels of rows into a file of JSON lines.
 
-    The file appears when all rows are done. Until then they are in `PATH.KIND.partial`, where KIND holds the start of
-    the bundle's digest, the task and `top_k`, so that predictions of two kinds never mix.
+    The file appears when all rows are done. Until then they are in `PATH.KIND.partial`. KIND has the start of the
+    bundle's digest, the task and `top_k`, so predictions of two kinds never mix.
 
     Args:
         engine: the open bundle.
         rows: rows, read once, in order.
-        path: the file; a pipe or device is written to directly.
-        task: name of a task; `ALL`: every task, a line each; None: the only one.
+        path: the file; a pipe or device is written directly.
+        task: name of a task; `ALL`: every task, with a line each; None: the only one.
         resume: keep the rows that were done before and continue after them; a file that exists is finished.
         force: replace an existing file.
         strict: refuse texts that are longer than the task takes.
@@ -158,54 +56,65 @@ def label_file(
         report: called with the number of rows done.
 
     Returns:
-        What this call did, without the rows that were done before.
+        Counts of this call, without the rows that were done before.
 
     Raises:
-        OutputError: the file exists or was begun and neither `resume` nor `force` is given, its rows are not those that
-            were done before, it is of another bundle, another process is writing it, or the disk refuses.
+        OutputError: the file exists or was begun, and neither `resume` nor `force` is given; it has other rows, or
+            predictions of another bundle; another process is writing it; or it cannot be written.
         DataError: a row cannot be read or does not fit; the rows before it are kept for `resume`.
     """
-    counted = _Lines(engine, task, strict, top_k, report)
+    lines = _Lines(engine, task, strict, top_k, report)
     kind = engine.manifest.digest[:8] + ("" if task is None else f".{task}") + ("" if top_k is None else f".top{top_k}")
     partial = path.with_name(f"{path.name}.{kind}.partial")
-    with saying_what_the_disk_refused(
-        path, "check the path and its permissions, or free some space, and go on with --resume"
-    ):
+    with disk_errors(path, "check the path and its permissions, or free some space, and continue with --resume"):
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as stream:
-                stream.writelines(counted.lines(rows))
-        elif path.exists() and resume and not partial.exists():
-            counted.check_finished(path, rows)
-        elif path.exists() and not force and not resume:
-            raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
-        elif path.exists() and resume:
-            raise OutputError(f"{path}: exists already, and {partial.name} was begun for it; remove one of them")
-        elif partial.exists() and not resume and not force:
-            raise OutputError(f"{partial}: begun before; go on with --resume, or begin anew with --force")
+                stream.writelines(lines.encode(rows))
+        elif _is_finished(path, partial, resume=resume, force=force):
+            lines.check_finished(path, rows)
         else:
-            _fill(path, partial, counted, rows, resume=resume)
-    return counted.counts
+            _fill(path, partial, lines, rows, resume=resume)
+    return lines.counts
 
 
-def _fill(path: Path, partial: Path, counted: "_Lines", rows: Iterator[Row], *, resume: bool) -> None:
-    """Append lines to those that are there already; a file without any is not kept if a row fails."""
+def _is_finished(path: Path, partial: Path, *, resume: bool, force: bool) -> bool:
+    """Return whether an earlier call finished the file.
+
+    Raises:
+        OutputError: the file exists or was begun, and the options do not say what to do with it.
+    """
+    if path.exists() and resume:
+        if partial.exists():
+            raise OutputError(f"{path}: exists already, and {partial.name} was begun for it; remove one of them")
+        return True
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
+    if partial.exists() and not resume and not force:
+        raise OutputError(f"{partial}: begun before; continue with --resume, or start again with --force")
+    return False
+
+
+def _fill(path: Path, partial: Path, lines: "_Lines", rows: Iterator[Row], *, resume: bool) -> None:
+    """Append the missing lines to a partial file, and rename it. If a row fails, an empty partial file is removed."""
     if fcntl is None:
-        raise OutputError(f"{path}: needs file locks as Linux and macOS have them; print the answers instead")
+        raise OutputError(
+            f"{path}: got no file locks from this system, which writing needs; print the predictions instead"
+        )
     with partial.open("ab+") as file:
         _lock(file, partial)
         if not resume:
             file.truncate(0)
-        counted.done, kept_bytes = counted.skip(file, rows, partial)
-        file.truncate(kept_bytes)  # a line cut short at the end
+        lines.done, kept_bytes = lines.skip(file, rows, partial)
+        file.truncate(kept_bytes)  # cuts off an incomplete row
         try:
-            file.writelines(counted.lines(rows))
+            file.writelines(lines.encode(rows))
         except PtexportError:
             file.flush()
             if partial.stat().st_size == 0:
                 partial.unlink()
             raise
         file.flush()
-        partial.replace(path)  # while it is locked
+        partial.replace(path)  # before the lock is released
 
 
 @dataclass(slots=True, kw_only=True)
@@ -224,7 +133,7 @@ class Counts:
 
 
 class _Lines:
-    """Lines of rows, and their counts."""
+    """The lines of rows, and their counts."""
 
     def __init__(
         self, engine: Engine, task: str | None, strict: bool, top_k: int | None, report: Callable[[int], None]
@@ -239,7 +148,8 @@ class _Lines:
         self.done = 0
         self.counts = Counts()
 
-    def lines(self, rows: Iterable[Row]) -> Iterator[bytes]:
+    def encode(self, rows: Iterable[Row]) -> Iterator[bytes]:
+        """Predict rows and encode their lines, the lines of a row together."""
         predicted = predict_rows_of(self._engine, rows, self._task, strict=self._strict, top_k=self._top_k)
         for row, by_task in predicted:
             yield b"".join(json_lines(row, by_task, named=self._named))
@@ -247,42 +157,42 @@ class _Lines:
             self.counts.rows += 1
             self.counts.unlabelled += sum(prediction.label is None for prediction in by_task.values())
             self.counts.truncated += any(prediction.truncated for prediction in by_task.values())
-            if self.done % CHUNK_TEXTS == 0:  # as often as there is news
+            if self.done % CHUNK_TEXTS == 0:
                 self._report(self.done)
         self._report(self.done)
 
     def skip(self, file: BinaryIO, rows: Iterator[Row], path: Path) -> tuple[int, int]:
-        """Skip the rows whose lines a file has; returns their number and the bytes of their lines."""
-        truncated = msgspec.json.encode(_TRUNCATED)[1:-1]  # no text can hold it: its quotes would be escaped
+        """Skip the rows that a file has all lines of; returns their number and the size of their lines in bytes."""
+        truncated = msgspec.json.encode(TRUNCATED)[1:-1]  # quotes within a text are escaped, so no text can contain it
         file.seek(0)
         done = end = 0
         while lines := list(itertools.islice(file, len(self._names))):
             if len(lines) < len(self._names) or not lines[-1].endswith(b"\n"):
                 break
             row = next(rows, None)
-            starts = [] if row is None else _line_starts(row, self._names, named=self._named)
+            starts = [] if row is None else line_starts(row, self._names, named=self._named)
             if not starts or not all(line.startswith(start) for line, start in zip(lines, starts, strict=True)):
                 where = "the end of the input" if row is None else row.where
-                raise OutputError(f"{path}: holds other rows than the input, from {where} on; begin anew with --force")
+                raise OutputError(f"{path}: got other rows than the input from {where} on; start again with --force")
             if self._strict and row is not None and any(truncated in line for line in lines):
-                raise _too_long(row, self._engine.task(self._names[0]))
+                raise too_long(row, self._engine.task(self._names[0]))
             done, end = done + 1, end + sum(map(len, lines))
         return done, end
 
     def check_finished(self, path: Path, rows: Iterator[Row]) -> None:
-        """Check that a file holds this bundle's predictions for these rows, by its first ones."""
+        """Check that a file has a line for every row, and that its first lines have this bundle's predictions."""
         first = list(itertools.islice(rows, _COMPARED_ROWS))
         with path.open("rb") as file:
             lines = list(itertools.islice(file, len(first) * len(self._names)))
             self.done, _ = self.skip(file, itertools.chain(first, rows), path)
         if next(rows, None) is not None or self.done < len(first):
-            raise OutputError(f"{path}: holds fewer rows than the input; begin anew with --force")
+            raise OutputError(f"{path}: got fewer rows than the input; start again with --force")
         predicted = predict_rows_of(self._engine, first, self._task, top_k=sys.maxsize)
         mine = [(name, prediction) for _, by_task in predicted for name, prediction in by_task.items()]
         for line, (name, prediction) in zip(lines, mine, strict=True):
             if not self._is_same(_probabilities(line), name, prediction.probabilities):
                 raise OutputError(
-                    f"{path}: holds predictions of another bundle or --top-k; choose another name, or use --force"
+                    f"{path}: got predictions of another bundle or --top-k; choose another name, or use --force"
                 )
         self._report(self.done)
 
@@ -293,20 +203,20 @@ class _Lines:
 
 
 def _probabilities(line: bytes) -> dict[str, float]:
-    """Read an answer's probabilities; none if the line is no answer of ours."""
+    """Read the probabilities of a line; empty if the line is not one that `label_file` writes."""
     try:
-        return msgspec.json.decode(line, type=_Answer).probabilities
+        return msgspec.json.decode(line, type=_Line).probabilities
     except msgspec.DecodeError:
         return {}
 
 
-class _Answer(msgspec.Struct):
+class _Line(msgspec.Struct):
     probabilities: dict[str, float]
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep other processes out until the file is closed, by whatever end this one meets."""
+    """Lock a file against other processes until it is closed, also by the end of this process."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-        raise OutputError(f"{path}: another ptexport is writing it; wait for it, or choose another name") from e
+        raise OutputError(f"{path}: another ptexport is writing this file; wait for it, or choose another name") from e

@@ -1,4 +1,4 @@
-"""JSONL or CSV -> rows, one at a time; knows columns and line numbers, nothing of labels' meaning or of tokens."""
+"""JSONL or CSV -> rows, one at a time."""
 
 import csv
 import itertools
@@ -16,14 +16,14 @@ _MOST_NAMED = 30  # labels in a message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One text, or pair of texts, or text with candidates for its second; and its label where it has one.
+    """One text, a pair of texts, or a text with candidates for the second; with its label, if the file has one.
 
     Attributes:
-        where: the file and line it came from, for messages.
+        where: file and line of the row, for messages.
         text: the text; may be empty.
         text_b: the second text of a pair.
-        choices: the candidates of a multiple choice.
-        label: the label's name; of a multiple choice, the right candidate.
+        choices: candidates of a multiple choice.
+        label: name of the label; of a multiple choice, the right candidate.
     """
 
     where: str
@@ -34,49 +34,54 @@ class Row:
 
     @property
     def texts(self) -> str | tuple[str, str]:
-        """The text, or both of a pair; of a multiple choice the text alone."""
+        """The text, or both texts of a pair; of a multiple choice the text alone."""
         return self.text if self.text_b is None else (self.text, self.text_b)
 
 
 def check_texts(row: Row, fields: Sequence[str]) -> None:
-    """Check that a row brings the texts a template takes.
+    """Check that a row has the texts that a template takes.
 
     Args:
-        row: any.
-        fields: `["text"]`, `["text", "text_b"]` or `["text", "choice"]`.
+        row: the row.
+        fields: texts that the template takes: `["text"]`, `["text", "text_b"]` or `["text", "choice"]`.
 
     Raises:
-        DataError: it has one too many or one too few (says which line).
+        DataError: a text is missing, or there is one too many (names the line).
     """
     for field, value, name in (("text_b", row.text_b, "'text_b'"), ("choice", row.choices, "list 'choices'")):
         if (field in fields) != (value is not None):
-            got, need = ("a", "takes none") if value is not None else ("no", "takes one")
-            raise DataError(f"{row.where}: has {got} {name}, the template {need}; change the template or the row")
+            got, need = ("a", "none") if value is not None else ("no", "one")
+            raise DataError(f"{row.where}: got {got} {name}, the template takes {need}; change the template or the row")
 
 
 def check_choices(choices: object, where: str) -> tuple[str, ...]:
     """Check the candidates of a multiple choice, and return them.
 
     Raises:
-        DataError: they are no list of two or more strings, one is empty, or two are the same.
+        DataError: `choices` is not a list of two or more strings, a string is empty, or two strings are equal.
     """
     if not isinstance(choices, list | tuple) or not all(isinstance(choice, str) for choice in choices):
         got = repr(choices)[:40]
         raise DataError(f"{where}: 'choices' is {got}, need a list of strings; CSV has no lists, so write JSON lines")
     if len(choices) < 2:
-        raise DataError(f"{where}: has {len(choices)} of 'choices', needs at least 2; add some, or leave the row out")
+        raise DataError(f"{where}: got {len(choices)} 'choices', need at least 2; add some, or leave the row out")
     bare = [choice.strip() for choice in choices]
     if "" in bare or len(set(bare)) < len(bare):
-        fault = "is empty" if "" in bare else "stands there twice"
-        raise DataError(f"{where}: one of 'choices' {fault}, need different texts; mend the row")
+        fault = "an empty string" if "" in bare else "the same text twice"
+        raise DataError(f"{where}: got {fault} in 'choices', need different texts; correct the row")
     return tuple(choices)
 
 
 def check_label(row: Row, labels: Collection[str], advice: str) -> str:
-    """Check that a row has one of some labels, and return it.
+    """Check that a row has a known label, and return it.
+
+    Args:
+        row: the row.
+        labels: the known labels.
+        advice: end of the message about an unknown label.
 
     Raises:
-        DataError: it has none, or another (says which line); ends with `advice` on another.
+        DataError: the label is missing or unknown (names the line).
     """
     if row.label is not None and row.label in labels:
         return row.label
@@ -84,11 +89,11 @@ def check_label(row: Row, labels: Collection[str], advice: str) -> str:
     known = f"[{first}]" if len(labels) <= _MOST_NAMED else f"the {len(labels)} labels {first}, …"
     if row.label is None:
         raise DataError(f"{row.where}: no column 'label'; add it, with one of {known}")
-    raise DataError(f"{row.where}: label {row.label!r} is none of {known}; {advice}")
+    raise DataError(f"{row.where}: got label {row.label!r}, need one of {known}; {advice}")
 
 
 def count_lines(path: Path) -> int | None:
-    """Count a file's lines, about as many as its rows; None for a pipe, or a file that cannot be read."""
+    """Count the lines of a file, which is about the number of rows; None: it is a pipe or cannot be read."""
     try:
         if not path.is_file():
             return None
@@ -102,17 +107,19 @@ def read_rows(path: Path) -> Iterator[Row]:
     """Read rows from a file, one at a time and in order.
 
     Args:
-        path: a `.csv` with a header and commas, or a file of JSON objects, one a line (`.jsonl`, `.ndjson`, `.json` or
-            no such ending). Columns: `text`, optional `text_b` or `choices`, and `label`; others are ignored. UTF-8,
-            with or without a byte order mark.
+        path: a `.csv` file with a header and commas, or a file with one JSON object per line (`.jsonl`, `.ndjson`,
+            `.json`, or without an extension). Columns: `text`, optional `text_b` or `choices`, and `label`; others are
+            ignored. UTF-8, with or without a byte order mark.
 
     Raises:
-        DataError: the file cannot be read, holds no row, or a row is not as described (says which line).
+        DataError: the file cannot be read, has no rows, or a row is not as described (names the line).
     """
     empty = True
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
-        raise DataError(f"{path}: its name ends in {path.suffix!r}, need .jsonl or .csv; convert or rename it")
+        raise DataError(
+            f"{path}: got a name that ends in {path.suffix!r}, need .jsonl or .csv; convert or rename the file"
+        )
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             for row in parse(path.name, lines):
@@ -124,11 +131,11 @@ def read_rows(path: Path) -> Iterator[Row]:
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the path") from e
     if empty:
-        raise DataError(f"{path}: no rows in it; need at least one")
+        raise DataError(f"{path}: got no rows, need at least one; check the file")
 
 
 def _first_line_not_utf8(path: Path) -> str:
-    """Name it, if the file can be read again."""
+    """Return " line N" for the first line that is not UTF-8; empty for a pipe, which cannot be read again."""
     if not path.is_file():
         return ""
     with path.open("rb") as lines:
@@ -148,14 +155,14 @@ def _jsonl_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as e:
-            raise DataError(f'{where}: not JSON ({e}); need one object a line such as {{"text": "…"}}') from e
+            raise DataError(f'{where}: not JSON ({e}); need one object per line, such as {{"text": "…"}}') from e
         if not isinstance(record, dict):
-            raise DataError(f'{where}: got {type(record).__name__}, need an object such as {{"text": "…"}}')
+            raise DataError(f'{where}: got {type(record).__name__}, need an object, such as {{"text": "…"}}')
         yield row_of(record, where)
 
 
 def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)  # of the process; the default refuses a text of more than 131,072 characters
+    csv.field_size_limit(sys.maxsize)  # for the whole process; the default limit is 131,072 characters
     reader = csv.DictReader(lines, strict=True)
     try:
         header = reader.fieldnames or []
@@ -168,7 +175,7 @@ def _csv_rows(name: str, lines: Iterable[str]) -> Iterator[Row]:
             where = f"{name} line {reader.line_num}"
             if None in record or None in record.values():
                 raise DataError(
-                    f"{where}: got another number of fields than the header's {len(header)}; "
+                    f"{where}: got more or fewer fields than the header, need {len(header)}; "
                     "put quotes around fields with commas"
                 )
             yield row_of(record, where)
@@ -183,11 +190,11 @@ _PARSERS: dict[str, Callable[[str, Iterable[str]], Iterator[Row]]] = {
 
 
 def row_of(record: dict[str, Any], where: str) -> Row:
-    """Make a row from one record's columns.
+    """Make a row from the columns of a record.
 
     Raises:
-        DataError: `text` is missing, or a column is not a string (a label may also be a number or true or false); or
-            `choices` are not as `check_choices` wants them, or the label is neither one of them nor its number.
+        DataError: `text` is missing; a column is not a string (a label may also be a number or a boolean); `choices`
+            fail `check_choices`; or the label is neither one of the choices nor the number of one.
     """
     if "text" not in record:
         raise DataError(f"{where}: no column 'text', got {sorted(record)}; rename the column that holds the text")
@@ -212,14 +219,16 @@ def _check_unicode(text: str, column: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as e:
-        raise DataError(f"{where}: '{column}' holds half of a surrogate pair, need Unicode; mend the text") from e
+        raise DataError(f"{where}: '{column}' holds half of a surrogate pair, need Unicode; correct the text") from e
 
 
 def _chosen(label: object, choices: Sequence[str], where: str) -> str | None:
-    """Find the right candidate by its text, or by its number from 0."""
+    """Return the right candidate, given its text or its number from 0."""
     if label is None or label in choices:
         return None if label is None else str(label)
     if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(choices):
         return choices[label]
     got = json.dumps(label)[:40]
-    raise DataError(f"{where}: label {got} is none of its {len(choices)} choices; give its text, or its number from 0")
+    raise DataError(
+        f"{where}: got label {got}, need one of the {len(choices)} choices; give its text, or its number from 0"
+    )

@@ -8,7 +8,7 @@ from ptexport.exporters.export import ExportConfig, export, read_runs
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.packs.pack_file import Pack
 from ptexport.exporters.targets.targets import TARGETS
-from ptexport.runtime.errors import ExportError, OutputError, saying_what_the_disk_refused
+from ptexport.runtime.errors import ExportError, OutputError, disk_errors
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.store.files import write_whole
 
@@ -28,7 +28,7 @@ def pack(config: ExportConfig, progress: Progress) -> Pack:
         raise OutputError(f"{config.out}: exists already; choose another name, or replace it with --force")
     joint = read_runs(config.runs, config.out)
     _check_runs(joint, config)
-    with saying_what_the_disk_refused(config.out):
+    with disk_errors(config.out):
         config.out.parent.mkdir(parents=True, exist_ok=True)
         place = TemporaryDirectory(prefix=f".{config.out.name}.", dir=config.out.parent)
     with place as name:

@@ -1,12 +1,12 @@
 """A bundle folder -> verified files and a manifest.
 
-manifest.py       what a bundle records about itself
-manifest_json.py  manifest.json -> Manifest, of this format or the one before
-format_1.py       manifests of format 1
-measured.py       what the manifest records about parity, precision and latency
+manifest.py       Manifest and its parts
+manifest_json.py  manifest.json -> Manifest
+format_1.py       manifest.json of format 1 -> Manifest
+measured.py       measurements in a manifest: parity, golden rows, precision, latency
 folder.py         folder -> Bundle, with every hash checked
 signature.py      OpenSSF model signatures: check and sign
-model_check.py    model.onnx -> BundleError for anything an export never writes
-model_file.py     model.onnx <-> the part that all tasks share and the arrays of one task
+model_check.py    model.onnx -> BundleError, if it holds anything that an export never writes
+model_file.py     model.onnx <-> the frame that all tasks of a backbone share, and the arrays of one task
 protobuf.py       protobuf wire format <-> fields
 """

@@ -1,7 +1,7 @@
-"""A folder on disk -> a verified Bundle; knows paths, hashes and what is looked at in which order, nothing of tokens.
+"""A folder on disk -> a verified Bundle.
 
-Nothing is parsed before it is a plain file of the right size, and nothing but the manifest before its hash is right;
-docs/trust.md says the order, and what is not promised.
+No file is parsed before it is known to be a regular file of the right size. Only the manifest is parsed before its hash
+is checked. `docs/trust.md` lists the order of the checks and their limits.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ TEMPLATES = "templates.json"
 README = "README.md"
 
 ONE_TASK_FILES = (MODEL, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG)
-"""Hashed files of a bundle of one task: what the runtime, Transformers and Optimum read."""
+"""Hashed files of a bundle of one task, which the runtime, Transformers and Optimum read."""
 MULTITASK_FILES = (MODEL, WEIGHTS, TOKENIZER, TEMPLATES)
 """Hashed files of a bundle of several tasks."""
 PARITY_JSON = "parity.json"
-PARITY_HTML = "parity.html"  # only in bundles of ptexport before 0.2; `ptexport inspect --html` writes it now
+PARITY_HTML = "parity.html"  # in bundles of ptexport 0.1 only; now `ptexport inspect --html` draws it
 FILES = (*ONE_TASK_FILES, TEMPLATES, MANIFEST, README, PARITY_JSON, PARITY_HTML, SIGNATURE)
 """All files that a bundle may have."""
 
 
 class FileStatus(NamedTuple):
-    """What another file has otherwise, and the same file when it was written to."""
+    """Status of a file, which differs for another file, and for the same file after a write."""
 
     device: int
     inode: int
@@ -69,14 +69,14 @@ class Bundle:
     def open(cls, path: Path, *, require_signature: str | Path | None = None) -> "Bundle":
         """Verify a bundle: kinds of files, signature, the manifest's digest, sizes, hashes, and the graph's operators.
 
-        The order is part of what docs/trust.md says.
+        `docs/trust.md` promises this order.
 
         Args:
             path: the folder.
             require_signature: PEM file with the public key of the required signature; None: none is required.
 
         Raises:
-            BundleError: a file is missing or differs.
+            BundleError: a file is missing, or differs from the manifest.
             MissingExtraError: a signature is required, and model-signing is not installed.
         """
         names = MULTITASK_FILES if (path / TEMPLATES).exists() else ONE_TASK_FILES
@@ -91,10 +91,10 @@ class Bundle:
 
 
 def check_unchanged(bundle: Bundle) -> None:
-    """Refuse a bundle whose files were replaced or written to since they were verified, as a deployment does.
+    """Check that no file was replaced or written since the bundle was verified, for example by a deployment.
 
     Raises:
-        BundleError: they were.
+        BundleError: a file was.
     """
     for name, status in bundle.statuses.items():
         file = bundle.path / name
@@ -107,15 +107,15 @@ def check_unchanged(bundle: Bundle) -> None:
 
 
 def file_entry(path: Path) -> FileEntry:
-    """Describe a file for the manifest."""
+    """Hash a file for the manifest."""
     with path.open("rb") as file:
         return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
 
 
 def _look(path: Path, names: tuple[str, ...]) -> dict[str, FileStatus]:
-    """Check of what kind files are, before any is opened, and the size of the manifest, which nothing else says."""
+    """Check before any is opened that all are regular files, and that the manifest is small enough."""
     if path.is_file():
-        raise BundleError(f"{path}: is a file, need the bundle's folder; give {path.parent}")
+        raise BundleError(f"{path}: got a file, need the folder of a bundle; give {path.parent}")
     statuses = {}
     for name in names:
         try:
@@ -131,7 +131,7 @@ def _look(path: Path, names: tuple[str, ...]) -> dict[str, FileStatus]:
             raise BundleError(f"{path / name}: not a regular file; copy the bundle again, following links")
         if status.st_nlink > 1:
             raise BundleError(
-                f"{path / name}: has {status.st_nlink} names (hard links), need one, since it can be changed through "
+                f"{path / name}: got {status.st_nlink} hard links, need one, since the file can be changed through "
                 "another; copy the bundle again, without links"
             )
         if name == MANIFEST and status.st_size > MAX_MANIFEST_BYTES:
@@ -154,7 +154,7 @@ def _read(path: Path) -> bytes:
 
 
 class _Config(msgspec.Struct):
-    """What a `config.json` says of labels."""
+    """The part of `config.json` that lists labels."""
 
     id2label: dict[int, str]
 
@@ -164,7 +164,7 @@ def _read_labels(path: Path) -> list[str]:
         names = msgspec.json.decode(_read(path), type=_Config).id2label
         return [names[i] for i in range(len(names))]
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
-        raise BundleError(f"{path}: does not list its labels by number ({reason(e)[:200]}); export again") from e
+        raise BundleError(f"{path}: got no labels by number ({reason(e)[:200]}), need `id2label`; export again") from e
 
 
 def _check_tasks(tasks: Sequence[TaskEntry], files: tuple[str, ...], where: str) -> None:
@@ -187,7 +187,7 @@ def _check_files(
     statuses: Mapping[str, FileStatus],
     hashes: Mapping[str, str],
 ) -> None:
-    """Check sizes, then hashes, those that are not known yet."""
+    """Check sizes, then the hashes that the signature did not check."""
     if sorted(files) != sorted(need):
         raise BundleError(f"{path / MANIFEST}: lists {str(sorted(files))[:200]}, need {sorted(need)}; export again")
     for name, entry in files.items():

@@ -1,4 +1,4 @@
-"""What a bundle records about itself.
+"""The manifest of a bundle: its files, backbone, graph and tasks.
 
 The digest is the sha256 of the canonical JSON (keys sorted, no spaces, UTF-8 unescaped) without the key `digest`.
 """
@@ -19,21 +19,21 @@ ALL = "all"
 """Stands for every task of a bundle, so no task of several has this name."""
 
 Pooling = Literal["last", "mask", "first", "mean", "pooled"]
-"""The state that becomes logits: the last real token's, the mask slot's, the first token's, the mean of all, or the
-first token's after the backbone's own pooler."""
+"""The hidden state that becomes logits: of the last real token, of the mask slot, of the first token, the mean over all
+tokens, or of the first token after the backbone's own pooler."""
 
 TargetName = Literal["cpu", "cuda", "tensorrt", "web"]
-"""What a graph was made for; see docs/export.md."""
+"""Deployment target of a graph; see docs/export.md."""
 
 TextField = Literal["text", "text_b", "choice"]
-"""A text that a row brings; "choice" is each of its candidates in turn."""
+"""A text of a row; "choice" is each of its candidates in turn."""
 
 Fields = Annotated[list[TextField], msgspec.Meta(min_length=1, max_length=2)]
 Labels = Annotated[list[str], msgspec.Meta(min_length=1)]
 Length = Annotated[int, msgspec.Meta(ge=1)]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
-"""What a graph computes in. int8 and int4 say it of products with weights, and int4 of the weights alone."""
+"""Precision of a graph. int8 and int4 apply to products with weights, and int4 to the weights alone."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,13 +44,13 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class BackboneEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The frozen language model: where it came from and what it is.
+    """The frozen language model.
 
     Attributes:
-        fingerprint: sha256 over its weights, whatever files they were in.
-        name: alias, hub name or folder name it was loaded by; a trained one keeps its name.
-        revision: commit on the hub, where known.
-        licence: as its model card says, where known.
+        fingerprint: sha256 over its weights, independent of file layout.
+        name: alias, hub name or folder name that it was loaded by; a trained backbone keeps its name.
+        revision: commit on the hub, if known.
+        licence: licence in its model card, if known.
         model_type: Transformers' name of the architecture.
     """
 
@@ -66,7 +66,7 @@ class PassEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         name: name of the pass.
-        did: what it changed, one sentence.
+        did: one sentence about its changes.
     """
 
     name: str
@@ -98,12 +98,12 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a bundle was made of a pack and a bundle of the same backbone.
+    """How a bundle was made from a pack and another bundle of the same backbone.
 
     Attributes:
         pack: digest of the pack.
         backbone: digest of the other bundle's manifest.
-        golden_max_abs_diff: largest difference from the golden rows there; None: the graph was not run.
+        golden_max_abs_diff: largest absolute difference from the golden rows there; None: the graph was not run.
         ptexport: version that installed it.
     """
 
@@ -184,11 +184,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         if len(self.tasks) > 1:
             names = ", ".join(task.name for task in self.tasks)
-            raise BundleError(f"bundle {self.name}: has the tasks {names}, need one; name one of them")
+            raise BundleError(f"bundle {self.name}: got the tasks {names}, need a bundle of one task; name a task")
         return self.tasks[0]
 
     def renamed(self, name: str) -> "Manifest":
-        """Give the bundle another name; an only task has the same name."""
+        """Return a copy with another name; the only task of a bundle has the same name."""
         tasks = self.tasks if len(self.tasks) > 1 else [msgspec.structs.replace(self.tasks[0], name=name)]
         return msgspec.structs.replace(self, name=name, tasks=tasks)
 

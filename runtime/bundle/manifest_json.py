@@ -45,7 +45,7 @@ def read_manifest(data: bytes, where: str) -> Manifest:
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:

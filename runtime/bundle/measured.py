@@ -1,4 +1,4 @@
-"""What a manifest says was measured where a bundle was made: parity, golden rows, precision and times."""
+"""Measurements in a manifest: parity, golden rows, cost of a lower precision, latency."""
 
 from typing import Annotated
 
@@ -6,16 +6,17 @@ import msgspec
 
 
 class PrecisionEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a lower precision than fp32 came to, on real rows.
+    """Cost of a precision lower than fp32, measured on real rows.
 
     Attributes:
-        products: products with weights, counted by how they are computed; empty where all nodes are in half.
-        kept_fp32: names of weights whose products are in fp32.
-        costs: mean difference of a logit with one role of products lowered alone, such as
-            `base.layers.*.mlp.down_proj.weight`, the largest first.
-        rows: measured on; rows without a label are right if answered as in fp32.
-        accuracy_fp32: share of them that the fp32 graph answers right.
-        accuracy: that this one does; None: it was not run.
+        products: number of matrix products with weights, by the way they are computed; empty in fp16 and bf16, where
+            all nodes have the lower precision.
+        kept_fp32: names of weights that are multiplied in fp32.
+        costs: mean absolute difference of a logit if the products of one role alone are lowered, such as
+            `base.layers.*.mlp.down_proj.weight`; the largest first.
+        rows: number of rows; the reference for a row without a label is the prediction in fp32.
+        accuracy_fp32: share of rows that the fp32 graph predicts correctly.
+        accuracy: share of rows that this graph predicts correctly; None: it was not run.
     """
 
     products: dict[str, int]
@@ -27,12 +28,12 @@ class PrecisionEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a graph takes for one batch.
+    """Latency of a graph for one shape of batch.
 
     Attributes:
-        batch: rows.
-        tokens: of each row, those folded not counted.
-        median_ms: of several runs, in turn with the other candidates'.
+        batch: number of rows.
+        tokens: tokens of each row, without folded ones.
+        median_ms: median latency of several runs, in turn with the other candidates.
     """
 
     batch: int
@@ -45,8 +46,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Attributes:
         opset: ONNX operator set.
-        same_labels: whether it labels the checked rows as the first candidate does; one that does not is not taken.
-        timings: one per size of batch.
+        same_labels: whether it predicts the same labels as the first candidate; otherwise it is not chosen.
+        timings: latency by shape of batch.
     """
 
     opset: int
@@ -55,12 +56,12 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Logits of the graph against those of the untouched model, one row at a time and unpadded there.
+    """Differences between the logits of the graph and of the original model, which gets one unpadded row at a time.
 
     Attributes:
-        max_abs_diff: largest difference of a logit.
-        mean_abs_diff: mean difference of a logit.
-        flips: numbers of the rows whose label differs, from 0.
+        max_abs_diff: largest absolute difference of a logit.
+        mean_abs_diff: mean absolute difference of a logit.
+        flips: numbers, from 0, of the rows with different predicted labels.
     """
 
     max_abs_diff: float
@@ -69,17 +70,19 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Proof that the graph answers as the model does.
+    """Comparison of the graph with the original model in Transformers.
 
     Attributes:
-        rows: rows compared; their text is not kept.
-        tolerance: largest `max_abs_diff` that passes; in lower precisions twice the largest seen, of golden rows too.
-        alone: each row by itself.
-        padded_right: rows of mixed lengths together, padding after the text.
-        padded_left: the same, padding before the text.
-        among_neighbours: largest difference of a logit between rows among 64 others and the same rows alone, both the
-            graph's; None: not measured, as in a bundle of many tasks.
-        all_lengths: largest difference of a logit of texts from one token to more than the bundle takes; None likewise.
+        rows: number of rows compared; their texts are not stored.
+        tolerance: largest `max_abs_diff` that passes; in a lower precision, twice the largest difference seen, golden
+            rows included.
+        alone: each row as a batch of its own.
+        padded_right: rows of mixed lengths in one batch, with padding after the text.
+        padded_left: the same, with padding before the text.
+        among_neighbours: largest absolute difference of a logit, in the graph, between a row in a batch with 64 others
+            and the same row alone; None: not measured, as in a multi-task bundle.
+        all_lengths: largest absolute difference of a logit over texts from one token to more than the bundle takes;
+            None: not measured.
     """
 
     rows: int
@@ -92,11 +95,11 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class GoldenRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Built-in texts, never a user's, and what the untouched model answers.
+    """A built-in text or pair, never a user's, with the logits of the original model.
 
     Attributes:
-        texts: as many as the template takes.
-        logits: by label; where answers are open, the largest few.
+        texts: as many texts as the template takes.
+        logits: expected logits by label; for an open vocabulary, the largest few.
     """
 
     texts: Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)]

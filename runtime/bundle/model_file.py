@@ -1,10 +1,10 @@
-"""model.onnx <-> what all tasks of a backbone have alike, and the arrays of one.
+"""model.onnx <-> the frame that all tasks of a backbone share, and the arrays of one task.
 
-A task's arrays are initializers that are inputs as well: default values, which a caller may override at run time. The
-file without them is its frame. It is read on the wire, since frames are compared and put together again byte for byte,
-and protobuf's library puts what it does not know last; and since it is one package less on a device.
+The arrays of a task are overridable initializers: inputs of the graph with default values. The rest of the file is its
+frame. This module reads the wire format itself: frames are compared and written again byte for byte, and protobuf's
+library would reorder unknown fields. It also saves a dependency on the device.
 
-Source: numbers from onnx/onnx.proto.
+Source: field numbers from onnx/onnx.proto.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.bundle.protobuf import VARINT, Field, delimited, fields, read_varint, varint
+from ptexport.runtime.bundle.protobuf import VARINT, WireField, delimited, fields, read_varint, varint
 from ptexport.runtime.errors import BundleError
 
 _GRAPH = 7  # of ModelProto
@@ -23,20 +23,20 @@ _INITIALIZER, _INPUT = 5, 11  # of GraphProto
 _INPUT_NAME = 1  # of ValueInfoProto
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9  # of TensorProto
 _FLOAT = 1  # of TensorProto.DataType
-_MAX_DIMS = 32  # numpy's; the product of more takes time
+_MAX_DIMS = 32  # numpy's limit, which bounds the time to multiply them
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxFile:
-    """The parts of a model file.
+    """A model file in parts.
 
     Attributes:
-        head: what stands before the graph.
-        before: the graph, up to the first of the arrays.
-        after: the rest of the graph, without the arrays.
-        tail: what stands after the graph.
-        arrays: the task's, by name, in the file's order.
-        inputs: names of all others, which a row brings.
+        head: bytes before the graph.
+        before: bytes of the graph before the first array.
+        after: other bytes of the graph, without the arrays.
+        tail: bytes after the graph.
+        arrays: arrays of the task by name, in the order of the file.
+        inputs: names of the inputs without default values, which each batch gives.
     """
 
     head: bytes
@@ -48,10 +48,10 @@ class OnnxFile:
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> "OnnxFile":
-        """Take a model file apart.
+        """Split a model file.
 
         Raises:
-            BundleError: it is no ONNX model.
+            BundleError: the file is not an ONNX model.
         """
         try:
             (graph,) = (field for field in fields(data, 0, len(data)) if field.number == _GRAPH)
@@ -59,8 +59,8 @@ class OnnxFile:
             inputs = [_text(data, field, _INPUT_NAME) for field in parts if field.number == _INPUT]
             initializers = [field for field in parts if field.number == _INITIALIZER]
             found = {field: _array(data, field) for field in initializers}
-        except (ValueError, OverflowError) as e:  # numpy's, of a shape such as [0, 2**63]
-            raise BundleError(f"{where}: no ONNX model ({e}); copy the bundle again") from e
+        except (ValueError, OverflowError) as e:  # OverflowError: numpy, for a shape such as [0, 2**63]
+            raise BundleError(f"{where}: not an ONNX model ({e}); copy the bundle again") from e
         arrays = {field: named for field, named in found.items() if named is not None and named[0] in inputs}
         at = next((field.start for field in arrays), graph.end)
         kept = [field for field in parts if field not in arrays]
@@ -75,22 +75,22 @@ class OnnxFile:
 
     @property
     def frame_sha256(self) -> str:
-        """Hash of the file without the arrays: two files with the same differ in those alone."""
+        """Sha256 of the frame: files with equal frames differ in their arrays only."""
         return hashlib.sha256(self.with_arrays({})).hexdigest()
 
     def with_arrays(self, arrays: Mapping[str, NDArray[np.float32]]) -> bytes:
-        """Write the file with other arrays, byte for byte as onnx would."""
+        """Encode the file with other arrays, byte for byte as onnx does."""
         graph = self.before + b"".join(_initializer(name, array) for name, array in arrays.items()) + self.after
         return self.head + delimited(_GRAPH, graph) + self.tail
 
 
-def _text(data: bytes, message: Field, number: int) -> str:
+def _text(data: bytes, message: WireField, number: int) -> str:
     found = (data[f.content : f.end] for f in fields(data, message.content, message.end) if f.number == number)
     return next(found, b"").decode()
 
 
-def _array(data: bytes, tensor: Field) -> tuple[str, NDArray[np.float32]] | None:
-    """Read a tensor's name and values; None if they are no floats, or elsewhere."""
+def _array(data: bytes, tensor: WireField) -> tuple[str, NDArray[np.float32]] | None:
+    """Read the name and values of a tensor; None: its values are not float32, or not in `raw_data`."""
     parts = list(fields(data, tensor.content, tensor.end))
     if {field.number for field in parts} - {_DIMS} != {_DATA_TYPE, _NAME, _RAW_DATA}:
         return None
@@ -100,7 +100,7 @@ def _array(data: bytes, tensor: Field) -> tuple[str, NDArray[np.float32]] | None
     if read_varint(data, of[_DATA_TYPE].content)[0] != _FLOAT or len(dims) > _MAX_DIMS:
         return None
     if math.prod(dims) * 4 != raw.end - raw.content:
-        raise ValueError(f"a tensor of {raw.end - raw.content} bytes, need {dims}")
+        raise ValueError(f"a tensor has {raw.end - raw.content} bytes, need {4 * math.prod(dims)} for the shape {dims}")
     values = np.frombuffer(data[raw.content : raw.end], "<f4").astype(np.float32)
     return data[of[_NAME].content : of[_NAME].end].decode(), values.reshape(dims)
 

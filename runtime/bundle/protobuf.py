@@ -1,7 +1,7 @@
-"""Protobuf's wire format: bytes <-> fields; knows nothing of what a message means.
+"""Bytes <-> fields, in the wire format of protobuf.
 
-Stricter than protobuf's library: what that would cut to 64 bits is refused, so that nobody reads another message than
-the one that was looked at.
+Stricter than protobuf's own library, which truncates longer numbers to 64 bits: here they are an error, so that no
+other reader can get different values from a checked message.
 
 Source: https://protobuf.dev/programming-guides/encoding.
 """
@@ -13,15 +13,15 @@ VARINT, BYTES = 0, 2
 _FIXED_BYTES = {1: 8, 5: 4}
 
 
-class Field(NamedTuple):
-    """Where a field stands.
+class WireField(NamedTuple):
+    """Position of a field in a message, in bytes from its start.
 
     Attributes:
-        number: of the field.
-        wire_type: `VARINT`, `BYTES`, or one of those of a fixed size.
-        start: of its tag.
-        content: of its value; behind the size, of `BYTES`.
-        end: of both.
+        number: field number.
+        wire_type: `VARINT`, `BYTES`, or a wire type of fixed size.
+        start: start of the tag.
+        content: start of the value; for `BYTES`, after the size.
+        end: end of the value.
     """
 
     number: int
@@ -31,11 +31,11 @@ class Field(NamedTuple):
     end: int
 
 
-def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
+def fields(data: bytes, start: int, end: int) -> Iterator[WireField]:
     """List the fields of a message.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are not a message.
     """
     while start < end:
         tag, content = read_varint(data, start)
@@ -51,19 +51,19 @@ def fields(data: bytes, start: int, end: int) -> Iterator[Field]:
             raise ValueError(f"wire type {wire_type} at byte {start}")
         if stop > end:
             raise ValueError(f"cut short at byte {start}")
-        yield Field(tag >> 3, wire_type, start, content, stop)
+        yield WireField(tag >> 3, wire_type, start, content, stop)
         start = stop
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number of at most 64 bits; where it ends comes second.
+    """Read a number of at most 64 bits, and return it with the position of its end.
 
     Raises:
-        ValueError: it is longer, or cut short.
+        ValueError: the number is longer, or cut short.
     """
     try:
         value = data[at]
-        if value < 0x80:  # nearly all of them
+        if value < 0x80:  # the common case
             return value, at + 1
         value &= 0x7F
         for shift in range(7, 70, 7):
@@ -80,12 +80,12 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def delimited(number: int, content: bytes) -> bytes:
-    """Write a field of wire type `BYTES`."""
+    """Encode a field of wire type `BYTES`."""
     return varint(number << 3 | BYTES) + varint(len(content)) + content
 
 
 def varint(value: int) -> bytes:
-    """Write a number."""
+    """Encode a number."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""Encodings -> logits, batch by batch; knows lengths and padding, nothing of labels."""
+"""Encodings -> logits, batch by batch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,11 +12,11 @@ from ptexport.runtime.ort.graph import Graph
 
 
 def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """Group row numbers into batches, longest rows first, so that the first batch needs the most memory.
+    """Group row numbers into batches, the longest rows first, so that the first batch needs the most memory.
 
     Args:
-        lengths: tokens of each row.
-        most_tokens: limit of a batch of several rows, padding included.
+        lengths: number of tokens of each row.
+        most_tokens: most tokens of a batch of several rows, padding included; a single row may be longer.
     """
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
@@ -29,7 +29,7 @@ def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
 
 
 def score(graph: Graph, batch: Sequence[Encoding]) -> NDArray[np.float32]:
-    """Run a batch; float32 [rows, tasks, most labels of a task]."""
+    """Compute the logits of a batch, float32 [rows, tasks, most labels of a task]."""
     logits = graph.run(TextEncoder.pad(batch))
     return logits[:, None] if logits.ndim == 2 else logits
 

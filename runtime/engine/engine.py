@@ -81,7 +81,7 @@ class Engine:
             ProviderError: the provider does not run the graph: a library, the device or TensorRT's engine is missing.
             MissingExtraError: ONNX Runtime, or for a signature model-signing, is not installed.
         """
-        execution = Execution(asked=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
+        execution = Execution(provider=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
         bundle = Bundle.open(Path(path), require_signature=require_signature)
         graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle))
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed
@@ -93,7 +93,7 @@ class Engine:
     def close(self) -> None:
         """Free the tokenizers and, with the last engine of its backbone, the session.
 
-        Calls that have started are finished first. The manifest stays readable.
+        Memory is freed once running calls have returned. The manifest stays readable.
         """
         self._state.close()
 
@@ -105,17 +105,17 @@ class Engine:
         self._state.close()
 
     def warm_up(self) -> None:
-        """Run every batch shape once, so that no call is the first of its shape. Does nothing on the CPU."""
+        """Run every batch shape once, so that no later call is the first of its shape. No effect on the CPU."""
         self._state.get().graph.warm_up()
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle records about itself."""
+        """The manifest of the bundle."""
         return self._bundle.manifest
 
     @property
     def info(self) -> EngineInfo:
-        """What runs where. Raises EngineError once the engine is closed."""
+        """Provider, placement and versions. Raises EngineError once the engine is closed."""
         return info_of(
             self._state.get().graph,
             golden_max_abs_diff=self._golden_max_abs_diff,
@@ -259,15 +259,16 @@ class Engine:
             fitting = [encodings[whole[number]] for number in batch]
             logits = score(loaded.graph, fitting)
             of_task = [task.predictions(logits, fitting, top_k) for task in tasks]
-            for number, *row in zip(batch, *of_task, strict=True):
-                made[whole[number]] = dict(zip(self._tasks, row, strict=True))
+            for number, *of_row in zip(batch, *of_task, strict=True):
+                made[whole[number]] = dict(zip(self._tasks, of_row, strict=True))
             yield
-        for task in tasks:  # each truncates a text that is too long for one of them as it would alone
-            rows = sorted(set(range(len(texts))) - set(whole))
+        rows = sorted(set(range(len(texts))) - set(whole))
+        for task in tasks if rows else []:  # each truncates these texts as it would alone
             own = task.encode(loaded, [texts[row] for row in rows], first)
             predicted = yield from predicting(loaded, own, [task] * len(rows), top_k)
             for row, prediction in zip(rows, predicted, strict=True):
                 made.setdefault(row, {})[task.entry.name] = prediction
+            yield
         return [made[row] for row in range(len(texts))]
 
     def choose(

@@ -1,6 +1,7 @@
-"""Golden rows -> whether this machine computes what the untouched model did; knows logits, nothing of sessions.
+"""Golden rows -> whether this machine computes the logits of the original model.
 
-They are built-in city names, in every manifest, so they are there to be run wherever a bundle is opened.
+Golden rows are built-in city names. Every manifest has some with their expected logits, so that every `Engine.open` can
+compare them.
 """
 
 from collections.abc import Sequence
@@ -13,38 +14,40 @@ from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.errors import BundleError
 from ptexport.runtime.ort.providers import CPU, Provider
 
-_ELSEWHERE = 0.05
-"""Of a logit: what another processor than a CPU may round, on which parity was measured. Not run on a GPU yet."""
-_NEVER_RUN = 0.5
-"""Of a logit: what a bundle in bf16 may, which no CPU ran; its numbers have three digits."""
+_GPU_TOLERANCE = 0.05
+"""Largest difference of a logit on other providers than the CPU's, where parity was measured. Not run on a GPU yet."""
+_BF16_TOLERANCE = 0.5
+"""Largest difference of a logit in bf16, which has three digits and which the exporting CPU could not run."""
 
 
 def golden_texts(rows: Sequence[GoldenRow]) -> list[Text]:
-    """Give their texts as an engine takes them."""
+    """Return the texts of golden rows as an engine takes them."""
     return [row.texts[0] if len(row.texts) == 1 else (row.texts[0], row.texts[1]) for row in rows]
 
 
 def check_golden(
     rows: Sequence[GoldenRow], labels: Sequence[str], logits: NDArray[np.float32], tolerance: float, where: str
 ) -> float:
-    """Compare what a graph answers to golden rows with what the untouched model did.
+    """Compare the logits of golden rows with the expected ones.
 
     Args:
-        rows: of the manifest.
-        labels: in the order of the logits.
-        logits: float32 [rows, labels].
-        tolerance: largest difference of a logit.
-        where: what the error is about.
+        rows: golden rows of a task.
+        labels: label names, in the order of the logits.
+        logits: computed logits, float32 [rows, labels].
+        tolerance: largest absolute difference of a logit that passes.
+        where: name of the bundle, for messages.
 
     Returns:
-        The largest difference of a logit.
+        The largest absolute difference of a logit.
 
     Raises:
-        BundleError: it is larger, or a row is of other labels.
+        BundleError: the difference is above the tolerance, or not a number; or a row has unknown labels.
     """
     for row in rows:
         if not set(row.logits) <= set(labels):
-            raise BundleError(f"{where}: has golden rows of labels {sorted(row.logits)}, not its own; export again")
+            raise BundleError(
+                f"{where}: got golden rows with labels {sorted(row.logits)}, need labels of the task; export again"
+            )
     columns = {label: number for number, label in enumerate(labels)}
     worst = max(
         float(np.abs(got[[columns[label] for label in row.logits]] - np.array(list(row.logits.values()))).max())
@@ -52,14 +55,14 @@ def check_golden(
     )
     if not worst <= tolerance:
         raise BundleError(
-            f"{where}: a logit of its golden rows differs by {worst:.2g}, need at most {tolerance:.2g}; this machine "
-            "computes otherwise, use provider cpu, or export on a machine like it"
+            f"{where}: a logit of its golden rows differs by {worst:.2g}, need at most {tolerance:.2g}; "
+            "use provider cpu, or export on a machine like this one"
         )
     return worst
 
 
 def tolerance_of(parity: Parity | None, provider: Provider) -> float:
-    """Choose how far golden rows may be from the untouched model's logits."""
+    """Choose the largest difference of a golden row's logit for a provider."""
     if parity is None:
-        return _NEVER_RUN
-    return parity.tolerance if provider.name == CPU else max(parity.tolerance, _ELSEWHERE)
+        return _BF16_TOLERANCE
+    return parity.tolerance if provider.name == CPU else max(parity.tolerance, _GPU_TOLERANCE)

@@ -1,4 +1,4 @@
-"""What an open engine runs on; knows versions, nothing of answers."""
+"""A loaded graph -> EngineInfo: provider, placement and versions."""
 
 from collections import Counter
 from importlib.metadata import version
@@ -14,16 +14,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         provider: ONNX Runtime's name of the execution provider that runs the graph.
-        degraded: why that is not the one that "auto" hopes for; None: it is.
+        degraded: why provider "auto" chose the CPU; None: it did not, or no GPU was found.
         device: number of the GPU; 0 on the CPU.
-        threads: CPUs the session uses.
-        placement: how many nodes each provider was given; None: on the CPU alone, or this ONNX Runtime cannot tell.
-        cuda_graph: whether runs are recorded and played back.
-        golden_max_abs_diff: largest difference of a logit of the golden rows from the untouched model's, run when the
-            bundle was opened.
+        threads: number of CPUs that the session uses.
+        placement: number of nodes by provider; None: all are on the CPU, or this ONNX Runtime cannot tell.
+        cuda_graph: whether runs are recorded as CUDA graphs and replayed.
+        golden_max_abs_diff: largest absolute difference of a logit of the golden rows when the bundle was opened.
         bundle: digest of the manifest.
-        weights_sha256: of the weights file, which bundles of one backbone have alike.
-        versions: of onnxruntime, tokenizers, numpy and ptexport.
+        weights_sha256: sha256 of the weights file, which is the same for all bundles of a backbone.
+        versions: versions of onnxruntime, tokenizers, numpy and ptexport.
     """
 
     provider: str
@@ -39,7 +38,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def info_of(graph: Graph, *, golden_max_abs_diff: float, bundle: str, weights_sha256: str) -> EngineInfo:
-    """Describe what a graph runs on; the rest as `EngineInfo` says."""
+    """Describe a loaded graph; the other arguments are attributes of `EngineInfo`."""
     placed = placement(graph.session) if graph.provider.name != CPU else None
     versions = {name: version(name) for name in ("tokenizers", "numpy", "ptexport")}
     return EngineInfo(

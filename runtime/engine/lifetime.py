@@ -1,4 +1,4 @@
-"""What an open engine holds, until it is closed or its process forks; knows nothing of labels."""
+"""The state of an open engine, until it is closed or its process forks."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ from ptexport.runtime.ort.graph import Graph
 
 
 class Loaded(NamedTuple):
-    """What is freed when an engine is closed."""
+    """Objects that are freed when an engine is closed."""
 
     encoders: TaskEncoders
     graph: Graph
@@ -20,7 +20,7 @@ class Loaded(NamedTuple):
 
 
 class OpenState:
-    """What an engine opened. Thread-safe: a call that has it keeps it, also when another thread closes the engine.
+    """The objects that an engine opened. Thread-safe: a call that got them keeps them, even if the engine is closed.
 
     Args:
         encoders: text encoders of the tasks.
@@ -35,10 +35,10 @@ class OpenState:
         _all.add(self)
 
     def get(self) -> Loaded:
-        """Return what is held.
+        """Return the objects.
 
         Raises:
-            EngineError: it was closed, or this process was forked from the one that opened it.
+            EngineError: the engine was closed, or this process was forked from the one that opened it.
         """
         if self._process is not _process:
             raise EngineError(
@@ -51,31 +51,31 @@ class OpenState:
         return held
 
     def close(self) -> None:
-        """Release it; memory is freed once no call uses it. Closing twice has no effect."""
+        """Release the objects; they are freed once no call uses them. A second call has no effect."""
         self._held = None
 
     def __reduce__(self) -> NoReturn:
         raise EngineError("engine: cannot be sent to another process; send the bundle's path and open it there")
 
     def keep_for_ever(self) -> None:
-        """Make what is held immortal."""
+        """Make the objects immortal."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._held))
 
 
 _process = object()
-"""Stands for this process; a fork replaces it. A process id would not do, since ids are reused."""
+"""A token for this process, replaced after a fork. Process ids are reused, so they cannot serve as tokens."""
 
 _all: WeakSet[OpenState] = WeakSet()
 _any = False
-"""Whether there ever was one."""
+"""Whether an OpenState was ever made."""
 
 
 def _forked() -> None:
     """Keep inherited state alive and unusable: threads do not survive a fork.
 
-    Running an inherited session may wait for its threads for ever, and so may freeing it, at the latest when the
-    process ends (onnxruntime 1.31). Its memory is shared with the parent. Tokenizers, new ones too, would wait for
-    their library's threads if TOKENIZERS_PARALLELISM is set; the library reads it before each batch.
+    In a forked process an inherited session may wait for its threads for ever, when it runs and when it is freed, at
+    the latest when the process ends (onnxruntime 1.31). Its memory is shared with the parent. Tokenizers, new ones too,
+    would wait for their library's threads if TOKENIZERS_PARALLELISM were true; the library reads it before each batch.
     """
     global _process
     if _any:

@@ -1,4 +1,4 @@
-"""Logits -> predictions; knows softmax and labels' names, nothing of texts or graphs."""
+"""Logits -> predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The answer for one text.
+    """The prediction for one text.
 
     Attributes:
-        label: the most probable label's name; None if the bundle gives none so unsure (`manifest.abstain_below`).
-        truncated: whether the text was longer than the bundle takes, and its end was not read.
-        probabilities: every label's probability, in the bundle's order; they sum to 1. Of those asked for, the most
-            probable first, where not all are.
+        label: name of the most probable label; None if its probability is below the task's `abstain_below`.
+        probabilities: probability by label, in the order of the task's labels; they sum to 1. With `top_k`, the `top_k`
+            most probable labels, the most probable first.
+        truncated: whether the text was longer than the task takes, so that its end was not read.
     """
 
     label: str | None
@@ -23,8 +23,8 @@ class Prediction:
     truncated: bool = False
 
     @property
-    def surest(self) -> str:
-        """The most probable label's name, sure enough or not."""
+    def most_probable(self) -> str:
+        """Name of the most probable label, also if `label` is None."""
         return max(self.probabilities, key=lambda label: self.probabilities[label])
 
 
@@ -36,25 +36,33 @@ def predictions(
     *,
     top_k: int | None = None,
 ) -> list[Prediction]:
-    """Turn logits, float32 [rows, labels], into answers with the probabilities of all labels or the first few."""
+    """Turn logits into predictions.
+
+    Args:
+        logits: float32 [rows, labels].
+        labels: label names, in the order of the logits.
+        abstain_below: probability below which a prediction has no label; None: each has one.
+        truncated: whether each row was truncated.
+        top_k: number of labels with probabilities, the most probable first; None: all, in order.
+    """
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = scores / scores.sum(axis=1, keepdims=True)
     least = abstain_below or 0.0
-    answers = []
+    made = []
     for row, best, cut in zip(probabilities, logits.argmax(axis=1).tolist(), truncated, strict=True):
         indices = range(len(labels)) if top_k is None else _largest(row, top_k)
-        answers.append(
+        made.append(
             Prediction(
                 label=labels[best] if row[best] >= least else None,
                 probabilities={labels[i]: float(row[i]) for i in indices},
                 truncated=cut,
             )
         )
-    return answers
+    return made
 
 
 def _largest(row: NDArray[np.float32], k: int) -> Sequence[int]:
-    """Find the numbers of the k largest, largest first."""
+    """Return the indices of the k largest values, the largest first."""
     first = np.argpartition(-row, min(k, len(row)) - 1)[:k]
     numbers: list[int] = first[np.argsort(-row[first], kind="stable")].tolist()
     return numbers

@@ -1,4 +1,4 @@
-"""One task of an open bundle: texts -> predictions; knows batches and turns, nothing of how the graph was made."""
+"""One task of an open bundle: texts -> predictions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -16,14 +16,14 @@ from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import check_choices
 
 OPEN_VOCABULARY_TOP_K = 5
-"""Labels whose probabilities a prediction has by default where every word of the vocabulary is a label."""
+"""Default `top_k` of an open vocabulary, where every word is a label."""
 
 
 class Task:
     """One task of an open bundle; `Engine` has the same methods, with `task=`.
 
     Attributes:
-        entry: what the manifest says about it.
+        entry: its entry in the manifest.
         labels: label names, in the order of the logits.
     """
 
@@ -92,10 +92,13 @@ class Task:
 
     def _choose(self, rows: Sequence[tuple[str, Sequence[str]]], first: int, top_k: int | None) -> list[Prediction]:
         if "choice" not in self.entry.fields:
-            raise DataError(f"choose: the template of task {self.entry.name} has no {{choice}}; use predict")
+            raise DataError(f"choose: got task {self.entry.name}, need a template with {{choice}}; use predict")
         for number, row in enumerate(rows, first):
             if not isinstance(row, list | tuple) or len(row) != 2 or not isinstance(row[0], str):
-                raise DataError(f"text {number}: need a text and its choices; write choose([(text, [choice, choice])])")
+                raise DataError(
+                    f"text {number}: got {type(row).__name__}, need a text with its choices; "
+                    "write choose([(text, [choice, choice])])"
+                )
         given = [check_choices(choices, f"text {number}") for number, (_, choices) in enumerate(rows, first)]
         pairs = [(text, choice) for (text, _), choices in zip(rows, given, strict=True) for choice in choices]
         loaded = self._state.get()

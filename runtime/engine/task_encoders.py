@@ -1,4 +1,4 @@
-"""A bundle -> one text encoder per task; knows tokenizers and templates, nothing of graphs.
+"""A bundle -> one text encoder per task.
 
 A bundle of several tasks has their common vocabulary once, in `tokenizer.json`. `templates.json` has the rest of each
 task's tokenizer: `{"tasks": {name: …}, "all": … or null}`.
@@ -35,14 +35,14 @@ class TaskEncoders:
         """Load the tokenizers of a verified bundle.
 
         Raises:
-            BundleError: `templates.json` is not what an export writes.
+            BundleError: `templates.json` is not as an export writes it.
         """
         tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
         tasks = bundle.manifest.tasks
         if len(tasks) == 1:
             return cls(of_task=[TextEncoder.from_json(tokenizer_json, fields=tasks[0].fields)])
         fields = {task.name: task.fields for task in tasks}
-        with _refusing_other_templates(bundle):
+        with _template_errors(bundle):
             return cls.from_templates(tokenizer_json, _templates(bundle), fields)
 
     @classmethod
@@ -74,11 +74,11 @@ def longest_row(bundle: Bundle) -> int:
     """Read how many ids the longest row of a bundle has, without loading a tokenizer.
 
     Raises:
-        BundleError: `templates.json` is not what an export writes.
+        BundleError: `templates.json` is not as an export writes it.
     """
     if len(bundle.manifest.tasks) == 1:
         return bundle.manifest.task.max_length
-    with _refusing_other_templates(bundle):
+    with _template_errors(bundle):
         templates = _templates(bundle)
         used = [*templates["tasks"].values(), *filter(None, [templates["all"]])]
         return max(int(template["truncation"]["max_length"]) for template in used)
@@ -89,8 +89,8 @@ def _templates(bundle: Bundle) -> Any:
 
 
 @contextmanager
-def _refusing_other_templates(bundle: Bundle) -> Iterator[None]:
+def _template_errors(bundle: Bundle) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise BundleError(f"{bundle.path / TEMPLATES}: not what an export writes ({reason(e)}); export again") from e
+        raise BundleError(f"{bundle.path / TEMPLATES}: cannot be read as templates ({reason(e)}); export again") from e

@@ -1,6 +1,6 @@
-"""Texts -> padded ids, by a bundle's tokenizer.json; knows nothing of graphs.
+"""Texts -> encodings -> padded ids, with the tokenizer of a task.
 
-The template is that tokenizer's post-processor, so the ids of virtual tokens come out of `encode` like any others.
+The template is the post-processor of the tokenizer, so `encode` returns the ids of virtual tokens with all others.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from ptexport.runtime.errors import DataError, reason
 from ptexport.runtime.ort.io_binding import Ids
 
 Text = str | tuple[str, str]
-"""One text, or the two of a pair."""
+"""One text, or the two texts of a pair."""
 
 
 class TextEncoder:
-    """Turns texts into what the graph takes. Thread-safe: the tokenizer is only read."""
+    """Encodes texts for the graph. Thread-safe: the tokenizer is only read."""
 
     def __init__(self, tokenizer: Tokenizer, *, fields: Sequence[str]) -> None:
         self._tokenizer = tokenizer
@@ -25,25 +25,25 @@ class TextEncoder:
 
     @classmethod
     def from_json(cls, tokenizer_json: str, *, fields: Sequence[str]) -> "TextEncoder":
-        """Read what a `tokenizer.json` holds.
+        """Read a tokenizer.
 
         Args:
-            tokenizer_json: its text.
-            fields: the texts a row brings: `["text"]` or `["text", "text_b"]`.
+            tokenizer_json: content of `tokenizer.json`.
+            fields: texts of a row: `["text"]`, `["text", "text_b"]` or `["text", "choice"]`.
         """
         return cls(Tokenizer.from_str(tokenizer_json), fields=fields)
 
     def encode(self, texts: Sequence[Text], *, first: int = 0) -> list[Encoding]:
-        """Encode each text, template included, truncated to the tokenizer's own length and not padded.
+        """Encode each text with its template, truncated to the tokenizer's length, without padding.
 
         Args:
-            texts: as the template takes them.
-            first: the first one's number, for messages.
+            texts: texts or pairs, as the template takes them.
+            first: number of the first text, for messages.
 
         Raises:
-            DataError: not a string, or not a pair of them, as the template takes; text that is not Unicode; a second
-                text that leaves no room for the first, where only that is cut; one without a token, where the
-                template adds none.
+            DataError: a text is not a string, or not a pair as the template needs; it is not Unicode; its second text
+                leaves no room for the first, if only the first is truncated; or it has no token, and the template adds
+                none.
         """
         for number, text in enumerate(texts, first):
             parts = [text] if len(self._fields) == 1 else text
@@ -57,30 +57,33 @@ class TextEncoder:
                 raise DataError(f"text {number}: got {got}, need {need}; pass what the template takes")
         try:
             encodings = self._tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
-        except Exception as e:  # tokenizers raises nothing narrower
+        except Exception as e:  # tokenizers raises plain Exception
             raise self._refusal(texts, first) from e
         for number, encoding in enumerate(encodings, first):
             if not encoding.ids:
-                raise DataError(f"text {number}: is empty, and the template adds no token to read; leave it out")
+                raise DataError(
+                    f"text {number}: got no token, need at least one, since the template adds none; leave the text out"
+                )
         return encodings
 
     def _refusal(self, texts: Sequence[Text], first: int) -> DataError:
-        """Find the first text that cannot be encoded."""
+        """Return the error of the first text that cannot be encoded."""
         for number, text in enumerate(texts, first):
             try:
                 "".join(text).encode()
                 self._tokenizer.encode(*([text] if isinstance(text, str) else text))
             except UnicodeEncodeError:
                 return DataError(f"text {number}: holds half of a surrogate pair, need Unicode; decode it first")
-            except Exception as e:
+            except Exception as e:  # as above
                 return DataError(f"text {number}: cannot be tokenised ({reason(e)}); shorten it")
         raise AssertionError("each text can be encoded alone")
 
     @staticmethod
     def pad(encodings: Sequence[Encoding], *, side: Literal["left", "right"] = "right") -> Ids:
-        """Stack encodings into arrays as long as the longest; padding has mask 0 and id 0.
+        """Stack encodings into arrays, int64 [rows, longest]; padding has attention mask 0 and id 0.
 
-        The graph takes positions from the mask, so both sides give the same answer; the engine pads on the right.
+        The graph computes position ids from the attention mask, so both sides give the same logits. The engine pads on
+        the right.
         """
         length = max(len(encoding) for encoding in encodings)
         ids = {

@@ -1,4 +1,4 @@
-"""Texts -> answers by the piece: as texts come, or in turns with other callers; knows sizes, nothing of engines."""
+"""Work in pieces: an iterable in chunks, and async callers that take turns of one batch."""
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -6,61 +6,61 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 CHUNK_TEXTS = 1024
-"""Texts held at a time: enough to sort by length, so that little is padded."""
+"""Texts in memory at a time: enough to sort by length, so that batches have little padding."""
 
 SLICE_TEXTS = 64
-"""Texts of one caller that are tokenised at a time while others may wait."""
+"""Texts of one caller that are tokenised in one turn."""
 
 _Text = TypeVar("_Text")
-_Answer = TypeVar("_Answer")
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-Answering = Callable[[Sequence[_Text], int], list[_Answer]]
-"""Answers some of a caller's texts, given the number of the first of them, for messages."""
+Predicting = Callable[[Sequence[_Text], int], list[_Item]]
+"""Makes predictions for some texts; the second argument is the number of the first text, for messages."""
 
 Work = Generator[None, None, _Result]
-"""Makes a result, and yields wherever others may have their turn."""
+"""Makes a result in turns: yields after each turn but the last."""
 
 
-def in_chunks(answer: Answering[_Text, _Answer], texts: Iterator[_Text]) -> Iterator[_Answer]:
-    """Answer texts in order, `CHUNK_TEXTS` at a time; the next are read once these answers were taken."""
+def in_chunks(predict: Predicting[_Text, _Item], texts: Iterator[_Text]) -> Iterator[_Item]:
+    """Predict texts in order, `CHUNK_TEXTS` at a time; the next chunk is read once the last has been consumed."""
     first = 0
     while chunk := list(itertools.islice(texts, CHUNK_TEXTS)):
-        yield from answer(chunk, first)
+        yield from predict(chunk, first)
         first += len(chunk)
 
 
 def in_slices(
-    answering: Callable[[Sequence[_Text], int], Work[list[_Answer]]], texts: Sequence[_Text]
-) -> Work[list[_Answer]]:
-    """Answer texts in order, `SLICE_TEXTS` at a time."""
-    answers: list[_Answer] = []
+    predicting: Callable[[Sequence[_Text], int], Work[list[_Item]]], texts: Sequence[_Text]
+) -> Work[list[_Item]]:
+    """Predict texts in order, `SLICE_TEXTS` at a time."""
+    made: list[_Item] = []
     for first in range(0, len(texts), SLICE_TEXTS):
         if first:
             yield
-        answers += yield from answering(texts[first : first + SLICE_TEXTS], first)
-    return answers
+        made += yield from predicting(texts[first : first + SLICE_TEXTS], first)
+    return made
 
 
 def at_once(work: Work[_Result]) -> _Result:
-    """Do work in one turn."""
+    """Do all turns of some work, and return its result."""
     while not (ended := _turn(work)):
         pass
     return ended[0]
 
 
 class Turns:
-    """One thread in which callers' work is done, a turn each, first come, first served; it starts with the first."""
+    """One thread that does the work of all callers, one turn at a time, first come, first served."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ptexport")
 
     async def do(self, work: Work[_Result]) -> _Result:
-        """Do work, turn by turn.
+        """Do work turn by turn, and return its result.
 
-        Cancelled, the turn that has begun is finished for nobody; no other is begun.
+        Cancellation takes effect after the current turn; no further turn is run.
         """
-        import asyncio  # who awaits this has it loaded; others need not
+        import asyncio  # only async callers need it, and they have loaded it
 
         while not (ended := await asyncio.wrap_future(self._thread.submit(_turn, work))):
             pass
@@ -68,7 +68,7 @@ class Turns:
 
 
 def _turn(work: Work[_Result]) -> tuple[_Result] | None:
-    """Do work until it yields or ends; None: it goes on."""
+    """Do one turn of some work; returns the result in a tuple, or None if there are more turns."""
     try:
         next(work)
     except StopIteration as e:

@@ -1,7 +1,8 @@
-"""Which shapes of batch a graph is run in, so that a GPU sees few; knows sizes, nothing of sessions.
+"""The batch shapes that a GPU sees.
 
-On a GPU each shape may cost memory, a recorded graph or a TensorRT engine, so batches are padded up to one of few. The
-graph takes positions from the mask, so padding changes no answer. On the CPU a batch is as it is.
+On a GPU each batch shape may cost memory, a recorded graph or a TensorRT engine, so batches are padded to one of a few
+shapes. The graph computes position ids from the attention mask, so padding does not change the logits. On the CPU
+batches keep their shape.
 """
 
 from collections.abc import Iterator
@@ -12,26 +13,26 @@ from ptexport.runtime.errors import DataError
 MAX_BATCH_ROWS = 32
 MAX_BATCH_TOKENS = 4096
 CPU_BATCH_TOKENS = 1024
-"""On a CPU more tokens at once are no faster (SmolLM2 and MiniLM, 2 cores), take more memory, and let others wait."""
+"""On a CPU more tokens per batch do not raise throughput (SmolLM2 and MiniLM, 2 cores), but cost memory and latency."""
 _ROWS = (1, 2, 4, 8, 16, MAX_BATCH_ROWS)
 _SHORTEST = 16
-_USUAL = (8, 64)  # rows and tokens that TensorRT makes its engine fastest for
+_USUAL = (8, 64)  # rows and tokens for which TensorRT optimizes its engine
 
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """The shapes of batch that a graph takes.
+    """The batch shapes that a graph takes.
 
     Attributes:
-        lengths: tokens of a row, ascending; the last is the most that the bundle takes. Each is at most half as long
-            again as the one before, so that less than a third of a row is padding, but for the shortest.
+        lengths: tokens of a row, ascending; the last is the most that the bundle takes. Each is at most 1.5 times the
+            one before, so less than a third of a row is padding, except at the shortest length.
     """
 
     lengths: tuple[int, ...]
 
     @classmethod
     def up_to(cls, max_length: int) -> "Buckets":
-        """Choose lengths for rows of at most so many tokens: 16, 24, 32, 48, 64 and so on."""
+        """Choose the lengths up to `max_length` tokens: 16, 24, 32, 48, 64 and so on."""
         lengths = []
         power = _SHORTEST
         while power < max_length:
@@ -40,10 +41,10 @@ class Buckets:
         return cls((*lengths, max_length))
 
     def fit(self, rows: int, tokens: int) -> tuple[int, int]:
-        """Find the smallest shape that holds a batch.
+        """Return the smallest shape that holds a batch.
 
         Raises:
-            DataError: none does. It is never run: TensorRT would build an engine for it, which takes minutes.
+            DataError: no shape does. Such a batch is never run, since TensorRT would build an engine for minutes.
         """
         if not (0 < rows <= MAX_BATCH_ROWS and 0 < tokens <= self.lengths[-1]):
             need = f"need at most {MAX_BATCH_ROWS} x {self.lengths[-1]}"
@@ -51,7 +52,7 @@ class Buckets:
         return next(n for n in _ROWS if n >= rows), next(n for n in self.lengths if n >= tokens)
 
     def shapes(self) -> Iterator[tuple[int, int]]:
-        """List all shapes that the engine's batches have: more rows than one share at most `MAX_BATCH_TOKENS`."""
+        """List all batch shapes of the engine; batches of several rows have at most `MAX_BATCH_TOKENS` tokens."""
         for tokens in self.lengths:
             for rows in _ROWS:
                 # A batch of one row more than the next smaller shape is padded to this one.
@@ -59,7 +60,7 @@ class Buckets:
                     yield rows, tokens
 
     def profile(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """Give the least, the usual and the largest shape, as TensorRT takes them."""
+        """Return the minimum, optimum and maximum shapes for a TensorRT profile."""
         most = (MAX_BATCH_ROWS, self.lengths[-1])
         usual_tokens = next((n for n in self.lengths if n >= _USUAL[1]), self.lengths[-1])
         return (1, self.lengths[0]), (_USUAL[0], usual_tokens), most

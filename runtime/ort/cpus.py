@@ -1,4 +1,4 @@
-"""How many threads this process may use; knows the kernel's affinity mask and cgroup quota, nothing of ONNX Runtime."""
+"""The number of CPUs that this process may use, from the affinity mask and the cgroup quota."""
 
 import math
 import os
@@ -8,13 +8,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:
-    """Count the CPUs this process may use, at least 1.
+    """Count the CPUs that this process may use, at least 1.
 
-    ONNX Runtime sizes its pool from the host, which under a container's quota makes threads that wait for
-    each other (microsoft/onnxruntime#7207).
+    ONNX Runtime sizes its thread pool by the host's CPUs. Under a container's quota these are too many threads, which
+    wait for each other (microsoft/onnxruntime#7207).
 
     Args:
-        cgroup: the cgroup file system's root, version 1 or 2.
+        cgroup: root of the cgroup file system, version 1 or 2.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = quota_cpus(cgroup)
@@ -22,9 +22,9 @@ def available_cpus(cgroup: Path = _CGROUP) -> int:
 
 
 def quota_cpus(cgroup: Path = _CGROUP) -> float | None:
-    """Read how many CPUs' time the container has; None: no less than the machine's.
+    """Read the CPU quota of the container, in CPUs; None: there is no quota.
 
-    Threads that spin while they wait use that time up, so ONNX Runtime's do not where there is a quota.
+    Threads that spin while they wait use the quota up, so under a quota ONNX Runtime's threads do not spin.
     """
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         try:

@@ -1,6 +1,6 @@
-"""What a GPU is, asked of its driver; knows the CUDA driver API, nothing of ONNX Runtime.
+"""A CUDA device -> its name, memory and compute capability, through the CUDA driver API.
 
-Not run on a GPU yet: tested with a driver that is played.
+Not run on a GPU yet; the tests use a fake driver.
 
 Source: https://docs.nvidia.com/cuda/cuda-driver-api.
 """
@@ -17,13 +17,13 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_…
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One device.
+    """A CUDA device.
 
     Attributes:
-        name: as NVIDIA sells it.
-        compute_capability: such as "8.7".
-        memory_bytes: of all of it.
-        driver_cuda: newest CUDA that the driver takes, such as "13.0".
+        name: product name.
+        compute_capability: compute capability, such as "8.7".
+        memory_bytes: total memory.
+        driver_cuda: newest CUDA version that the driver supports, such as "13.0".
     """
 
     name: str
@@ -36,8 +36,8 @@ def read_gpu(device: int, driver: Any = None) -> Gpu:
     """Describe a device.
 
     Args:
-        device: its number.
-        driver: the loaded driver library; None: the system's.
+        device: number of the device.
+        driver: loaded driver library; None: the system's.
 
     Raises:
         ProviderError: there is no driver, or no such device.
@@ -48,21 +48,21 @@ def read_gpu(device: int, driver: Any = None) -> Gpu:
         except OSError as e:
             raise ProviderError(f"GPU {device}: {e}; install an NVIDIA driver, or use provider cpu") from e
 
-    def ask(function: str, *arguments: Any) -> None:
+    def call(function: str, *arguments: Any) -> None:
         code = getattr(driver, function)(*arguments)
         if code:
             raise ProviderError(f"GPU {device}: {function} failed with CUDA error {code}; choose another device")
 
-    ask("cuInit", 0)
+    call("cuInit", 0)
     handle, version, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(_NAME_BYTES)
     capability = [ctypes.c_int(), ctypes.c_int()]
-    ask("cuDeviceGet", ctypes.byref(handle), device)
-    ask("cuDeviceGetName", name, _NAME_BYTES, handle)
+    call("cuDeviceGet", ctypes.byref(handle), device)
+    call("cuDeviceGetName", name, _NAME_BYTES, handle)
     for number, attribute in zip(capability, (_MAJOR, _MINOR), strict=True):
-        ask("cuDeviceGetAttribute", ctypes.byref(number), attribute, handle)
-    ask("cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
-    ask("cuDriverGetVersion", ctypes.byref(version))
+        call("cuDeviceGetAttribute", ctypes.byref(number), attribute, handle)
+    call("cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
+    call("cuDriverGetVersion", ctypes.byref(version))
     return Gpu(
         name=name.value.decode(),
         compute_capability=f"{capability[0].value}.{capability[1].value}",

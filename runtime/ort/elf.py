@@ -1,7 +1,7 @@
-"""A shared library -> the others it needs, and whether they can be loaded; knows ELF, nothing of ONNX Runtime.
+"""A shared library -> the libraries it needs, and whether they can be loaded.
 
-ONNX Runtime says on stderr what it could not load, and runs on the CPU. Loading its library for a GPU here, to see what
-fails, would crash where nothing does, since it expects ONNX Runtime to load it: so the names are read from the file.
+If a library is missing, ONNX Runtime prints it on stderr and runs on the CPU. Its GPU libraries cannot be loaded here
+as a test: they crash unless ONNX Runtime loads them. So this module reads the names of needed libraries from the file.
 
 Source: https://refspecs.linuxfoundation.org/elf/gabi4+/contents.html, chapter 5.
 """
@@ -20,12 +20,12 @@ _RUN_PATHS = (15, 29)  # DT_RPATH and DT_RUNPATH
 
 
 def needed_libraries(library: Path) -> list[str]:
-    """List the libraries that one was linked with, such as `libcublas.so.13`; none of what is no 64-bit ELF."""
+    """List the libraries that a library was linked with, such as `libcublas.so.13`; empty if it is not 64-bit ELF."""
     return [text for tag, text in _texts(library) if tag == _NEEDED]
 
 
 def run_paths(library: Path) -> list[Path]:
-    """List the folders where one has the loader look for what it needs."""
+    """List the folders in which the loader looks for the needed libraries."""
     given = [text for tag, text in _texts(library) if tag in _RUN_PATHS]
     origin = str(library.parent)
     return [
@@ -36,7 +36,7 @@ def run_paths(library: Path) -> list[Path]:
 
 
 def _texts(library: Path) -> list[tuple[int, str]]:
-    """Read the entries of the dynamic section that are text."""
+    """Read the text entries of the dynamic section, with their tags."""
     if not library.is_file():
         return []
     with library.open("rb") as file:
@@ -58,7 +58,7 @@ def _texts(library: Path) -> list[tuple[int, str]]:
 
 
 def _segments(file: BinaryIO) -> Iterator[tuple[int, int, int, int]]:
-    """List the segments: kind, offset in the file, address in memory, bytes in the file."""
+    """List the segments: kind, offset in the file, address in memory, size in the file in bytes."""
     file.seek(32)
     (table,) = struct.unpack("<Q", file.read(8))
     file.seek(54)
@@ -83,7 +83,7 @@ def _string(file: BinaryIO, at: int) -> str:
 
 
 def loads(name: str, folders: Iterable[Path] = ()) -> bool:
-    """Whether the loader finds a library, or one of the folders has it, and all that it needs itself."""
+    """Return whether a library can be loaded, by the loader or from one of the folders, with all that it needs."""
     for place in (name, *(str(folder / name) for folder in folders)):
         with contextlib.suppress(OSError):
             ctypes.CDLL(place)

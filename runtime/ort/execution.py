@@ -1,4 +1,4 @@
-"""How a bundle is to be run -> its graph on an execution provider; knows fallback to the CPU, nothing of answers."""
+"""A bundle's model file -> its graph on the requested execution provider, or on the CPU under "auto"."""
 
 import logging
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ _log = logging.getLogger("ptexport.runtime")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How a bundle is to be run, as `Engine.open` takes it."""
+    """How to run a bundle: the arguments of `Engine.open`."""
 
-    asked: str
+    provider: str
     device: int
     threads: int | None
     cuda_graph: bool
     build: Build
 
     def __post_init__(self) -> None:
-        """Check the values, which may come from another program.
+        """Check the values, which may come from another program or language.
 
         Raises:
             ProviderError: a value is out of range or of another type.
@@ -44,7 +44,7 @@ class Execution:
         """Load a bundle's graph on the requested provider; "auto" uses the CPU where CUDA cannot load it.
 
         Args:
-            model: the file, with its weights beside it, both verified.
+            model: the verified file, with its verified weights beside it.
             files: files of the bundle.
             max_length: longest row, in ids.
 
@@ -54,13 +54,15 @@ class Execution:
             MissingExtraError: ONNX Runtime is not installed.
         """
         file = OnnxFile.parse(model.read_bytes(), str(model))
-        if self.asked in ("tensorrt", TENSORRT) and file.arrays:
-            raise ProviderError(f"{model}: has default values, need constants; export it with --target tensorrt")
-        provider = choose_provider(self.asked, device=self.device, cuda_graph=self.cuda_graph)
+        if self.provider in ("tensorrt", TENSORRT) and file.arrays:
+            raise ProviderError(
+                f"{model}: got overridable initializers, TensorRT needs constants; export it with --target tensorrt"
+            )
+        provider = choose_provider(self.provider, device=self.device, cuda_graph=self.cuda_graph)
         try:
             return self._on(provider, model, file, files, Buckets.up_to(max_length))
         except ProviderError as e:
-            if self.asked != "auto" or provider.name == CPU:
+            if self.provider != "auto" or provider.name == CPU:
                 raise
             _log.warning("provider auto: uses the CPU, since %s", e)
             return self._on(Provider(degraded=str(e)), model, file, files, Buckets.up_to(max_length))
@@ -81,7 +83,7 @@ class Execution:
                 self.build,
                 lambda at, on: Graph.open(at, provider=on, threads=self.threads, buckets=buckets),
             )
-        if provider.cuda_graph:  # a recorded graph holds the arrays of one task
+        if provider.cuda_graph:  # a recorded graph contains the arrays of one task
             return Graph.open(model, provider=provider, threads=self.threads, buckets=buckets)
         return Graph.open_shared(
             model, file, files[WEIGHTS].sha256, provider=provider, threads=self.threads, buckets=buckets

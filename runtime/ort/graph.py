@@ -1,4 +1,4 @@
-"""model.onnx -> logits for ids, with ONNX Runtime; knows sessions and threads, nothing of texts or labels."""
+"""Ids -> logits, with model.onnx in ONNX Runtime."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,20 +21,20 @@ from ptexport.runtime.ort.providers import (
 )
 from ptexport.runtime.ort.shared_session import SharedSession, shared_session
 
-_KEPT = 8  # buffers of batches as they come, whose shapes are many
-_KEPT_OF_BUCKETS = 256  # more than there are shapes
+_KEPT = 8  # buffers, if batches have any shape
+_KEPT_OF_BUCKETS = 256  # buffers, if batches have the shapes of buckets, which are fewer
 
 
 class Graph:
-    """An ONNX classifier, loaded. Thread-safe: ONNX Runtime's `run` is, and each run has buffers of its own.
+    """A loaded ONNX classifier. Thread-safe: each run has its own buffers, and ONNX Runtime's `run` is thread-safe.
 
     Attributes:
         session: an InferenceSession.
-        provider: what it runs on.
-        threads: CPUs it uses.
-        inputs: names of the ids that it takes.
-        buckets: shapes that batches are padded to; None: none are.
-        batch_tokens: what a batch of more rows than one should hold at most, padding counted.
+        provider: execution provider of the session.
+        threads: number of CPUs that the session uses.
+        inputs: names of the graph's inputs.
+        buckets: shapes that batches are padded to; None: batches keep their shape.
+        batch_tokens: most tokens of a batch of several rows, padding included.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Graph:
         self.inputs = [value.name for value in session.get_inputs()]
         self.buckets = buckets
         self.batch_tokens = MAX_BATCH_TOKENS if buckets else CPU_BATCH_TOKENS
-        self._shared = shared  # held, so that the next graph of its key finds it
+        self._shared = shared  # keeps it alive for the next graph with its key
         device = (self.provider.device_type, self.provider.device)
         values = {name: OrtValue.ortvalue_from_numpy(array, *device) for name, array in (arrays or {}).items()}
         recorded = self.provider.cuda_graph
         make = partial(Buffers, session, self.inputs, values, device)
         self._pool = BufferPool(make, recorded=recorded, kept=_KEPT_OF_BUCKETS if buckets else _KEPT)
-        # What a thread recorded it alone plays back.
+        # A CUDA graph can only be replayed by the thread that recorded it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ptexport-cuda-graph") if recorded else None
 
     @classmethod
@@ -123,10 +123,10 @@ class Graph:
         return cls(session, file.arrays, shared, provider=provider, threads=threads, buckets=usable)
 
     def run(self, ids: Ids) -> NDArray[np.float32]:
-        """Score ids, float32 [b, c]; inputs that the graph does not take are left out.
+        """Compute logits of ids, float32 [rows, labels] or [rows, tasks, labels]; ignores unknown inputs.
 
         Raises:
-            DataError: they are more or longer than the shapes that batches are padded to.
+            DataError: the batch is larger than all shapes that batches are padded to.
         """
         rows, tokens = ids["input_ids"].shape
         shape = (rows, tokens) if self.buckets is None else self.buckets.fit(rows, tokens)
@@ -142,7 +142,7 @@ class Graph:
             self._pool.give_back(shape, buffers)
 
     def warm_up(self) -> None:
-        """Run every shape that batches are padded to."""
+        """Run each shape that batches are padded to once."""
         for shape in self.buckets.shapes() if self.buckets else ():
             ids = {name: np.zeros(shape, dtype=np.int64) for name in self.inputs}
             ids["attention_mask"] = np.ones(shape, dtype=np.int64)
@@ -150,19 +150,19 @@ class Graph:
 
 
 def session_options(threads: int, provider: Provider) -> Any:
-    """Choose what every session of ours is opened with, as an onnxruntime.SessionOptions."""
+    """Make the onnxruntime.SessionOptions of every session."""
     options = load_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Weights stay out of the arena, which what runs need is taken from: 8 x 28 tokens take a tenth longer without one
-    # in fp32, and a third in int8, since large blocks are had from the kernel anew each time.
+    # Keep the weights out of the arena, but use an arena for runs: without one, latency of 8 x 28 tokens is 10 % higher
+    # in fp32 and a third higher in int8, since the kernel has to map large blocks again for each run.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    # Planning which values share memory takes time with the square of the nodes, 3.6 of 4.5 s of SmolLM2 in int8. In
-    # batches of ours, CPU_BATCH_TOKENS, runs without such a plan are as quick and hold no more, thanks to the arena.
+    # The plan of which values share memory takes time quadratic in the number of nodes: 3.6 of 4.5 s for SmolLM2 in
+    # int8. With batches of at most CPU_BATCH_TOKENS, latency and memory are the same without it, thanks to the arena.
     options.enable_mem_reuse = provider.name != CPU
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if quota_cpus() is None else "0")
-    # Where a CPU's fast product of uint8 and int8 may overflow (AVX2 without VNNI), take the exact one.
+    # Use exact products of uint8 and int8 where the fast ones may overflow (AVX2 without VNNI).
     options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
@@ -172,5 +172,5 @@ def _load(model: Path, threads: int, provider: Provider) -> Any:
 
 
 def _usable(buckets: Buckets | None, provider: Provider) -> Buckets | None:
-    """Keep the buckets where each shape of batch has a cost of its own."""
+    """Return the buckets on a GPU, where each batch shape has a cost."""
     return buckets if provider.device_type != "cpu" else None

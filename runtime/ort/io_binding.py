@@ -1,6 +1,6 @@
-"""Ids -> logits through memory that is bound to a session once per shape of batch; knows devices, nothing of providers.
+"""Ids -> logits, through memory that is bound to a session once per batch shape.
 
-The same code runs on every device, so that what a GPU will run is tested on the CPU.
+The same code runs on every device, so tests on the CPU cover what a GPU will run.
 """
 
 import threading
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = dict[str, NDArray[np.int64]]
-"""What the graph takes, by input name: `input_ids`, `attention_mask` and, for some, `token_type_ids`; int64 [b, s]."""
+"""Inputs of the graph by name: `input_ids`, `attention_mask` and, for some, `token_type_ids`; int64 [rows, tokens]."""
 
 Shape = tuple[int, int]
 """Rows and tokens."""
@@ -20,15 +20,15 @@ _NOT_RECORDED = -1
 
 
 class Buffers:
-    """Memory on a device for one shape of batch, bound to a session's inputs and output.
+    """Memory on a device for one batch shape, bound to the inputs and the output of a session.
 
     Args:
         session: an InferenceSession.
-        inputs: names of the ids that the graph takes.
-        arrays: what else it is given, OrtValues on the device.
-        device: as ONNX Runtime names it, and its number.
-        shape: of the ids.
-        recorded_as: number to record what runs as a CUDA graph under, one per shape; None: it is not recorded.
+        inputs: names of the graph's inputs that get ids.
+        arrays: OrtValues on the device for its other inputs, by name.
+        device: ONNX Runtime's name of the device type, and the number of the device.
+        shape: shape of the ids.
+        recorded_as: number of the CUDA graph that records the run, one per shape; None: no recording.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Buffers:
         self._bound.bind_output("logits", *device)
 
     def run(self, ids: Ids) -> NDArray[np.float32]:
-        """Score ids of at most the shape, float32 [rows, …]; what is left of it is padding."""
+        """Compute the logits of a batch that fits into the shape, float32 [rows, …]; the rest is padding."""
         for name, value in self._ids.items():
             value.update_inplace(self._padded(ids[name]))
-        if self._logits is None:  # the first run finds the output's shape; from then on it stays where it is
+        if self._logits is None:  # the first run allocates the output, and later runs reuse it
             self._session.run_with_iobinding(self._bound, self._options(_NOT_RECORDED))
             (self._logits,) = self._bound.get_outputs()
             self._bound.bind_ortvalue_output("logits", self._logits)
@@ -68,7 +68,7 @@ class Buffers:
         return logits[: len(ids["input_ids"])].copy()
 
     def _options(self, number: int | None) -> Any:
-        """Say which recorded graph a run belongs to; None where none is recorded at all."""
+        """Make the run options that name a CUDA graph; None: runs are not recorded."""
         if self._recorded_as is None:
             return None
         from onnxruntime import RunOptions
@@ -78,7 +78,7 @@ class Buffers:
         return options
 
     def _padded(self, given: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Pad with tokens that are masked, and with rows like the first: one with no token would be no number."""
+        """Pad rows with masked tokens, and the batch with copies of the first row: an empty row would give NaN."""
         if given.shape == self._shape:
             return np.ascontiguousarray(given)
         padded = np.zeros(self._shape, dtype=np.int64)
@@ -88,12 +88,12 @@ class Buffers:
 
 
 class BufferPool:
-    """Buffers of a session by shape, lent to one run at a time.
+    """The buffers of a session by shape; each serves one run at a time.
 
     Args:
-        make: makes buffers of a shape, under the number that what it runs is recorded as.
-        recorded: whether it is.
-        kept: how many buffers are kept, those used last.
+        make: makes buffers, given a shape and the number of its CUDA graph.
+        recorded: whether runs are recorded as CUDA graphs.
+        kept: number of idle buffers to keep, the last used ones.
     """
 
     def __init__(self, make: Callable[[Shape, int | None], Buffers], *, recorded: bool, kept: int) -> None:
@@ -102,10 +102,10 @@ class BufferPool:
         self._kept = kept
         self._numbers: dict[Shape, int] = {}
         self._lock = threading.Lock()
-        self._free: list[tuple[Shape, Buffers]] = []  # used last at the end
+        self._free: list[tuple[Shape, Buffers]] = []  # the last used at the end
 
     def take(self, shape: Shape) -> Buffers:
-        """Take buffers that nobody else has."""
+        """Take idle buffers of a shape, or make new ones."""
         with self._lock:
             for i in reversed(range(len(self._free))):
                 if self._free[i][0] == shape:
@@ -114,7 +114,7 @@ class BufferPool:
         return self._make(shape, number)
 
     def give_back(self, shape: Shape, buffers: Buffers) -> None:
-        """Keep buffers for the next run of the shape."""
+        """Return buffers for the next run of their shape."""
         with self._lock:
             self._free.append((shape, buffers))
             del self._free[: -self._kept]

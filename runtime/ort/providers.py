@@ -1,8 +1,8 @@
-"""Which execution provider runs a graph, and proof that it does; knows ONNX Runtime's providers, nothing of bundles.
+"""Execution providers: choose one, open a session on it, and check that it runs the graph.
 
-ONNX Runtime lists providers that cannot load, takes the CPU without an error where CUDA is missing, and tries others
-when a run fails. So what was asked is compared with what there is: before a session is opened, by the libraries that
-its provider needs, and after, by the nodes that it was given.
+ONNX Runtime lists providers that cannot load, falls back to the CPU without an error if CUDA is missing, and tries
+other providers if a run fails. So this module checks the requested provider twice: before a session is opened, that the
+libraries of the provider load, and afterwards, that the provider got the nodes.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from ptexport.runtime.errors import MissingExtraError, ProviderError, PtexportEr
 from ptexport.runtime.ort.elf import loads, needed_libraries, run_paths
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
-_ASKED = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
+_SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 _DRIVER = "libcuda.so.1"
 _VERSIONED = {"libcublas": "CUDA", "libcudart": "CUDA", "libcudnn": "cuDNN", "libnvinfer": "TensorRT"}
-"""Libraries whose number is that of the product. libcurand and others count on their own."""
+"""Products by library, if both have the same version number, unlike libcurand and others."""
 
 _log = logging.getLogger("ptexport.runtime")
 
@@ -34,15 +34,15 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """What a session is opened on.
+    """An execution provider with its options.
 
     Attributes:
-        name: ONNX Runtime's.
+        name: ONNX Runtime's name.
         device: number of the GPU; 0 on the CPU.
-        options: of the provider.
-        entries: of the session's configuration.
-        cuda_graph: whether what a shape of batch runs is recorded once, and played back.
-        degraded: why it is not what was hoped for; None: it is.
+        options: options of the provider.
+        entries: configuration entries of the session.
+        cuda_graph: whether the run of each batch shape is recorded as a CUDA graph and replayed.
+        degraded: why "auto" chose the CPU instead of CUDA; None: it did not.
     """
 
     name: str = CPU
@@ -54,11 +54,11 @@ class Provider:
 
     @property
     def device_type(self) -> str:
-        """Where its values live, as ONNX Runtime names it."""
+        """ONNX Runtime's name of the device type that holds values."""
         return "cuda" if self.name in (CUDA, TENSORRT) else "cpu"
 
     def named(self) -> list[str | tuple[str, dict[str, str]]]:
-        """Name it as an InferenceSession takes it; what TensorRT does not take may run on CUDA."""
+        """List providers for an InferenceSession; CUDA runs the nodes that TensorRT does not take."""
         with_options: list[str | tuple[str, dict[str, str]]] = [(self.name, dict(self.options))]
         return [*with_options, (CUDA, cuda_options(self.device))] if self.name == TENSORRT else with_options
 
@@ -67,7 +67,7 @@ def load_onnxruntime() -> ModuleType:
     """Import ONNX Runtime.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: ONNX Runtime is not installed.
     """
     try:
         import onnxruntime
@@ -76,42 +76,42 @@ def load_onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return]
 
 
-def choose_provider(asked: str, *, device: int = 0, cuda_graph: bool = False) -> Provider:
-    """Find the provider that was asked for.
+def choose_provider(requested: str, *, device: int = 0, cuda_graph: bool = False) -> Provider:
+    """Choose an execution provider.
 
     Args:
-        asked: "auto" (CUDA where it loads, else the CPU), "cpu", "cuda", "tensorrt", or ONNX Runtime's own name of
-            another, which is given no options. TensorRT builds engines for minutes, so it is never a guess.
+        requested: "auto" (CUDA if it loads, else the CPU), "cpu", "cuda", "tensorrt", or ONNX Runtime's own name of
+            another one, which gets no options. "auto" never chooses TensorRT, which builds engines for minutes.
         device: number of the GPU.
         cuda_graph: see `Provider`.
 
     Raises:
-        ProviderError: this ONNX Runtime was built without it, or a library it needs does not load.
+        ProviderError: this ONNX Runtime was built without the provider, or a library that it needs does not load.
     """
     available = load_onnxruntime().get_available_providers()
-    if asked == "auto":
+    if requested == "auto":
         return _automatic(available, device, cuda_graph)
-    name = _ASKED.get(asked, asked)
+    name = _SHORT_NAMES.get(requested, requested)
     if name not in available:
-        ours = ", ".join(("auto", *_ASKED))
+        ours = ", ".join(("auto", *_SHORT_NAMES))
         known = f"need {ours}, or one that it has: {', '.join(available)}"
-        advice = "install another, such as 'ptexport[gpu]'" if name in _ASKED.values() else "choose one of these"
+        advice = "install another, such as 'ptexport[gpu]'" if name in _SHORT_NAMES.values() else "choose one of these"
         got = f"{_onnxruntime()} was built without it" if name.endswith("ExecutionProvider") else "unknown"
-        raise ProviderError(f"provider {asked}: {got}, {known}; {advice}")
+        raise ProviderError(f"provider {requested}: {got}, {known}; {advice}")
     if name == CPU:
-        return _on_cpu(asked, device, cuda_graph)
+        return _on_cpu(requested, device, cuda_graph)
     if name not in (CUDA, TENSORRT):
-        return replace(_on_cpu(asked, device, cuda_graph), name=name)
+        return replace(_on_cpu(requested, device, cuda_graph), name=name)
     lacking = lacking_libraries(name)
     if lacking:
-        raise ProviderError(f"provider {asked}: {lacking}; install what is missing, or use provider cpu")
+        raise ProviderError(f"provider {requested}: {lacking}; install what is missing, or use provider cpu")
     return _on_gpu(name, device, cuda_graph)
 
 
-def _on_cpu(asked: str, device: int, cuda_graph: bool) -> Provider:
+def _on_cpu(requested: str, device: int, cuda_graph: bool) -> Provider:
     if device or cuda_graph:
         got = f"device {device}" if device else "cuda_graph"
-        raise ProviderError(f"provider {asked}: got {got}, which is for cuda and tensorrt; leave it out")
+        raise ProviderError(f"provider {requested}: got {got}, which is for cuda and tensorrt; leave it out")
     return Provider()
 
 
@@ -123,7 +123,7 @@ def _on_gpu(name: str, device: int, cuda_graph: bool) -> Provider:
 
 
 def _automatic(available: list[str], device: int, cuda_graph: bool) -> Provider:
-    """Take CUDA where it loads; else the CPU, and say why if there is a GPU that goes unused, or may be."""
+    """Choose CUDA if it loads, else the CPU; log the reason if a GPU is, or may be, left unused."""
     driver = loads(_DRIVER)
     lacking = lacking_libraries(CUDA) if CUDA in available else f"{_onnxruntime()} was built without {CUDA}"
     if lacking is None:
@@ -138,12 +138,12 @@ def _automatic(available: list[str], device: int, cuda_graph: bool) -> Provider:
 
 
 def cuda_options(device: int) -> dict[str, str]:
-    """Name CUDA's options: full float32, as parity was measured, and no more memory than is asked for."""
+    """Make the options of CUDA: full float32 precision, as parity was measured, and memory in the requested sizes."""
     return {"device_id": str(device), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 
 
 def lacking_libraries(name: str) -> str | None:
-    """Say which of the libraries that a provider needs do not load, and of which versions; None: all load."""
+    """Describe the missing libraries of a provider and the versions it needs; None: all libraries load."""
     if loads(_DRIVER):
         _preload(name)
     needed, folders = needed_of(name), run_paths(_library(name))
@@ -156,7 +156,7 @@ def lacking_libraries(name: str) -> str | None:
 
 
 def needed_of(name: str) -> list[str]:
-    """List the libraries that a provider's own was linked with; none where that cannot be told, as on Windows."""
+    """List the libraries that a provider's library was linked with; empty if they cannot be read, as on Windows."""
     return needed_libraries(_library(name))
 
 
@@ -166,7 +166,7 @@ def _library(name: str) -> Path:
 
 
 def _product(library: str) -> str | None:
-    """Name what a library belongs to: `libcudnn.so.9` to `cuDNN 9`."""
+    """Return the product of a library: `cuDNN 9` for `libcudnn.so.9`; None: it is unknown."""
     if library == _DRIVER:
         return "an NVIDIA driver"
     parts = re.fullmatch(r"(\w+?)\.so\.(\d+)", library)
@@ -176,9 +176,9 @@ def _product(library: str) -> str | None:
 
 @functools.cache
 def _preload(name: str) -> None:
-    """Load what pip installed of a provider's libraries, so that the loader finds it; not run on a GPU yet.
+    """Load the libraries of a provider that pip installed, so that the loader finds them; not run on a GPU yet.
 
-    ONNX Runtime prints what it does not find, among answers of ours that another program may read: on stderr, then.
+    ONNX Runtime prints missing libraries on stdout, which other programs may read, so its output goes to stderr.
     """
     onnxruntime = load_onnxruntime()
     if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
@@ -189,13 +189,13 @@ def _preload(name: str) -> None:
 
 
 def open_session(model: str, options: Any, provider: Provider) -> Any:
-    """Open a session, and prove that it runs on the provider.
+    """Open a session, and check that it runs on the provider.
 
     Returns:
         An InferenceSession.
 
     Raises:
-        ProviderError: it does not.
+        ProviderError: the session does not run on the provider.
     """
     for key, value in provider.entries:
         options.add_session_config_entry(key, value)
@@ -208,7 +208,7 @@ def open_session(model: str, options: Any, provider: Provider) -> Any:
     if got[0] != provider.name:
         raise ProviderError(
             f"provider {provider.name}: device {provider.device} cannot be used, and {_onnxruntime()} took {got[0]}; "
-            "see what it printed, or use provider cpu"
+            "see its output, or use provider cpu"
         )
     if provider.name != CPU:
         check_placement(placement(session), provider)
@@ -217,25 +217,26 @@ def open_session(model: str, options: Any, provider: Provider) -> Any:
 
 @contextlib.contextmanager
 def provider_errors(provider: Provider) -> Iterator[None]:
-    """Turn what ONNX Runtime raises in the block into a ProviderError; our own errors pass.
+    """Raise a ProviderError for any error of ONNX Runtime in the block; a PtexportError passes.
 
-    ONNX Runtime's exceptions have no common base, so all of its extension module's are listed.
+    ONNX Runtime's exceptions have no common base class, so this lists all exceptions of its extension module.
     """
     state = load_onnxruntime().capi.onnxruntime_pybind11_state
-    raised = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    found = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    kinds: tuple[type[Exception], ...] = (*found, RuntimeError, ValueError)
     try:
         yield
     except PtexportError:
         raise
-    except (*raised, RuntimeError, ValueError) as e:
+    except kinds as e:
         advice = "export it for the CPU, or use another provider" if provider.name == CPU else "use provider cpu"
-        raise ProviderError(f"provider {provider.name}: cannot run this graph ({said(e)}); {advice}") from e
+        raise ProviderError(f"provider {provider.name}: cannot run this graph ({shorten_error(e)}); {advice}") from e
 
 
 def placement(session: Any) -> list[tuple[str, str]] | None:
-    """List which provider each node was given to, with the node's operator; None: this version cannot tell (1.23 can).
+    """List the provider and the operator of each node; None: this ONNX Runtime cannot tell (since 1.23 it can).
 
-    It is recorded where the session's configuration asks for it.
+    ONNX Runtime records the providers if the session's configuration says so.
     """
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return None
@@ -244,10 +245,10 @@ def placement(session: Any) -> list[tuple[str, str]] | None:
 
 
 def check_placement(placed: Iterable[tuple[str, str]] | None, provider: Provider) -> None:
-    """Check that all products and attention run on the provider; sizes and masks are computed on the CPU everywhere.
+    """Check that all matrix products and attention run on the provider; sizes and masks may run on the CPU.
 
     Raises:
-        ProviderError: some do not, or nothing does.
+        ProviderError: a product runs elsewhere, or the provider got no node.
     """
     if placed is None:
         return
@@ -264,14 +265,14 @@ def check_placement(placed: Iterable[tuple[str, str]] | None, provider: Provider
             "provider cpu"
         )
     if not any(name == provider.name for name, _ in placed):
-        raise ProviderError(f"provider {provider.name}: was given no node of the graph; use provider cpu")
+        raise ProviderError(f"provider {provider.name}: got no node of the graph, need its products; use provider cpu")
 
 
 def _onnxruntime() -> str:
     return f"onnxruntime {load_onnxruntime().__version__}"
 
 
-def said(error: BaseException) -> str:
-    """Shorten an error of ONNX Runtime, which begins with its own source files and may end with the driver's reason."""
+def shorten_error(error: BaseException) -> str:
+    """Shorten an error of ONNX Runtime: without its source file, and without the middle of a long one."""
     text = re.sub(r"^\S*/onnxruntime\S* [^:]*::\S+ ", "", " ".join(str(error).split()))
     return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"

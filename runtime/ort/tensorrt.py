@@ -1,9 +1,9 @@
-"""A bundle -> how TensorRT runs it: which shapes, and where its engines are kept; knows files, nothing of sessions.
+"""TensorRT engines: profile of shapes, build, and cache.
 
-Not run on a GPU yet. TensorRT builds an engine in minutes, for one model, one kind of GPU and one version of itself. So
-it is built beforehand (`ptexport warmup`), for a profile of shapes that no batch ever leaves, and kept in a folder of
-this user's alone, named by all that it depends on. ONNX Runtime writes it as a model with the engine inside, which then
-needs no other file (an EP-context model).
+Not run on a GPU yet. TensorRT takes minutes to build an engine, which is valid for one model, one kind of GPU and one
+version of TensorRT. So `ptexport warmup` builds it beforehand, for a profile that contains every batch shape, and keeps
+it in a private folder whose name is a hash of everything that the engine depends on. ONNX Runtime writes the engine
+inside an ONNX model that needs no other file (an EP-context model).
 
 Sources: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html,
 https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
@@ -40,7 +40,7 @@ _WORKSPACE_BYTES = 1 << 30
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is kept beside an engine."""
+    """The record beside a cached engine."""
 
     engine: FileEntry
     made_for: dict[str, str]
@@ -48,12 +48,12 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engines:
-    """Where the engine of a bundle is kept, on one GPU with one set of versions.
+    """The cache of a bundle's engine, for one GPU and one set of versions.
 
     Attributes:
-        folder: of this user's alone.
-        made_for: all that an engine depends on.
-        provider: with TensorRT's options.
+        folder: private folder of this user.
+        made_for: everything that the engine depends on.
+        provider: TensorRT with its options.
     """
 
     folder: Path
@@ -62,16 +62,16 @@ class Engines:
 
     @classmethod
     def of(cls, provider: Provider, files: Mapping[str, FileEntry], inputs: list[str], buckets: Buckets) -> "Engines":
-        """Name the folder.
+        """Choose the folder.
 
         Args:
-            provider: TensorRT, on a device.
-            files: of the bundle.
-            inputs: names of the ids that the graph takes.
-            buckets: shapes of its batches.
+            provider: TensorRT on a device.
+            files: files of the bundle.
+            inputs: names of the graph's inputs that get ids.
+            buckets: batch shapes.
 
         Raises:
-            ProviderError: there is no GPU, or TensorRT does not say which it is.
+            ProviderError: there is no GPU, or the version of TensorRT cannot be read.
         """
         options = tensorrt_options(inputs, buckets)
         gpu = read_gpu(provider.device)
@@ -90,23 +90,25 @@ class Engines:
         return cls(folder=folder, made_for=made_for, provider=replace(provider, options=tuple(every.items())))
 
     def open(self, model: Path, build: Build, load: Callable[[Path, Provider], _T]) -> _T:
-        """Load the engine that is kept; before that build it, if it is not there.
+        """Load the cached engine; build it first if there is none.
 
-        What is built is let go and opened again as it is kept, so that who may build runs what others will.
+        A new engine is written, freed and loaded from the cache, so that the process that builds it runs the same
+        engine as later processes.
 
         Args:
-            model: the bundle's.
-            build: whether one may be built now, which takes minutes.
-            load: opens a session; called with what to open and on what.
+            model: model file of the bundle.
+            build: whether an engine may be built now, which takes minutes.
+            load: opens a session, given a model file and a provider.
 
         Raises:
-            ProviderError: there is none and none may be built, none was written, or others may write where it is.
+            ProviderError: there is no engine and `build` is "never", TensorRT wrote no engine, or the folder is not
+                private.
         """
         if not self.folder.exists():
             if build == "never":
                 raise ProviderError(
-                    f"provider tensorrt: no engine is kept in {self.folder}, and build is never; run 'ptexport warmup' "
-                    "on this device first"
+                    f"provider tensorrt: got no engine in {self.folder}, need one, since build is never; run "
+                    "'ptexport warmup' on this device first"
                 )
             self._build(model, load)
         self._check()
@@ -125,21 +127,27 @@ class Engines:
                 "trt_timing_cache_path": str(self.folder.parent),
             }
             options = dict(self.provider.options) | written
-            load(model, replace(self.provider, options=tuple(options.items())))  # it may write when it is let go
+            load(
+                model, replace(self.provider, options=tuple(options.items()))
+            )  # the engine may be written when the session is freed
             gc.collect()
             if not (built / ENGINE).is_file():
                 raise ProviderError(
-                    "provider tensorrt: built no engine of the whole graph; export it with --target tensorrt, or use "
+                    "provider tensorrt: got no engine for the whole graph; export it with --target tensorrt, or use "
                     "provider cuda"
                 )
             record = _Record(engine=file_entry(built / ENGINE), made_for=self.made_for)
             (built / _RECORD).write_bytes(msgspec.json.encode(record))
-            with contextlib.suppress(FileExistsError, OSError):  # another process was first
+            with contextlib.suppress(FileExistsError, OSError):  # another process wrote it first
                 built.rename(self.folder)
-                built.mkdir(mode=0o700)  # for the end of the block to remove
+                built.mkdir(mode=0o700)  # TemporaryDirectory removes it
 
     def _check(self) -> None:
-        """Refuse an engine that this user did not make: it is a program."""
+        """Check that the engine is this user's and unchanged: an engine is a program.
+
+        Raises:
+            ProviderError: it is not.
+        """
         _check_private(self.folder)
         try:
             record = msgspec.json.decode((self.folder / _RECORD).read_bytes(), type=_Record)
@@ -147,11 +155,11 @@ class Engines:
         except (OSError, msgspec.DecodeError):
             same = False
         if not same:
-            raise ProviderError(f"{self.folder}: holds no whole engine; remove the folder, and run 'ptexport warmup'")
+            raise ProviderError(f"{self.folder}: got a damaged engine; remove the folder, and run 'ptexport warmup'")
 
 
 def tensorrt_options(inputs: list[str], buckets: Buckets) -> dict[str, str]:
-    """Name TensorRT's options, with a profile of shapes for each input: without one it takes the first that it sees."""
+    """Make the options of TensorRT, with a profile of shapes for each input; its default profile is the first shape."""
     profile = {
         f"trt_profile_{name}_shapes": ",".join(f"{of}:{rows}x{tokens}" for of in inputs)
         for name, (rows, tokens) in zip(("min", "opt", "max"), buckets.profile(), strict=True)
@@ -160,41 +168,42 @@ def tensorrt_options(inputs: list[str], buckets: Buckets) -> dict[str, str]:
         **profile,
         "trt_max_workspace_size": str(_WORKSPACE_BYTES),
         "trt_builder_optimization_level": "3",
-        "trt_layer_norm_fp32_fallback": "True",  # the binding takes no 1
+        "trt_layer_norm_fp32_fallback": "True",  # the binding does not accept 1
     }
 
 
 def tensorrt_version() -> str:
-    """Ask TensorRT which version it is.
+    """Read the version of TensorRT.
 
     Raises:
-        ProviderError: it does not load.
+        ProviderError: TensorRT does not load.
     """
     library = next((name for name in needed_of(TENSORRT) if name.startswith("libnvinfer.")), "libnvinfer.so")
     try:
         number = ctypes.CDLL(library).getInferLibVersion()
     except (OSError, AttributeError) as e:
-        raise ProviderError(f"provider tensorrt: {library} does not say its version ({e}); install it again") from e
+        raise ProviderError(f"provider tensorrt: {library} gives no version ({e}); install it again") from e
     # 100300 is 10.3.0 since TensorRT 10, 8601 is 8.6.1 before.
     return ".".join(map(str, (number // 10000, number // 100 % 100, number % 100)))
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder that nobody else may read or write."""
+    """Make a folder that only this user may read or write."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(folder)
 
 
 def _check_private(folder: Path) -> None:
-    """Refuse a folder that is another user's, or that others may write to: what is in it is run.
+    """Check that a folder belongs to this user and is closed to all others, since its content is executed.
 
     Raises:
-        ProviderError: it is.
+        ProviderError: it is not.
     """
     status = folder.lstat()
     others = status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    own = not hasattr(os, "getuid") or status.st_uid == os.getuid()  # Windows has none
+    own = not hasattr(os, "getuid") or status.st_uid == os.getuid()  # not on Windows
     if not stat.S_ISDIR(status.st_mode) or not own or (others and os.name == "posix"):
         raise ProviderError(
-            f"{folder}: is not a folder of this user's alone; remove it, or 'chmod 700' it if nobody else wrote there"
+            f"{folder}: got a folder that others may use, need a private one; remove it, or 'chmod 700' it "
+            "if no other user wrote there"
         )

@@ -1,4 +1,4 @@
-"""An engine behind HTTP: routes of the Open Inference Protocol and `POST /predict`, limits and shutdown."""
+"""An engine -> an HTTP server, with the Open Inference Protocol and `POST /predict`."""
 
 import asyncio
 import errno
@@ -26,13 +26,13 @@ _T = TypeVar("_T")
 
 MAX_BODY_BYTES = 1 << 20
 DRAIN_S = 29
-"""With what uvicorn takes for itself this stays below 30, after which Kubernetes kills."""
+"""Together with uvicorn's own shutdown this stays below the 30 s after which Kubernetes kills a process."""
 
 _SENTENCES = {
-    "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol such as /v2",
-    "Method Not Allowed": "method: not the path's; use POST for /predict and /infer, GET for all others",
+    "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol, such as /v2",
+    "Method Not Allowed": "method: not allowed for this path; use POST for /predict and /infer, GET for all others",
 }
-"""What Starlette says -> what we say."""
+"""Messages of Starlette -> messages of this server."""
 
 
 def make_app(engine: Engine) -> Starlette:
@@ -80,7 +80,7 @@ def _routes_of(engine: Engine) -> list[Route]:
     async def infer(request: Request) -> Response:
         task = find(request)
         if "inference-header-content-length" in request.headers:
-            raise RequestError("body: got binary tensors, need JSON; send the texts as `data`")
+            raise RequestError("body: got binary tensors, need JSON; send the texts in `data`")
         body = oip.decode(await _body(request), oip.InferRequest)
         predictions = await _finished(task.predict_async(oip.texts_of_infer(body, task.entry)))
         return _json(oip.infer_response(body, task.entry, predictions))
@@ -107,11 +107,11 @@ def _routes_of(engine: Engine) -> list[Route]:
 
 
 async def _finished(predictions: Awaitable[_T]) -> _T:
-    """Wait for predictions; a server that stops cancels them."""
+    """Wait for predictions, which a server that stops cancels."""
     try:
         return await predictions
     except asyncio.CancelledError as e:
-        raise HTTPException(503, f"server: stopped after {DRAIN_S} s of finishing; send the texts again") from e
+        raise HTTPException(503, f"server: stopped, {DRAIN_S} s after it was told to; send the texts again") from e
 
 
 async def _live(_: Request) -> Response:
@@ -129,10 +129,10 @@ async def _server(_: Request) -> Response:
 def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then refuse connections, finish open requests and return.
 
-    Requests that are not finished after `DRAIN_S` get status 503. The engine's current batch still runs then, so a
-    process that must end at once must not wait for its threads.
+    Requests that are not finished after `DRAIN_S` get status 503. The engine's current batch may still run when this
+    function returns, so a process that must end at once must not wait for its threads.
 
-    The handlers of both signals stay replaced afterwards. Call it on the main thread.
+    Call it on the main thread. The handlers of both signals stay replaced afterwards.
 
     Args:
         engine: the open bundle.
@@ -162,8 +162,8 @@ def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], Non
         timeout_graceful_shutdown=DRAIN_S,
     )
     server = Announcing(config)
-    # uvicorn raises the signal again when it has stopped, for the handlers it found: here stopping on request is a
-    # success. These also catch a signal that comes before uvicorn listens for it.
+    # uvicorn raises the signal again after its shutdown, for the handlers that it replaced. With these, a requested
+    # stop is a success, and a signal that arrives before uvicorn's own handlers are set is not lost.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     server.run(sockets=[listener])
@@ -182,9 +182,9 @@ def _listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
         return listener
-    except (OSError, UnicodeError) as e:  # a host that no name server could be asked for is a UnicodeError
+    except (OSError, UnicodeError) as e:  # UnicodeError: the host is not a valid name
         in_use = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
-        why = "already in use" if in_use else f"cannot be listened on ({getattr(e, 'strerror', None) or e})"
+        why = "already in use" if in_use else f"cannot listen there ({getattr(e, 'strerror', None) or e})"
         raise ServeError(f"{host} port {port}: {why}; choose another with --host or --port") from e
 
 
@@ -213,8 +213,8 @@ async def _bad_request(_: Request, error: Exception) -> Response:
 
 
 async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # the client hung up before its body had come: nobody reads this
+    return Response(status_code=400)  # the client has disconnected, so this is not read
 
 
 async def _failed(_: Request, __: Exception) -> Response:
-    return _json({"error": "server: failed, not because of the request; see its log"}, 500)
+    return _json({"error": "server: failed with an internal error; see its log"}, 500)

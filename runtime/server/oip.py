@@ -1,7 +1,7 @@
 """JSON bodies of the Open Inference Protocol and of `POST /predict` <-> texts and predictions.
 
 Source: Open Inference Protocol, version 2, REST (kserve/open-inference-protocol), without its binary data extension.
-Messages never repeat what the caller wrote, field names included: a text can be in any field by mistake.
+Messages never repeat content of the request, field names included: any field may hold a private text by mistake.
 """
 
 import json
@@ -20,7 +20,7 @@ MAX_TEXTS = 1024
 
 
 class PredictRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of `POST /predict`: texts, or pairs of texts; and the task, where the bundle has several."""
+    """Body of `POST /predict`: texts, or pairs of texts; and the task, if the bundle has several."""
 
     form: ClassVar[str] = '{"texts": [...]}'
 
@@ -39,7 +39,7 @@ class InferInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class InferOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One output asked for."""
+    """One requested output."""
 
     name: str
     parameters: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
     """Decode a body strictly.
 
     Raises:
-        RequestError: not JSON, not Unicode, or a field unknown, missing or of another type.
+        RequestError: the body is not JSON or not Unicode, or a field is unknown, missing or of another type.
     """
     try:
         return msgspec.json.decode(body, type=kind)
@@ -79,9 +79,9 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
         raise RequestError(f"body: got bytes that are not UTF-8, need JSON in UTF-8; send {kind.form}") from e
     except (msgspec.DecodeError, RecursionError) as e:
         if _holds_half_a_pair(body):
-            raise RequestError("body: got half of a surrogate pair, need Unicode; escape both halves or none") from e
+            raise RequestError("body: got half of a surrogate pair, need Unicode; escape both halves or neither") from e
         why = "its end is missing" if "truncated" in str(e) else str(e).removeprefix("JSON is malformed: ")
-        got = f"no JSON ({why})" if body.strip() else "nothing"
+        got = f"text that is not JSON ({why})" if body.strip() else "nothing"
         raise RequestError(f"body: got {got}, need an object; send {kind.form}") from e
 
 
@@ -90,13 +90,13 @@ def texts_of_predict(request: PredictRequest, fields: Sequence[str]) -> list[Tex
 
     Args:
         request: decoded.
-        fields: texts of a row: `["text"]` or `["text", "text_b"]`.
+        fields: texts of a row: `["text"]`, `["text", "text_b"]` or `["text", "choice"]`.
 
     Returns:
         One text or pair per item, in order; may be empty.
 
     Raises:
-        RequestError: too many, or a string where the template needs a pair or the other way round.
+        RequestError: there are too many texts, or a string where the template needs a pair, or the reverse.
     """
     _check_count(len(request.texts))
     kinds = ("a string", "a list of 2 strings")
@@ -104,7 +104,7 @@ def texts_of_predict(request: PredictRequest, fields: Sequence[str]) -> list[Tex
     for number, text in enumerate(request.texts):
         got = kinds[not isinstance(text, str)]
         if got != need:
-            raise RequestError(f"texts[{number}]: got {got}, need {need}; send what this template takes")
+            raise RequestError(f"texts[{number}]: got {got}, need {need}, as the template takes; send that")
     return [*request.texts]
 
 
@@ -118,23 +118,26 @@ def texts_of_infer(request: InferRequest, task: TaskEntry) -> list[Text]:
 
     Args:
         request: decoded.
-        task: what the manifest says about the model.
+        task: entry of the model in the manifest.
 
     Returns:
         One text or pair per row, in order; may be empty.
 
     Raises:
-        RequestError: too many, an input or output missing, unknown or repeated, or its type, shape and data disagree.
+        RequestError: there are too many texts; an input or output is missing, unknown or repeated; or the datatype,
+            shape and data of an input disagree.
     """
     fields, known = task.fields, outputs_of(task)
     if sorted(tensor.name for tensor in request.inputs) != sorted(fields):
         raise RequestError(f"inputs: got {len(request.inputs)} tensor(s), need {list(fields)}; send each once, by name")
     wanted = [output.name for output in request.outputs]
     if not set(wanted) <= set(known) or len(wanted) != len(set(wanted)):
-        raise RequestError(f"outputs: got an unknown or repeated name, need some of {known}; mend the list")
+        raise RequestError(f"outputs: got an unknown or repeated name, need some of {known}; correct the list")
     columns = {tensor.name: _column(tensor) for tensor in request.inputs}
     if len({len(column) for column in columns.values()}) > 1:
-        raise RequestError(f"inputs: got columns of {[len(columns[f]) for f in fields]} texts; send as many of each")
+        raise RequestError(
+            f"inputs: got columns of {[len(columns[f]) for f in fields]} texts, need equal numbers; add the rest"
+        )
     if len(fields) == 1:
         return [*columns[fields[0]]]
     return list(zip(columns[fields[0]], columns[fields[1]], strict=True))
@@ -155,9 +158,9 @@ def _shown(prediction: Prediction) -> dict[str, Any]:
 
 
 def infer_response(request: InferRequest, task: TaskEntry, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Lay out answers as tensors: `label` BYTES [n] and `probabilities` FP32 [n, labels], row-major.
+    """Lay out predictions as tensors: `label` BYTES [n] and `probabilities` FP32 [n, labels], row-major.
 
-    A label is the empty string where the bundle gives none.
+    A prediction without a label has the empty string.
     """
     n, labels = len(predictions), task.labels or []
     tensors: dict[str, dict[str, Any]] = {
@@ -174,7 +177,7 @@ def infer_response(request: InferRequest, task: TaskEntry, predictions: Sequence
 
 
 def model_metadata(task: TaskEntry) -> dict[str, Any]:
-    """Describe the model."""
+    """Lay out the metadata of a model."""
     labels = task.labels or []
     outputs = {
         "label": {"datatype": "BYTES", "shape": [-1]},
@@ -196,10 +199,10 @@ def _column(tensor: InferInput) -> list[str]:
         raise RequestError(f"{where}: got another datatype, need BYTES; send strings")
     nested = [item for item in tensor.data if isinstance(item, list)]
     if any(len(item) != 1 for item in nested) or len(nested) not in (0, n):
-        raise RequestError(f"{where}: got data of mixed depth or length, need one string a row; flatten it")
+        raise RequestError(f"{where}: got data of mixed depth or length, need one string per row; flatten it")
     if tensor.shape != [n, 1] and (nested or tensor.shape != [n]):
         need = f"[{n}, 1]" if nested else f"[{n}]"
-        raise RequestError(f"{where}: got shape {tensor.shape[:4]}, need {need} as its data has; mend the shape")
+        raise RequestError(f"{where}: got shape {tensor.shape[:4]}, need {need} as its data has; correct the shape")
     return [item if isinstance(item, str) else item[0] for item in tensor.data]
 
 
@@ -218,7 +221,7 @@ def _place(error: msgspec.ValidationError) -> str:
 
 
 def _holds_half_a_pair(body: bytes) -> bool:
-    """Whether it is JSON but for an escape of half a character above U+FFFF, which `json` takes."""
+    """Return whether a body is JSON except for an escaped half of a surrogate pair, which `json` accepts."""
     try:
         json.dumps(json.loads(body), ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -189,7 +189,7 @@ def tiny_workplace() -> Iterator[Path]:
         (folder / "rows.csv").write_text("text,label\n" + "".join(lines), encoding="utf-8")
         train_tiny(save_model(folder / "model", "llama"), folder / "rows.csv", "[P*2] {text} [P]", folder / "run")
         with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder / "cache")}):
-            export(ExportConfig(run=folder / "run", out=folder / "bundle"), Quiet())
+            export(ExportConfig(runs=(folder / "run",), out=folder / "bundle"), Quiet())
         shutil.rmtree(folder / "cache")
         yield folder
 

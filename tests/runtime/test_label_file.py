@@ -12,7 +12,8 @@ import pytest
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, OutputError
-from ptexport.runtime.label_file import Counts, label_file, predict_rows
+from ptexport.runtime.label_file import Counts, label_file
+from ptexport.runtime.label_rows import predict_rows
 from ptexport.runtime.rows import Row
 from ptexport.toolkit.store.files import write_whole
 
@@ -60,7 +61,7 @@ def test_it_goes_on_after_the_rows_that_are_there(
     """As after a kill: any number of bytes may have reached the disk, the last line cut short."""
     out = tmp_path / "out.jsonl"
     partial_of(engine, out).write_bytes(whole[:kept_bytes])
-    with pytest.raises(OutputError, match="begun before; go on with --resume, or begin anew with --force"):
+    with pytest.raises(OutputError, match="begun before; continue with --resume, or start again with --force"):
         label(engine, rows(), out)
     done = label(engine, rows(), out, resume=True)
     assert done[-1] == N_ROWS
@@ -70,9 +71,9 @@ def test_it_goes_on_after_the_rows_that_are_there(
     kept = whole[: whole.rfind(b"\n", 0, kept_bytes) + 1]
     assert out.read_bytes().startswith(kept)
     assert names(tmp_path) == ["out.jsonl"]
-    with pytest.raises(OutputError, match="holds fewer rows than the input; begin anew with --force"):
+    with pytest.raises(OutputError, match="got fewer rows than the input; start again with --force"):
         label(engine, rows(N_ROWS + 1), out, resume=True)
-    with pytest.raises(OutputError, match="holds other rows than the input, from the end of the input on"):
+    with pytest.raises(OutputError, match="got other rows than the input from the end of the input on"):
         label(engine, rows(N_ROWS - 1), out, resume=True)
     before = out.stat().st_mtime_ns
     assert label(engine, rows(), out, resume=True) == [N_ROWS]
@@ -86,7 +87,7 @@ def test_what_another_bundle_answered_is_not_taken_for_one_s_own(
     label(other, rows(20), out)
     finished = out.read_bytes()
     with pytest.raises(
-        OutputError, match="holds predictions of another bundle or --top-k; choose another name, or use --force"
+        OutputError, match="got predictions of another bundle or --top-k; choose another name, or use --force"
     ):
         label(engine, rows(20), out, resume=True)
     partial_of(engine, out).write_bytes(b"")
@@ -95,7 +96,7 @@ def test_what_another_bundle_answered_is_not_taken_for_one_s_own(
     assert out.read_bytes() == finished
     out.write_bytes(b"".join(b'{"text":"%s","x":1}\n' % row.text.encode() for row in rows(20)))
     partial_of(engine, out).unlink()
-    with pytest.raises(OutputError, match="holds predictions of another bundle"):
+    with pytest.raises(OutputError, match="got predictions of another bundle"):
         label(engine, rows(20), out, resume=True)
 
 
@@ -107,7 +108,7 @@ def test_what_was_truncated_before_is_refused_too(engine: Engine, tmp_path: Path
     for name in (out, partial_of(engine, out)):
         label(engine, long(), out, force=True)
         out.replace(name)
-        with pytest.raises(DataError, match="rows line 2: the text is longer than the"):
+        with pytest.raises(DataError, match="rows line 2: got a text longer than the"):
             label_file(engine, long(), out, resume=True, force=False, strict=True, top_k=None, report=lambda done: None)
         name.unlink()
 
@@ -135,10 +136,10 @@ def test_other_rows_are_not_mixed_in(engine: Engine, whole: bytes, tmp_path: Pat
     partial = partial_of(engine, out)
     partial.write_bytes(whole[:5000])
     others = (Row(where=row.where, text=row.text + "!") if i == 3 else row for i, row in enumerate(rows()))
-    with pytest.raises(OutputError, match=r"holds other rows than the input, from rows line 4 on; begin anew"):
+    with pytest.raises(OutputError, match=r"got other rows than the input from rows line 4 on; start again"):
         label(engine, others, out, resume=True)
     assert partial.read_bytes() == whole[:5000]
-    with pytest.raises(OutputError, match=r"holds other rows than the input, from the end of the input on"):
+    with pytest.raises(OutputError, match=r"got other rows than the input from the end of the input on"):
         label(engine, rows(2), out, resume=True)
     label(engine, rows(2), out, force=True)
     assert out.read_bytes().count(b"\n") == 2
@@ -149,7 +150,7 @@ def test_one_writer_at_a_time(engine: Engine, tmp_path: Path) -> None:
 
     def second_writer() -> Iterator[Row]:
         yield from rows(1100)
-        with pytest.raises(OutputError, match="another ptexport is writing it"):
+        with pytest.raises(OutputError, match="another ptexport is writing this file"):
             label(engine, rows(2), out, force=True)
         yield from rows(1)
 
@@ -186,7 +187,7 @@ def test_a_pipe_is_written_to_as_it_is(engine: Engine, tmp_path: Path) -> None:
 
 def test_a_row_that_does_not_fit_is_named(engine: Engine) -> None:
     given = [Row(where="rows.csv line 2", text="slow"), Row(where="rows.csv line 3", text="slow", text_b="it")]
-    with pytest.raises(DataError, match=r"rows\.csv line 3: has a 'text_b', the template takes none"):
+    with pytest.raises(DataError, match=r"rows\.csv line 3: got a 'text_b', the template takes none"):
         list(predict_rows(engine.task(), given))
 
 
@@ -209,7 +210,7 @@ def test_long_texts_are_counted_or_refused(engine: Engine, tmp_path: Path) -> No
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line.get("truncated", False) for line in lines] == [False, True, False, True]
     with pytest.raises(
-        DataError, match=r"rows line 2: the text is longer than the \d+ tokens of the bundle; shorten it"
+        DataError, match=r"rows line 2: got a text longer than the \d+ tokens of the bundle; shorten it"
     ):
         label_file(engine, iter(given), tmp_path / "strict.jsonl", strict=True, **options)
 
@@ -236,7 +237,7 @@ def test_a_row_has_a_line_per_task(both: Engine, tmp_path: Path) -> None:
         for line, (number, name) in zip(lines, ((n, name) for n in range(30) for name in tasks), strict=True):
             assert line["label"] == need[name][number].label
             assert line["probabilities"] == pytest.approx(need[name][number].probabilities, abs=1e-5)
-    with pytest.raises(DataError, match="task: .* tone, mood"):
+    with pytest.raises(DataError, match="task: got none, need one of tone, mood"):
         label_tasks(both, rows(30), tmp_path / "none.jsonl", None)
     with pytest.raises(DataError, match="task 'other': unknown"):
         label_tasks(both, rows(30), tmp_path / "none.jsonl", "other")
@@ -269,7 +270,7 @@ def test_predictions_of_other_tasks_are_not_mixed(both: Engine, tmp_path: Path) 
     out = tmp_path / "out.jsonl"
     label_tasks(both, rows(20), out, "tone")
     for task in ("mood", "all"):
-        with pytest.raises(OutputError, match="holds other rows than the input, from rows line 1 on"):
+        with pytest.raises(OutputError, match="got other rows than the input from rows line 1 on"):
             label_tasks(both, rows(20), out, task, resume=True)
     assert label_tasks(both, rows(20), out, "tone", resume=True) == Counts()
     out.rename(tmp_path / f"other.jsonl.{both.manifest.digest[:8]}.tone.partial")
@@ -280,5 +281,5 @@ def test_long_texts_of_several_tasks_are_counted_or_refused(both: Engine, tmp_pa
     given = [Row(where=f"rows line {i}", text="slow " * n) for i, n in enumerate((1, 200, 3), 1)]
     assert label_tasks(both, iter(given), tmp_path / "out.jsonl", "all") == Counts(rows=3, truncated=1)
     options: dict[str, Any] = {"resume": False, "force": False, "top_k": None, "report": lambda done: None}
-    with pytest.raises(DataError, match=r"rows line 2: the text is longer than the \d+ tokens"):
+    with pytest.raises(DataError, match=r"rows line 2: got a text longer than the \d+ tokens"):
         label_file(both, iter(given), tmp_path / "strict.jsonl", task="all", strict=True, **options)

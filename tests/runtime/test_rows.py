@@ -57,8 +57,8 @@ def test_a_quoted_line_break_keeps_the_line_numbers(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a", "id": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: 'text' holds half of a surrogate pair"),
         ("a.jsonl", b'{"text": "\xff"}\n', "not UTF-8"),
-        ("a.csv", b"text,label\na,b,c\n", "line 2: got another number of fields than the header's 2"),
-        ("a.csv", b"text,label\na\n", "line 2: got another number of fields"),
+        ("a.csv", b"text,label\na,b,c\n", "line 2: got more or fewer fields than the header, need 2"),
+        ("a.csv", b"text,label\na\n", "line 2: got more or fewer fields"),
         ("a.csv", b'text,label\n"a"b,c\n', "not CSV"),
         ("a.csv", b"words,label\na,b\n", "no column 'text'"),
         ("a.csv", b"text,label,text\na,b,c\n", r"line 1: got columns \['text', 'label', 'text'\], need each name once"),
@@ -77,7 +77,7 @@ def test_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.tsv", b"text\n", r"rows\.tsv: its name ends in '\.tsv', need \.jsonl or \.csv"),
+        ("rows.tsv", b"text\n", r"rows\.tsv: got a name that ends in '\.tsv', need \.jsonl or \.csv"),
         ("rows.csv", b"text;label\na;b\n", r"rows\.csv line 1: columns are separated by ';', need commas"),
         ("rows.csv", b"text\tlabel\na\tb\n", r"line 1: columns are separated by '\\t', need commas"),
         ("rows.csv", "text\nplain\ncafé\n".encode("latin-1"), r"rows\.csv line 3: not UTF-8 .* iconv -f latin1"),

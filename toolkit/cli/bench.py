@@ -213,24 +213,9 @@ def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: boo
     with shared.extra("serve"):
         import uvicorn  # noqa: F401 - a clear message here instead of in the server's process
 
-        from ptexport.toolkit.bench.serve.serve import FULL, QUICK, measure
-    from ptexport.runtime.bundle.folder import Bundle
-    from ptexport.runtime.ort.cpus import available_cpus
-    from ptexport.toolkit.bench.serve.report import serve_report
-
-    manifest = Bundle.open(bundle).manifest
-    threads = min(threads or available_cpus(), available_cpus())
-    plan = QUICK if quick else FULL
-    progress.stage("opening the bundle")
-    results = measure(bundle, plan, threads=threads, progress=progress)
-    return serve_report(
-        results,
-        plan,
-        title=f"{manifest.name}: serve",
-        command=_command_line(),
-        bundles={f"{manifest.name}, {manifest.graph.precision}": manifest.digest},
-        threads=threads,
-    )
+        from ptexport.toolkit.bench.serve.report import bench_serve
+        from ptexport.toolkit.bench.serve.serve import ServeConfig
+    return bench_serve(ServeConfig(bundle=bundle, threads=threads, quick=quick, command=_command_line()), progress)
 
 
 @bench.command()

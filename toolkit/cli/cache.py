@@ -1,19 +1,18 @@
-"""`ptexport cache`: what the cache holds, and its removal."""
+"""`ptexport cache`: list or remove cached models and traces."""
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
 from ptexport.toolkit.cli import options as shared
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command()
 @click.option(
-    "--prune", type=shared.FiniteRange(0), metavar="DAYS", help="Remove what was unused so long; 0: everything."
+    "--prune",
+    type=shared.FiniteRange(0),
+    metavar="DAYS",
+    help="Remove entries that were not used for so many days; 0: all.",
 )
 @shared.as_json
 def cache(prune: float | None, as_json: bool) -> None:

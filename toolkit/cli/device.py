@@ -1,4 +1,4 @@
-"""The commands about the machine that runs bundles: doctor and warmup. They need no torch."""
+"""`ptexport doctor` and `ptexport warmup`: the machine that runs bundles. Need no torch."""
 
 import json
 import time
@@ -11,12 +11,12 @@ from ptexport.toolkit.cli import options as shared
 
 @click.command()
 @click.option("--run", "bundle", type=click.Path(path_type=Path), help="Run this bundle on every execution provider.")
-@click.option("--out", type=click.Path(path_type=Path), help="With --run: write the report as JSON, to send back.")
+@click.option("--out", type=click.Path(path_type=Path), help="With --run: write the report as JSON, to share it.")
 @click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU.")
 @shared.force
 @shared.as_json
 def doctor(bundle: Path | None, out: Path | None, device: int, as_json: bool, force: bool) -> None:
-    """Say what this machine can run, and what is missing for the rest; with --run, run it."""
+    """List what this machine can run and what is missing; with --run, run a bundle."""
     import msgspec
 
     from ptexport.toolkit.cli.tables_inspect import print_checks, print_report
@@ -51,9 +51,9 @@ def doctor(bundle: Path | None, out: Path | None, device: int, as_json: bool, fo
 @click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def warmup(bundle: Path, device: int, as_json: bool) -> None:
-    """Build TensorRT's engine of a bundle for this device and keep it, so that opening it takes seconds.
+    """Build the TensorRT engine of a bundle for this device and cache it, so that opening the bundle takes seconds.
 
-    Run it on the device that will serve, with its versions. Not run on a GPU by us yet.
+    Run it on the device that will serve, with the same versions. Not run on a GPU yet.
     """
     from ptexport.runtime import Engine
 
@@ -66,4 +66,4 @@ def warmup(bundle: Path, device: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(record))
     else:
-        click.echo(f"{bundle}: opened in {record['open_s']} s, every shape of batch run in {record['warm_s']} s")
+        click.echo(f"{bundle}: opened in {record['open_s']} s, every batch shape run in {record['warm_s']} s")

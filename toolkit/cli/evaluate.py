@@ -1,4 +1,4 @@
-"""`ptexport evaluate`: one bundle or two on labelled rows. Needs no torch."""
+"""`ptexport evaluate`: one or two bundles on labelled rows. Needs no torch."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,9 @@ from ptexport.toolkit.cli import options as shared
 
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
-)
-@click.option("--task", help="Of a bundle of several tasks: the one to evaluate.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page with plots too.")
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of labelled rows.")
+@click.option("--task", help="Task of a multi-task bundle to evaluate.")
+@click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page with plots.")
 @shared.opening
 @shared.force
 @shared.as_json
@@ -29,7 +27,7 @@ def evaluate(
     force: bool,
     **opening: Any,
 ) -> None:
-    """Evaluate one of BUNDLES on labelled rows, or compare two."""
+    """Evaluate one bundle on labelled rows, or compare two bundles."""
     import msgspec
 
     from ptexport.runtime import Engine
@@ -40,14 +38,14 @@ def evaluate(
     from ptexport.toolkit.store.files import check_output
 
     if len(bundles) > 2:
-        raise click.UsageError(f"Takes one bundle or two; got {len(bundles)}.")
+        raise click.UsageError(f"Got {len(bundles)} bundles; give one or two.")
     if html is not None:
         with shared.extra("bench"):
-            import jinja2  # noqa: F401 - asked for before the work rather than after it
+            import jinja2  # noqa: F401 - checked before the work rather than after it
             import matplotlib as mpl  # noqa: F401
         check_output(html, force=force)
     if len(bundles) == 2 and data.exists() and not data.is_file():
-        raise click.UsageError(f"{data} can be read once only; give a file to compare two bundles.")
+        raise click.UsageError(f"{data} can be read only once; give a file to compare two bundles.")
     engines = [Engine.open(bundle, **opening) for bundle in bundles]
     check_comparable([engine.task(task) for engine in engines])
     total = count_lines(data)

@@ -1,4 +1,4 @@
-"""The command line: `ptexport`. Each command imports what it needs when it runs, so that serving needs no torch."""
+"""The command line `ptexport`. Each command imports what it needs when it runs, so that serving needs no torch."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ from ptexport.toolkit.prompt import distributed
 
 
 def main() -> None:
-    """Run the command line: exit code 0 on success, 1 on a failure, 2 on wrong use."""
+    """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage."""
     try:
         cli(prog_name="ptexport")
     except PtexportError as e:

@@ -1,4 +1,4 @@
-"""What several commands of the command line share."""
+"""Options that several commands share."""
 
 import contextlib
 import math
@@ -13,20 +13,20 @@ from ptexport.runtime.errors import MissingExtraError
 
 
 class FiniteRange(click.FloatRange):
-    """A float in a range; `nan` and `inf` are in none."""
+    """A finite float in a range."""
 
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Refuse what is no finite number."""
+        """Convert a value; usage errors for anything but a finite number in the range."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
 
 force = click.option("--force", is_flag=True, help="Replace the output if it exists.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines; progress as JSON lines too.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and progress as JSON lines.")
 log_file = click.option(
     "--log-file", type=click.Path(path_type=Path), help="Append progress to this file as JSON lines."
 )
@@ -34,9 +34,11 @@ require_signature = click.option(
     "--require-signature",
     metavar="KEY",
     type=click.Path(path_type=Path),
-    help="Refuse what is not signed with this public key, a PEM file.",
+    help="Fail unless the bundle is signed with this public key, a PEM file.",
 )
-threads = click.option("--threads", type=click.IntRange(1), help="CPUs to use [default: all this process may use].")
+threads = click.option(
+    "--threads", type=click.IntRange(1), help="Number of CPUs to use [default: all that this process may use]."
+)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OPENING = (
     click.option(
@@ -44,26 +46,24 @@ _OPENING = (
         default="auto",
         show_default=True,
         metavar="NAME",
-        help="Execution provider: cpu, cuda, tensorrt, ONNX Runtime's own name of another, or auto: CUDA where it "
-        "runs, else the CPU. What is named is what runs, or the command fails.",
+        help="Execution provider: cpu, cuda, tensorrt, ONNX Runtime's own name of another one, or auto: CUDA if it "
+        "loads, else the CPU. The command fails if a named provider does not run the graph.",
     ),
     click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU."),
     threads,
-    click.option(
-        "--cuda-graph", is_flag=True, help="Record what each shape of batch runs on the GPU, and play it back."
-    ),
+    click.option("--cuda-graph", is_flag=True, help="Record a CUDA graph per batch shape and replay it."),
     click.option(
         "--build",
         type=click.Choice(["allowed", "never"]),
         default="allowed",
-        help="Whether TensorRT may build an engine now, for minutes [default: allowed].",
+        help="Whether TensorRT may build an engine now, which takes minutes [default: allowed].",
     ),
     require_signature,
 )
 
 
 def opening(command: _Command) -> _Command:
-    """Add the options that `Engine.open` takes, under its names."""
+    """Add the options of `Engine.open`, named as its arguments."""
     for option in reversed(_OPENING):
         command = option(command)
     return command
@@ -74,7 +74,7 @@ target = click.option(
     type=click.Choice(get_args(TargetName)),
     default="cpu",
     show_default=True,
-    help="What the graph is made for; see docs/export.md.",
+    help="Deployment target of the graph; see docs/export.md.",
 )
 _LOWERING = (
     click.option(
@@ -82,48 +82,52 @@ _LOWERING = (
         type=click.Choice(get_args(Precision)),
         default="fp32",
         show_default=True,
-        help="What the graph computes in; see docs/precision.md.",
+        help="Precision of the graph; see docs/precision.md.",
     ),
     click.option(
         "--max-accuracy-drop",
         type=FiniteRange(0, 100),
         metavar="POINTS",
-        help="Most that a lower precision may lose on the rows [default: 0.5].",
+        help="Largest drop in accuracy on the check rows that a lower precision may cost [default: 0.5].",
     ),
     click.option(
         "--keep-fp32",
         multiple=True,
         metavar="auto|NAME",
-        help="With int8, int8-dynamic, int4: keep in fp32 the products of weights so named, such as "
-        "'*.down_proj.weight', or as few as needed; NAME may be repeated.",
+        help="With int8 and int4: multiply the weights of this name in fp32, such as '*.down_proj.weight'; repeatable. "
+        "auto: as few weights as needed.",
     ),
 )
 
 
 def lowering(command: _Command) -> _Command:
-    """Add the options that choose a precision; `lowered` reads them."""
+    """Add the options of a lower precision, which `lowered` reads."""
     for option in reversed(_LOWERING):
         command = option(command)
     return command
 
 
 def lowered(precision: Precision, max_accuracy_drop: float | None, keep_fp32: tuple[str, ...]) -> dict[str, Any]:
-    """Make of them what `ExportConfig` takes under its names.
+    """Convert the options of `lowering` to arguments of `ExportConfig`.
 
     Raises:
-        UsageError: they do not go together.
+        UsageError: the options do not go together.
     """
     if precision in ("fp32", "bf16") and max_accuracy_drop is not None:
-        raise click.UsageError(f"--max-accuracy-drop: of {precision} none is measured; leave it out.")
+        raise click.UsageError(f"--max-accuracy-drop: no drop is measured in {precision}; leave it out.")
     if "auto" in keep_fp32 and len(keep_fp32) > 1:
-        raise click.UsageError("--keep-fp32: give auto, or names, not both.")
+        raise click.UsageError("--keep-fp32: give auto or names, not both.")
     options: dict[str, Any] = {"precision": precision, "keep_fp32": "auto" if keep_fp32 == ("auto",) else keep_fp32}
     return options if max_accuracy_drop is None else {**options, "max_accuracy_drop": max_accuracy_drop}
 
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Turn a missing package into a sentence that says what to install."""
+    """Raise a MissingExtraError for a package that cannot be imported in the block.
+
+    Args:
+        name: name of the extra that has the package.
+    """
     try:
         yield
     except ModuleNotFoundError as e:

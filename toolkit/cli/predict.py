@@ -20,19 +20,22 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1)
 @click.option(
-    "--input", "rows", type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows instead of TEXTS."
+    "--input",
+    "rows",
+    type=click.Path(path_type=Path),
+    help="Predict the rows of this .jsonl or .csv file instead of TEXTS.",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write predictions to this JSONL file [default: print them]."
 )
-@click.option("--resume", is_flag=True, help="Keep the rows that --output has already, and continue after them.")
+@click.option("--resume", is_flag=True, help="Keep the rows that --output already has, and continue after them.")
 @click.option(
     "--top-k",
     type=click.IntRange(1),
-    help="Number of labels to give probabilities of, the most probable first [default: all; 5 for an open vocabulary].",
+    help="Number of labels with probabilities, the most probable first [default: all; 5 for an open vocabulary].",
 )
-@click.option("--task", help="Of a bundle of several tasks: the one to predict, or all.")
-@click.option("--strict", is_flag=True, help="Refuse texts longer than the bundle takes, instead of truncating them.")
+@click.option("--task", help="Task of a multi-task bundle to predict, or all.")
+@click.option("--strict", is_flag=True, help="Fail on a text longer than the bundle takes, instead of truncating it.")
 @shared.opening
 @shared.force
 @shared.as_json
@@ -53,7 +56,7 @@ def predict(
 ) -> None:
     """Predict the labels of TEXTS, or of the rows of a file.
 
-    For a pair template two TEXTS make one row; for a multiple choice the first is the text, all others its choices.
+    For a pair template, two TEXTS make one row. For a multiple choice, the first is the text, the others its choices.
     """
     from ptexport.runtime import Engine
     from ptexport.runtime.rows import count_lines, read_rows
@@ -61,7 +64,7 @@ def predict(
     _check_usage(texts, rows, output, resume=resume, force=force, log_file=log_file)
     engine = Engine.open(bundle, **opening)
     if task is None and len(engine.tasks) > 1:
-        raise click.UsageError(f"The bundle has the tasks {', '.join(engine.tasks)}; give --task NAME, or --task all.")
+        raise click.UsageError(f"The bundle has the tasks {', '.join(engine.tasks)}; give --task NAME or --task all.")
     how: dict[str, Any] = {"task": task, "strict": strict, "top_k": top_k}
     first = next(iter(engine.tasks)) if task == "all" else task
     typed = _typed(texts, engine.task(first).entry.fields) if texts else []
@@ -84,7 +87,12 @@ def _check_usage(
     force: bool,
     log_file: Path | None,
 ) -> None:
-    """Refuse options that do not go together, before anything is loaded."""
+    """Check that the options go together, before anything is loaded.
+
+    Raises:
+        UsageError: they do not.
+        OutputError: the output is the input.
+    """
     if bool(texts) == (rows is not None):
         raise click.UsageError("Give TEXTS or --input, one of the two.")
     if resume and (output is None or force):
@@ -92,7 +100,7 @@ def _check_usage(
     if output is None and (log_file is not None or force):
         raise click.UsageError(f"{'--force' if force else '--log-file'} goes with --output; predictions are printed.")
     if rows is not None and output is not None and output.is_file() and rows.exists() and output.samefile(rows):
-        raise OutputError(f"{output}: is the input; choose another name")
+        raise OutputError(f"{output}: got the input as output, need another file; choose another name")
 
 
 def _write_predictions(
@@ -113,19 +121,15 @@ def _write_predictions(
         try:
             counts = label_file(engine, rows, output, report=lambda done: report.rows(done, total), **how)
         except KeyboardInterrupt as e:
-            raise OutputError(f"{output}: interrupted; go on with --resume") from e
+            raise OutputError(f"{output}: interrupted; continue with --resume") from e
         report.all_rows()
         if counts.truncated:
             report.warning(_truncated(counts.truncated))
     if as_json:
         click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
     else:
-        unsure = (
-            f", {counts.unlabelled} of them without a label, since their probability is too low"
-            if counts.unlabelled
-            else ""
-        )
-        click.echo(f"{output}: {counts.rows} rows labelled now{unsure}")
+        low = f"; {counts.unlabelled} prediction(s) have no label, since the probability is too low"
+        click.echo(f"{output}: {counts.rows} rows labelled now{low if counts.unlabelled else ''}")
 
 
 def _typed(texts: tuple[str, ...], fields: Sequence[str]) -> list["Row"]:
@@ -145,7 +149,7 @@ def _typed(texts: tuple[str, ...], fields: Sequence[str]) -> list["Row"]:
 def _print_predictions(
     engine: "Engine", rows: Iterator["Row"], *, task: str | None, as_json: bool, strict: bool, top_k: int | None
 ) -> None:
-    from ptexport.runtime.label_file import json_lines, predict_rows_of
+    from ptexport.runtime.label_rows import json_lines, predict_rows_of
 
     truncated, named = 0, len(engine.tasks) > 1
     for row, by_task in predict_rows_of(engine, rows, task, strict=strict, top_k=top_k):
@@ -154,10 +158,10 @@ def _print_predictions(
             for line in json_lines(row, by_task, named=named):
                 click.echo(line, nl=False)
             continue
-        # One line and one column each, whatever spaces a text holds; --json keeps them.
+        # One line per prediction and one column per text, so runs of white space become one space; --json keeps them.
         columns = [" ".join(text.split()) for text in (row.text, row.text_b) if text is not None]
         for name, prediction in by_task.items():
-            score = f"{prediction.probabilities[prediction.surest]:.3f}"
+            score = f"{prediction.probabilities[prediction.most_probable]:.3f}"
             click.echo("\t".join([*([name] if named else []), prediction.label or "-", score, *columns]))
             if top_k is not None:
                 for label, probability in prediction.probabilities.items():
@@ -167,4 +171,4 @@ def _print_predictions(
 
 
 def _truncated(count: int) -> str:
-    return f"{count} text(s) longer than the bundle takes were truncated; --strict refuses"
+    return f"{count} text(s) were longer than the bundle takes and were truncated; --strict refuses them"

@@ -1,4 +1,4 @@
-"""The command that says who made a bundle: sign."""
+"""`ptexport sign`: a bundle and a private key -> model.sig. Needs the extra `sign`."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ from ptexport.toolkit.cli import options as shared
     "--private-key",
     type=click.Path(path_type=Path),
     required=True,
-    help="A PEM file: an elliptic curve's key, as openssl makes it.",
+    help="PEM file with an unencrypted private key on the curve P-256, P-384 or P-521.",
 )
 @shared.force
 @shared.as_json
 def sign(bundle: Path, private_key: Path, force: bool, as_json: bool) -> None:
-    """Verify a bundle and sign all its files, with model.sig beside them (OpenSSF Model Signing)."""
+    """Verify a bundle, sign all its files (OpenSSF Model Signing), and write model.sig beside them."""
     from ptexport.runtime.bundle.folder import Bundle, check_unchanged
     from ptexport.runtime.bundle.signature import SIGNATURE, sign_folder
 
@@ -32,4 +32,4 @@ def sign(bundle: Path, private_key: Path, force: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"signature": str(signature), "files": files}))
     else:
-        click.echo(f"{signature}: signs {', '.join(files)}")
+        click.echo(f"{signature}: signature over {', '.join(files)}")

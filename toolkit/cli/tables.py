@@ -1,4 +1,4 @@
-"""What people see when something was made or measured: tables on standard output."""
+"""Results of training, import, export and evaluation -> tables on standard output."""
 
 import statistics
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.measured import Candidate, Comparison, Parity
-from ptexport.toolkit.evaluation.figures import UNSURE, Contrast, Evaluation, headings, summary
+from ptexport.toolkit.evaluation.figures import ABSTENTION_NOTE, Contrast, Evaluation, headings, summary
 
 if TYPE_CHECKING:
     from ptexport.toolkit.run.run import Run  # it needs the extra `train`
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def table_of(*headers: str, title: str | None = None) -> Table:
-    """Make a table of names, in the first column, and figures."""
+    """Make a table with names in the first column and right-aligned figures in the others."""
     table = Table(title=None if title is None else escape(title), title_justify="left")
     for number, header in enumerate(headers):
         table.add_column(escape(header), justify="right" if number else "left")
@@ -26,7 +26,7 @@ def table_of(*headers: str, title: str | None = None) -> Table:
 
 
 def print_metrics(run: "Run", out: Path) -> None:
-    """Print what a training came to."""
+    """Print the metrics of a trained run."""
     metrics = run.metrics
     assert metrics is not None, "it was trained"
     table = Table(title=f"accuracy on {metrics.n_test} test rows", title_justify="left")
@@ -45,13 +45,15 @@ def print_metrics(run: "Run", out: Path) -> None:
         highlight=False,
     )
     if metrics.found_words is not None:
-        console.print(f"found the words {', '.join(metrics.found_words)}", markup=False, highlight=False)
+        console.print(f"found the label words {', '.join(metrics.found_words)}", markup=False, highlight=False)
         if metrics.manual_accuracy and metrics.test_accuracy <= statistics.median(metrics.manual_accuracy.values()):
-            console.print("which is no better than the median hand-written template", markup=False, highlight=False)
+            console.print(
+                "accuracy is not better than with the median hand-written template", markup=False, highlight=False
+            )
 
 
 def print_import(run: "Run", out: Path) -> None:
-    """Print how an imported run compares with where it came from."""
+    """Print how an imported run compares with its source."""
     imported = run.config.imported
     assert imported is not None, "it was imported"
     labels = "a vocabulary" if run.config.open_vocabulary else ", ".join(run.config.labels)
@@ -83,7 +85,7 @@ def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
 
 
 def print_export(manifest: Manifest, out: Path) -> None:
-    """Print what was exported, and how it compares with Transformers."""
+    """Print an exported bundle, and its comparison with Transformers."""
     console = Console()
     for task in manifest.tasks:
         title = "" if len(manifest.tasks) == 1 else f"{task.name}: "
@@ -144,7 +146,7 @@ def _timings(candidates: list[Candidate]) -> Table:
 
 
 def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) -> None:
-    """Print one bundle's figures, or two side by side."""
+    """Print the figures of one bundle, or of two side by side."""
     names = headings(evaluations)
     table = table_of("", *names, title=f"{evaluations[0].n_rows} rows")
     figures = [summary(evaluation) for evaluation in evaluations]
@@ -157,11 +159,11 @@ def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) 
         if evaluation.worst:
             console.print(_worst(name, evaluation))
     if any(evaluation.coverage < 1 for evaluation in evaluations):
-        console.print(UNSURE, markup=False, highlight=False)
+        console.print(ABSTENTION_NOTE, markup=False, highlight=False)
     if contrast is not None:
         console.print(
-            f"the two agree on {contrast.agreement:.1%} of the rows; where they do not, the first is right on "
-            f"{contrast.only_first_right}, the second on {contrast.only_second_right} "
+            f"both predict the same on {contrast.agreement:.1%} of the rows; of the others, the first is right on "
+            f"{contrast.only_first_right} and the second on {contrast.only_second_right} "
             f"(rows {', '.join(map(str, contrast.differing[:10])) or 'none'}{' …' * (len(contrast.differing) > 10)})",
             markup=False,
             highlight=False,
@@ -169,7 +171,7 @@ def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) 
 
 
 def _confusion(name: str, evaluation: Evaluation) -> Table:
-    table = table_of("", *evaluation.labels, "F1", title=f"{name}: label (down) answered as (across)")
+    table = table_of("", *evaluation.labels, "F1", title=f"{name}: rows by label (down) and predicted label (across)")
     for label, counts, f1 in zip(evaluation.labels, evaluation.confusion, evaluation.f1, strict=True):
         table.add_row(escape(label), *map(str, counts), f"{f1:.3f}")
     return table
@@ -177,7 +179,7 @@ def _confusion(name: str, evaluation: Evaluation) -> Table:
 
 def _worst(name: str, evaluation: Evaluation) -> Table:
     table = table_of(
-        "row", "label", "answer", "probability", title=f"{name}: surest mistakes, by number of the row from 1"
+        "row", "label", "predicted", "probability", title=f"{name}: most confident mistakes, by row number from 1"
     )
     for mistake in evaluation.worst:
         figures = str(mistake.row), escape(mistake.label), escape(mistake.answer), f"{mistake.probability:.3f}"

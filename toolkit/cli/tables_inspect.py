@@ -1,4 +1,4 @@
-"""What people see of a bundle, a machine and the cache, as inspect, doctor and cache look at them."""
+"""Results of inspect, doctor and cache -> tables on standard output."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_description(record: dict[str, Any]) -> None:
-    """Print what is in a bundle or run."""
+    """Print the description of a bundle or run."""
     console = Console()
     _print_facts(console, record["kind"], record)
     for task in record.get("tasks", ()):
@@ -24,14 +24,14 @@ def print_description(record: dict[str, Any]) -> None:
 
 
 def _print_facts(console: Console, kind: str, record: dict[str, Any]) -> None:
-    """Print what is said of a bundle, a run, or one of a bundle's tasks."""
+    """Print the description of a bundle, a run or a task of a bundle."""
     table = Table(show_header=False)
     for name, value in record.items():
         if name not in ("nearest_words", "template_tokens", "structure", "kind", "name", "golden", "tasks"):
             table.add_row(name, escape(_brief(value)))
     console.print(f"{kind} {record['name']}", markup=False, highlight=False)
     console.print(table)
-    if "template_tokens" not in record:  # its tasks have some
+    if "template_tokens" not in record:  # its tasks have their own
         return
     pieces = [
         f"{{{piece}}}" if isinstance(piece, str) else f"{piece[0]}={piece[1]}" for piece in record["template_tokens"]
@@ -45,7 +45,7 @@ def _print_facts(console: Console, kind: str, record: dict[str, Any]) -> None:
 
 
 def print_summary(summary: "GraphSummary | None") -> None:
-    """Print what a graph is made of; None: it could not be read here."""
+    """Print the summary of a graph; None: the package that reads graphs is not installed."""
     console = Console()
     if summary is None:
         console.print("parts of the graph: pip install 'ptexport[train]' to see them", markup=False)
@@ -62,12 +62,12 @@ def print_summary(summary: "GraphSummary | None") -> None:
         cost = "?" if summary.flops is None else f"{flops / summary.length / 1e6:,.3f}"
         table.add_row(name + layers, f"{parameters:,}", f"{size / 1e6:,.3f}", cost)
     console.print(table)
-    for said in (
+    for line in (
         f"inputs: {_sizes(summary.inputs)}; outputs: {_sizes(summary.outputs)}",
         f"operators: {', '.join(f'{count} {kind}' for kind, count in summary.operators.items())}",
         _cost(summary),
     ):
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _sizes(values: dict[str, list[int | str]]) -> str:
@@ -76,14 +76,14 @@ def _sizes(values: dict[str, list[int | str]]) -> str:
 
 def _cost(summary: "GraphSummary") -> str:
     if summary.flops is None or summary.score_flops is None or summary.saved_flops is None:
-        return f"FLOPs: not known, for onnx cannot tell the sizes that {', '.join(summary.unknown)} give"
+        return f"FLOPs: unknown, since onnx cannot infer output sizes of {', '.join(summary.unknown)}"
     scores = summary.score_flops / summary.flops
     saved = summary.saved_flops / (summary.flops + summary.saved_flops)
-    said = (
+    line = (
         f"a row of {summary.length} tokens takes {summary.flops / 1e9:.3g} GFLOP in products, {scores:.1%} of them in"
     )
-    said += " attention between tokens"
-    return said + (f"; one position of the last layer alone saves {saved:.1%}" if saved else "")
+    line += " attention between tokens"
+    return line + (f"; one position of the last layer alone saves {saved:.1%}" if saved else "")
 
 
 def _brief(value: object) -> str:
@@ -95,7 +95,7 @@ def _brief(value: object) -> str:
 
 
 def print_checks(checks: list["Check"]) -> None:
-    """Print what a machine can run."""
+    """Print the checks of a machine."""
     table = Table(show_header=False)
     for check in checks:
         mark = "[green]ok[/green]" if check.missing is None else "[yellow]missing[/yellow]"
@@ -104,7 +104,7 @@ def print_checks(checks: list["Check"]) -> None:
 
 
 def print_report(report: "ProviderReport") -> None:
-    """Say what each execution provider made of a bundle."""
+    """Print how a bundle runs on each execution provider."""
     gpu = report.gpu
     device = f"{gpu.name}, compute capability {gpu.compute_capability}" if gpu else "no GPU"
     sizes = [(timing.texts, timing.words) for timing in report.outcomes[0].timings]
@@ -127,7 +127,7 @@ def print_report(report: "ProviderReport") -> None:
 
 
 def print_entries(entries: list["Entry"], *, removed: bool) -> None:
-    """Print what the cache holds, or what was removed from it."""
+    """Print the entries of the cache, or the removed ones."""
     table = table_of("entry", "MB", "days unused", title="removed" if removed else None)
     for entry in entries:
         table.add_row(escape(str(entry.path)), f"{entry.size_bytes / 1e6:.0f}", f"{entry.unused_days:.1f}")

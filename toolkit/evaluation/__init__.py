@@ -1,9 +1,9 @@
-"""A bundle or this machine -> figures.
+"""A bundle, a run or this machine -> figures and facts.
 
-figures.py          labels and predictions -> the figures of an evaluation
-evaluate.py         labelled rows -> accuracy, calibration and latency
-html_page.py        the same as an HTML page
-describe.py         bundle or run -> its contents
-doctor.py           what this machine can run
-provider_report.py  a bundle on every execution provider
+evaluate.py         labelled rows -> predictions and figures, for one bundle or two
+figures.py          labels and predictions -> accuracy, F1, calibration
+html_page.py        figures -> an HTML page
+describe.py         a bundle or run -> its contents
+doctor.py           this machine -> what it can run, and what is missing
+provider_report.py  a bundle -> how it runs on every execution provider
 """

@@ -1,4 +1,4 @@
-"""A run or bundle folder -> what is in it, as plain values; without torch for bundles."""
+"""A bundle or run folder -> its contents as plain values. Bundles need no torch."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,34 +18,38 @@ N_NEAREST = 5
 
 
 def describe(path: Path, *, require_signature: Path | None = None) -> dict[str, Any]:
-    """Describe a bundle whose hashes, and signature if a key is given, were verified; or a run.
+    """Describe a bundle, after verifying it, or a run.
+
+    Args:
+        path: the folder.
+        require_signature: PEM file with the public key of the required signature; None: none is required.
 
     Raises:
-        BundleError: the bundle does not verify (says why).
+        BundleError: the bundle does not match its manifest or signature.
         RunError: the run cannot be read.
-        DataError: the folder is neither.
+        DataError: the folder is neither a bundle nor a run.
     """
     if (path / MANIFEST).is_file():
         return _bundle(path, require_signature)
     if (path / "metrics.json").is_file():
         return _run(path)
     raise DataError(
-        f"{path}: holds neither manifest.json nor metrics.json; need the folder of a bundle or a finished run"
+        f"{path}: got neither manifest.json nor metrics.json, need the folder of a bundle or a finished run; check it"
     )
 
 
 def nearest_words(
     rows: NDArray[np.float32], table: NDArray[np.float32], tokenizer: Tokenizer
 ) -> list[list[tuple[str, float]]]:
-    """Find the vocabulary's words nearest to each row.
+    """Find the tokens whose embeddings are nearest to each row.
 
     Args:
-        rows: float32 [p, e].
-        table: the backbone's embeddings, float32 [vocab, e].
-        tokenizer: its tokenizer.
+        rows: prompt embeddings, float32 [rows, hidden size].
+        table: embedding table of the backbone, float32 [vocabulary, hidden size].
+        tokenizer: tokenizer of the backbone.
 
     Returns:
-        For each row the `N_NEAREST` words with the largest cosine, -1 to 1, largest first.
+        For each row, the `N_NEAREST` tokens with the largest cosine similarity, -1 to 1, the largest first.
     """
     norms = np.linalg.norm(table, axis=1)
     cosines = rows @ table.T / np.maximum(norms * np.linalg.norm(rows, axis=1)[:, None], 1e-12)
@@ -88,7 +92,7 @@ def _n_prompt_embeddings(method: str, prompt_tokens: int) -> int:
 
 
 def _template_tokens(post_processor: dict[str, Any], fields: Sequence[str]) -> list[str | list[Any]]:
-    """Name what stands around the texts: `[name, id]`, or a field's name."""
+    """List the parts of a template: `[name, id]` of a token, or the name of a text."""
     ids = {name: token["ids"][0] for name, token in post_processor["special_tokens"].items()}
     layout = post_processor["pair" if len(fields) == 2 else "single"]
     return [
@@ -100,9 +104,10 @@ def _template_tokens(post_processor: dict[str, Any], fields: Sequence[str]) -> l
 
 
 def _nearest_in(path: Path, tokenizer: Tokenizer) -> Callable[[int, int], list[list[tuple[str, float]]] | None]:
-    """Read a graph's rows, and give what finds the words near some of them, from one on.
+    """Read the prompt embeddings of a graph, and return a function that finds the words nearest to some of them.
 
-    It gives None where onnx_ir, which reads the graph's constants, is not installed.
+    The function takes the number of the first embedding and how many follow. It returns None if onnx_ir, which reads
+    the graph, is not installed.
     """
     try:
         import onnx_ir as ir
@@ -141,7 +146,7 @@ def _run(path: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.from_str(run.tokenizer_json)
     record: dict[str, Any] = {"kind": "run", "name": path.resolve().name, **msgspec.to_builtins(run.config)}
     if run.config.open_vocabulary:
-        record["labels"] = record["label_words"] = None  # as in a bundle: too many to read
+        record["labels"] = record["label_words"] = None  # as in a bundle: too many to print
     record["files"] = {
         file.name: {"size_bytes": file.stat().st_size} for file in sorted(path.iterdir()) if file.is_file()
     }
@@ -154,7 +159,7 @@ def _run(path: Path) -> dict[str, Any]:
     try:
         table = load_backbone_of(run.config, path).model.get_input_embeddings().weight.detach().numpy()
     except (ModelError, RunError) as e:
-        record["nearest_words"], record["warning"] = None, str(e)  # all else needs no backbone
+        record["nearest_words"], record["warning"] = None, str(e)  # the rest needs no backbone
     else:
         record["nearest_words"] = nearest_words(
             run.arrays.prompt_embeddings[: run.config.n_prompt_embeddings], table, tokenizer

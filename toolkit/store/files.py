@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
+from ptexport.runtime.errors import OutputError, disk_errors
 
 
 def write_whole(path: Path, content: bytes, *, force: bool) -> None:
@@ -15,7 +15,7 @@ def write_whole(path: Path, content: bytes, *, force: bool) -> None:
     if path.exists() and not force:
         raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with saying_what_the_disk_refused(path):
+    with disk_errors(path):
         try:
             temporary.write_bytes(content)
             temporary.replace(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ptexport.runtime.errors import OutputError, saying_what_the_disk_refused
+from ptexport.runtime.errors import OutputError, disk_errors
 
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file, copy on write
 _LOCK = ".lock"
@@ -59,7 +59,7 @@ def new_folder(path: Path, *, force: bool = False, files: Collection[str] = ()) 
     check_free(path, force=force, files=files)
     temporary: Path | None = None
     try:
-        with saying_what_the_disk_refused(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             temporary.chmod(0o777 & ~_umask())
@@ -93,7 +93,7 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
     if partial.exists() and not resume and not force:
         raise OutputError(f"{partial}: left by an interrupted run; continue with --resume, or start over with --force")
     check_free(partial, force=True, files=files)
-    with saying_what_the_disk_refused(path):
+    with disk_errors(path):
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
             _prepare(partial, path, state, resume=resume)

@@ -17,8 +17,8 @@ from ptexport.runtime.errors import (
     OutputError,
     PtexportError,
     TrainError,
+    disk_errors,
     reason,
-    saying_what_the_disk_refused,
 )
 from ptexport.toolkit.methods import Head
 from ptexport.toolkit.models.backbone import Backbone
@@ -127,7 +127,7 @@ class _Record:
 
     Args:
         out: folder of the sweep, created if necessary.
-        asked: the shared options and the values of the others.
+        options: the shared options and the values of the others.
         resume: whether the folder may exist.
 
     Attributes:
@@ -137,14 +137,14 @@ class _Record:
         OutputError: the folder exists, holds another sweep, or cannot be written.
     """
 
-    def __init__(self, out: Path, asked: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, out: Path, options: Mapping[str, Any], *, resume: bool) -> None:
         if out.exists() and not resume:
             raise OutputError(f"{out}: exists already; choose another name, or continue with --resume")
         self.outcomes: list[Outcome] = []
         self._out = out
-        self._asked = msgspec.json.decode(msgspec.json.encode(asked))
-        _check_asked(out / SWEEP, self._asked)
-        with saying_what_the_disk_refused(out):
+        self._options = msgspec.json.decode(msgspec.json.encode(options))
+        _check_options(out / SWEEP, self._options)
+        with disk_errors(out):
             out.mkdir(parents=True, exist_ok=True)
         if not (out / SWEEP).exists():
             self._write()
@@ -156,24 +156,24 @@ class _Record:
         self._write()
 
     def _write(self) -> None:
-        record = {"asked": self._asked, "outcomes": self.outcomes}
+        record = {"asked": self._options, "outcomes": self.outcomes}
         content = msgspec.json.format(msgspec.json.encode(record), indent=2)
         write_whole(self._out / SWEEP, content + b"\n", force=True)
         if self.outcomes and self.outcomes[0].failed is None:
             best = self._out / BEST
             advice = "remove it if it is not a link, or use a file system with symbolic links"
-            with saying_what_the_disk_refused(best, advice):
+            with disk_errors(best, advice):
                 link = self._out / f".{BEST}"
                 link.unlink(missing_ok=True)
                 link.symlink_to(self.outcomes[0].name)
                 link.replace(best)
 
 
-def _check_asked(path: Path, asked: dict[str, Any]) -> None:
+def _check_options(path: Path, options: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        same = msgspec.json.decode(path.read_bytes())["asked"] == asked
+        same = msgspec.json.decode(path.read_bytes())["asked"] == options
     except (OSError, msgspec.DecodeError, KeyError, TypeError) as e:
         raise OutputError(f"{path}: cannot be read ({reason(e)}); choose another folder") from e
     if not same:

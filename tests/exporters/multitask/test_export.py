@@ -366,7 +366,7 @@ def test_a_task_must_be_named_where_there_are_several(runs_of: Callable[[str], l
     export(ExportConfig(runs=tuple(runs_of("bert")), out=tmp_path / "all"), Quiet())
     check_inspection(tmp_path / "all", runs_of("bert"))
     engine = Engine.open(tmp_path / "all")
-    with pytest.raises(DataError, match="task: the bundle has task-0, task-1, task-2, need one of them"):
+    with pytest.raises(DataError, match="task: got none, need one of task-0, task-1, task-2"):
         engine.predict(["a"])
     with pytest.raises(DataError, match="task 'x': unknown, need one of task-0, task-1, task-2"):
         engine.predict(["a"], task="x")

@@ -182,7 +182,7 @@ def test_a_failed_parity_leaves_no_bundle(llama_run: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "no rows in it; need at least one"), ('{"text": "a", "text_b": "b"}\n', "line 1: has a 'text_b'")],
+    [("", "got no rows, need at least one"), ('{"text": "a", "text_b": "b"}\n', "line 1: got a 'text_b'")],
 )
 def test_rows_that_prove_nothing(content: str, message: str, llama_run: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"

@@ -294,7 +294,7 @@ def test_what_does_not_go_together(options: dict[str, object], message: str, lla
 
 def test_a_label_that_the_run_does_not_have_is_refused(llama_run: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label\nthe film was bright,pos\n")
-    with pytest.raises(DataError, match="label 'pos' is none of"):
+    with pytest.raises(DataError, match="got label 'pos', need one of"):
         exported(llama_run, tmp_path / "out", precision="int8", rows=tmp_path / "rows.csv")
 
 

@@ -58,7 +58,7 @@ def test_what_is_no_plain_file_is_not_state(bundle: Path, name: str) -> None:
     (bundle / name).rmdir()
     (bundle / "kept").rename(bundle / name)
     (bundle.parent / "second").hardlink_to(bundle / name)
-    with pytest.raises(BundleError, match=r"has 2 names \(hard links\), need one"):
+    with pytest.raises(BundleError, match=r"got 2 hard links, need one"):
         Engine.open(bundle)
     (bundle.parent / "second").unlink()
     Engine.open(bundle)
@@ -71,9 +71,7 @@ def test_a_linked_folder_is_followed(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["another file", "the same file"])
-def test_a_file_that_changes_while_the_bundle_is_state(
-    bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_while_the_bundle_is_state(bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = onnxruntime.InferenceSession
 
     def deploying(*args: Any, **options: Any) -> Any:
@@ -104,7 +102,7 @@ def test_a_file_that_changes_while_the_bundle_is_state(
         ({"tasks": []}, "Expected `array` of length >= 1"),
         ({"format": [[1]]}, "got format list, need 2"),
         ({"format": "1" * 99}, r"got format '1{39}, need 2"),
-        ({"versions": {"ptexport": float("nan")}}, "NaN is no JSON"),
+        ({"versions": {"ptexport": float("nan")}}, "NaN is not a JSON number"),
         ({"name": "\ud800"}, "half of a surrogate pair"),
     ],
 )
@@ -142,7 +140,7 @@ def test_labels_that_are_not_there(bundle: Path, data: bytes) -> None:
     task = msgspec.structs.replace(manifest.task, labels=None)
     open_vocabulary = msgspec.structs.replace(manifest, files=files, tasks=[task])
     (bundle / "manifest.json").write_bytes(open_vocabulary.to_json())
-    with pytest.raises(BundleError, match="does not list its labels by number"):
+    with pytest.raises(BundleError, match="got no labels by number"):
         Engine.open(bundle)
 
 

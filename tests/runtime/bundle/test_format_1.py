@@ -1,4 +1,4 @@
-"""Bundles of format 1, as ptexport 0.1 wrote them, open; and manifests of either format that no export writes do not."""
+"""Bundles of format 1, which ptexport 0.1 wrote, open; manifests of either format with other fields are refused."""
 
 import hashlib
 import json
@@ -111,7 +111,11 @@ def test_an_unknown_or_a_missing_field_is_refused(
         ("reviews", lambda tasks: [], "Expected `array` of length >= 1"),
         ("both", lambda tasks: [{**tasks[0], "labels": None}, tasks[1]], "a task of several has no labels"),
         ("both", lambda tasks: [tasks[0], tasks[0]], "lists the tasks tone, tone, need different names"),
-        ("both", lambda tasks: [tasks[0], {**tasks[1], "name": "all"}], "lists the tasks tone, all, need different names, none of them all"),
+        (
+            "both",
+            lambda tasks: [tasks[0], {**tasks[1], "name": "all"}],
+            "lists the tasks tone, all, need different names, none of them all",
+        ),
     ],
 )
 def test_tasks_that_do_not_match_the_files_are_refused(
@@ -137,5 +141,5 @@ def test_templates_that_no_export_writes_are_refused(templates: bytes, tmp_path:
         "size_bytes": len(templates),
     }
     (copy / "manifest.json").write_bytes(sealed(record))
-    with pytest.raises(BundleError, match=r"templates\.json: not what an export writes"):
+    with pytest.raises(BundleError, match=r"templates\.json: cannot be read as templates"):
         Engine.open(copy)

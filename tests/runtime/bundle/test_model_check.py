@@ -45,15 +45,15 @@ def nest(model: onnx.ModelProto, depth: int) -> None:
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
-    "a domain": (lambda m: setattr(m.graph.node[0], "domain", "evil"), "operator evil::Add, need ONNX's own, or"),
+    "a domain": (lambda m: setattr(m.graph.node[0], "domain", "evil"), "got operator evil::Add, need one of ONNX, or"),
     "a domain in a subgraph": (lambda m: setattr(branch_of(m).node[0], "domain", "evil"), "operator evil::Constant"),
     "a domain that is imported": (lambda m: m.opset_import.add(domain="evil", version=1), "operators of 'evil'"),
     "an operator that opens files": (
         lambda m: m.graph.node.append(helper.make_node("EPContext", [], ["e"], domain="com.microsoft")),
         "operator com.microsoft::EPContext",
     ),
-    "functions": (add_function, "holds functions of its own"),
-    "training": (lambda m: m.training_info.add(), "holds a graph to train"),
+    "functions": (add_function, "got functions of its own"),
+    "training": (lambda m: m.training_info.add(), "got a graph to train"),
     "values twice": (
         lambda m: m.graph.initializer[0].float_data.extend([9, 9]),
         "tensor 'inside' has values in float_data and in raw_data, need them once",
@@ -73,30 +73,33 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "a place that is not used": (
         lambda m: setattr(m.graph.initializer[1], "data_location", TensorProto.DEFAULT),
-        "says it is in a file and is not, or the other way round",
+        "has a data_location that does not match its values",
     ),
     "no values": (lambda m: m.graph.initializer[0].ClearField("raw_data"), "tensor 'inside' has no values"),
     "a name twice": (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "tensor 'inside' twice"),
-    "a sparse tensor": (lambda m: m.graph.sparse_initializer.add(), "holds sparse tensors"),
-    "strings": (lambda m: m.graph.initializer[0].string_data.append(b"a"), "holds a tensor of strings"),
-    "another type": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "is of data type 99"),
+    "a sparse tensor": (lambda m: m.graph.sparse_initializer.add(), "got sparse tensors"),
+    "strings": (lambda m: m.graph.initializer[0].string_data.append(b"a"), "got a tensor of strings"),
+    "another type": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "has data type 99"),
     "a shape too large": (lambda m: m.graph.initializer[0].dims.append(3), "has 8 bytes, need 24 for the shape"),
     "a shape below 0": (lambda m: m.graph.initializer[0].dims.append(-1), "has 8 bytes, need"),
     "dimensions": (lambda m: m.graph.initializer[0].dims.extend([1] * 32), "has 33 dimensions"),
-    "depth": (lambda m: nest(m, 20), "messages 9 deep in one another, need at most 8"),
+    "depth": (lambda m: nest(m, 20), "got messages nested 9 deep, need at most 8"),
     **{
         f"a file at {path}": (lambda m, path=path: set_external(m, location=path), "tensor 'outside' is in .*, need")
         for path in ("/etc/passwd", "../model.onnx.data", "./model.onnx.data", "model.onnx", "config.json", "")
     },
-    "a length past the end": (lambda m: set_external(m, offset="4"), "is 8 bytes from 4 of model.onnx.data, which has"),
+    "a length past the end": (
+        lambda m: set_external(m, offset="4"),
+        "has 8 bytes from 4 of model.onnx.data, which has 8 bytes",
+    ),
     "a length of another shape": (lambda m: set_external(m, length="4"), "has 4 bytes, need 8"),
-    "an offset below 0": (lambda m: set_external(m, offset="-4"), "is '8' bytes from '-4', need two numbers"),
+    "an offset below 0": (lambda m: set_external(m, offset="-4"), "has length '8' and offset '-4', need two numbers"),
     "an offset with an underscore": (lambda m: set_external(m, offset="0_0"), "need two numbers"),
     "an offset of many digits": (lambda m: set_external(m, offset="9" * 5000), "need two numbers"),
     "a place that says more": (lambda m: set_external(m, basepath="/"), "need length, location and offset"),
     "a place twice": (
         lambda m: m.graph.initializer[1].external_data.add(key="location", value="/etc/passwd"),
-        "has its location twice",
+        "has location twice",
     ),
 }
 
@@ -107,7 +110,7 @@ def test_what_no_export_writes(case: str) -> None:
     model = small_model()
     check_model(model.SerializeToString(), "m", {"model.onnx.data": 8})
     change(model)
-    with pytest.raises(BundleError, match=f"m: .*{message}.*; no export writes that, get the bundle from where"):
+    with pytest.raises(BundleError, match=f"m: .*{message}.*; no export writes this, copy the bundle again from"):
         check_model(model.SerializeToString(), "m", {"model.onnx.data": 8})
 
 
@@ -118,13 +121,13 @@ GRAPH = small_model().graph.SerializeToString()
     ("data", "message"),
     [
         (delimited(7, GRAPH) * 2, "field 7 of ModelProto twice, need it once"),
-        (delimited(7, GRAPH) + varint(99 << 3) + b"\0", "holds field 99 of ModelProto, which is not known"),
-        (delimited(7, GRAPH) + varint(7 << 3) + b"\0", "holds field 7 of ModelProto"),
+        (delimited(7, GRAPH) + varint(99 << 3) + b"\0", "got field 99 of ModelProto, which is unknown"),
+        (delimited(7, GRAPH) + varint(7 << 3) + b"\0", "got field 7 of ModelProto"),
         (varint(1 << 3) + b"\x8a" + b"\x80" * 8 + b"\x02" + delimited(7, GRAPH), "a number of more than 64 bits"),
         (varint(1 << 3) + b"\x0a", "it has no graph"),
         (delimited(7, GRAPH)[:-1], "cut short"),
         (delimited(7, delimited(1, delimited(7, b"") + delimited(7, b"evil"))), "field 7 of NodeProto twice"),
-        (delimited(7, delimited(1, delimited(4, b"\xff"))), "no ONNX model .*utf-8"),
+        (delimited(7, delimited(1, delimited(4, b"\xff"))), "not an ONNX model .*utf-8"),
     ],
 )
 def test_what_other_readers_read_otherwise(data: bytes, message: str) -> None:

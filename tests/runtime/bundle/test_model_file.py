@@ -62,7 +62,7 @@ def test_control_anything_else_changes_the_frame(bundle: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("data", [b"", b"\x08", b"\x3a\x05ab", b"\x0b", b"\xff" * 20, b"\x3a\x00\x3a\x00"])
 def test_no_model(data: bytes) -> None:
-    with pytest.raises(BundleError, match=r"m: no ONNX model \(.*\); copy the bundle again"):
+    with pytest.raises(BundleError, match=r"m: not an ONNX model \(.*\); copy the bundle again"):
         OnnxFile.parse(data, "m")
 
 

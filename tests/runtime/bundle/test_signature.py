@@ -112,7 +112,7 @@ NO_SIGNATURES: dict[str, Callable[[Path], object]] = {
 def test_what_was_changed_after_it_was_signed(what: str, signed: Path, keys: Path) -> None:
     CHANGES[what](signed)
     with pytest.raises(
-        SignatureError, match=r"signed: was changed after it was signed by the key .*ours.pub \(.*; cop"
+        SignatureError, match=r"signed: was changed after it was signed with the key .*ours.pub \(.*; cop"
     ):
         Bundle.open(signed, require_signature=keys / "ours.pub")
 
@@ -120,7 +120,9 @@ def test_what_was_changed_after_it_was_signed(what: str, signed: Path, keys: Pat
 @pytest.mark.parametrize("what", NO_SIGNATURES)
 def test_what_is_no_signature(what: str, signed: Path, keys: Path) -> None:
     NO_SIGNATURES[what](signed)
-    with pytest.raises(SignatureError, match=r"model.sig: is no signature by the key .*ours.pub \(.*; name the key"):
+    with pytest.raises(
+        SignatureError, match=r"model.sig: is not a signature made with the key .*ours.pub \(.*; give the key"
+    ):
         Bundle.open(signed, require_signature=keys / "ours.pub")
 
 
@@ -131,7 +133,7 @@ def test_a_bundle_without_a_signature(how: str, signed: Path, keys: Path, tmp_pa
         (signed / "model.sig").symlink_to(tmp_path / "kept.sig")
     elif how == "too large":
         (signed / "model.sig").write_bytes((tmp_path / "kept.sig").read_bytes() + b" " * (1 << 20))
-    with pytest.raises(SignatureError, match=r"holds no model.sig, need one by the key .*; sign it by 'ptexport sign'"):
+    with pytest.raises(SignatureError, match=r"got no model.sig, need one made with the key .*; sign the bundle with"):
         Engine.open(signed, require_signature=keys / "ours.pub")
     if how == "none":
         assert json.loads(ptexport("inspect", signed, "--json"))["signature"] == "none"
@@ -140,7 +142,10 @@ def test_a_bundle_without_a_signature(how: str, signed: Path, keys: Path, tmp_pa
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("theirs.pub", r"model.sig: is no signature by the key .*theirs.pub \(Key mismatch.*; name the key of who"),
+        (
+            "theirs.pub",
+            r"model.sig: is not a signature made with the key .*theirs.pub \(Key mismatch.*; give the key of",
+        ),
         ("rsa.pub", "cannot be used .*, need a public key in PEM on the curve P-256"),
         ("ours.pem", "cannot be used .*, need a public key"),
         ("nothing", "cannot be used .*No such file"),

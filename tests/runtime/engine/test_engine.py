@@ -89,5 +89,5 @@ def test_what_is_no_list_of_texts_is_refused(llama_bundle: Path) -> None:
     for top_k in ("2", 1.5, 0):
         with pytest.raises(DataError, match="need a whole number of at least 1"):
             engine.predict(["slow"], top_k=top_k)  # type: ignore[arg-type]
-    with pytest.raises(BundleError, match=r"is a file, need the bundle's folder; give .*reviews"):
+    with pytest.raises(BundleError, match=r"got a file, need the folder of a bundle; give .*reviews"):
         Engine.open(llama_bundle / "model.onnx")

@@ -59,7 +59,10 @@ def test_padding_to_shapes_changes_no_answer(bundle: str, request: pytest.Fixtur
     (encoder,) = encoders.of_task
     arrays = OnnxFile.parse((path / "model.onnx").read_bytes(), "").arrays
     padding = Graph(
-        graph.session, arrays, provider=Provider(cuda_graph=True), buckets=Buckets.up_to(engine.manifest.task.max_length)
+        graph.session,
+        arrays,
+        provider=Provider(cuda_graph=True),
+        buckets=Buckets.up_to(engine.manifest.task.max_length),
     )
     for _ in range(3):  # the first run of a shape finds the output's, the others write there
         for some in (TEXTS[:1], TEXTS[:3], TEXTS, TEXTS[1:2]):

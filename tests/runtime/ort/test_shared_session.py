@@ -32,7 +32,7 @@ def other_bundle(llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("sessions")
     labels = "positive=great,negative=terrible,Asia=Asia"
     train_tiny(llama, rows_file, "{text} It was [P*3]", folder / "run", labels=labels)
-    export(ExportConfig(run=folder / "run", out=folder / "other"), Quiet())
+    export(ExportConfig(runs=(folder / "run",), out=folder / "other"), Quiet())
     return folder / "other"
 
 

@@ -102,7 +102,7 @@ class PlayedSession:
 def test_an_engine_is_built_once_and_then_opened_alone(tmp_path: Path) -> None:
     made, model = engines(), tmp_path / "model.onnx"
     PlayedSession.opened.clear()
-    with pytest.raises(ProviderError, match=r"no engine is kept in .*; run 'ptexport warmup' on this device first"):
+    with pytest.raises(ProviderError, match=r"got no engine in .*; run 'ptexport warmup' on this device first"):
         made.open(model, "never", PlayedSession)
     made.open(model, "allowed", PlayedSession)
     made.open(model, "never", PlayedSession)
@@ -121,7 +121,7 @@ def test_what_is_opened_may_not_be_compiled(tmp_path: Path) -> None:
 
 def test_no_engine_of_the_whole_graph_is_an_error(tmp_path: Path) -> None:
     made = engines()
-    with pytest.raises(ProviderError, match="built no engine of the whole graph"):
+    with pytest.raises(ProviderError, match="got no engine for the whole graph"):
         made.open(tmp_path / "model.onnx", "allowed", lambda at, provider: PlayedSession(at, provider, None))
     assert list(made.folder.parent.iterdir()) == []
 
@@ -153,7 +153,7 @@ def test_an_engine_that_was_changed_is_refused(fault: str, tmp_path: Path) -> No
     else:
         entry = msgspec.to_builtins(file_entry(made.folder / ENGINE))
         record.write_bytes(msgspec.json.encode({"engine": entry, "made_for": {"gpu": "another"}}))
-    with pytest.raises(ProviderError, match="holds no whole engine; remove the folder"):
+    with pytest.raises(ProviderError, match="got a damaged engine; remove the folder"):
         made.open(tmp_path / "model.onnx", "never", PlayedSession)
 
 
@@ -161,10 +161,10 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     made = engines()
     made.open(tmp_path / "model.onnx", "allowed", PlayedSession)
     made.folder.chmod(0o770)
-    with pytest.raises(ProviderError, match="is not a folder of this user's alone"):
+    with pytest.raises(ProviderError, match="got a folder that others may use, need a private one"):
         made.open(tmp_path / "model.onnx", "never", PlayedSession)
     made.folder.chmod(0o700)
     moved = made.folder.rename(tmp_path / "moved")
     made.folder.symlink_to(moved)
-    with pytest.raises(ProviderError, match="is not a folder of this user's alone"):
+    with pytest.raises(ProviderError, match="got a folder that others may use, need a private one"):
         made.open(tmp_path / "model.onnx", "never", PlayedSession)

@@ -117,7 +117,7 @@ def test_health_and_metadata(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"{", "body: got no JSON (its end is missing)"),
+        (b"{", "body: got text that is not JSON (its end is missing)"),
         (b'{"text": []}', "body: got a field or value that does not fit, need the fields texts, task; send"),
         (b'{"texts": [1]}', "texts[0]: got a field or value that does not fit"),
         (b'{"texts": [["a", "b"]]}', "texts[0]: got a list of 2 strings, need a string"),
@@ -139,7 +139,10 @@ def test_bad_bodies_get_a_sentence(client: httpx.Client, body: bytes, message: s
         ({"inputs": [tensor(name="x")]}, "inputs: got 1 tensor(s), need ['text']"),
         ({"inputs": [tensor(shape=[3])]}, "input 'text': got shape [3], need [2]"),
         ({"inputs": [tensor(datatype="INT64")]}, "input 'text': got another datatype, need BYTES"),
-        ({"inputs": [tensor(data=[1, 2])]}, "inputs[0].data[0]: got a field or value that does not fit, need the fields inputs"),
+        (
+            {"inputs": [tensor(data=[1, 2])]},
+            "inputs[0].data[0]: got a field or value that does not fit, need the fields inputs",
+        ),
         ({"inputs": [tensor()], "outputs": [{"name": "logits"}]}, "outputs: got an unknown or repeated name"),
     ],
 )
@@ -154,8 +157,8 @@ def test_bad_tensors_get_a_sentence(client: httpx.Client, body: dict[str, Any], 
     [
         ("GET", "/nowhere", 404, "path: unknown; use "),
         ("POST", "/predict/", 404, "path: unknown; use "),
-        ("GET", "/predict", 405, "method: not the path's; use POST for /predict"),
-        ("POST", "/v2/health/live", 405, "method: not the path's; use POST for /predict"),
+        ("GET", "/predict", 405, "method: not allowed for this path; use POST for /predict"),
+        ("POST", "/v2/health/live", 405, "method: not allowed for this path; use POST for /predict"),
         ("GET", "/v2/models/other", 404, "model: got another name, need 'reviews'"),
         ("GET", "/v2/models/other/ready", 404, "model: got another name, need 'reviews'"),
         ("POST", "/v2/models/other/infer", 404, "model: got another name, need 'reviews'"),
@@ -268,7 +271,7 @@ def test_what_takes_too_long_to_finish_is_told_so(llama_bundle: Path) -> None:
             process.terminate()
             started = time.monotonic()
             assert long.result().status_code == 503
-            assert long.result().json()["error"].startswith("server: stopped after 1 s of finishing")
+            assert long.result().json()["error"].startswith("server: stopped, 1 s after it was told to")
         assert process.wait(60) == 0
         assert time.monotonic() - started < 4
 
@@ -315,9 +318,9 @@ def test_a_port_in_use_is_one_sentence(client: httpx.Client, llama_bundle: Path)
 
 
 def test_an_address_that_is_not_ours(engine: Engine) -> None:
-    with pytest.raises(ServeError, match=re.escape("192.0.2.1 port 0: cannot be listened on (")):
+    with pytest.raises(ServeError, match=re.escape("192.0.2.1 port 0: cannot listen there (")):
         serve(engine, host="192.0.2.1", port=0, on_ready=print)
-    with pytest.raises(ServeError, match=re.escape("a..b port 0: cannot be listened on (")):
+    with pytest.raises(ServeError, match=re.escape("a..b port 0: cannot listen there (")):
         serve(engine, host="a..b", port=0, on_ready=print)
 
 

@@ -67,9 +67,9 @@ def test_pairs_come_out_as_they_went_in(pairs: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("texts", "fields", "message"),
     [
-        ([["a", "b"]], ONE, "texts[0]: got a list of 2 strings, need a string; send"),
-        (["a", ["b", "c"]], ONE, "texts[1]: got a list of 2 strings, need a string; send"),
-        ([["a", "b"], "c"], TWO, "texts[1]: got a string, need a list of 2 strings; send"),
+        ([["a", "b"]], ONE, "texts[0]: got a list of 2 strings, need a string, as the template takes; send"),
+        (["a", ["b", "c"]], ONE, "texts[1]: got a list of 2 strings, need a string, as the template takes; send"),
+        ([["a", "b"], "c"], TWO, "texts[1]: got a string, need a list of 2 strings, as the template takes; send"),
         ([""] * (MAX_TEXTS + 1), ONE, "body: got 1025 texts, need at most 1024; send several requests"),
     ],
 )
@@ -86,7 +86,11 @@ def test_texts_that_do_not_fit_the_template(texts: list[Any], fields: list[str],
         ([tensor(["a"], [1], "x")], ONE, "inputs: got 1 tensor(s), need ['text']"),
         ([tensor(["a"], [1])] * 2, ONE, "inputs: got 2 tensor(s), need ['text']"),
         ([tensor(["a"], [1])], TWO, "inputs: got 1 tensor(s), need ['text', 'text_b']"),
-        ([tensor(["a"], [1]), tensor([], [0], "text_b")], TWO, "inputs: got columns of [1, 0] texts; send"),
+        (
+            [tensor(["a"], [1]), tensor([], [0], "text_b")],
+            TWO,
+            "inputs: got columns of [1, 0] texts, need equal numbers; add",
+        ),
         ([tensor(["a"], [1], datatype="FP32")], ONE, "input 'text': got another datatype, need BYTES"),
         ([tensor(["a"], [2])], ONE, "input 'text': got shape [2], need [1] as its data has"),
         ([tensor(["a"], [1, 2])], ONE, "input 'text': got shape [1, 2], need [1]"),
@@ -117,9 +121,9 @@ FIT = ": got a field or value that does not fit, need the fields texts, task; se
     ("body", "message"),
     [
         (b"", "body: got nothing, need an object; send"),
-        (b"{", "body: got no JSON (its end is missing), need an object; send"),
+        (b"{", "body: got text that is not JSON (its end is missing), need an object; send"),
         (b"{} x", "body" + FIT),
-        (b'{"texts": []} x', "body: got no JSON (trailing characters (byte 15)), need an object; send"),
+        (b'{"texts": []} x', "body: got text that is not JSON (trailing characters (byte 15)), need an object; send"),
         (b"[]", "body" + FIT),
         (b"{}", "body" + FIT),
         (b'{"texts": [], "labels": []}', "body" + FIT),
@@ -130,10 +134,13 @@ FIT = ": got a field or value that does not fit, need the fields texts, task; se
         (b'{"texts": [], "task": 1}', "task" + FIT),
         (
             b'{"texts": ["\\ud800 alone"]}',
-            "body: got half of a surrogate pair, need Unicode; escape both halves or none",
+            "body: got half of a surrogate pair, need Unicode; escape both halves or neither",
         ),
-        (b'{"texts": ["\\ud800"]}', "body: got half of a surrogate pair, need Unicode; escape both halves or none"),
-        (b'{"texts": ["\\\\ud800", "\\x"]}', "body: got no JSON (invalid escape character in string (byte"),
+        (b'{"texts": ["\\ud800"]}', "body: got half of a surrogate pair, need Unicode; escape both halves or neither"),
+        (
+            b'{"texts": ["\\\\ud800", "\\x"]}',
+            "body: got text that is not JSON (invalid escape character in string (byte",
+        ),
         (b'{"texts": ["\xed\xa0\x80"]}', "body: got bytes that are not UTF-8, need JSON in UTF-8; send"),
         (b'{"texts": [' + b"[" * 100_000, "texts[0][0]" + FIT),
     ],
@@ -154,7 +161,9 @@ def test_a_body_that_cannot_be_decoded_is_refused(body: bytes, message: str) -> 
 )
 def test_a_tensor_that_cannot_be_decoded_is_refused_with_its_place(change: dict[str, Any], place: str) -> None:
     body = msgspec.json.encode({"inputs": [tensor(["a"], [1]) | change]})
-    message = f"{place}: got a field or value that does not fit, need the fields inputs, id, parameters, outputs; send {{"
+    message = (
+        f"{place}: got a field or value that does not fit, need the fields inputs, id, parameters, outputs; send {{"
+    )
     with pytest.raises(RequestError, match="^" + re.escape(message)):
         decode(body, InferRequest)
 

@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import ptexport
 from msgspec import structs
 from tokenizers import Tokenizer
 
 from ptexport.runtime.bundle.folder import TOKENIZER, Bundle
-from ptexport.runtime.errors import BenchError, BundleError
+from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.synthetic_texts import SyntheticTexts
+
+BOTH = Path(__file__).parents[2] / "golden" / "format-1" / "both"
 
 
 @pytest.mark.parametrize("which", ["llama_bundle", "bert_bundle"])
@@ -35,9 +38,9 @@ def test_a_bundle_of_two_texts_is_refused(llama_bundle: Path) -> None:
         SyntheticTexts.of(pairs)
 
 
-def test_a_bundle_of_several_tasks_is_refused(llama_bundle: Path) -> None:
-    bundle = Bundle.open(llama_bundle)
-    tasks = [structs.replace(bundle.manifest.task, name=name) for name in ("topic", "mood")]
-    several = replace(bundle, manifest=structs.replace(bundle.manifest, tasks=tasks))
-    with pytest.raises(BundleError, match=r"reviews: has the tasks topic, mood, need one task; measure"):
-        SyntheticTexts.of(several)
+@pytest.mark.parametrize("command", ["speed", "profile", "serve", "quality"])
+def test_benches_refuse_a_bundle_of_several_tasks(command: str, rows_file: Path, tmp_path: Path) -> None:
+    options = ("--data", rows_file) if command == "quality" else ()
+    done = ptexport("bench", command, BOTH, "--out", tmp_path / "report", *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has the tasks tone, mood, need one task; measure a bundle of one of them" in done.stderr

@@ -23,14 +23,15 @@ from ptexport.toolkit.store.cache import cached_folder, list_entries, prune
 def test_a_bundle_and_its_run_tell_the_same(llama_bundle: Path, llama_run: Path) -> None:
     bundle, run = describe(llama_bundle), describe(llama_run)
     assert (bundle["kind"], bundle["verified"], run["kind"]) == ("bundle", True, "run")
-    assert bundle["template"] == run["template"] == "[P*2] Review: {text} It was [P*2]"
+    (task,) = bundle["tasks"]
+    assert task["template"] == run["template"] == "[P*2] Review: {text} It was [P*2]"
     folded = run["n_folded"]
-    assert bundle["template_tokens"] == run["template_tokens"][folded:]
+    assert task["template_tokens"] == run["template_tokens"][folded:]
     vocab = run["backbone"]["vocab"]
     assert run["template_tokens"][:2] == [["[P 0]", vocab], ["[P 1]", vocab + 1]]
-    assert "text" in bundle["template_tokens"]
-    assert len(bundle["nearest_words"]) == 4
-    for one, other in zip(bundle["nearest_words"], run["nearest_words"], strict=True):
+    assert "text" in task["template_tokens"]
+    assert len(task["nearest_words"]) == 4
+    for one, other in zip(task["nearest_words"], run["nearest_words"], strict=True):
         assert [word for word, _ in one] == [word for word, _ in other]
         np.testing.assert_allclose([c for _, c in one], [c for _, c in other], atol=1e-5)
 
@@ -66,7 +67,14 @@ def test_a_graph_is_counted_and_drawn(llama_bundle: Path, bert_run: Path, tmp_pa
     assert "attention, 2 layers" in done.stdout
     assert "one position of the last layer alone saves" in done.stdout
     drawn = picture.read_text(encoding="utf-8")
-    for said in ("reviews", "input_ids, attention_mask", "layer 1", "prompt embeddings", "label weights", "FLOP a token"):
+    for said in (
+        "reviews",
+        "input_ids, attention_mask",
+        "layer 1",
+        "prompt embeddings",
+        "label weights",
+        "FLOP a token",
+    ):
         assert said in drawn
     done = ptexport("inspect", llama_bundle, "--plot", picture)
     assert (done.returncode, "exists already" in done.stderr) == (1, True)
@@ -77,7 +85,7 @@ def test_a_graph_is_counted_and_drawn(llama_bundle: Path, bert_run: Path, tmp_pa
     assert structure["flops_per_token"] == structure["flops"] / structure["length"] > 0
     for wrong, message in (
         (tmp_path / "graph.gif", "ends in .svg, .png or .pdf"),
-        (tmp_path / "a.svg", "FOLDER holds"),
+        (tmp_path / "a.svg", "FOLDER is not one"),
     ):
         done = ptexport("inspect", bert_run if wrong.suffix == ".svg" else llama_bundle, "--plot", wrong)
         assert (done.returncode, message in done.stderr) == (2, True)
@@ -164,7 +172,7 @@ def test_doctor_runs_a_bundle_on_every_provider(llama_bundle: Path, tmp_path: Pa
 @pytest.mark.skipif(loads("libcuda.so.1"), reason="there is a driver, so they may work")
 def test_what_needs_a_gpu_fails_where_there_is_none(llama_bundle: Path) -> None:
     for command, message in (
-        (("warmup", llama_bundle), "need constants; export it with --target tensorrt"),
+        (("warmup", llama_bundle), "TensorRT needs constants; export it with --target tensorrt"),
         (("predict", llama_bundle, "slow", "--provider", "cuda"), "provider cuda: libcublasLt"),
         (("bench", "speed", llama_bundle, "--provider", "cuda", "--out", "new"), "provider cuda: libcublasLt"),
         (("predict", llama_bundle, "slow", "--provider", "cpu", "--device", "1"), "device 1, which is for cuda"),

@@ -132,7 +132,7 @@ def test_ctrl_c_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
     command = [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows), "--output", str(out), "--json"]
     done = interrupt(command, '"event": "rows"', tmp_path / "cache")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert done.stderr.splitlines()[-1] == f"ptexport: {out}: interrupted; go on with --resume"
+    assert done.stderr.splitlines()[-1] == f"ptexport: {out}: interrupted; continue with --resume"
     subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [f"story {i}" for i in range(40_000)]
 
@@ -145,7 +145,7 @@ def test_a_full_disk_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
     done = limited(command, 50_000, tmp_path / "cache")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert (
-        "cannot be written (File too large); check the path and its permissions, or free some space, and go on"
+        "cannot be written (File too large); check the path and its permissions, or free some space, and continue"
         in done.stderr
     )
     assert not out.exists()

@@ -38,10 +38,10 @@ def test_what_is_about_an_output_needs_one(option: tuple[str, ...], llama_bundle
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "no rows in it"),
+        ("", "got no rows"),
         (
             '{"text": "a", "label": "odd"}\n',
-            "rows.jsonl line 1: label 'odd' is none of ['positive', 'negative']; add it to --labels",
+            "rows.jsonl line 1: got label 'odd', need one of ['positive', 'negative']; add it to --labels",
         ),
         ('{"text": "a", "label": "positive"}\n{"text": \n', "rows.jsonl line 2: not JSON"),
         ('{"words": "a", "label": "positive"}\n', "no column 'text'"),
@@ -71,7 +71,7 @@ def test_bad_words_models_and_outputs_are_one_sentence(llama: Path, rows_file: P
     refused("need 1; similar single tokens", labels="positive=great,negative=terribles")
     refused("not an alias", model="nobody/nothing")
     refused("exists already", out=tmp_path)
-    refused("which nobody trains", manual="[P] {text}")
+    refused("which are not trained", manual="[P] {text}")
     refused("use the same", manual="{text} it is {text_b}")
     refused("need 1;", manual="{text} it", labels="positive=great,negative=terribles")
     assert ptexport("train").returncode == 2
@@ -95,7 +95,7 @@ def test_odd_texts_take_one_line_each_and_no_rows_are_no_answer(llama_bundle: Pa
         for more in ((), ("--output", out)):
             done = ptexport("predict", llama_bundle, "--input", empty, *more)
             assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-            assert "empty.csv: no rows in it; need at least one" in done.stderr
+            assert "empty.csv: got no rows, need at least one" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["empty.csv"]
 
 
@@ -122,7 +122,7 @@ def test_a_missing_package_says_what_to_install(llama_bundle: Path) -> None:
 
 def test_the_commands_of_the_readme(llama_run: Path, tmp_path: Path) -> None:
     """Run them where the demo's bundle stands, with a small one in its place."""
-    export(ExportConfig(run=llama_run, out=tmp_path / "build" / "demo" / "bundle"), Quiet())
+    export(ExportConfig(runs=(llama_run,), out=tmp_path / "build" / "demo" / "bundle"), Quiet())
     (tmp_path / "examples").symlink_to(README.parent / "examples")
     blocks = [block.split("```")[0] for block in README.read_text(encoding="utf-8").split("```sh\n")[1:]]
     commands = [block for block in blocks if not block.startswith("make ")]
@@ -139,7 +139,7 @@ def test_the_input_is_not_overwritten(llama_bundle: Path, tmp_path: Path) -> Non
     rows = tmp_path / "rows.csv"
     rows.write_text("text\na\n")
     done = ptexport("predict", llama_bundle, "--input", rows, "--output", rows, "--force")
-    assert (done.returncode, f"{rows}: is the input; choose another name" in done.stderr) == (1, True)
+    assert (done.returncode, f"{rows}: got the input as output, need another file; choose" in done.stderr) == (1, True)
     assert rows.read_text() == "text\na\n"
 
 

@@ -43,7 +43,7 @@ def test_predict_texts_for_one_task_or_all(labels: dict[str, list[str | None]]) 
 
 def test_predict_needs_a_task_of_the_bundle() -> None:
     done = ptexport("predict", BOTH, "slow")
-    assert (done.returncode, "give --task NAME, or --task all" in done.stderr) == (2, True)
+    assert (done.returncode, "give --task NAME or --task all" in done.stderr) == (2, True)
     done = ptexport("predict", BOTH, "slow", "--task", "other")
     assert (done.returncode, "task 'other': unknown, need one of tone, mood" in done.stderr) == (1, True)
 
@@ -67,7 +67,7 @@ def test_predict_a_file_and_resume(task: str, rows: Path, labels: dict[str, list
     partial.write_bytes(b"".join(lines[:7]) + lines[7][:20])
     out.unlink()
     done = ptexport(*command)
-    assert (done.returncode, "begun before; go on with --resume" in done.stderr) == (1, True)
+    assert (done.returncode, "begun before; continue with --resume" in done.stderr) == (1, True)
     done = ptexport(*command, "--resume", "--json")
     assert json.loads(done.stdout)["rows"] == 20 - 7 // len(names)
     assert written() == expected

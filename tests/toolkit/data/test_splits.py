@@ -57,10 +57,10 @@ def test_few_rows_still_reach_every_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\n", "no rows in it"),
+        ("text,label\n", "got no rows"),
         ("text,label\na,no\nb,yes\n", "2 rows leave none for dev; add rows or give --dev"),
-        ("text,label\na,maybe\n", r"rows.csv line 2: label 'maybe' is none of \['no', 'yes'\]; add it"),
-        ("text,text_b,label\na,b,no\n", "has a 'text_b', the template takes none"),
+        ("text,label\na,maybe\n", r"rows.csv line 2: got label 'maybe', need one of \['no', 'yes'\]; add it"),
+        ("text,text_b,label\na,b,no\n", "got a 'text_b', the template takes none"),
     ],
 )
 def test_rows_that_do_not_fit(content: str, message: str, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_rows_that_do_not_fit(content: str, message: str, tmp_path: Path) -> Non
 
 
 def test_a_pair_template_needs_both_texts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no 'text_b', the template takes one"):
+    with pytest.raises(DataError, match="got no 'text_b', the template takes one"):
         load(write_csv(tmp_path / "rows.csv", 20), fields=("text", "text_b"))
 
 

@@ -13,7 +13,7 @@ from links import links_of
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from tiny import ROWS
 
-from ptexport.runtime import Engine, Prediction
+from ptexport.runtime import Engine, Prediction, Task
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import Row
 from ptexport.toolkit.evaluation.evaluate import Result, check_comparable, contrast, evaluate
@@ -22,11 +22,11 @@ from ptexport.toolkit.evaluation.figures import Evaluation
 LABELS = ["a", "b", "c"]
 
 
-class Fixed:
-    """An engine whose answers are given: the text is the answer and its probability."""
+class FixedTask:
+    """A task with fixed predictions: each text holds the predicted label and its probability."""
 
     labels = LABELS
-    manifest = SimpleNamespace(name="fixed", digest="0", fields=["text"], labels=LABELS)
+    entry = SimpleNamespace(name="fixed", fields=["text"], labels=LABELS)
 
     def predict_iter(self, texts: Iterable[str], *, top_k: int | None) -> Iterator[Prediction]:
         assert top_k is None
@@ -36,8 +36,18 @@ class Fixed:
             yield Prediction(label=label, probabilities={**others, label: float(probability)})
 
 
+class FixedEngine:
+    """An engine of one such task."""
+
+    manifest = SimpleNamespace(name="fixed", digest="0")
+
+    def task(self, name: str | None) -> FixedTask:
+        assert name is None
+        return FixedTask()
+
+
 def measure(rows: list[Row]) -> Result:
-    return evaluate(cast("Engine", Fixed()), rows, lambda done: None)
+    return evaluate(cast("Engine", FixedEngine()), rows, lambda done: None)
 
 
 def row(label: str, answer: str, probability: float) -> Row:
@@ -68,7 +78,7 @@ def test_calibration_by_hand() -> None:
     assert measure([row("a", "a", 1.0)] * 3).evaluation.calibration_error == 0
 
 
-def test_the_surest_mistakes_come_first_and_by_number() -> None:
+def test_the_most_confident_mistakes_come_first_and_by_number() -> None:
     rows = [row("a", "b", 0.5), row("a", "a", 0.99), row("b", "c", 0.8), *[row("c", "a", 0.4)] * 20]
     worst = measure(rows).evaluation.worst
     assert [(m.row, m.label, m.answer) for m in worst[:3]] == [(3, "b", "c"), (1, "a", "b"), (4, "c", "a")]
@@ -87,7 +97,7 @@ def test_two_side_by_side() -> None:
     ("rows", "message"),
     [
         ([Row(where="rows line 1", text="a 1")], "rows line 1: no column 'label'"),
-        ([row("d", "a", 1)], r"label 'd' is none of \['a', 'b', 'c'\]; mend the row"),
+        ([row("d", "a", 1)], r"got label 'd', need one of \['a', 'b', 'c'\]; correct the row"),
     ],
 )
 def test_rows_that_cannot_be_measured_on(rows: list[Row], message: str) -> None:
@@ -98,10 +108,10 @@ def test_rows_that_cannot_be_measured_on(rows: list[Row], message: str) -> None:
 def test_other_labels() -> None:
     other = SimpleNamespace(labels=["a", "c", "b"])
     with pytest.raises(DataError, match="compare bundles with the same labels in one order"):
-        check_comparable([cast("Engine", Fixed()), cast("Engine", other)])
-    other = SimpleNamespace(labels=LABELS, manifest=SimpleNamespace(fields=["text", "text_b"]))
+        check_comparable([cast("Task", FixedTask()), cast("Task", other)])
+    other = SimpleNamespace(labels=LABELS, entry=SimpleNamespace(fields=["text", "text_b"]))
     with pytest.raises(DataError, match="compare bundles that take the same texts"):
-        check_comparable([cast("Engine", Fixed()), cast("Engine", other)])
+        check_comparable([cast("Task", FixedTask()), cast("Task", other)])
 
 
 def test_labels_that_nobody_has_do_not_count() -> None:

@@ -117,7 +117,7 @@ def test_a_bundle_answers_as_peft_does(
     adapted = save_adapter(base, CONFIGS[kind](task), tmp_path / "adapter", labels=3)
     run = imported(tmp_path / "adapter", tmp_path / "run", task)
     assert run.config.imported is not None
-    assert (run.config.imported.peft_type, run.config.training, run.metrics) == (kind, None, None)
+    assert (run.config.imported.peft_type, run.config.settings, run.metrics) == (kind, None, None)
     assert {row.label for row in run.check_rows} == {None}, "the built-in rows' labels are of another task"
     manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
     assert worst(manifest.task.parity) < 1e-4
@@ -159,7 +159,7 @@ def test_an_empty_text_without_a_token(model_of: Callable[[str], Path], tmp_path
     assert manifest.task.parity.rows == 256 + 2
     engine = Engine.open(tmp_path / "bundle")
     assert engine.predict(["slow"])[0].label in ("positive", "negative")
-    with pytest.raises(DataError, match="text 1: is empty, and the template adds no token to read"):
+    with pytest.raises(DataError, match="text 1: got no token, need at least one, since the template adds none"):
         engine.predict(["slow", " "])
 
 
@@ -171,7 +171,7 @@ def test_the_command(llama: Path, rows_file: Path, tmp_path: Path) -> None:
     assert "LABEL_0, LABEL_1" in said.stdout, "the model's configuration names no others"
     said = CliRunner().invoke(cli, [*command, "--force", "--labels", "no,yes", "--json"], catch_exceptions=False)
     record = json.loads(said.stdout)
-    assert (record["labels"], record["training"], record["encoder"]) == (["no", "yes"], None, None)
+    assert (record["labels"], record["settings"], record["encoder"]) == (["no", "yes"], None, None)
     assert record["imported"]["max_abs_diff"] < 1e-4
     assert len(Run.read(tmp_path / "run").check_rows) == 40
     assert "PROMPT_TUNING" in CliRunner().invoke(cli, ["inspect", str(tmp_path / "run")], catch_exceptions=False).stdout

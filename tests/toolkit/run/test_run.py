@@ -1,9 +1,11 @@
 """A run folder read back, and one that is not what it says."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -11,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from ptexport.runtime.errors import RunError
 from ptexport.toolkit.run.run import Run
 
+GOLDEN = Path(__file__).parents[2] / "golden" / "format-1" / "run"
 FILES = ["config.json", "metrics.json", "weights.safetensors", "tokenizer.json"]
 
 
@@ -56,6 +59,31 @@ def test_another_format_or_an_unknown_field(folder: Path, change: dict[str, int]
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(RunError, match=message):
         Run.read(folder)
+
+
+def test_a_run_of_format_1_is_read(tmp_path: Path) -> None:
+    """Its renamed fields and arrays are there, and it is written as format 2."""
+    run = Run.read(GOLDEN)
+    old = json.loads((GOLDEN / "config.json").read_text())
+    assert old["format"] == 1
+    assert (run.config.train_backbone, run.config.open_vocabulary) == (old["tune_backbone"], old["open_answers"])
+    assert (run.config.pooling, run.config.contextual_calibration) == (old["read"], old["prior_correction"])
+    assert msgspec.to_builtins(run.config.settings) == old["training"]
+    assert run.arrays.label_weights.shape[0] == len(old["labels"])
+    run.write(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["format"] == 2
+    assert Run.read(tmp_path).config == run.config
+
+
+def test_in_what_a_training_fell_short(llama_run: Path) -> None:
+    metrics = Run.read(llama_run).metrics
+    assert metrics is not None
+    changed = functools.partial(msgspec.structs.replace, metrics)
+    assert metrics.shortfall(None) is None
+    assert changed(abstain_below=0.9).shortfall(0.99) is None
+    assert "lower --abstain" in str(metrics.shortfall(0.99))
+    assert "go on with --resume" in str(changed(stopped="interrupted").shortfall(None))
+    assert "use a lower --lr" in str(changed(stopped="diverged").shortfall(0.99))
 
 
 def test_weights_that_lack_what_is_baked(folder: Path) -> None:

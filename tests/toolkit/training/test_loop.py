@@ -266,7 +266,7 @@ def test_too_little_memory(manual: list[str], llama: Path, tmp_path: Path) -> No
     command = [sys.executable, "-c", OUT_OF_MEMORY, str(rows), str(llama), *manual]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert "TrainError: training: out of memory with 512 rows of up to 128 tokens a step" in done.stderr
+    assert "TrainError: training: out of memory with 512 rows of up to 128 tokens per batch" in done.stderr
     assert done.stderr.strip().endswith("use --batch-size 256, or a lower --max-length")
 
 
@@ -288,7 +288,7 @@ def test_odd_rows_are_told_of(llama: Path, tmp_path: Path) -> None:
     changes = {"template": "{text}? [P]", "dev": str(rows), "test": str(rows)}
     train(config(llama, rows, TrainSettings(lr=1e-3, epochs=1), **changes), told)
     assert told.notes == [
-        "3 of 15 rows are too long with the template, so cut; --strict refuses them",
+        "3 of 15 rows are too long with the template, so truncated; see --strict",
         "no training row has the label 'negative'",
         "5 of 5 dev rows are in the training rows too; accuracy looks too good",
         "5 of 5 test rows are in the training rows too; accuracy looks too good",

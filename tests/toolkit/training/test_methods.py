@@ -139,7 +139,7 @@ def test_a_tuned_backbone_is_an_ordinary_checkpoint(case: str, bert: Path, rows_
 
 def test_examples_are_read_once(llama: Path, rows_file: Path, tmp_path: Path) -> None:
     """They become constant keys and values, and no text of theirs is in the bundle."""
-    train_tiny(llama, rows_file, "Review: {text} It was", tmp_path / "run", method="manual", shots=3, max_length=100)
+    train_tiny(llama, rows_file, "Review: {text} It was", tmp_path / "run", method="manual", n_shots=3, max_length=100)
     run = Run.read(tmp_path / "run")
     assert len({shot.answer for shot in run.config.shots[:2]}) == 2, "labels take turns"
     manifest = export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())

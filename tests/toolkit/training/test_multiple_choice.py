@@ -21,7 +21,7 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.parity.compare import TOLERANCE
 from ptexport.exporters.parity.reference import expected_logits
 from ptexport.runtime import Engine
-from ptexport.runtime.errors import DataError, ExportError, PtexportError
+from ptexport.runtime.errors import DataError, PtexportError
 from ptexport.runtime.rows import Row, read_rows
 from ptexport.toolkit.cli.main import cli
 from ptexport.toolkit.data.splits import load_data
@@ -132,7 +132,7 @@ def test_without_its_rows_the_prompt_scores_otherwise(made: tuple[Run, Path]) ->
     pairs = [(row.text, choice) for row in run.check_rows for choice in row.choices or ()]
     got = Engine.open(folder / "bundle").logits(pairs)
     blank = dataclasses.replace(
-        run, baked=dataclasses.replace(run.arrays, prompt_embeddings=np.zeros_like(run.arrays.prompt_embeddings))
+        run, arrays=dataclasses.replace(run.arrays, prompt_embeddings=np.zeros_like(run.arrays.prompt_embeddings))
     )
     differences = [np.abs(got - expected_logits(one, backbone, pairs, Quiet())).max() for one in (run, blank)]
     assert differences[0] < TOLERANCE < differences[1]
@@ -170,9 +170,9 @@ def test_every_method_counts_whole_rows(method: str, llama: Path, choices_file: 
 
 
 def test_accuracy_is_that_of_rows_not_of_pairs() -> None:
-    examples = EncodedRows(encodings=[], targets=[0, 1, 1, 1, 0], n_labels=2, n_choices=[2, 3])
+    rows = EncodedRows(encodings=[], targets=[0, 1, 1, 1, 0], n_labels=2, n_choices=[2, 3])
     scores = torch.tensor([-2.0, -3.0, 1.0, -9.0, 0.5])  # as pairs: wrong, right, wrong, right, right
-    assert examples.right_choices(scores).tolist() == [True, False]
+    assert rows.correct_choices(scores).tolist() == [True, False]
 
 
 def test_candidates_stay_in_one_part(tmp_path: Path) -> None:
@@ -190,19 +190,19 @@ def test_candidates_stay_in_one_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({}, "line 1: has no list 'choices', the template takes one"),
+        ({}, "line 1: got no list 'choices', the template takes one"),
         ({"choices": "a|b"}, "'choices' is 'a|b', need a list of strings; CSV has no lists, so write JSON lines"),
         ({"choices": ["a", 2]}, r"'choices' is \['a', 2\], need a list of strings"),
-        ({"choices": ["a"], "label": 0}, "has 1 of 'choices', needs at least 2"),
-        ({"choices": ["a", " a"], "label": 0}, "one of 'choices' stands there twice"),
-        ({"choices": ["a", " "], "label": 0}, "one of 'choices' is empty"),
+        ({"choices": ["a"], "label": 0}, "got 1 'choices', need at least 2"),
+        ({"choices": ["a", " a"], "label": 0}, "got the same text twice in 'choices'"),
+        ({"choices": ["a", " "], "label": 0}, "got an empty string in 'choices'"),
         ({"choices": ["a", "\ud800"], "label": 0}, "'choices' holds half of a surrogate pair"),
         ({"choices": ["a", "b"]}, r"no column 'label'; add it, with one of \['a', 'b'\]"),
-        ({"choices": ["a", "b"], "label": 2}, "label 2 is none of its 2 choices; give its text, or its number from 0"),
-        ({"choices": ["a", "b"], "label": -1}, "label -1 is none of its 2 choices"),
-        ({"choices": ["a", "b"], "label": True}, "label true is none of its 2 choices"),
-        ({"choices": ["a", "b"], "label": "c"}, 'label "c" is none of its 2 choices'),
-        ({"choices": ["a", "b"], "label": 0, "text_b": "c"}, "has a 'text_b', the template takes none"),
+        ({"choices": ["a", "b"], "label": 2}, "got label 2, need one of the 2 choices; give its text, or its number from 0"),
+        ({"choices": ["a", "b"], "label": -1}, "got label -1, need one of the 2 choices"),
+        ({"choices": ["a", "b"], "label": True}, "got label true, need one of the 2 choices"),
+        ({"choices": ["a", "b"], "label": "c"}, 'got label "c", need one of the 2 choices'),
+        ({"choices": ["a", "b"], "label": 0, "text_b": "c"}, "got a 'text_b', the template takes none"),
     ],
 )
 def test_rows_that_are_no_multiple_choice(record: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_rows_that_are_no_multiple_choice(record: dict[str, object], message: st
 
 
 def test_choices_need_a_template_for_them(choices_file: Path) -> None:
-    with pytest.raises(DataError, match="line 1: has a list 'choices', the template takes none"):
+    with pytest.raises(DataError, match="line 1: got a list 'choices', the template takes none"):
         load_data(str(choices_file), dev=None, test=None, labels=["right", "wrong"], fields=["text"], seed=0)
 
 
@@ -242,9 +242,9 @@ def test_what_a_multiple_choice_has_no_use_for(options: dict[str, object], messa
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["why?"], r"text 0: need a text and its choices; write choose\("),
+        (["why?"], r"text 0: got str, need a text with its choices; write choose\("),
         ([("why?", ["a", "b"]), (None, ["a", "b"])], "text 1: need a text and its choices"),
-        ([("why?", ["a", "b"]), ("why?", ["a"])], "text 1: has 1 of 'choices'"),
+        ([("why?", ["a", "b"]), ("why?", ["a"])], "text 1: got 1 'choices'"),
         ([("why?", "ab")], "text 0: 'choices' is 'ab', need a list of strings"),
     ],
 )
@@ -254,14 +254,19 @@ def test_what_the_engine_cannot_choose_from(made: tuple[Run, Path], rows: Any, m
 
 
 def test_only_a_multiple_choice_chooses(llama_bundle: Path) -> None:
-    with pytest.raises(DataError, match=r"the bundle's template has no \{choice\}; use predict"):
+    with pytest.raises(DataError, match=r"choose: got task .*, need a template with \{choice\}; use predict"):
         Engine.open(llama_bundle).choose([("why?", ["a", "b"])])
 
 
-def test_many_tasks_take_none(made: tuple[Run, Path], tmp_path: Path) -> None:
+def test_a_task_among_others_chooses_as_it_does_alone(made: tuple[Run, Path], tmp_path: Path) -> None:
     shutil.copytree(made[1] / "run", tmp_path / "other")
-    with pytest.raises(ExportError, match="task run: is a multiple choice, need labels of its own; export it alone"):
-        export(ExportConfig(runs=(made[1] / "run", tmp_path / "other"), out=tmp_path / "both"), Quiet())
+    export(ExportConfig(runs=(made[1] / "run", tmp_path / "other"), out=tmp_path / "both"), Quiet())
+    rows = [(row.text, row.choices or ()) for row in made[0].check_rows]
+    alone, both = Engine.open(made[1] / "bundle").choose(rows), Engine.open(tmp_path / "both")
+    for name in ("run", "other"):
+        for one, other in zip(alone, both.task(name).choose(rows), strict=True):
+            assert other.label == one.label
+            assert other.probabilities == pytest.approx(one.probabilities, abs=1e-4)
 
 
 def test_the_commands(made: tuple[Run, Path], choices_file: Path, tmp_path: Path) -> None:
@@ -285,7 +290,7 @@ def test_the_commands(made: tuple[Run, Path], choices_file: Path, tmp_path: Path
     accuracy = np.mean([answer.label == row.label for answer, row in zip(answers, rows, strict=True)])
     found = json.loads(said("evaluate", bundle, "--data", choices_file, "--json"))["evaluations"][0]
     assert found["accuracy"] == pytest.approx(accuracy)
-    shown = json.loads(said("inspect", bundle, "--json"))["template_tokens"]
+    shown = json.loads(said("inspect", bundle, "--json"))["tasks"][0]["template_tokens"]
     assert [token for token in shown if isinstance(token, str)] == ["text", "choice"]
-    with pytest.raises(DataError, match="TEXTS: has 1 of 'choices', needs at least 2"):
+    with pytest.raises(DataError, match="TEXTS: got 1 'choices', need at least 2"):
         said("predict", bundle, "why?", "because")

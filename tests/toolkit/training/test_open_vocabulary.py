@@ -74,7 +74,7 @@ def test_answers_are_the_words_that_the_model_itself_finds_likeliest(
         (prediction,) = engine.predict([text], top_k=3)
         assert list(prediction.probabilities) == [list(single.values())[i] for i in expected.indices]
         assert list(prediction.probabilities.values()) == pytest.approx(expected.values.tolist(), abs=1e-4)
-        assert prediction.label == prediction.surest == next(iter(prediction.probabilities))
+        assert prediction.label == prediction.most_probable == next(iter(prediction.probabilities))
         answers.append(prediction)
     assert len({answer.label for answer in answers}) > 1  # else any constant would pass
 
@@ -123,13 +123,13 @@ def test_evaluating_predicting_and_serving(bert: Path, rows: Path, tmp_path: Pat
     assert CliRunner().invoke(cli, [*command, "--top-k", "2", "--resume"]).exit_code == 0
     other = CliRunner().invoke(cli, [*command, "--resume"])
     assert isinstance(other.exception, OutputError)
-    assert "holds answers of another bundle or --top-k" in str(other.exception)
+    assert "got predictions of another bundle or --top-k" in str(other.exception)
 
-    manifest = engine.manifest
+    entry = engine.manifest.task
     request = InferRequest(inputs=[InferInput("text", [1], "BYTES", ["the film"])])
-    assert texts_of_infer(request, manifest) == ["the film"]
-    assert [output["name"] for output in model_metadata(manifest)["outputs"]] == ["label"]
-    (tensor,) = infer_response(request, manifest, engine.predict(["the film"]))["outputs"]
+    assert texts_of_infer(request, entry) == ["the film"]
+    assert [output["name"] for output in model_metadata(entry)["outputs"]] == ["label"]
+    (tensor,) = infer_response(request, entry, engine.predict(["the film"]))["outputs"]
     assert tensor["data"] == [engine.predict(["the film"])[0].label]
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_open_answer(llama: Path, rows: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"line 51: label 'two words' is not one token here, nor .* 0 more of 51"):
         train_tiny(llama, bad, "{text} [P]", tmp_path / "bad", labels="vocab")
     run = Run.read(train_tiny(llama, rows, "{text} [P]", tmp_path / "run", labels="vocab"))
-    with pytest.raises(ExportError, match="task a: its labels are a vocabulary"):
+    with pytest.raises(ExportError, match="task a: has an open vocabulary, whose labels are too many"):
         JointTasks({"a": run, "b": run})
 
 

@@ -25,6 +25,7 @@ from ptexport.toolkit.bench.profile.profile import (
     place_kernels,
 )
 from ptexport.toolkit.bench.report import BenchReport, Figure, Plot, Series, Table, now, this_machine
+from ptexport.toolkit.bench.synthetic_texts import only_task
 from ptexport.toolkit.progress import Progress
 
 _BUSY = 1.1  # ratio of kernel time to the sum of medians, above which something else uses the CPUs
@@ -91,6 +92,7 @@ def bench_profile(
         BundleError: the bundle does not match its manifest, or has several tasks.
     """
     bundle = Bundle.open(config.bundle)
+    only_task(bundle)
     parts = parts_of()
     samples = measure_profile(config, bundle, progress)
     found = _find(samples, parts)

@@ -145,7 +145,7 @@ def _compare(first: Accuracy, other: Accuracy, results: SpeedResults) -> str:
     sentence = (
         f"{other.name} is {abs(points):.1f} points {'more' if points >= 0 else 'less'} accurate than {first.name}"
     )
-    sentence += f" ({both.only_second_right} rows gained, {both.only_first_right} lost)"
+    sentence += f" (rows gained: {both.only_second_right}, lost: {both.only_first_right})"
     if other.name not in results.systems:
         return f"{sentence}."
     ours, theirs = results.systems[first.name], results.systems[other.name]

@@ -1,7 +1,7 @@
 """A server under load -> throughput and latency.
 
-serve.py    the bench
+serve.py    the measurement
 load.py     the process that sends requests
-figures.py  measurements -> figures
+figures.py  measurement -> figures
 report.py   figures -> report
 """

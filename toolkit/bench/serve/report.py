@@ -1,17 +1,46 @@
-"""Figures of a server -> its report: tables, plots and a verdict."""
+"""Measurements of a server -> its report: tables, plots and a verdict."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from ptexport.runtime.bundle.folder import Bundle
+from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.toolkit.bench.report import BenchReport, Figure, Plot, Series, Table, now, this_machine
+from ptexport.toolkit.bench.serve import serve
 from ptexport.toolkit.bench.serve.figures import PERCENTILES, best_clients, figures_of
 from ptexport.toolkit.bench.serve.load import LoadSample
-from ptexport.toolkit.bench.serve.serve import FEWEST, MAX_CONNECTIONS, PAUSE_S, TIMEOUT_S, ServePlan, ServeResults
+from ptexport.toolkit.bench.serve.serve import ServeConfig, ServePlan, ServeResults
+from ptexport.toolkit.progress import Progress
 
 SLOW = 5  # times the p99 of a server with one client
 GROWS = 1.5  # ratio of latency at the end of a run to that at its begin, above which the queue grows
 LATE = 0.2  # of a run's p99
 BUSY = 0.8  # of a CPU
+
+
+def bench_serve(config: ServeConfig, progress: Progress) -> BenchReport:
+    """Measure the server of a bundle.
+
+    Args:
+        config: settings.
+        progress: receives the number of runs as rows.
+
+    Raises:
+        BenchError: as `serve.measure`.
+        BundleError: as `serve.measure`.
+    """
+    manifest = Bundle.open(config.bundle).manifest
+    threads = min(config.threads or available_cpus(), available_cpus())
+    plan = serve.QUICK if config.quick else serve.FULL
+    progress.stage("opening the bundle")
+    return serve_report(
+        serve.measure(config.bundle, plan, threads=threads, progress=progress),
+        plan,
+        title=f"{manifest.name}: serve",
+        command=config.command,
+        bundles={f"{manifest.name}, {manifest.graph.precision}": manifest.digest},
+        threads=threads,
+    )
 
 
 def serve_report(
@@ -208,23 +237,24 @@ def _method(results: ServeResults, plan: ServePlan, threads: int) -> list[str]:
         ),
         (
             f"Latency that HTTP adds: in each round, {plan.pairs} calls of Engine.predict alternate with requests, "
-            f"{PAUSE_S:g} s apart, so that the threads of one have stopped spinning before the other starts."
+            f"{serve.PAUSE_S:g} s apart, so that the threads of one have stopped spinning before the other starts."
         ),
         (
             f"Closed loop: {plan.closed_s:g} s per number of clients, and as long for Engine.predict in a loop. Open "
             f"loop: {plan.open_s:g} s per load, requests due at random times (a seeded Poisson process). There are "
             f"{plan.rounds} rounds of everything. Each run has a warm-up of {plan.warm_up_s:g} s, and is longer if "
-            f"fewer than {FEWEST} responses are expected."
+            f"fewer than {serve.FEWEST} responses are expected."
         ),
         (
             "Open-loop latency starts when a request was due, not when it was sent: a client that waits for a slow "
             "response before its next request would hide the queueing of others (coordinated omission). At most "
-            f"{MAX_CONNECTIONS} requests are concurrent; further ones wait in the load generator, first come, first "
-            "served."
+            f"{serve.MAX_CONNECTIONS} requests are concurrent; further ones wait in the load generator, first come, "
+            "first served."
         ),
         (
-            f"Failed requests: no response {TIMEOUT_S:g} s after a request was due, which counts as a latency of "
-            f"{TIMEOUT_S:g} s; or a status other than 200 or a broken connection, which do not count as latencies."
+            f"Failed requests: no response {serve.TIMEOUT_S:g} s after a request was due, which counts as a latency of "
+            f"{serve.TIMEOUT_S:g} s; or a status other than 200 or a broken connection, which do not count as "
+            "latencies."
         ),
         (
             "Percentiles are over all rounds, nearest rank; with fewer than 100 requests p99 is the slowest. "

@@ -32,6 +32,23 @@ PAUSE_S = 0.05  # until the threads of the other process have stopped spinning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """The settings of a serve bench.
+
+    Attributes:
+        bundle: folder of the bundle.
+        threads: number of CPUs that the server may use; None: all that this process may use.
+        quick: whether to measure fewer clients, rounds and seconds.
+        command: command line, for the report.
+    """
+
+    bundle: Path
+    threads: int | None
+    quick: bool
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServePlan:
     """How much is measured.
 

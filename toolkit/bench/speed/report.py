@@ -127,13 +127,14 @@ def with_interval(ratios: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
-def in_words(slowdowns: Sequence[float]) -> str:
+def in_words(slowdowns: Sequence[float], *, brackets: bool = True) -> str:
     """Write a slowdown in words: 1.16 times slower (95 % CI 1.09 to 1.29)."""
     slower = statistics.median(slowdowns) >= 1
     ratios = slowdowns if slower else [1 / slowdown for slowdown in slowdowns]
     low, high = median_interval(ratios)
-    median = statistics.median(ratios)
-    return f"{median:.2f} times {'slower' if slower else 'faster'} (95 % CI {low:.2f} to {high:.2f})"
+    interval = f"95 % CI {low:.2f} to {high:.2f}"
+    words = f"{statistics.median(ratios):.2f} times {'slower' if slower else 'faster'}"
+    return f"{words} ({interval})" if brackets else f"{words}, {interval}"
 
 
 def _latency_table(results: SpeedResults, sizes: Sequence[Size]) -> Table:
@@ -232,8 +233,9 @@ def _compare_latency(results: SpeedResults, sizes: Sequence[Size], name: str) ->
         if those
     ]
     if unclear:
-        ratios = {_shown(size): in_words(results.slowdowns(name, size_name(size))) for size in unclear}
-        found = "; ".join(f"{size}: {ratio.replace(' (', ', ').rstrip(')')}" for size, ratio in ratios.items())
+        ratios = [in_words(results.slowdowns(name, size_name(size)), brackets=False) for size in unclear]
+        found = "; ".join(f"{_shown(size)}: {ratio}" for size, ratio in zip(unclear, ratios, strict=True))
+        found = found if len(unclear) > 1 else ratios[0]
         parts.append(f"neither clearly slower nor faster than {results.first} at {_listed(unclear, sizes)} ({found})")
     return f"{name} ({results.systems[name].setting}) is {', and '.join(parts)}."
 

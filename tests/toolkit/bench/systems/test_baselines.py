@@ -134,7 +134,7 @@ def test_an_encoder_in_the_graph_computes_the_prompt(llama_run: Path, llama_bund
     info = msgspec.json.decode((tmp_path / graph.INFO).read_bytes(), type=graph.GraphInfo)
     structs.replace(info, prompt_ids=info.prompt_ids[::-1]).write(tmp_path)
     assert difference(logits(graph.SYSTEM(case, tmp_path, HARDWARE).logits), expected) > 1e-3
-    with pytest.raises(BenchError, match="without an encoder; leave it out"):
+    with pytest.raises(BenchError, match="without an encoder, need one; leave it out"):
         encoder_onnx.prepare(replace(case, config=structs.replace(case.config, encoder=None)), tmp_path, HARDWARE)
 
 

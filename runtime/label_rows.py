@@ -1,0 +1,118 @@
+"""Rows -> predictions and their lines of JSON, in constant memory."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from ptexport.runtime.bundle.manifest import ALL
+from ptexport.runtime.engine.engine import Engine
+from ptexport.runtime.engine.predictions import Prediction
+from ptexport.runtime.engine.task import Task
+from ptexport.runtime.engine.turns import CHUNK_TEXTS
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.rows import Row, check_texts
+
+
+def predict_rows(
+    task: Task, rows: Iterable[Row], *, strict: bool = False, top_k: int | None = None
+) -> Iterator[tuple[Row, Prediction]]:
+    """Predict the labels of rows as they come, in order, `CHUNK_TEXTS` at a time.
+
+    Args:
+        task: task of an open bundle.
+        rows: rows with the texts that its template takes.
+        strict: refuse texts that are longer than the task takes.
+        top_k: as in `Engine.predict`.
+
+    Raises:
+        DataError: a row is too long for `strict`, or has a text too many or too few (names the row).
+    """
+    read, predicted = itertools.tee(rows)  # never more than a chunk apart
+    checked = (_checked(row, task) for row in read)
+    if "choice" in task.entry.fields:
+        predictions = task.choose_iter(((row.text, row.choices or ()) for row in checked), top_k=top_k)
+    else:
+        predictions = task.predict_iter((row.texts for row in checked), top_k=top_k)
+    for prediction, row in zip(predictions, predicted, strict=True):
+        if strict and prediction.truncated:
+            raise too_long(row, task)
+        yield row, prediction
+
+
+def predict_rows_of(
+    engine: Engine, rows: Iterable[Row], name: str | None, *, strict: bool = False, top_k: int | None = None
+) -> Iterator[tuple[Row, dict[str, Prediction]]]:
+    """Predict the labels of rows for one task or for all of them, as they come.
+
+    Args:
+        engine: the open bundle.
+        rows: rows with the texts that the tasks take.
+        name: name of a task; `ALL`: every task; None: the only one.
+        strict: as in `predict_rows`.
+        top_k: as in `predict_rows`.
+
+    Returns:
+        Each row with its predictions by the task's name.
+
+    Raises:
+        DataError: as in `predict_rows`; or a task is a multiple choice, which cannot be predicted with others.
+    """
+    if name != ALL:
+        task = engine.task(name)
+        for row, prediction in predict_rows(task, rows, strict=strict, top_k=top_k):
+            yield row, {task.entry.name: prediction}
+        return
+    for task in engine.tasks.values():
+        if "choice" in task.entry.fields:
+            raise DataError(
+                f"task all: got the multiple choice {task.entry.name}, which is predicted alone; name one task"
+            )
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, CHUNK_TEXTS)):
+        for task, row in itertools.product(engine.tasks.values(), chunk):
+            _checked(row, task)
+        for row, by_task in zip(chunk, engine.predict_all([row.texts for row in chunk], top_k=top_k), strict=True):
+            for task_name, prediction in by_task.items():
+                if strict and prediction.truncated:
+                    raise too_long(row, engine.task(task_name))
+            yield row, by_task
+
+
+def _checked(row: Row, task: Task) -> Row:
+    check_texts(row, task.entry.fields)
+    return row
+
+
+def too_long(row: Row, task: Task) -> DataError:
+    """Make the error about a text that `strict` refuses."""
+    return DataError(
+        f"{row.where}: got a text longer than the {task.entry.max_length} tokens of the bundle; "
+        "shorten it, or leave out --strict"
+    )
+
+
+TRUNCATED = {"truncated": True}
+"""Part of the record of a truncated text."""
+
+
+def json_lines(row: Row, predictions: Mapping[str, Prediction], *, named: bool) -> Iterator[bytes]:
+    """Encode a row and its predictions as lines of JSON, one per task.
+
+    Args:
+        row: the row.
+        predictions: its predictions by the task's name.
+        named: whether each line names its task, as it does for bundles of several.
+    """
+    for start, prediction in zip(line_starts(row, predictions, named=named), predictions.values(), strict=True):
+        record: dict[str, object] = {"label": prediction.label, "probabilities": prediction.probabilities}
+        if prediction.truncated:
+            record |= TRUNCATED
+        yield start + msgspec.json.encode(record)[1:] + b"\n"
+
+
+def line_starts(row: Row, names: Iterable[str], *, named: bool) -> list[bytes]:
+    """Encode the start of each line of a row, which depends on the row and the task alone."""
+    columns = {"text": row.text, "text_b": row.text_b, "choices": row.choices}
+    own = {column: value for column, value in columns.items() if value is not None}
+    return [msgspec.json.encode(own | ({"task": name} if named else {}))[:-1] + b"," for name in names]
