@@ -47,8 +47,7 @@ class Case:
 
     def parity(self, *, backbone: Backbone | None = None, folder: Path | None = None) -> Parity:
         """Compare, with another model's answers or another graph where given."""
-        args = self.run, backbone or self.backbone, folder or self.folder, self.run.check_rows
-        return check_parity(*args, Quiet())
+        return check_parity(self.run, backbone or self.backbone, folder or self.folder)
 
 
 @pytest.fixture(scope="module")
