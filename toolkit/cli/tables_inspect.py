@@ -50,7 +50,7 @@ def print_summary(summary: "GraphSummary | None") -> None:
     if summary is None:
         console.print("parts of the graph: pip install 'ptexport[train]' to see them", markup=False)
         return
-    table = table_of("part", "parameters", "MB", "MFLOP a token")
+    table = table_of("part", "parameters", "MB", "MFLOP per token")
     totals: dict[str, list[int]] = {}
     for part in summary.parts:
         for name in (part.name, "all"):

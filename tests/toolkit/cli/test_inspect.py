@@ -73,7 +73,7 @@ def test_a_graph_is_counted_and_drawn(llama_bundle: Path, bert_run: Path, tmp_pa
         "layer 1",
         "prompt embeddings",
         "label weights",
-        "FLOP a token",
+        "FLOP per token",
     ):
         assert said in drawn
     done = ptexport("inspect", llama_bundle, "--plot", picture)

@@ -63,7 +63,7 @@ def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> Non
         [*PTEXPORT, "export", str(tmp_path / "runs" / "run"), "--out", bundle], check=True, capture_output=True
     )
     done = interrupt([*command, "--resume"], f'"epoch": {metrics["epochs"] + 2}', tmp_path / "cache")
-    assert (done.returncode, "going on after" in done.stderr) == (1, True)
+    assert (done.returncode, "resuming after" in done.stderr) == (1, True)
     assert json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())["epochs"] >= metrics["epochs"] + 2
 
 
