@@ -23,7 +23,7 @@ class Prediction:
     truncated: bool = False
 
     @property
-    def most_probable(self) -> str:
+    def surest(self) -> str:
         """Name of the most probable label, also if `label` is None."""
         return max(self.probabilities, key=lambda label: self.probabilities[label])
 

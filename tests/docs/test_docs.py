@@ -106,7 +106,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("number", range(len(TUTORIAL)))
 def test_the_tutorial(number: int, tutorial: Path) -> None:
     """Word for word and step by step, with the real model; each command is a process of its own."""
-    run_script(TUTORIAL[number], tutorial)
+    run_script(f". .venv/bin/activate\n{TUTORIAL[number]}", tutorial)
 
 
 def test_what_the_tutorial_makes(tutorial: Path) -> None:

@@ -161,7 +161,7 @@ def _print_predictions(
         # One line per prediction and one column per text, so runs of white space become one space; --json keeps them.
         columns = [" ".join(text.split()) for text in (row.text, row.text_b) if text is not None]
         for name, prediction in by_task.items():
-            score = f"{prediction.probabilities[prediction.most_probable]:.3f}"
+            score = f"{prediction.probabilities[prediction.surest]:.3f}"
             click.echo("\t".join([*([name] if named else []), prediction.label or "-", score, *columns]))
             if top_k is not None:
                 for label, probability in prediction.probabilities.items():

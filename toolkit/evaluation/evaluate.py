@@ -108,7 +108,7 @@ class _Seen:
 
     def add(self, row: Row, prediction: Prediction) -> None:
         """Add a row whose label was checked."""
-        numbers, best = self.numbers_of(row), prediction.most_probable
+        numbers, best = self.numbers_of(row), prediction.surest
         self.labels.append(numbers[str(row.label)])
         self.predicted.append(numbers[best])
         self.probabilities.append(prediction.probabilities[best])

@@ -74,7 +74,7 @@ def test_answers_are_the_words_that_the_model_itself_finds_likeliest(
         (prediction,) = engine.predict([text], top_k=3)
         assert list(prediction.probabilities) == [list(single.values())[i] for i in expected.indices]
         assert list(prediction.probabilities.values()) == pytest.approx(expected.values.tolist(), abs=1e-4)
-        assert prediction.label == prediction.most_probable == next(iter(prediction.probabilities))
+        assert prediction.label == prediction.surest == next(iter(prediction.probabilities))
         answers.append(prediction)
     assert len({answer.label for answer in answers}) > 1  # else any constant would pass
 
