@@ -15,12 +15,11 @@ import numpy as np
 from ptexport.exporters.autotune import time_candidates, winner
 from ptexport.exporters.bake import BakedGraph, bake, pipeline
 from ptexport.exporters.card import model_card
-from ptexport.exporters.entries import backbone_entry, task_entry
+from ptexport.exporters.manifest_entries import backbone_entry, task_entry
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.parity.compare import compare_graph, fail_on_difference
 from ptexport.exporters.parity.reference import Reference
 from ptexport.exporters.parity.report import ParityReport, TaskReport, comparison_of, summarize
-from ptexport.exporters.parity.texts import fields_of
 from ptexport.exporters.precision.lower import LabelledRows, lower
 from ptexport.exporters.targets.targets import TARGETS, check_precision, check_target, choose_opsets
 from ptexport.exporters.trace.cached import Trace
@@ -157,7 +156,7 @@ def _rows(run: Run, path: Path | None) -> list[Row]:
     """Choose the rows to compare; raises before any work if the template takes other texts."""
     rows = run.check_rows if path is None else list(read_rows(path))
     for row in rows:
-        check_texts(row, fields_of(run))
+        check_texts(row, run.config.fields)
     return rows
 
 

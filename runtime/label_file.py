@@ -64,7 +64,8 @@ def label_file(
         DataError: a row cannot be read or does not fit; the rows before it are kept for `resume`.
     """
     lines = _Lines(engine, task, strict, top_k, report)
-    kind = engine.manifest.digest[:8] + ("" if task is None else f".{task}") + ("" if top_k is None else f".top{top_k}")
+    named = task is not None and len(engine.tasks) > 1
+    kind = engine.manifest.digest[:8] + (f".{task}" if named else "") + ("" if top_k is None else f".top{top_k}")
     partial = path.with_name(f"{path.name}.{kind}.partial")
     with disk_errors(path, "check the path and its permissions, or free some space, and continue with --resume"):
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
@@ -174,8 +175,9 @@ class _Lines:
             if not starts or not all(line.startswith(start) for line, start in zip(lines, starts, strict=True)):
                 where = "the end of the input" if row is None else row.where
                 raise OutputError(f"{path}: got other rows than the input from {where} on; start again with --force")
-            if self._strict and row is not None and any(truncated in line for line in lines):
-                raise too_long(row, self._engine.task(self._names[0]))
+            for line, name in zip(lines, self._names, strict=True):
+                if self._strict and row is not None and truncated in line:
+                    raise too_long(row, self._engine.task(name))
             done, end = done + 1, end + sum(map(len, lines))
         return done, end
 
@@ -184,7 +186,9 @@ class _Lines:
         first = list(itertools.islice(rows, _COMPARED_ROWS))
         with path.open("rb") as file:
             lines = list(itertools.islice(file, len(first) * len(self._names)))
-            self.done, _ = self.skip(file, itertools.chain(first, rows), path)
+            self.done, end = self.skip(file, itertools.chain(first, rows), path)
+        if end < path.stat().st_size:
+            raise OutputError(f"{path}: got lines after those of the input; start again with --force")
         if next(rows, None) is not None or self.done < len(first):
             raise OutputError(f"{path}: got fewer rows than the input; start again with --force")
         predicted = predict_rows_of(self._engine, first, self._task, top_k=sys.maxsize)

@@ -9,7 +9,6 @@ from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.task import Task
-from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import Row, check_texts
 
@@ -58,8 +57,8 @@ def predict_rows_of(
     Raises:
         DataError: as in `predict_rows`; or a task is a multiple choice, which cannot be predicted with others.
     """
-    if name != ALL:
-        task = engine.task(name)
+    if name != ALL or len(engine.tasks) == 1:
+        task = engine.task(None if name == ALL else name)
         for row, prediction in predict_rows(task, rows, strict=strict, top_k=top_k):
             yield row, {task.entry.name: prediction}
         return
@@ -68,19 +67,19 @@ def predict_rows_of(
             raise DataError(
                 f"task all: got the multiple choice {task.entry.name}, which is predicted alone; name one task"
             )
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK_TEXTS)):
-        for task, row in itertools.product(engine.tasks.values(), chunk):
-            _checked(row, task)
-        for row, by_task in zip(chunk, engine.predict_all([row.texts for row in chunk], top_k=top_k), strict=True):
-            for task_name, prediction in by_task.items():
-                if strict and prediction.truncated:
-                    raise too_long(row, engine.task(task_name))
-            yield row, by_task
+    read, predicted = itertools.tee(rows)  # never more than a chunk apart
+    checked = (_checked(row, *engine.tasks.values()) for row in read)
+    predictions = engine.predict_all_iter((row.texts for row in checked), top_k=top_k)
+    for by_task, row in zip(predictions, predicted, strict=True):
+        for task_name, prediction in by_task.items():
+            if strict and prediction.truncated:
+                raise too_long(row, engine.task(task_name))
+        yield row, by_task
 
 
-def _checked(row: Row, task: Task) -> Row:
-    check_texts(row, task.entry.fields)
+def _checked(row: Row, *tasks: Task) -> Row:
+    for task in tasks:
+        check_texts(row, task.entry.fields)
     return row
 
 

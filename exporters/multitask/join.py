@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from ptexport.exporters.trace.cached import TraceKind
 from ptexport.runtime.bundle.folder import CONFIG, TEMPLATES, TOKENIZER, TOKENIZER_CONFIG
+from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.task_encoders import TaskEncoders
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.errors import ExportError
 from ptexport.toolkit.run.config import RunConfig
 from ptexport.toolkit.run.run import Run
 from ptexport.toolkit.template.compile import CompiledTemplate, TemplateToken, TextSlot
-from ptexport.toolkit.template.template import Template
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _OF_TASK = ("normalizer", "truncation", "post_processor")
@@ -155,7 +155,7 @@ class JointTasks:
 
     def encoders(self, folder: Path) -> TaskEncoders:
         """Load the text encoders of the tasks from the text files in a folder."""
-        fields = {name: Template.parse(run.config.template).fields for name, run in self.runs.items()}
+        fields = {name: run.config.fields for name, run in self.runs.items()}
         tokenizer_json = (folder / TOKENIZER).read_text(encoding="utf-8")
         if not self.several:
             return TaskEncoders(of_task=[TextEncoder.from_json(tokenizer_json, fields=own) for own in fields.values()])
@@ -208,8 +208,10 @@ def _split(
 def _check_each(runs: dict[str, Run]) -> None:
     """Refuse names that cannot be used, and runs that need a graph of their own."""
     for name, run in runs.items():
-        if not _NAME.fullmatch(name) or name == "all":
-            raise ExportError(f"task {name!r}: need letters, digits, '.', '_' or '-', and not 'all'; rename its folder")
+        if not _NAME.fullmatch(name) or name == ALL:
+            raise ExportError(
+                f"task: got the name {name!r}, need letters, digits, '.', '_', '-', but not {ALL!r}; rename its folder"
+            )
         if run.config.open_vocabulary:
             raise ExportError(
                 f"task {name}: has an open vocabulary, which has too many labels for a multi-task bundle; "

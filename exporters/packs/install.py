@@ -108,7 +108,7 @@ def _model(pack: Pack, path: Path, bundle: Bundle) -> bytes:
     if set(file.arrays) != set(pack.arrays):
         raise PackError(
             f"{path}: has {', '.join(sorted(pack.arrays))}, {bundle.path} takes "
-            f"{', '.join(sorted(file.arrays)) or 'nothing'}; name a bundle of a task of the same kind"
+            f"{', '.join(sorted(file.arrays)) or 'nothing'}; {_AGAIN}"
         )
     same_weights = pack.record.manifest.files[WEIGHTS] == bundle.manifest.files[WEIGHTS]
     if not same_weights or file.frame_sha256 != pack.record.frame_sha256:

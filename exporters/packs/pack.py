@@ -8,9 +8,9 @@ from ptexport.exporters.export import ExportConfig, export, read_runs
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.packs.pack_file import Pack
 from ptexport.exporters.targets.targets import TARGETS
-from ptexport.runtime.errors import ExportError, OutputError, disk_errors
+from ptexport.runtime.errors import ExportError, disk_errors
 from ptexport.toolkit.progress import Progress
-from ptexport.toolkit.store.files import write_whole
+from ptexport.toolkit.store.files import check_absent, write_whole
 
 
 def pack(config: ExportConfig, progress: Progress) -> Pack:
@@ -24,8 +24,7 @@ def pack(config: ExportConfig, progress: Progress) -> Pack:
         ModelError: the backbone cannot be loaded.
         DataError: `config.rows` holds no rows, or rows with other texts than the template takes.
     """
-    if config.out.exists() and not config.force:
-        raise OutputError(f"{config.out}: exists already; choose another name, or replace it with --force")
+    check_absent(config.out, force=config.force)
     joint = read_runs(config.runs, config.out)
     _check_runs(joint, config)
     with disk_errors(config.out):

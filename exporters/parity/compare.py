@@ -25,8 +25,8 @@ from ptexport.exporters.parity.report import (
 )
 from ptexport.runtime.bundle.folder import MODEL
 from ptexport.runtime.bundle.measured import Comparison, Parity
+from ptexport.runtime.engine.batching import score
 from ptexport.runtime.engine.task_encoders import TaskEncoders
-from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.ort.graph import Graph
 from ptexport.toolkit.run.run import Run
@@ -70,7 +70,7 @@ def compare_graph(joint: JointTasks, references: Sequence[Reference], folder: Pa
         expected, labels, encodings = reference.logits, run.config.labels, rows.of_task(t)
 
         def logits_of(some: Sequence[Encoding], side: Side, t: int = t) -> NDArray[np.float32]:
-            return _logits(graph, some, side)[:, t, : joint.n_labels[t]]
+            return score(graph, some, side)[:, t, : joint.n_labels[t]]
 
         reports.append(
             TaskReport(
@@ -169,19 +169,13 @@ class _Rows:
         return [logits[self.tasks == t, t, :n] for t, n in enumerate(self.n_labels)]
 
 
-def _logits(graph: Graph, encodings: Sequence[Encoding], side: Side) -> NDArray[np.float32]:
-    """Run one batch; float32 [rows, tasks, most labels]."""
-    logits = graph.run(TextEncoder.pad(encodings, side=side))
-    return logits[:, None] if logits.ndim == 2 else logits
-
-
 def _run(
     graph: Graph, encodings: Sequence[Encoding], batches: Iterable[Sequence[int]], side: Side
 ) -> NDArray[np.float32]:
     """Run rows in batches; float32 [rows, tasks, most labels]."""
     by_row: dict[int, NDArray[np.float32]] = {}
     for batch in batches:
-        by_row.update(zip(batch, _logits(graph, [encodings[i] for i in batch], side), strict=True))
+        by_row.update(zip(batch, score(graph, [encodings[i] for i in batch], side), strict=True))
     return np.stack([by_row[i] for i in range(len(encodings))])
 
 
@@ -201,7 +195,7 @@ def _fan_outs(
     logits = np.empty((len(encodings), len(references), max(joint.n_labels)), dtype=np.float32)
     for side, some in zip(SIDES, (batches[::2], batches[1::2]), strict=True):
         for batch in some:
-            logits[batch] = _logits(graph, [encodings[i] for i in batch], side)
+            logits[batch] = score(graph, [encodings[i] for i in batch], side)
     tasks = np.repeat(np.arange(len(references)), [len(reference.texts) for reference in references])
     return [
         _difference(

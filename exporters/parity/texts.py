@@ -5,13 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from ptexport.runtime.bundle.manifest import TextField
 from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.rows import Row
 from ptexport.toolkit.data.cities import load_cities
 from ptexport.toolkit.data.splits import pairs
 from ptexport.toolkit.run.run import Run
-from ptexport.toolkit.template.template import Template
 
 N_LENGTHS = 7
 """Lengths from 1 token of text to the most, in a geometric series; the longest takes as long as all others together."""
@@ -23,14 +21,9 @@ GOLDEN = ("Nairobi", "Buenos Aires", "Reykjavík", "東京")
 """Texts of the golden rows."""
 
 
-def fields_of(run: Run) -> list[TextField]:
-    """List the texts of a row."""
-    return Template.parse(run.config.template).fields
-
-
 def pair_of(run: Run, text: str, other: str) -> Text:
     """Return one text, or both if the run's template takes two."""
-    return text if len(fields_of(run)) == 1 else (text, other)
+    return text if len(run.config.fields) == 1 else (text, other)
 
 
 def texts_to_check(run: Run, rows: Sequence[Row]) -> list[Text]:
@@ -59,6 +52,6 @@ def texts_of_lengths(run: Run) -> list[Text]:
     def text(tokens: int) -> str:
         return long[: ends[tokens - 1]] if tokens else ""
 
-    if len(fields_of(run)) == 1:
+    if len(run.config.fields) == 1:
         return [text(size) for size in (*sizes, 2 * room)]
     return [*((text(size - size // 2), text(size // 2)) for size in sizes), (text(2 * room), text(room // 2))]

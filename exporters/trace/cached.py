@@ -45,7 +45,7 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     config_sha256: str
     pooling: Pooling
     has_prefix_kv: bool
-    kind: TraceKind = "task"
+    kind: TraceKind
     opset: int
     ir_version: int
     inputs: list[str]
@@ -77,9 +77,7 @@ class Trace:
         return cls(path=path, info=info)
 
 
-def trace_key(
-    facts: BackboneFacts, pooling: Pooling, *, has_prefix_kv: bool, opset: int, kind: TraceKind = "task"
-) -> str:
+def trace_key(facts: BackboneFacts, pooling: Pooling, *, has_prefix_kv: bool, opset: int, kind: TraceKind = "task") -> str:
     """Name the cache's folder of a trace, by all that may change the graph, versions of torch and Transformers too."""
     toolchain = "-".join(version(name) for name in ("ptexport", "torch", "transformers"))
     graph = pooling + "-prefix" * has_prefix_kv + ("" if kind == "task" else f"-{kind}")

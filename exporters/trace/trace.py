@@ -24,7 +24,6 @@ from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.store.cache import cached_folder
 
 IR_VERSION = 10
-OPSETS = (18, 23)
 
 _EXAMPLE = 5  # a size other than 0 and 1, which torch.export treats as fixed
 

@@ -174,7 +174,7 @@ def _check_tasks(tasks: Sequence[TaskEntry], files: tuple[str, ...], where: str)
     names = [task.name for task in tasks]
     if len(set(names)) < len(names) or (ALL in names and len(names) > 1):
         raise BundleError(
-            f"{where}: lists the tasks {', '.join(names)[:200]}, need different names, none of them {ALL}; export again"
+            f"{where}: lists the tasks {', '.join(names)[:200]}, need different names other than {ALL!r}; export again"
         )
     if len(tasks) > 1 and any(task.labels is None for task in tasks):
         raise BundleError(f"{where}: a task of several has no labels, need them listed; export again")

@@ -80,9 +80,9 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         padded_right: rows of mixed lengths in one batch, with padding after the text.
         padded_left: the same, with padding before the text.
         among_neighbours: largest absolute difference of a logit, in the graph, between a row in a batch with 64 others
-            and the same row alone; None: not measured, as in a multi-task bundle.
+            and the same row alone; None: not measured, in a multi-task bundle of format 1.
         all_lengths: largest absolute difference of a logit over texts from one token to more than the bundle takes;
-            None: not measured.
+            None: likewise.
     """
 
     rows: int

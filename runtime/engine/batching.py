@@ -1,6 +1,7 @@
 """Encodings -> logits, batch by batch."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,9 @@ def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def score(graph: Graph, batch: Sequence[Encoding]) -> NDArray[np.float32]:
+def score(graph: Graph, batch: Sequence[Encoding], side: Literal["left", "right"] = "right") -> NDArray[np.float32]:
     """Compute the logits of a batch, float32 [rows, tasks, most labels of a task]."""
-    logits = graph.run(TextEncoder.pad(batch))
+    logits = graph.run(TextEncoder.pad(batch, side=side))
     return logits[:, None] if logits.ndim == 2 else logits
 
 

@@ -12,19 +12,18 @@ from tokenizers import Encoding
 
 from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, Bundle, check_unchanged
 from ptexport.runtime.bundle.manifest import Manifest
-from ptexport.runtime.engine.batching import batches, logits_of, score
+from ptexport.runtime.engine.batching import logits_of
 from ptexport.runtime.engine.golden import check_golden, golden_texts, tolerance_of
 from ptexport.runtime.engine.info import EngineInfo, info_of
 from ptexport.runtime.engine.lifetime import OpenState
 from ptexport.runtime.engine.predictions import Prediction
-from ptexport.runtime.engine.task import Task, check_call, predicting
+from ptexport.runtime.engine.task import Task, check_call, predicting, predicting_all
 from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
 from ptexport.runtime.engine.text_encoder import Text
-from ptexport.runtime.engine.turns import Work, at_once, in_slices
+from ptexport.runtime.engine.turns import Work, at_once, in_chunks, in_slices
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.ort.execution import Execution
 from ptexport.runtime.ort.graph import Graph
-from ptexport.runtime.ort.providers import provider_errors
 from ptexport.runtime.ort.tensorrt import Build
 
 
@@ -59,7 +58,8 @@ class Engine:
     ) -> "Engine":
         """Verify a bundle, load it, and compare its golden rows with the expected logits.
 
-        Engines of bundles of one backbone share a session, which is freed with the last of them.
+        Engines of bundles of one backbone share a session if they use the same provider and threads, and neither
+        TensorRT nor a CUDA graph; the last of them frees it.
 
         Args:
             path: folder of the bundle.
@@ -85,8 +85,7 @@ class Engine:
         bundle = Bundle.open(Path(path), require_signature=require_signature)
         graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle))
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed
-        with provider_errors(graph.provider):
-            golden_max_abs_diff = _check_golden_rows(bundle, encoders, graph)
+        golden_max_abs_diff = _check_golden_rows(bundle, encoders, graph)
         check_unchanged(bundle)
         return cls(bundle, OpenState(encoders, graph), golden_max_abs_diff=golden_max_abs_diff)
 
@@ -177,7 +176,7 @@ class Engine:
         encodings: dict[int, Encoding] = {}
         for own in dict.fromkeys(tasks):
             rows = [row for row, its in enumerate(tasks) if its is own]
-            encodings.update(zip(rows, own.encode(loaded, [texts[row] for row in rows], 0), strict=True))
+            encodings.update(zip(rows, own.encode(loaded, [texts[row] for row in rows], rows), strict=True))
         return at_once(predicting(loaded, [encodings[row] for row in range(len(texts))], tasks, top_k))
 
     def predict_iter(
@@ -238,6 +237,11 @@ class Engine:
         check_call(texts, top_k)
         return at_once(self._predicting_all(texts, 0, top_k))
 
+    def predict_all_iter(self, texts: Iterable[Text], *, top_k: int | None = None) -> Iterator[dict[str, Prediction]]:
+        """Predict like `predict_all`, for texts as they come, in constant memory."""
+        check_call(texts, top_k, once=True)
+        return in_chunks(lambda some, first: at_once(self._predicting_all(some, first, top_k)), iter(texts))
+
     async def predict_all_async(
         self, texts: Sequence[Text], *, top_k: int | None = None
     ) -> list[dict[str, Prediction]]:
@@ -249,27 +253,7 @@ class Engine:
     def _predicting_all(
         self, texts: Sequence[Text], first: int, top_k: int | None
     ) -> Work[list[dict[str, Prediction]]]:
-        """Predict for every task, one batch per turn."""
-        loaded, tasks = self._state.get(), list(self._tasks.values())
-        of_all = loaded.encoders.of_all
-        encodings = [] if of_all is None else of_all.encode(texts, first=first)
-        made: dict[int, dict[str, Prediction]] = {}
-        whole = [row for row, encoding in enumerate(encodings) if not encoding.overflowing]
-        for batch in batches([len(encodings[row]) for row in whole], loaded.graph.batch_tokens):
-            fitting = [encodings[whole[number]] for number in batch]
-            logits = score(loaded.graph, fitting)
-            of_task = [task.predictions(logits, fitting, top_k) for task in tasks]
-            for number, *of_row in zip(batch, *of_task, strict=True):
-                made[whole[number]] = dict(zip(self._tasks, of_row, strict=True))
-            yield
-        rows = sorted(set(range(len(texts))) - set(whole))
-        for task in tasks if rows else []:  # each truncates these texts as it would alone
-            own = task.encode(loaded, [texts[row] for row in rows], first)
-            predicted = yield from predicting(loaded, own, [task] * len(rows), top_k)
-            for row, prediction in zip(rows, predicted, strict=True):
-                made.setdefault(row, {})[task.entry.name] = prediction
-            yield
-        return [made[row] for row in range(len(texts))]
+        return predicting_all(self._state.get(), list(self._tasks.values()), texts, first, top_k)
 
     def choose(
         self, rows: Sequence[tuple[str, Sequence[str]]], *, task: str | None = None, top_k: int | None = None

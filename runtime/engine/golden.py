@@ -56,7 +56,7 @@ def check_golden(
     if not worst <= tolerance:
         raise BundleError(
             f"{where}: a logit of its golden rows differs by {worst:.2g}, need at most {tolerance:.2g}; "
-            "use provider cpu, or export on a machine like this one"
+            "export on a machine like this one, or use provider cpu where another was used"
         )
     return worst
 

@@ -65,16 +65,17 @@ class Task:
         """Compute the logits of texts, float32 [texts, labels]."""
         check_call(texts)
         loaded = self._state.get()
-        return self._logits(loaded, self.encode(loaded, texts, 0))
+        return self._logits(loaded, self.encode(loaded, texts, range(len(texts))))
 
-    def encode(self, loaded: Loaded, texts: Sequence[Text], first: int) -> list[Encoding]:
-        """Encode texts; `first` is the number of the first one, for messages."""
-        return loaded.encoders.of_task[self._number].encode(texts, first=first)
+    def encode(self, loaded: Loaded, texts: Sequence[Text], numbers: Sequence[int]) -> list[Encoding]:
+        """Encode texts; `numbers` are theirs, for messages."""
+        return loaded.encoders.of_task[self._number].encode(texts, numbers=numbers)
 
     def predicting(self, texts: Sequence[Text], first: int, top_k: int | None) -> Work[list[Prediction]]:
         """Predict the labels of texts, one batch per turn."""
         loaded = self._state.get()
-        return predicting(loaded, self.encode(loaded, texts, first), [self] * len(texts), top_k)
+        encodings = self.encode(loaded, texts, range(first, first + len(texts)))
+        return predicting(loaded, encodings, [self] * len(texts), top_k)
 
     def predictions(
         self, logits: NDArray[np.float32], encodings: Sequence[Encoding], top_k: int | None
@@ -102,7 +103,7 @@ class Task:
         given = [check_choices(choices, f"text {number}") for number, (_, choices) in enumerate(rows, first)]
         pairs = [(text, choice) for (text, _), choices in zip(rows, given, strict=True) for choice in choices]
         loaded = self._state.get()
-        encodings = self.encode(loaded, pairs, 0)
+        encodings = self.encode(loaded, pairs, [n for n, choices in enumerate(given, first) for _ in choices])
         logits = self._logits(loaded, encodings)
         scores: NDArray[np.float32] = logits[:, 0] - logits[:, 1]
         chosen: list[Prediction] = []
@@ -130,6 +131,36 @@ def predicting(
                 zip(numbers, task.predictions(logits[own], [encodings[n] for n in numbers], top_k), strict=True)
             )
     return [made[row] for row in range(len(encodings))]
+
+
+def predicting_all(
+    loaded: Loaded, tasks: Sequence[Task], texts: Sequence[Text], first: int, top_k: int | None
+) -> Work[list[dict[str, Prediction]]]:
+    """Predict the labels of texts for every task, one batch per turn; `first` is the number of the first text."""
+    names = [task.entry.name for task in tasks]
+    numbers = range(first, first + len(texts))
+    of_all = loaded.encoders.of_all
+    encodings = [] if of_all is None else of_all.encode(texts, numbers=numbers)
+    made: dict[int, dict[str, Prediction]] = {}
+    whole = [row for row, encoding in enumerate(encodings) if not encoding.overflowing]
+    for batch in batches([len(encodings[row]) for row in whole], loaded.graph.batch_tokens):
+        if made:
+            yield
+        fitting = [encodings[whole[at]] for at in batch]
+        logits = score(loaded.graph, fitting)
+        of_task = [task.predictions(logits, fitting, top_k) for task in tasks]
+        for at, *of_row in zip(batch, *of_task, strict=True):
+            made[whole[at]] = dict(zip(names, of_row, strict=True))
+    rows = sorted(set(range(len(texts))) - set(whole))  # each task truncates these as it would alone
+    if rows:
+        if made:
+            yield
+        some, their_numbers = [texts[row] for row in rows], [numbers[row] for row in rows]
+        own = [encoding for task in tasks for encoding in task.encode(loaded, some, their_numbers)]
+        predicted = yield from predicting(loaded, own, [task for task in tasks for _ in rows], top_k)
+        for at, row in enumerate(rows):
+            made[row] = dict(zip(names, predicted[at :: len(rows)], strict=True))
+    return [made[row] for row in range(len(texts))]
 
 
 def check_call(texts: object, top_k: object = None, *, once: bool = False) -> None:

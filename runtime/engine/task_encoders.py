@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from ptexport.runtime.bundle.folder import TEMPLATES, TOKENIZER, Bundle
-from ptexport.runtime.engine.text_encoder import TextEncoder
+from ptexport.runtime.engine.text_encoder import TextEncoder, load_tokenizer
 from ptexport.runtime.errors import BundleError, reason
 
 
@@ -56,11 +54,11 @@ class TaskEncoders:
             templates: content of `templates.json`.
             fields: the texts of a row of each task, by the task's name.
         """
-        shared = Tokenizer.from_str(tokenizer_json)
+        shared = load_tokenizer(tokenizer_json)
         bare = {**json.loads(tokenizer_json), "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
 
         def encoder(template: dict[str, Any], texts: Sequence[str]) -> TextEncoder:
-            tokenizer = Tokenizer.from_str(json.dumps(bare | template))
+            tokenizer = load_tokenizer(json.dumps(bare | template))
             tokenizer.model = shared.model  # shared, not copied
             for _, token in sorted(shared.get_added_tokens_decoder().items()):
                 (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])

@@ -9,11 +9,23 @@ from typing import Literal
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from ptexport.runtime.errors import DataError, reason
+from ptexport.runtime.errors import BundleError, DataError, reason
 from ptexport.runtime.ort.io_binding import Ids
 
 Text = str | tuple[str, str]
 """One text, or the two texts of a pair."""
+
+
+def load_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """Load a tokenizer.
+
+    Raises:
+        BundleError: it is not one.
+    """
+    try:
+        return Tokenizer.from_str(tokenizer_json)
+    except Exception as e:  # tokenizers raises plain Exception
+        raise BundleError(f"tokenizer.json: not a tokenizer ({reason(e)}); export the bundle again") from e
 
 
 class TextEncoder:
@@ -30,22 +42,26 @@ class TextEncoder:
         Args:
             tokenizer_json: content of `tokenizer.json`.
             fields: texts of a row: `["text"]`, `["text", "text_b"]` or `["text", "choice"]`.
-        """
-        return cls(Tokenizer.from_str(tokenizer_json), fields=fields)
 
-    def encode(self, texts: Sequence[Text], *, first: int = 0) -> list[Encoding]:
+        Raises:
+            BundleError: it is not a tokenizer.
+        """
+        return cls(load_tokenizer(tokenizer_json), fields=fields)
+
+    def encode(self, texts: Sequence[Text], *, numbers: Sequence[int] | None = None) -> list[Encoding]:
         """Encode each text with its template, truncated to the tokenizer's length, without padding.
 
         Args:
             texts: texts or pairs, as the template takes them.
-            first: number of the first text, for messages.
+            numbers: number of each text, for messages; None: from 0.
 
         Raises:
             DataError: a text is not a string, or not a pair as the template needs; it is not Unicode; its second text
                 leaves no room for the first, if only the first is truncated; or it has no token, and the template adds
                 none.
         """
-        for number, text in enumerate(texts, first):
+        numbers = range(len(texts)) if numbers is None else numbers
+        for number, text in zip(numbers, texts, strict=True):
             parts = [text] if len(self._fields) == 1 else text
             if (
                 not isinstance(parts, list | tuple)
@@ -58,17 +74,17 @@ class TextEncoder:
         try:
             encodings = self._tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         except Exception as e:  # tokenizers raises plain Exception
-            raise self._refusal(texts, first) from e
-        for number, encoding in enumerate(encodings, first):
+            raise self._refusal(texts, numbers) from e
+        for number, encoding in zip(numbers, encodings, strict=True):
             if not encoding.ids:
                 raise DataError(
                     f"text {number}: got no token, need at least one, since the template adds none; leave the text out"
                 )
         return encodings
 
-    def _refusal(self, texts: Sequence[Text], first: int) -> DataError:
+    def _refusal(self, texts: Sequence[Text], numbers: Sequence[int]) -> DataError:
         """Return the error of the first text that cannot be encoded."""
-        for number, text in enumerate(texts, first):
+        for number, text in zip(numbers, texts, strict=True):
             try:
                 "".join(text).encode()
                 self._tokenizer.encode(*([text] if isinstance(text, str) else text))

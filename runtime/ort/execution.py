@@ -12,7 +12,7 @@ from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.ort.batch_shapes import Buckets
 from ptexport.runtime.ort.graph import Graph
-from ptexport.runtime.ort.providers import CPU, TENSORRT, Provider, choose_provider, provider_errors
+from ptexport.runtime.ort.providers import CPU, TENSORRT, Provider, choose_provider
 from ptexport.runtime.ort.tensorrt import Build, Engines
 
 _log = logging.getLogger("ptexport.runtime")
@@ -41,7 +41,9 @@ class Execution:
                 raise ProviderError(f"{name}: got {value!r}, need a whole number of at least {least}; choose one")
 
     def open(self, model: Path, files: Mapping[str, FileEntry], max_length: int) -> Graph:
-        """Load a bundle's graph on the requested provider; "auto" uses the CPU where CUDA cannot load it.
+        """Load a bundle's graph on the requested provider.
+
+        "auto" uses the CPU where CUDA cannot load the graph, unless a device or a CUDA graph was requested.
 
         Args:
             model: the verified file, with its verified weights beside it.
@@ -59,21 +61,17 @@ class Execution:
                 f"{model}: got overridable initializers, TensorRT needs constants; export it with --target tensorrt"
             )
         provider = choose_provider(self.provider, device=self.device, cuda_graph=self.cuda_graph)
+        buckets = Buckets.up_to(max_length)
         try:
-            return self._on(provider, model, file, files, Buckets.up_to(max_length))
+            return self._on(provider, model, file, files, buckets)
         except ProviderError as e:
-            if self.provider != "auto" or provider.name == CPU:
+            falls_back = self.provider == "auto" and provider.name != CPU and not self.device and not self.cuda_graph
+            if not falls_back:
                 raise
             _log.warning("provider auto: uses the CPU, since %s", e)
-            return self._on(Provider(degraded=str(e)), model, file, files, Buckets.up_to(max_length))
+            return self._on(Provider(degraded=str(e)), model, file, files, buckets)
 
     def _on(
-        self, provider: Provider, model: Path, file: OnnxFile, files: Mapping[str, FileEntry], buckets: Buckets
-    ) -> Graph:
-        with provider_errors(provider):
-            return self._open(provider, model, file, files, buckets)
-
-    def _open(
         self, provider: Provider, model: Path, file: OnnxFile, files: Mapping[str, FileEntry], buckets: Buckets
     ) -> Graph:
         if provider.name == TENSORRT:

@@ -18,6 +18,7 @@ from ptexport.runtime.ort.providers import (
     Provider,
     load_onnxruntime,
     open_session,
+    provider_errors,
 )
 from ptexport.runtime.ort.shared_session import SharedSession, shared_session
 
@@ -57,7 +58,8 @@ class Graph:
         self.batch_tokens = MAX_BATCH_TOKENS if buckets else CPU_BATCH_TOKENS
         self._shared = shared  # keeps it alive for the next graph with its key
         device = (self.provider.device_type, self.provider.device)
-        values = {name: OrtValue.ortvalue_from_numpy(array, *device) for name, array in (arrays or {}).items()}
+        with provider_errors(self.provider):
+            values = {name: OrtValue.ortvalue_from_numpy(array, *device) for name, array in (arrays or {}).items()}
         recorded = self.provider.cuda_graph
         make = partial(Buffers, session, self.inputs, values, device)
         self._pool = BufferPool(make, recorded=recorded, kept=_KEPT_OF_BUCKETS if buckets else _KEPT)
@@ -135,11 +137,12 @@ class Graph:
         return self._run(shape, ids)
 
     def _run(self, shape: Shape, ids: Ids) -> NDArray[np.float32]:
-        buffers = self._pool.take(shape)
-        try:
-            return buffers.run(ids)
-        finally:
-            self._pool.give_back(shape, buffers)
+        with provider_errors(self.provider):
+            buffers = self._pool.take(shape)
+            try:
+                return buffers.run(ids)
+            finally:
+                self._pool.give_back(shape, buffers)
 
     def warm_up(self) -> None:
         """Run each shape that batches are padded to once."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ptexport.runtime.errors import MissingExtraError, ProviderError, PtexportError
+from ptexport.runtime.errors import MissingExtraError, ProviderError, PtexportError, reason
 from ptexport.runtime.ort.elf import loads, needed_libraries, run_paths
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
@@ -217,20 +217,22 @@ def open_session(model: str, options: Any, provider: Provider) -> Any:
 
 @contextlib.contextmanager
 def provider_errors(provider: Provider) -> Iterator[None]:
-    """Raise a ProviderError for any error of ONNX Runtime in the block; a PtexportError passes.
-
-    ONNX Runtime's exceptions have no common base class, so this lists all exceptions of its extension module.
-    """
-    state = load_onnxruntime().capi.onnxruntime_pybind11_state
-    found = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    kinds: tuple[type[Exception], ...] = (*found, RuntimeError, ValueError)
+    """Raise a ProviderError for any error of ONNX Runtime in the block; a PtexportError passes."""
     try:
         yield
     except PtexportError:
         raise
-    except kinds as e:
+    except _onnxruntime_errors() as e:
         advice = "export it for the CPU, or use another provider" if provider.name == CPU else "use provider cpu"
         raise ProviderError(f"provider {provider.name}: cannot run this graph ({shorten_error(e)}); {advice}") from e
+
+
+@functools.cache
+def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """List what ONNX Runtime raises: the exceptions of its extension module, which have no common base, and others."""
+    state = load_onnxruntime().capi.onnxruntime_pybind11_state
+    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, RuntimeError, ValueError, MemoryError)
 
 
 def placement(session: Any) -> list[tuple[str, str]] | None:
@@ -274,5 +276,4 @@ def _onnxruntime() -> str:
 
 def shorten_error(error: BaseException) -> str:
     """Shorten an error of ONNX Runtime: without its source file, and without the middle of a long one."""
-    text = re.sub(r"^\S*/onnxruntime\S* [^:]*::\S+ ", "", " ".join(str(error).split()))
-    return text if len(text) <= 300 else f"{text[:150]} … {text[-150:]}"
+    return reason(RuntimeError(re.sub(r"^\S*/onnxruntime\S* [^:]*::\S+ ", "", " ".join(str(error).split()))))

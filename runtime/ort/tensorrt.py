@@ -26,7 +26,7 @@ import msgspec
 from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.bundle.manifest import FileEntry
 from ptexport.runtime.cache_dir import cache_home
-from ptexport.runtime.errors import ProviderError
+from ptexport.runtime.errors import ProviderError, disk_errors
 from ptexport.runtime.ort.batch_shapes import Buckets
 from ptexport.runtime.ort.cuda_driver import read_gpu
 from ptexport.runtime.ort.providers import TENSORRT, Provider, load_onnxruntime, needed_of
@@ -101,9 +101,16 @@ class Engines:
             load: opens a session, given a model file and a provider.
 
         Raises:
+            OutputError: the folder cannot be written.
             ProviderError: there is no engine and `build` is "never", TensorRT wrote no engine, or the folder is not
                 private.
         """
+        with disk_errors(self.folder, "set XDG_CACHE_HOME to a folder that this user may write, with free space"):
+            self._make_ready(model, build, load)
+        entries = (("session.disable_model_compile", "1"),)
+        return load(self.folder / ENGINE, replace(self.provider, entries=entries))
+
+    def _make_ready(self, model: Path, build: Build, load: Callable[[Path, Provider], object]) -> None:
         if not self.folder.exists():
             if build == "never":
                 raise ProviderError(
@@ -112,8 +119,6 @@ class Engines:
                 )
             self._build(model, load)
         self._check()
-        entries = (("session.disable_model_compile", "1"),)
-        return load(self.folder / ENGINE, replace(self.provider, entries=entries))
 
     def _build(self, model: Path, load: Callable[[Path, Provider], object]) -> None:
         _make_private(self.folder.parent)

@@ -35,24 +35,17 @@ def evaluate(
     from ptexport.toolkit.cli.progress_bars import reporting
     from ptexport.toolkit.cli.tables import print_evaluations
     from ptexport.toolkit.evaluation.evaluate import check_comparable, contrast, evaluate
-    from ptexport.toolkit.store.files import check_output
 
-    if len(bundles) > 2:
-        raise click.UsageError(f"Got {len(bundles)} bundles; give one or two.")
-    if html is not None:
-        with shared.extra("bench"):
-            import jinja2  # noqa: F401 - checked before the work rather than after it
-            import matplotlib as mpl  # noqa: F401
-        check_output(html, force=force)
-    if len(bundles) == 2 and data.exists() and not data.is_file():
-        raise click.UsageError(f"{data} can be read only once; give a file to compare two bundles.")
+    _check_usage(bundles, data, html, force=force)
     engines = [Engine.open(bundle, **opening) for bundle in bundles]
-    check_comparable([engine.task(task) for engine in engines])
+    # Of two bundles, one may have this task only, under its own name.
+    names = [task if len(engine.tasks) > 1 or len(engines) == 1 else None for engine in engines]
+    check_comparable([engine.task(name) for engine, name in zip(engines, names, strict=True)])
     total = count_lines(data)
     results = []
     with reporting(as_json=as_json, log_file=log_file) as report:
-        for engine in engines:
-            results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total), task=task))
+        for engine, name in zip(engines, names, strict=True):
+            results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total), task=name))
             report.all_rows()
     evaluations = [result.evaluation for result in results]
     both = contrast(*results) if len(results) == 2 else None
@@ -64,3 +57,18 @@ def evaluate(
         from ptexport.toolkit.evaluation.html_page import write_page
 
         write_page(html, evaluations, both, data=data.name, force=force)
+
+
+def _check_usage(bundles: tuple[Path, ...], data: Path, html: Path | None, *, force: bool) -> None:
+    """Refuse options that do not go together, and a page that cannot be written, before anything is loaded."""
+    from ptexport.toolkit.store.files import check_output
+
+    if len(bundles) > 2:
+        raise click.UsageError(f"Got {len(bundles)} bundles; give one or two.")
+    if html is not None:
+        with shared.extra("bench"):
+            import jinja2  # noqa: F401 - checked before the work rather than after it
+            import matplotlib as mpl  # noqa: F401
+        check_output(html, force=force)
+    if len(bundles) == 2 and data.exists() and not data.is_file():
+        raise click.UsageError(f"{data} can be read only once; give a file to compare two bundles.")

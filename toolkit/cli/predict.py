@@ -13,6 +13,7 @@ from ptexport.toolkit.cli import options as shared
 
 if TYPE_CHECKING:
     from ptexport.runtime import Engine
+    from ptexport.runtime.bundle.manifest import ALL
     from ptexport.runtime.rows import Row
 
 
@@ -66,7 +67,7 @@ def predict(
     if task is None and len(engine.tasks) > 1:
         raise click.UsageError(f"The bundle has the tasks {', '.join(engine.tasks)}; give --task NAME or --task all.")
     how: dict[str, Any] = {"task": task, "strict": strict, "top_k": top_k}
-    first = next(iter(engine.tasks)) if task == "all" else task
+    first = next(iter(engine.tasks)) if task == ALL else task
     typed = _typed(texts, engine.task(first).entry.fields) if texts else []
     given = iter(typed) if rows is None else read_rows(rows)
     if output is None:

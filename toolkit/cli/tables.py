@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.measured import Candidate, Comparison, Parity
-from ptexport.toolkit.evaluation.figures import ABSTENTION_NOTE, Contrast, Evaluation, headings, summary
+from ptexport.toolkit.evaluation.metrics import ABSTENTION_NOTE, Contrast, Evaluation, headings, summary
 
 if TYPE_CHECKING:
     from ptexport.toolkit.run.run import Run  # it needs the extra `train`

@@ -140,7 +140,6 @@ def _run(path: Path) -> dict[str, Any]:
     from ptexport.toolkit.run.backbone import load_backbone_of
     from ptexport.toolkit.run.run import Run
     from ptexport.toolkit.template.compile import TemplateToken
-    from ptexport.toolkit.template.template import Template
 
     run = Run.read(path)
     tokenizer = Tokenizer.from_str(run.tokenizer_json)
@@ -151,7 +150,7 @@ def _run(path: Path) -> dict[str, Any]:
         file.name: {"size_bytes": file.stat().st_size} for file in sorted(path.iterdir()) if file.is_file()
     }
     record["metrics"] = msgspec.to_builtins(run.metrics)
-    fields = Template.parse(run.config.template).fields
+    fields = run.config.fields
     record["template_tokens"] = [
         [item.name, item.id] if isinstance(item, TemplateToken) else fields["AB".index(item.sequence)]
         for item in run.config.compile(run.tokenizer_json).items

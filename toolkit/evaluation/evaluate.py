@@ -16,7 +16,7 @@ from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.label_rows import predict_rows
 from ptexport.runtime.rows import Row, check_label, check_texts
-from ptexport.toolkit.evaluation.figures import (
+from ptexport.toolkit.evaluation.metrics import (
     N_CONFUSED,
     Contrast,
     Evaluation,

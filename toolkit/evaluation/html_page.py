@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptexport.toolkit.evaluation.figures import ABSTENTION_NOTE, Contrast, Evaluation, headings, summary
+from ptexport.toolkit.evaluation.metrics import ABSTENTION_NOTE, Contrast, Evaluation, headings, summary
 from ptexport.toolkit.html import read_template, render, svg
 from ptexport.toolkit.store.files import write_whole
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from ptexport.runtime.bundle.manifest import Pooling
+from ptexport.runtime.bundle.manifest import Pooling, TextField
 from ptexport.toolkit.methods import EncoderKind, Head, MethodName
 from ptexport.toolkit.models.facts import BackboneFacts
 from ptexport.toolkit.template.compile import CompiledTemplate, Truncate, compile_template
@@ -246,6 +246,11 @@ class RunConfig(TaskOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def facts(self) -> BackboneFacts:
         """Facts about the backbone that the arrays of the run belong to."""
         return self.trained_backbone or self.backbone
+
+    @property
+    def fields(self) -> list[TextField]:
+        """Texts of a row, in order."""
+        return Template.parse(self.template).fields
 
     @property
     def n_prompt_embeddings(self) -> int:

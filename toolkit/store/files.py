@@ -6,14 +6,23 @@ from pathlib import Path
 from ptexport.runtime.errors import OutputError, disk_errors
 
 
+def check_absent(path: Path, *, force: bool) -> None:
+    """Refuse to replace a file without `force`.
+
+    Raises:
+        OutputError: it exists.
+    """
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
+
+
 def write_whole(path: Path, content: bytes, *, force: bool) -> None:
     """Write a file atomically.
 
     Raises:
         OutputError: the file exists and `force` is not set, or it cannot be written.
     """
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
+    check_absent(path, force=force)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with disk_errors(path):
         try:
@@ -29,8 +38,7 @@ def check_output(path: Path, *, force: bool) -> None:
     Raises:
         OutputError: the file exists and `force` is not set, or its folder is missing or not writable.
     """
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already; choose another name, or replace it with --force")
+    check_absent(path, force=force)
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: not a folder; create it, or choose another")
     if not os.access(path.parent, os.W_OK):

@@ -17,7 +17,7 @@ from ptexport.runtime import Engine, Prediction, Task
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows import Row
 from ptexport.toolkit.evaluation.evaluate import Result, check_comparable, contrast, evaluate
-from ptexport.toolkit.evaluation.figures import Evaluation
+from ptexport.toolkit.evaluation.metrics import Evaluation
 
 LABELS = ["a", "b", "c"]
 

@@ -124,8 +124,9 @@ class Contrast(msgspec.Struct, frozen=True, kw_only=True):
 
 def headings(evaluations: Sequence[Evaluation]) -> list[str]:
     """Make column headings from the names of bundles; bundles of the same name get the start of their digests."""
-    names = [evaluation.bundle for evaluation in evaluations]
-    return [e.bundle if names.count(e.bundle) == 1 else f"{e.bundle} {e.digest[:8]}" for e in evaluations]
+    names = [e.bundle if e.task == e.bundle else f"{e.bundle}, task {e.task}" for e in evaluations]
+    shown = zip(names, evaluations, strict=True)
+    return [name if names.count(name) == 1 else f"{name} {e.digest[:8]}" for name, e in shown]
 
 
 def summary(evaluation: Evaluation) -> dict[str, str]:
