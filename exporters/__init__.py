@@ -8,7 +8,7 @@ Rooms, each above what it imports; `docs/architecture.md` has the picture:
     export.py    runs -> bundle: every step in order
     bake.py      runs + traced graph -> files of a bundle
     card.py      manifest -> model card
-    entries.py   run -> what the manifest records about its task
+    manifest_entries.py  run -> what the manifest records about its task
     autotune.py  candidate graphs -> the one with the lowest latency here
     precision    fp32 graph -> lower precision
     parity       graph + model -> proof

@@ -1,7 +1,7 @@
 """A bundle, a run or this machine -> figures and facts.
 
 evaluate.py         labelled rows -> predictions and figures, for one bundle or two
-metrics.py  labels and predictions -> accuracy, F1, calibration
+metrics.py          labels and predictions -> accuracy, F1, calibration
 html_page.py        figures -> an HTML page
 describe.py         a bundle or run -> its contents
 doctor.py           this machine -> what it can run, and what is missing
