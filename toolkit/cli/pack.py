@@ -57,7 +57,12 @@ def pack(
 
 @click.command()
 @click.argument("pack", type=click.Path(path_type=Path))
-@click.option("--backbone", type=click.Path(path_type=Path), required=True, help="Any bundle of the pack's backbone.")
+@click.option(
+    "--backbone",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A bundle of the pack's backbone, with its precision, its opset, and one task or several.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new bundle's folder.")
 @click.option("--check", is_flag=True, help="Run the golden rows first, and compare with the expected logits.")
 @shared.force

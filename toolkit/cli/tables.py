@@ -45,7 +45,7 @@ def print_metrics(run: "Run", out: Path) -> None:
         highlight=False,
     )
     if metrics.found_words is not None:
-        console.print(f"found the label words {', '.join(metrics.found_words)}", markup=False, highlight=False)
+        console.print(f"found the words {', '.join(metrics.found_words)}", markup=False, highlight=False)
         if metrics.manual_accuracy and metrics.test_accuracy <= statistics.median(metrics.manual_accuracy.values()):
             console.print(
                 "accuracy is not better than with the median hand-written template", markup=False, highlight=False
@@ -138,7 +138,7 @@ def _parity(parity: Parity, fan_out: Comparison | None, title: str) -> Table:
 
 def _timings(candidates: list[Candidate]) -> Table:
     sizes = [f"{timing.batch} x {timing.tokens}" for timing in candidates[0].timings]
-    table = table_of("graph", *sizes, "labels", title="median ms of rows x tokens on this machine, in turn")
+    table = table_of("graph", *sizes, "labels", title="median ms of rows x tokens on this machine, timed alternately")
     for candidate in candidates:
         figures = [f"{timing.median_ms:.1f}" for timing in candidate.timings]
         table.add_row(f"opset {candidate.opset}", *figures, "the same" if candidate.same_labels else "differ")

@@ -45,7 +45,7 @@ def test_a_flipped_a_missing_or_a_shortened_file(bundle: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_what_is_no_plain_file_is_not_state(bundle: Path, name: str) -> None:
+def test_what_is_not_a_plain_file_is_not_opened(bundle: Path, name: str) -> None:
     """A pipe would be waited for, for ever."""
     (bundle / name).rename(bundle / "kept")
     os.mkfifo(bundle / name)
@@ -71,7 +71,9 @@ def test_a_linked_folder_is_followed(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["another file", "the same file"])
-def test_a_file_that_changes_while_the_bundle_is_state(bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_the_bundle_is_opened(
+    bundle: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = onnxruntime.InferenceSession
 
     def deploying(*args: Any, **options: Any) -> Any:

@@ -17,6 +17,7 @@ from ptexport.runtime.errors import BundleError, ProviderError
 from ptexport.runtime.ort import execution, graph, providers
 from ptexport.runtime.ort.cuda_driver import read_gpu
 from ptexport.runtime.ort.elf import loads, needed_libraries, run_paths
+from ptexport.runtime.ort.io_binding import Buffers
 from ptexport.runtime.ort.providers import CPU, CUDA, TENSORRT, Provider, check_placement, choose_provider, open_session
 
 no_gpu = pytest.mark.skipif(
@@ -286,9 +287,10 @@ def test_a_provider_that_cannot_load_degrades_under_auto_only(
     opens = graph.open_session
 
     def fails(model: str, options: Any, provider: Provider) -> Any:
-        if provider.name == CPU:
-            return opens(model, options, provider)
-        raise RuntimeError("CUDA error cudaErrorNoKernelImageForDevice")
+        with provider_errors(provider):
+            if provider.name == CPU:
+                return opens(model, options, provider)
+            raise RuntimeError("CUDA error cudaErrorNoKernelImageForDevice")
 
     monkeypatch.setattr(graph, "open_session", fails)
     with pytest.raises(ProviderError, match=r"cannot run this graph \(CUDA error cudaErrorNoKernelImage"):
@@ -305,14 +307,14 @@ def test_wrong_golden_rows_and_failing_runs_raise_under_auto_too(
 ) -> None:
     """Only a provider that cannot load may degrade: what loads and computes otherwise must not go unseen."""
     assert Engine.open(llama_bundle, provider=asked)._state.get().graph.provider.name == CUDA, "the control"
-    run = graph.Graph.run
+    run = Buffers.run
 
-    def wrong(self: graph.Graph, ids: Any) -> Any:
-        if self.provider.name == CUDA and fault == "a run that fails":
+    def wrong(self: Buffers, ids: Any) -> Any:
+        if fault == "a run that fails":
             raise RuntimeError("CUDA error cudaErrorLaunchFailure")
-        return run(self, ids) + (1 if self.provider.name == CUDA else 0)
+        return run(self, ids) + 1
 
-    monkeypatch.setattr(graph.Graph, "run", wrong)
+    monkeypatch.setattr(Buffers, "run", wrong)
     kind, message = {
         "wrong logits": (BundleError, "a logit of its golden rows differs by 1, need at most 0.05"),
         "a run that fails": (ProviderError, r"CUDAExecutionProvider: cannot run this graph \(CUDA error cudaErrorLau"),

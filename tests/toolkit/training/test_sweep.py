@@ -1,6 +1,7 @@
 """Many trainings side by side, stopped and gone on with."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -124,19 +125,17 @@ def test_a_rate_that_was_given_is_kept(llama: Path, rows_file: Path, tmp_path: P
 
 
 def test_a_table_is_kept_when_going_on_fails(llama: Path, rows_file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    assert sweep(llama, rows_file, out, "rows=1,2").returncode == 0
+    out, model = tmp_path / "sweep", Path(shutil.copytree(llama, tmp_path / "model"))
+    assert sweep(model, rows_file, out, "rows=1,2").returncode == 0
     before = (out / "sweep.json").read_bytes()
-    (llama / "config.json").rename(llama / "away.json")
-    try:
-        done = sweep(llama, rows_file, out, "rows=1,2", more=("--resume",))
-    finally:
-        (llama / "away.json").rename(llama / "config.json")
+    (model / "config.json").rename(model / "away.json")
+    done = sweep(model, rows_file, out, "rows=1,2", more=("--resume",))
+    (model / "away.json").rename(model / "config.json")
     assert (done.returncode, "no config.json" in done.stderr) == (1, True)
     assert (out / "sweep.json").read_bytes() == before
     (out / "best").unlink()
     (out / "best").mkdir()
-    done = sweep(llama, rows_file, out, "rows=1,2", more=("--resume",))
+    done = sweep(model, rows_file, out, "rows=1,2", more=("--resume",))
     assert (done.returncode, "best: cannot be written (Is a directory); remove it" in done.stderr) == (1, True)
 
 
