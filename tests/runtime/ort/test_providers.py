@@ -18,7 +18,16 @@ from ptexport.runtime.ort import execution, graph, providers
 from ptexport.runtime.ort.cuda_driver import read_gpu
 from ptexport.runtime.ort.elf import loads, needed_libraries, run_paths
 from ptexport.runtime.ort.io_binding import Buffers
-from ptexport.runtime.ort.providers import CPU, CUDA, TENSORRT, Provider, check_placement, choose_provider, open_session
+from ptexport.runtime.ort.providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    Provider,
+    check_placement,
+    choose_provider,
+    open_session,
+    provider_errors,
+)
 
 no_gpu = pytest.mark.skipif(
     loads("libcuda.so.1") or CUDA not in onnxruntime.get_available_providers(),
