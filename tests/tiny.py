@@ -184,8 +184,13 @@ def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: 
 
 
 def sample(values: Iterable[Any], *kept: Any) -> list[Any]:
-    """Parametrize with all values in `make soak`, and with those kept in `make test`."""
-    return [pytest.param(value, marks=() if value in kept else pytest.mark.soak) for value in values]
+    """Parametrize with all values in `make soak`, and with those kept in `make test`; tuples are several arguments."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=() if value in kept else pytest.mark.soak
+        )
+        for value in values
+    ]
 
 
 def worst(parity: Parity) -> float:
