@@ -305,7 +305,7 @@ def test_golden_rows_are_what_the_model_answers(llama_bundle: Path, bert_bundle:
         assert [set(row.logits) for row in engine.manifest.task.golden] == [set(engine.labels)] * 4
         assert engine.info.golden_max_abs_diff < 1e-4
     differs = "a logit of its golden rows differs by .*, need at most"
-    for value, message in ((0.5, differs), (float("nan"), "NaN is no JSON")):
+    for value, message in ((0.5, differs), (float("nan"), "NaN is not a JSON number")):
         copy = Path(shutil.copytree(llama_bundle, tmp_path / str(value)))
         first, *rest = engine.manifest.task.golden
         manifest = read_manifest((copy / "manifest.json").read_bytes(), "")

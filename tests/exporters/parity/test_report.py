@@ -222,7 +222,7 @@ def test_inspect_writes_the_page(llama_bundle: Path, llama_run: Path, tmp_path: 
             ParityReport.read(other)
     for arguments, code, message in (
         ((llama_bundle, "--html", out), 1, "exists already; choose another name, or replace it with --force"),
-        ((llama_bundle, "--html", tmp_path / "none" / "p.html"), 1, "none: is no folder"),
+        ((llama_bundle, "--html", tmp_path / "none" / "p.html"), 1, "none: not a folder"),
         ((llama_run, "--html", tmp_path / "p.html"), 2, "--html needs a bundle; FOLDER is not one."),
     ):
         done = ptexport("inspect", *arguments)

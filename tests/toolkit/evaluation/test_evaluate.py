@@ -140,7 +140,7 @@ def test_the_command(llama_bundle: Path, bert_bundle: Path, rows_file: Path, tmp
     assert (events[-2]["done"], events[-2]["total"]) == (40, 40)
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 4, "two of each bundle"
-    assert "surest mistakes" in html
+    assert "most confident mistakes" in html
     assert not links_of(html), "the page needs nothing else"
     assert all(text not in html for text, _ in ROWS)
 

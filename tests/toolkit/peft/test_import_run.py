@@ -230,7 +230,7 @@ def with_post_processor(model: Path, folder: Path, layout: str) -> Path:
         ("LORA", "CAUSAL_LM", lambda f: None, {"labels": None}, "has no label words; give --labels"),
         ("LORA", "CAUSAL_LM", lambda f: None, {"labels": "a=greats,b=bad"}, "its word 'greats' is 2 tokens"),
         ("LORA", "CAUSAL_LM", lambda f: None, {"template": "[P] {text}"}, "PEFT puts its virtual tokens first"),
-        ("LORA", "CAUSAL_LM", lambda f: None, {"template": "{text} {text_b}"}, "has no 'text_b', the template"),
+        ("LORA", "CAUSAL_LM", lambda f: None, {"template": "{text} {text_b}"}, "got no 'text_b', the template"),
         ("LORA", "SEQ_CLS", lambda f: None, {"template": "{text} was"}, "a classification layer takes the text"),
         ("LORA", "SEQ_CLS", lambda f: None, {"labels": "a,b,c"}, "labels 'a,b,c': got 3, .* has 2"),
         ("LORA", "SEQ_CLS", lambda f: change_tensors(f, lambda t: t.pop("base_model.model.score.weight")), {},

@@ -246,7 +246,7 @@ def test_what_a_multiple_choice_has_no_use_for(options: dict[str, object], messa
     ("rows", "message"),
     [
         (["why?"], r"text 0: got str, need a text with its choices; write choose\("),
-        ([("why?", ["a", "b"]), (None, ["a", "b"])], "text 1: need a text and its choices"),
+        ([("why?", ["a", "b"]), (None, ["a", "b"])], "text 1: got tuple, need a text with its choices"),
         ([("why?", ["a", "b"]), ("why?", ["a"])], "text 1: got 1 'choices'"),
         ([("why?", "ab")], "text 0: 'choices' is 'ab', need a list of strings"),
     ],

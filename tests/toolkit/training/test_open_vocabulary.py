@@ -141,7 +141,7 @@ def test_what_is_no_open_answer(llama: Path, rows: Path, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"line 51: label 'two words' is not one token here, nor .* 0 more of 51"):
         train_tiny(llama, bad, "{text} [P]", tmp_path / "bad", labels="vocab")
     run = Run.read(train_tiny(llama, rows, "{text} [P]", tmp_path / "run", labels="vocab"))
-    with pytest.raises(ExportError, match="task a: has an open vocabulary, whose labels are too many"):
+    with pytest.raises(ExportError, match="task a: has an open vocabulary, which has too many labels"):
         JointTasks({"a": run, "b": run})
 
 

@@ -75,7 +75,7 @@ def test_templates_and_encoders(llama: Path, rows_file: Path, tmp_path: Path) ->
         ("speed=1", r"need NAME=VALUE,VALUE with a name of method, template, rows, .*seed"),
         ("lr", "need NAME=VALUE,VALUE"),
         ("lr=fast", "'fast' is not a valid number; correct the value"),
-        ("lr=nan", "'nan' is no finite number; correct the value"),
+        ("lr=nan", "'nan' is not a finite number; correct the value"),
         ("lr=-1", "-1.0 is not in the range x>0"),
         ("rows=1.5", "'1.5' is not a valid integer"),
         ("batch_size=0", "0 is not in the range x>=1"),
