@@ -1,6 +1,7 @@
 """Ctrl-C and a full disk, met by the commands themselves: one sentence, exit code 1, nothing half written."""
 
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import ptexport
+from tiny import sample
 
 PTEXPORT = [sys.executable, "-c", "from ptexport.toolkit.cli.main import main; main()"]
 LABELS = "positive=great,negative=terrible"
@@ -58,10 +61,7 @@ def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> Non
     assert re.search(r"run: interrupted; holds the best of \d+ epochs, go on with --resume", last)
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     assert metrics["stopped"] == "interrupted"
-    bundle = tmp_path / "bundle"
-    subprocess.run(
-        [*PTEXPORT, "export", str(tmp_path / "runs" / "run"), "--out", bundle], check=True, capture_output=True
-    )
+    assert ptexport("export", tmp_path / "runs" / "run", "--out", tmp_path / "bundle").returncode == 0
     done = interrupt([*command, "--resume"], f'"epoch": {metrics["epochs"] + 2}', tmp_path / "cache")
     assert (done.returncode, "resuming after" in done.stderr) == (1, True)
     assert json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())["epochs"] >= metrics["epochs"] + 2
@@ -74,8 +74,8 @@ def test_ctrl_c_while_tracing(llama_run: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Aborted!")
     assert "Traceback" not in done.stderr
     assert files_under(tmp_path) == []
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    done = ptexport(*command[len(PTEXPORT) :], XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "bundle" / "manifest.json").is_file()
 
 
@@ -91,7 +91,7 @@ def limited(command: list[str], largest_file_bytes: int, cache: Path) -> subproc
     )
 
 
-@pytest.mark.parametrize("largest_file_bytes", [100, 5_000, 50_000])
+@pytest.mark.parametrize("largest_file_bytes", sample([100, 5_000, 50_000], 5_000))
 def test_a_full_disk_in_training(largest_file_bytes: int, llama: Path, rows_file: Path, tmp_path: Path) -> None:
     command = train_command(llama, rows_file, tmp_path / "run", "--epochs", "1")
     done = limited(command, largest_file_bytes, tmp_path / "cache")
@@ -156,12 +156,7 @@ def test_a_full_disk_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("traced", "largest_file_bytes"),
-    [
-        (False, 60_000),
-        (True, 1_000),
-        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((False, 1_000), (False, 110_000))),
-        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((True, 60_000), (True, 110_000))),
-    ],
+    sample(itertools.product([False, True], [1_000, 60_000, 110_000]), (False, 60_000), (True, 1_000)),
 )
 def test_a_full_disk_in_export(largest_file_bytes: int, traced: bool, llama_bundle: Path, llama_run: Path,
                                tmp_path: Path) -> None:  # fmt: skip

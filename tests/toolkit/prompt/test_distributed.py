@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
-from tiny import LABELS, Quiet
+from tiny import LABELS, Quiet, sample
 
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.cli.main import cli
@@ -55,19 +56,31 @@ def furthest(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
     return max(float(np.abs(one[name] - two[name]).max(initial=0)) for name in one)
 
 
-@pytest.mark.parametrize(
-    "case", ["p-tuning", *(pytest.param(case, marks=pytest.mark.soak) for case in CASES if case != "p-tuning")]
-)
-def test_two_processes_train_what_one_would(case: str, llama: Path, rows_file: Path, tmp_path: Path) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    said = train(alone, llama, rows_file, case, "--json", launch=[BIN / "ptexport"])
-    assert said.startswith("0\n"), said
+@pytest.fixture(scope="module")
+def alone(llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Train a case in one process, once."""
+    folder = tmp_path_factory.mktemp("alone")
+
+    def trained(case: str) -> Path:
+        if not (folder / case).exists():
+            said = train(folder / case, llama, rows_file, case, "--json", launch=[BIN / "ptexport"])
+            assert said.startswith("0\n"), said
+        return folder / case
+
+    return trained
+
+
+@pytest.mark.parametrize("case", sample(CASES, "p-tuning"))
+def test_two_processes_train_what_one_would(
+    case: str, alone: Callable[[str], Path], llama: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    together = tmp_path / "together"
     said = train(together, llama, rows_file, case, "--json", launch=[*LAUNCH, BIN / "ptexport"])
     assert said.startswith("0\n"), said
     assert said.count('"event": "done"') == 1  # one of the two is watched
     # Adam's steps are as large as the rate even where a gradient is hardly more than rounding.
-    assert furthest(weights(alone), weights(together)) < 1e-4
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (alone, together))
+    assert furthest(weights(alone(case)), weights(together)) < 1e-4
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (alone(case), together))
     for name in ("train_seconds", "versions"):
         assert first.pop(name)
         assert second.pop(name)
@@ -84,13 +97,12 @@ main()
 
 
 def test_processes_that_do_not_add_their_gradients_train_something_else(
-    llama: Path, rows_file: Path, tmp_path: Path
+    alone: Callable[[str], Path], llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "deaf.py").write_text(DEAF, encoding="utf-8")
-    train(tmp_path / "alone", llama, rows_file, "p-tuning", launch=[BIN / "ptexport"])
     said = train(tmp_path / "deaf", llama, rows_file, "p-tuning", launch=[*LAUNCH, tmp_path / "deaf.py"])
     assert said.startswith("0\n"), said
-    assert furthest(weights(tmp_path / "alone"), weights(tmp_path / "deaf")) > 1e-3
+    assert furthest(weights(alone("p-tuning")), weights(tmp_path / "deaf")) > 1e-3
 
 
 def test_an_error_is_said_once_by_each_and_ends_all(llama: Path, rows_file: Path, tmp_path: Path) -> None:
