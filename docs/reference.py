@@ -12,7 +12,7 @@ def reference() -> str:
     """Return the page."""
     names = cli.context_settings["help_option_names"]
     context = click.Context(cli, info_name="ptexport", help_option_names=names)
-    parts = ["# Commands", "", "Exit code 0: done. 1: failed, with one sentence. 2: wrong use.", ""]
+    parts = ["# Commands", "", "Exit code 0: done. 1: failed, with one sentence. 2: wrong usage.", ""]
     for command in cli.commands.values():
         parts += describe(command, context)
     return "\n".join(parts).rstrip() + "\n"

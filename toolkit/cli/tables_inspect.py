@@ -113,17 +113,17 @@ def print_report(report: "ProviderReport") -> None:
     )
     for outcome in report.outcomes:
         if outcome.info is None or outcome.open_s is None or outcome.among_neighbours is None:
-            table.add_row(outcome.asked, "[red]does not run it[/]")
+            table.add_row(outcome.provider, "[red]does not run it[/]")
             continue
         times = (f"{timing.median_ms:.1f} ms" for timing in outcome.timings)
         golden = f"{outcome.info.golden_max_abs_diff:.1e}"
-        table.add_row(outcome.asked, f"{outcome.open_s:.1f} s", golden, f"{outcome.among_neighbours:.1e}", *times)
+        table.add_row(outcome.provider, f"{outcome.open_s:.1f} s", golden, f"{outcome.among_neighbours:.1e}", *times)
     console = Console()
     console.print(f"{report.bundle}, for {report.target} in {report.precision}, on {report.machine}; {device}")
     console.print(table)
     for outcome in report.outcomes:
         if outcome.error is not None:
-            console.print(f"{outcome.asked}: {outcome.error}", highlight=False, markup=False)
+            console.print(f"{outcome.provider}: {outcome.error}", highlight=False, markup=False)
 
 
 def print_entries(entries: list["Entry"], *, removed: bool) -> None:

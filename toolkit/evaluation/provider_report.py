@@ -46,7 +46,7 @@ class ProviderRun(msgspec.Struct, frozen=True, kw_only=True):
     """What one provider did with the bundle.
 
     Attributes:
-        asked: the requested provider.
+        provider: the requested provider.
         error: why it does not run the bundle; None: it does.
         open_s: seconds to verify, load and compare the golden rows; with TensorRT, to build its engine as well.
         info: what ran where.
@@ -54,7 +54,7 @@ class ProviderRun(msgspec.Struct, frozen=True, kw_only=True):
         timings: latency by size.
     """
 
-    asked: str
+    provider: str
     error: str | None = None
     open_s: float | None = None
     info: EngineInfo | None = None
@@ -112,14 +112,14 @@ def _run(bundle: Path, provider: str, device: int) -> ProviderRun:
         engine = Engine.open(bundle, provider=provider, device=0 if provider == "cpu" else device)
         open_s = time.perf_counter() - started
         return ProviderRun(
-            asked=provider,
+            provider=provider,
             open_s=open_s,
             info=engine.info,
             among_neighbours=max(_among_neighbours(task) for task in engine.tasks.values()),
             timings=[_measure(next(iter(engine.tasks.values())), *size) for size in SIZES],
         )
     except PtexportError as e:
-        return ProviderRun(asked=provider, error=without_paths(str(e) or type(e).__name__, bundle))
+        return ProviderRun(provider=provider, error=without_paths(str(e) or type(e).__name__, bundle))
 
 
 def without_paths(text: str, bundle: Path) -> str:

@@ -156,7 +156,7 @@ class _Record:
         self._write()
 
     def _write(self) -> None:
-        record = {"asked": self._options, "outcomes": self.outcomes}
+        record = {"options": self._options, "outcomes": self.outcomes}
         content = msgspec.json.format(msgspec.json.encode(record), indent=2)
         write_whole(self._out / SWEEP, content + b"\n", force=True)
         if self.outcomes and self.outcomes[0].failed is None:
@@ -173,7 +173,7 @@ def _check_options(path: Path, options: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        same = msgspec.json.decode(path.read_bytes())["asked"] == options
+        same = msgspec.json.decode(path.read_bytes())["options"] == options
     except (OSError, msgspec.DecodeError, KeyError, TypeError) as e:
         raise OutputError(f"{path}: cannot be read ({reason(e)}); choose another folder") from e
     if not same:
