@@ -13,7 +13,6 @@ from ptexport.toolkit.cli import options as shared
 
 if TYPE_CHECKING:
     from ptexport.runtime import Engine
-    from ptexport.runtime.bundle.manifest import ALL
     from ptexport.runtime.rows import Row
 
 
@@ -60,6 +59,7 @@ def predict(
     For a pair template, two TEXTS make one row. For a multiple choice, the first is the text, the others its choices.
     """
     from ptexport.runtime import Engine
+    from ptexport.runtime.bundle.manifest import ALL
     from ptexport.runtime.rows import count_lines, read_rows
 
     _check_usage(texts, rows, output, resume=resume, force=force, log_file=log_file)

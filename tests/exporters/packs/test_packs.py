@@ -280,7 +280,7 @@ def signed(bundle: Path) -> None:
 
 def test_a_prefix_is_not_for_a_graph_without(bert: Path, bert_bundle: Path, rows_file: Path, tmp_path: Path) -> None:
     run = train_tiny(bert, rows_file, "[P*3] {text} [MASK]", tmp_path / "run", method="prefix")
-    refused(packed(run, tmp_path / "task.ptpack"), bert_bundle, "has .*prefix_kv.*; name a bundle of a task")
+    refused(packed(run, tmp_path / "task.ptpack"), bert_bundle, "has .*prefix_kv.*; name a bundle exported by")
 
 
 def test_runs_that_cannot_be_packed(llama: Path, llama_run: Path, rows_file: Path, tmp_path: Path) -> None:
