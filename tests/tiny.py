@@ -52,7 +52,7 @@ class Quiet:
     def stage(self, name: str) -> None:
         pass
 
-    def rows(self, done: int, total: int) -> None:
+    def rows(self, done: int, total: int | None) -> None:
         pass
 
 

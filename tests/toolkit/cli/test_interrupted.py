@@ -1,6 +1,5 @@
 """Ctrl-C and a full disk, met by the commands themselves: one sentence, exit code 1, nothing half written."""
 
-import ctypes
 import itertools
 import json
 import os
@@ -8,43 +7,30 @@ import re
 import resource
 import signal
 import subprocess
-import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from commands import ptexport
+from commands import Process, ptexport, without_privileges
 from tiny import sample
 
-PTEXPORT = [sys.executable, "-c", "from ptexport.toolkit.cli.main import main; main()"]
 LABELS = "positive=great,negative=terrible"
 
 
-def train_command(llama: Path, rows_file: Path, out: Path, *more: str) -> list[str]:
+def train_command(llama: Path, rows_file: Path, out: Path, *more: str) -> list[object]:
     given = {"model": llama, "data": rows_file, "template": "[P] {text}", "labels": LABELS, "out": out}
-    return [*PTEXPORT, "train", *(str(word) for name, value in given.items() for word in (f"--{name}", value)), *more]
+    return ["train", *(word for name, value in given.items() for word in (f"--{name}", value)), *more]
 
 
-def interrupt(command: list[str], after: str, cache: Path) -> subprocess.CompletedProcess[str]:
+def interrupt(command: list[object], after: str, cache: Path) -> subprocess.CompletedProcess[str]:
     """Send SIGINT when standard error has shown `after`."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        # What a terminal gives; tests in the background of a shell inherit that the signal is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stderr is not None
-        seen = ""
-        while after not in seen:
-            line = process.stderr.readline()
-            assert line, seen
-            seen += line
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    return subprocess.CompletedProcess(command, process.returncode, out, seen + err)
+    process = Process(*command, XDG_CACHE_HOME=str(cache))
+    while after not in process.stderr():
+        assert process.running(), process.stderr()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    return process.wait()
 
 
 def files_under(folder: Path) -> list[str]:
@@ -61,7 +47,7 @@ def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> Non
     assert re.search(r"run: interrupted; holds the best of \d+ epochs, go on with --resume", last)
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     assert metrics["stopped"] == "interrupted"
-    assert ptexport("export", tmp_path / "runs" / "run", "--out", tmp_path / "bundle").returncode == 0
+    assert Process("export", tmp_path / "runs" / "run", "--out", tmp_path / "bundle").wait().returncode == 0
     done = interrupt([*command, "--resume"], f'"epoch": {metrics["epochs"] + 2}', tmp_path / "cache")
     assert (done.returncode, "resuming after" in done.stderr) == (1, True)
     assert json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())["epochs"] >= metrics["epochs"] + 2
@@ -69,26 +55,20 @@ def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> Non
 
 def test_ctrl_c_while_tracing(llama_run: Path, tmp_path: Path) -> None:
     """Neither the bundle nor the cache holds anything, and the next export makes both."""
-    command = [*PTEXPORT, "export", str(llama_run), "--out", str(tmp_path / "bundle"), "--json"]
+    command: list[object] = ["export", llama_run, "--out", tmp_path / "bundle", "--json"]
     done = interrupt(command, "tracing", tmp_path / "cache")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Aborted!")
     assert "Traceback" not in done.stderr
     assert files_under(tmp_path) == []
-    done = ptexport(*command[len(PTEXPORT) :], XDG_CACHE_HOME=str(tmp_path / "cache"))
+    done = Process(*command, XDG_CACHE_HOME=str(tmp_path / "cache")).wait()
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "bundle" / "manifest.json").is_file()
 
 
-def limited(command: list[str], largest_file_bytes: int, cache: Path) -> subprocess.CompletedProcess[str]:
+def limited(command: list[object], largest_file_bytes: int, cache: Path) -> subprocess.CompletedProcess[str]:
     """Run on a disk that takes no file larger than this (what a full one does, but each time at the same byte)."""
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes)),
-    )
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
+    return Process(*command, prepare=limit, XDG_CACHE_HOME=str(cache)).wait()
 
 
 @pytest.mark.parametrize("largest_file_bytes", sample([100, 5_000, 50_000], 5_000))
@@ -100,26 +80,20 @@ def test_a_full_disk_in_training(largest_file_bytes: int, llama: Path, rows_file
     assert files_under(tmp_path) == []
 
 
-def without_privileges() -> None:
-    """Hold root to the permissions of files, as everybody else is (capabilities(7), CAP_DAC_OVERRIDE)."""
-    pr_capbset_drop, cap_dac_override = 24, 1
-    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override, 0, 0, 0)  # refused, and not needed, for anybody else
-
-
 @pytest.mark.parametrize("command", ["train", "export", "predict", "evaluate"])
 def test_a_read_only_folder(command: str, llama: Path, llama_run: Path, llama_bundle: Path, rows_file: Path,
                             tmp_path: Path) -> None:  # fmt: skip
     folder = tmp_path / "mine"
     folder.mkdir()
     out = folder / "out"
-    commands = {
+    commands: dict[str, list[object]] = {
         "train": train_command(llama, rows_file, out),
-        "export": [*PTEXPORT, "export", str(llama_run), "--out", str(out)],
-        "predict": [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows_file), "--output", str(out)],
-        "evaluate": [*PTEXPORT, "evaluate", str(llama_bundle), "--data", str(rows_file), "--html", str(out)],
+        "export": ["export", llama_run, "--out", out],
+        "predict": ["predict", llama_bundle, "--input", rows_file, "--output", out],
+        "evaluate": ["evaluate", llama_bundle, "--data", rows_file, "--html", out],
     }
     folder.chmod(0o500)
-    done = subprocess.run(commands[command], capture_output=True, text=True, check=False, preexec_fn=without_privileges)
+    done = Process(*commands[command], prepare=without_privileges).wait()
     folder.chmod(0o700)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert f"{out}: cannot be written (Permission denied)" in done.stderr
@@ -129,11 +103,11 @@ def test_a_read_only_folder(command: str, llama: Path, llama_run: Path, llama_bu
 def test_ctrl_c_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text("".join(json.dumps({"text": f"story {i}"}) + "\n" for i in range(40_000)))
-    command = [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows), "--output", str(out), "--json"]
+    command: list[object] = ["predict", llama_bundle, "--input", rows, "--output", out, "--json"]
     done = interrupt(command, '"event": "rows"', tmp_path / "cache")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert done.stderr.splitlines()[-1] == f"ptexport: {out}: interrupted; continue with --resume"
-    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
+    assert ptexport(*command, "--resume").returncode == 0
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [f"story {i}" for i in range(40_000)]
 
 
@@ -141,7 +115,7 @@ def test_a_full_disk_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
     """What was labelled stays, and the rest follows when there is room again."""
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text("".join(json.dumps({"text": f"story {i}"}) + "\n" for i in range(3000)))
-    command = [*PTEXPORT, "predict", str(llama_bundle), "--input", str(rows), "--output", str(out)]
+    command: list[object] = ["predict", llama_bundle, "--input", rows, "--output", out]
     done = limited(command, 50_000, tmp_path / "cache")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert (
@@ -149,7 +123,7 @@ def test_a_full_disk_in_prediction(llama_bundle: Path, tmp_path: Path) -> None:
         in done.stderr
     )
     assert not out.exists()
-    subprocess.run([*command, "--resume"], check=True)
+    assert ptexport(*command, "--resume").returncode == 0
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == [f"story {i}" for i in range(3000)]
     assert files_under(tmp_path) == ["out.jsonl", "rows.jsonl"]
 
@@ -162,7 +136,7 @@ def test_a_full_disk_in_export(largest_file_bytes: int, traced: bool, llama_bund
                                tmp_path: Path) -> None:  # fmt: skip
     """At the trace, and, with the backbone traced before (`llama_bundle`), at each of the bundle's files."""
     cache = Path(os.environ["XDG_CACHE_HOME"]) if traced else tmp_path / "cache"
-    done = limited([*PTEXPORT, "export", str(llama_run), "--out", str(tmp_path / "bundle")], largest_file_bytes, cache)
+    done = limited(["export", llama_run, "--out", tmp_path / "bundle"], largest_file_bytes, cache)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
     assert "cannot be written" in done.stderr.splitlines()[-1]
     assert files_under(tmp_path) == []

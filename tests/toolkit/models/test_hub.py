@@ -43,21 +43,24 @@ def train(rows_file: Path, out: Path, *more: str, **environment: str) -> subproc
     return ptexport("train", "--model", "somebody/tiny", *given, "--epochs", 1, "--out", out, *more, **environment)
 
 
-@pytest.mark.parametrize("revision", sample(COMMITS, "v1"))
-def test_the_revision_and_the_licence_travel_with_it(
-    revision: str, hub_home: Path, rows_file: Path, tmp_path: Path
-) -> None:
-    run, bundle = tmp_path / "run", tmp_path / "bundle"
-    options = () if revision == "main" else ("--revision", revision)
-    done = train(rows_file, run, *options, HF_HOME=str(hub_home))
+@pytest.fixture
+def run(request: pytest.FixtureRequest, hub_home: Path, rows_file: Path, tmp_path: Path) -> Path:
+    """A run on one of the revisions."""
+    options = () if request.param == "main" else ("--revision", request.param)
+    done = train(rows_file, tmp_path / "run", *options, HF_HOME=str(hub_home))
     assert done.returncode == 0, done.stderr
-    assert json.loads((run / "config.json").read_text())["revision"] == COMMITS[revision]
-    done = ptexport("export", run, "--out", bundle, HF_HOME=str(hub_home))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["revision"] == COMMITS[request.param]
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("run", "commit"), sample(COMMITS.items(), ("v1", COMMITS["v1"])), indirect=["run"])
+def test_the_revision_and_the_licence_travel_with_it(run: Path, commit: str, hub_home: Path, tmp_path: Path) -> None:
+    done = ptexport("export", run, "--out", tmp_path / "bundle", HF_HOME=str(hub_home))
     assert done.returncode == 0, done.stderr
-    backbone = json.loads((bundle / "manifest.json").read_text())["backbone"]
-    assert (backbone["name"], backbone["revision"]) == ("somebody/tiny", COMMITS[revision])
+    backbone = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["backbone"]
+    assert (backbone["name"], backbone["revision"]) == ("somebody/tiny", commit)
     assert backbone["licence"] == "apache-2.0"
-    assert (bundle / "README.md").read_text().startswith("---\nlicense: apache-2.0\n")
+    assert (tmp_path / "bundle" / "README.md").read_text().startswith("---\nlicense: apache-2.0\n")
 
 
 def test_the_hub_cannot_be_reached(hub_home: Path, rows_file: Path, tmp_path: Path) -> None:
@@ -100,17 +103,15 @@ def refusing_hub() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (
-            "somebody/gated",
-            "gated on the hub; accept its terms on its page there, then set HF_TOKEN or run 'hf auth login'",
-        ),
-        ("somebody/nothing", "and not on the hub; check the name, or set HF_TOKEN if it is private"),
-        ("somebody/old", "has no revision 'v9' on the hub; look up its commits there"),
-    ],
-)
+GATED = "gated on the hub; accept its terms on its page there, then set HF_TOKEN or run 'hf auth login'"
+REFUSED = {
+    "somebody/gated": GATED,
+    "somebody/nothing": "and not on the hub; check the name, or set HF_TOKEN if it is private",
+    "somebody/old": "has no revision 'v9' on the hub; look up its commits there",
+}
+
+
+@pytest.mark.parametrize(("model", "message"), REFUSED.items())
 def test_what_the_hub_refuses(model: str, message: str, refusing_hub: str, rows_file: Path, tmp_path: Path) -> None:
     environment = {"HF_ENDPOINT": refusing_hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
     done = train(rows_file, tmp_path / "run", "--model", model, "--revision", "v9", **environment)

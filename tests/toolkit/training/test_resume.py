@@ -2,41 +2,40 @@
 
 import json
 import random
+import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import ptexport
+from commands import Process, ptexport
 from safetensors.numpy import load_file
 
-PTEXPORT = [sys.executable, "-c", "from ptexport.toolkit.cli.main import main; main()"]
 
-
-def command(llama: Path, rows_file: Path, out: Path, *more: str, epochs: int = 40) -> list[str]:
+def command(llama: Path, rows_file: Path, out: Path, *more: str, epochs: int = 40) -> list[object]:
     given = {"model": llama, "data": rows_file, "template": "[P*2] {text} [P]", "labels": "positive=great,negative=bad"}
-    given |= {"out": out, "epochs": epochs, "patience": epochs, "lr": 0.02}
-    return [*PTEXPORT, "train", *(str(word) for name, value in given.items() for word in (f"--{name}", value)), *more]
+    options = {**given, "out": out, "epochs": epochs, "patience": epochs, "lr": 0.02}
+    return ["train", *(word for name, value in options.items() for word in (f"--{name}", value)), *more]
 
 
-def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return ptexport(*command[len(PTEXPORT) :])
+def run(command: list[object]) -> subprocess.CompletedProcess[str]:
+    return ptexport(*command)
 
 
-def kill(command: list[str], state: Path, after_s: float) -> bool:
+def kill(command: list[object], state: Path, after_s: float) -> bool:
     """Kill it some time after it first kept its state; whether it was still training then."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     before = state.stat().st_mtime_ns if state.exists() else None
-    while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+    process = Process(*command)
+    while process.running() and (not state.exists() or state.stat().st_mtime_ns == before):
         time.sleep(0.005)
     time.sleep(after_s)
-    running = process.poll() is None
-    process.kill()
-    _, err = process.communicate()
-    assert running or process.returncode == 0, err
+    running = process.running()
+    if running:
+        process.send_signal(signal.SIGKILL)
+    done = process.wait()
+    assert running or done.returncode == 0, done.stderr
     return running
 
 
@@ -79,7 +78,7 @@ def check_kills(n_kills: int, llama: Path, rows_file: Path, whole: Path, out: Pa
 
 
 def test_killed_and_gone_on_with(llama: Path, rows_file: Path, whole: Path, tmp_path: Path) -> None:
-    check_kills(2, llama, rows_file, whole, tmp_path / "run")
+    check_kills(3, llama, rows_file, whole, tmp_path / "run")
 
 
 @pytest.mark.soak
@@ -136,10 +135,10 @@ def test_a_killed_replacement_is_gone_on_with(llama: Path, rows_file: Path, tmp_
     """The run that was there stays until the new one is done."""
     out, state = tmp_path / "run", tmp_path / "run.partial" / "resume.safetensors"
     assert run(command(llama, rows_file, out, epochs=2)).returncode == 0
-    assert kill(command(llama, rows_file, out, "--force", epochs=300), state, 0)
+    assert kill(command(llama, rows_file, out, "--force", epochs=80), state, 0)
     assert metrics_of(out)["epochs"] == 2
-    done = run(command(llama, rows_file, out, "--resume", epochs=300))
-    assert (done.returncode, metrics_of(out)["epochs"]) == (0, 300), done.stderr
+    done = run(command(llama, rows_file, out, "--resume", epochs=80))
+    assert (done.returncode, metrics_of(out)["epochs"]) == (0, 80), done.stderr
 
 
 def test_a_refusal_leaves_nothing(llama: Path, rows_file: Path, tmp_path: Path) -> None:
@@ -170,14 +169,15 @@ def test_two_at_once_on_one_output(llama: Path, rows_file: Path, tmp_path: Path)
     out = tmp_path / "run"
     state = tmp_path / "run.partial" / "resume.safetensors"
     endless = command(llama, rows_file, out, epochs=10**7)
-    with subprocess.Popen(endless, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        try:
-            while not state.exists():
-                assert first.poll() is None
-                time.sleep(0.01)
-            for option in ("--resume", "--force"):
-                done = run([*endless, option])
-                assert (done.returncode, "another ptexport is writing it" in done.stderr) == (1, True)
-            assert first.poll() is None
-        finally:
-            first.kill()
+    first = Process(*endless)
+    try:
+        while not state.exists():
+            assert first.running(), first.stderr()
+            time.sleep(0.01)
+        for option in ("--resume", "--force"):
+            done = run([*endless, option])
+            assert (done.returncode, "another ptexport is writing it" in done.stderr) == (1, True)
+        assert first.running()
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
