@@ -67,6 +67,7 @@ def alone(llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory
             assert said.startswith("0\n"), said
         return folder / case
 
+    trained("p-tuning")
     return trained
 
 
