@@ -1,6 +1,6 @@
 """Run the programs in docs/embedding.md with other versions of the runtime's dependencies.
 
-    python examples/versions.py BUNDLE PAIRS_BUNDLE "onnxruntime==1.18.0 numpy==1.26.4" "onnxruntime==1.31.1" …
+    python examples/versions.py BUNDLE PAIRS_BUNDLE "onnxruntime==1.18.0 numpy==1.26.4" "onnxruntime==1.32.0" …
 
 Each set of versions gets a temporary virtual environment of this Python with this repository's base install.
 """
