@@ -209,7 +209,7 @@ def _label_numbers(run: Run, row: Row) -> list[int]:
     if row.label is None or (run.config.open_vocabulary and row.label not in labels):
         return [-1] * (len(row.choices) if row.choices else 1)
     if row.choices is None:
-        check_label(row, labels, "mend the row, or leave its label out")
+        check_label(row, labels, "correct the row, or leave its label out")
     return [labels.index(str(pair.label)) for pair in pairs([row], labels)]
 
 

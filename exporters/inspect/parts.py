@@ -7,7 +7,7 @@ from whether it precedes a softmax, follows one, or is between two.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx_ir as ir
 
@@ -239,16 +239,5 @@ def tensor_of(value: ir.Value) -> ir.TensorProtocol:
 
 def order(place: Place) -> tuple[int, int, int]:
     """Return a sort key in the order of the graph: parts before the layers, layers, parts after them."""
-    names = (
-        "embeddings",
-        "prompt embeddings",
-        "prefix key/values",
-        "attention",
-        "mlp",
-        "norms",
-        "head",
-        "label weights",
-        "other",
-    )
-    number = names.index(place.name)
+    number = get_args(PartName).index(place.name)
     return (0 if number < 3 else 1 if place.layer is not None else 2), place.layer or 0, number

@@ -75,9 +75,7 @@ def verify_signature(path: Path, public_key: Path) -> dict[str, str]:
     config.set_hashing_config(hash_all_files)
     try:
         config.verify(path, signature)
-    except (
-        Exception
-    ) as e:  # model_signing has no base class of errors: a damaged signature raises any of its parts' own
+    except Exception as e:  # model_signing has no base class: a damaged signature raises errors of its parts
         # About changed files it prints both digests, as a list of Python objects; the first file's name is enough.
         line = reason(e).replace("\\'", "'").removeprefix("Signature mismatch: ")
         first = line.split(": Expected")[0].lstrip("['\"").rstrip(']"')

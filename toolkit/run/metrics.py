@@ -60,7 +60,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
             A clause for *where: …*, with advice.
         """
         if self.stopped == "interrupted":
-            return f"interrupted; holds the best of {self.epochs} epochs, go on with --resume"
+            return f"interrupted; holds the best of {self.epochs} epochs, continue with --resume"
         if self.stopped == "diverged":
             return "the loss became infinite or NaN; the run holds the best epoch before that, use a lower --lr"
         if abstain is not None and self.abstain_below is None:

@@ -1,6 +1,7 @@
 """Manifests of format 1, which ptexport 0.1 wrote, are upgraded; manifests with other fields are refused."""
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -62,9 +63,20 @@ def test_int8_dynamic_is_refused_with_the_reason() -> None:
         read_manifest(sealed(record), "m")
 
 
-@pytest.mark.parametrize("bundle", TASKS)
-@pytest.mark.parametrize("make", [record_of, in_format_2])
-@pytest.mark.parametrize("place", [(), ("graph",), ("backbone",), ("tasks", 0), ("tasks", 0, "parity")])
+PARTS: list[tuple[str | int, ...]] = [(), ("graph",), ("backbone",), ("tasks", 0), ("tasks", 0, "parity")]
+ABSENT = {("reviews", record_of): "tasks", ("both", record_of): "graph"}
+"""What the two layouts of format 1 do not have."""
+
+
+@pytest.mark.parametrize(
+    ("bundle", "make", "place"),
+    [
+        (bundle, make, place)
+        for bundle, make in itertools.product(TASKS, [record_of, in_format_2])
+        for place in PARTS
+        if ABSENT.get((bundle, make)) not in place
+    ],
+)
 def test_an_unknown_or_a_missing_field_is_refused(
     bundle: str, make: Callable[[str], dict[str, Any]], place: tuple[str | int, ...]
 ) -> None:
@@ -72,8 +84,6 @@ def test_an_unknown_or_a_missing_field_is_refused(
     assert read_manifest(sealed(record), "m").name == bundle
     part: Any = record
     for key in place:
-        if isinstance(part, dict) and key not in part:
-            pytest.skip("this layout has no such part")
         part = part[key]
     part["more"] = 1
     with pytest.raises(BundleError, match="m: Object contains unknown field `more`"):

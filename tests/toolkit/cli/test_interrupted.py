@@ -44,7 +44,7 @@ def test_ctrl_c_in_training(llama: Path, rows_file: Path, tmp_path: Path) -> Non
     done = interrupt(command, '"epoch": 2', tmp_path / "cache")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     last = done.stderr.splitlines()[-1]
-    assert re.search(r"run: interrupted; holds the best of \d+ epochs, go on with --resume", last)
+    assert re.search(r"run: interrupted; holds the best of \d+ epochs, continue with --resume", last)
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     assert metrics["stopped"] == "interrupted"
     assert Process("export", tmp_path / "runs" / "run", "--out", tmp_path / "bundle").wait().returncode == 0

@@ -82,7 +82,7 @@ def test_in_what_a_training_fell_short(llama_run: Path) -> None:
     assert metrics.shortfall(None) is None
     assert changed(abstain_below=0.9).shortfall(0.99) is None
     assert "lower --abstain" in str(metrics.shortfall(0.99))
-    assert "go on with --resume" in str(changed(stopped="interrupted").shortfall(None))
+    assert "continue with --resume" in str(changed(stopped="interrupted").shortfall(None))
     assert "use a lower --lr" in str(changed(stopped="diverged").shortfall(0.99))
 
 
