@@ -18,7 +18,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from ptexport.runtime import Engine
 from ptexport.runtime.engine.batching import batches
 from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
-from ptexport.runtime.rows import read_rows
+from ptexport.runtime.rows.read import read_rows
 
 ROUNDS = 7
 

@@ -102,11 +102,10 @@ def export(out: Path) -> dict[str, object]:
 
     from ptexport.exporters.targets.tensorrt import not_for_tensorrt
     from ptexport.runtime.cache_dir import cache_home
-    from ptexport.toolkit.data.cities import labels
-    from ptexport.toolkit.data.splits import load_data
+    from ptexport.runtime.rows.columns import Columns
+    from ptexport.toolkit.data.splits import read_test_rows
 
-    names = labels(linear=True).split(",")
-    test = load_data("cities", dev=None, test=None, labels=names, fields=["text"], seed=0).test
+    test = list(read_test_rows("cities", Columns(), print))
     rows = out / "test.jsonl"
     rows.write_text("".join(json.dumps({"text": row.text, "label": row.label}) + "\n" for row in test))
     with tempfile.TemporaryDirectory(dir=out) as cold:

@@ -145,6 +145,7 @@ def train_peft(task: str, folder: Path) -> None:
 def train_ptexport(template: str, folder: Path, n_batches: int = 1) -> None:
     """Train as `ptexport train` does; the progress callback waits for the next turn."""
     from ptexport.toolkit.run.config import TrainConfig, TrainSettings
+    from ptexport.toolkit.training.inputs import read_inputs
     from ptexport.toolkit.training.plan import make_plan
     from ptexport.toolkit.training.train import train
 
@@ -164,10 +165,11 @@ def train_ptexport(template: str, folder: Path, n_batches: int = 1) -> None:
         template=template, labels="great=great,terrible=terrible", encoder="mlp",
         settings=TrainSettings(batch_size=N_ROWS // n_batches, accumulate=n_batches, epochs=1),
     )  # fmt: skip
-    plan = make_plan(config, Turns(), None)
+    inputs = read_inputs(config, Turns())
+    plan = make_plan(inputs, Turns(), None)
     n_leading = len(plan.scorer.folded_ids)  # run once per step, not in each row
     assert {len(encoding) for encoding in plan.train.encodings} == {N_TOKENS + N_VIRTUAL - n_leading}
-    train(config, Turns(), backbone=plan.prompt_model.backbone)
+    train(inputs, Turns(), backbone=plan.prompt_model.backbone)
 
 
 SYSTEMS: dict[str, Callable[[Path], None]] = {

@@ -32,7 +32,8 @@ from ptexport.runtime.engine.golden import check_golden, golden_texts
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.providers import load_onnxruntime
-from ptexport.runtime.rows import Row, check_label, check_texts, read_rows
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row, check_label, check_texts
 from ptexport.toolkit.data.splits import pairs
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.progress import Progress
@@ -154,7 +155,7 @@ def read_runs(runs: Sequence[Path], out: Path) -> JointTasks:
 
 def _rows(run: Run, path: Path | None) -> list[Row]:
     """Choose the rows to compare; raises before any work if the template takes other texts."""
-    rows = run.check_rows if path is None else list(read_rows(path))
+    rows = run.check_rows if path is None else list(read_rows(path, run.config.columns))
     for row in rows:
         check_texts(row, run.config.fields)
     return rows

@@ -29,6 +29,7 @@ def task_entry(
         method=config.method + " --tune-backbone" * config.train_backbone,
         template=config.template,
         fields=template.fields,
+        columns=config.columns,
         labels=None if config.open_vocabulary else config.labels,
         label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
         max_length=config.max_length - config.n_prefix - config.n_folded,

@@ -21,7 +21,7 @@ from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import OutputError, PtexportError, disk_errors
 from ptexport.runtime.label_rows import TRUNCATED, json_lines, line_starts, predict_rows_of, too_long
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 
 _COMPARED_ROWS = 16
 _SAME = 1e-3  # of a probability: more than rounding in batches of other lengths

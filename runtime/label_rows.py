@@ -10,7 +10,8 @@ from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.task import Task
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.rows import Row, check_texts
+from ptexport.runtime.rows.columns import Columns
+from ptexport.runtime.rows.row import Row, check_texts
 
 
 def predict_rows(
@@ -77,6 +78,22 @@ def predict_rows_of(
         yield row, by_task
 
 
+def columns_of(tasks: Iterable[Task]) -> Columns:
+    """Return the columns that tasks read from a file.
+
+    Raises:
+        DataError: two tasks read different columns.
+    """
+    entries = [task.entry for task in tasks]
+    different = next((entry for entry in entries if entry.columns != entries[0].columns), None)
+    if different is not None:
+        raise DataError(
+            f"task all: {entries[0].name} has {entries[0].columns.describe()}, {different.name} has "
+            f"{different.columns.describe()}; name one task, or say what to read with --columns"
+        )
+    return entries[0].columns
+
+
 def _checked(row: Row, *tasks: Task) -> Row:
     for task in tasks:
         check_texts(row, task.entry.fields)
@@ -90,6 +107,9 @@ def too_long(row: Row, task: Task) -> DataError:
         "shorten it, or leave out --strict"
     )
 
+
+OWN_FIELDS = ("text", "text_b", "choices", "task", "label", "probabilities", "truncated")
+"""Fields of a line; columns that a row keeps have other names."""
 
 TRUNCATED = {"truncated": True}
 """Part of the record of a truncated text."""
@@ -111,7 +131,8 @@ def json_lines(row: Row, predictions: Mapping[str, Prediction], *, named: bool) 
 
 
 def line_starts(row: Row, names: Iterable[str], *, named: bool) -> list[bytes]:
-    """Encode the start of each line of a row, which depends on the row and the task alone."""
+    """Encode the start of each line of a row, which depends on the row and the task alone: texts, then columns kept."""
     columns = {"text": row.text, "text_b": row.text_b, "choices": row.choices}
-    own = {column: value for column, value in columns.items() if value is not None}
+    own: dict[str, object] = {column: value for column, value in columns.items() if value is not None}
+    own |= {name: value for name, value in row.kept.items() if name not in OWN_FIELDS}
     return [msgspec.json.encode(own | ({"task": name} if named else {}))[:-1] + b"," for name in names]

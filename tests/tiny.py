@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from ptexport.runtime.bundle.measured import Parity
 from ptexport.toolkit.run.config import TrainConfig, TrainSettings
 from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.training.inputs import read_inputs
 from ptexport.toolkit.training.train import train_into
 
 WORDS = ["the", "a", "film", "was", "great", "terrible", "good", "bad", "it", "review", "is", "and", "of", "very"]
@@ -44,6 +45,9 @@ class Quiet:
         pass
 
     def note(self, message: str) -> None:
+        pass
+
+    def choice(self, message: str) -> None:
         pass
 
     def warning(self, message: str) -> None:
@@ -178,7 +182,7 @@ def train_tiny(model: Path, rows: Path, template: str, folder: Path, **changes: 
     settings = TrainSettings(epochs=1, batch_size=8, **given)  # type: ignore[arg-type]
     options = {"labels": LABELS, "max_length": 48, "settings": settings, **changes}
     config = TrainConfig(model=str(model), data=str(rows), template=template, **options)  # type: ignore[arg-type]
-    run = train_into(folder, config, Quiet())
+    run = train_into(folder, read_inputs(config, Quiet()), Quiet())
     assert Run.read(folder).config == run.config
     return folder
 

@@ -29,6 +29,9 @@ class Progress(Protocol):
     def note(self, message: str) -> None:
         """Report an intermediate result, as a sentence."""
 
+    def choice(self, message: str) -> None:
+        """Report what was chosen for the user, as a sentence; shown even without a terminal."""
+
     def rows(self, done: int, total: int | None) -> None:
         """Report processed rows; `total` is None if unknown."""
 

@@ -18,7 +18,7 @@ from ptexport.exporters.parity.texts import GOLDEN, always_checked, pair_of, tex
 from ptexport.runtime.bundle.measured import GoldenRow
 from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K
 from ptexport.runtime.engine.text_encoder import Text, TextEncoder
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.run.run import Run

@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ptexport.runtime.engine.text_encoder import Text
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.data.cities import load_cities
 from ptexport.toolkit.data.splits import pairs
 from ptexport.toolkit.run.run import Run

@@ -11,6 +11,7 @@ import msgspec
 
 from ptexport.runtime.bundle.measured import Candidate, Comparison, Golden, Parity, PrecisionEntry
 from ptexport.runtime.errors import BundleError
+from ptexport.runtime.rows.columns import Columns
 
 FORMAT: Final = 2
 MAX_MANIFEST_BYTES = 1 << 20
@@ -121,6 +122,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         method: training method, as `ptexport train --method` takes it.
         template: template as the user wrote it.
         fields: texts of a row, in order.
+        columns: columns of a file that become the parts of a row.
         labels: label names in the order of the logits; None for an open vocabulary, whose labels are in `config.json`.
         label_words: words per label; None for a linear head or an open vocabulary.
         max_length: longest `input_ids` of a row; longer texts are truncated.
@@ -137,6 +139,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     method: str
     template: str
     fields: Fields
+    columns: Columns = Columns()
     labels: Labels | None
     label_words: dict[str, list[str]] | None
     max_length: Length

@@ -13,7 +13,7 @@ from ptexport.runtime.engine.predictions import Prediction, predictions
 from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.engine.turns import Work, at_once, in_chunks, in_slices
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.rows import check_choices
+from ptexport.runtime.rows.row import check_choices
 
 OPEN_VOCABULARY_TOP_K = 5
 """Default `top_k` of an open vocabulary, where every word is a label."""

@@ -14,7 +14,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, OutputError
 from ptexport.runtime.label_file import Counts, label_file
 from ptexport.runtime.label_rows import predict_rows
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.store.files import write_whole
 
 N_ROWS = 2500

@@ -36,7 +36,7 @@ for module in pkgutil.iter_modules(ptexport.runtime.__path__):
     importlib.import_module(f"ptexport.runtime.{module.name}")
 from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.errors import OutputError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.runtime.label_file import label_file
 assert available_cpus() >= 1
 with Engine.open(sys.argv[1]) as engine:

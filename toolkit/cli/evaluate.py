@@ -10,7 +10,13 @@ from ptexport.toolkit.cli import options as shared
 
 @click.command()
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of labelled rows.")
+@click.option(
+    "--data",
+    required=True,
+    help="Labelled rows: a CSV, JSON, Parquet or Arrow file, - for standard input, or the test rows of "
+    "hub:NAME[/CONFIG] or cities.",
+)
+@shared.columns
 @click.option("--task", help="Task of a multi-task bundle to evaluate.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page with plots.")
 @shared.opening
@@ -19,33 +25,36 @@ from ptexport.toolkit.cli import options as shared
 @shared.log_file
 def evaluate(
     bundles: tuple[Path, ...],
-    data: Path,
+    data: str,
     task: str | None,
     html: Path | None,
     as_json: bool,
     log_file: Path | None,
     force: bool,
-    **opening: Any,
+    **options: Any,
 ) -> None:
     """Evaluate one bundle on labelled rows, or compare two bundles."""
     import msgspec
 
     from ptexport.runtime import Engine
-    from ptexport.runtime.rows import count_lines, read_rows
+    from ptexport.runtime.rows.read import count_lines
     from ptexport.toolkit.cli.progress_bars import reporting
     from ptexport.toolkit.cli.tables import print_evaluations
+    from ptexport.toolkit.data.splits import read_test_rows
     from ptexport.toolkit.evaluation.evaluate import check_comparable, contrast, evaluate
 
+    columns = shared.parse_columns(options)
     _check_usage(bundles, data, html, force=force)
-    engines = [Engine.open(bundle, **opening) for bundle in bundles]
+    engines = [Engine.open(bundle, **options) for bundle in bundles]
     # Of two bundles, one may have this task only, under its own name.
     names = [task if len(engine.tasks) > 1 or len(engines) == 1 else None for engine in engines]
     check_comparable([engine.task(name) for engine, name in zip(engines, names, strict=True)])
-    total = count_lines(data)
+    total = count_lines(Path(data))
     results = []
     with reporting(as_json=as_json, log_file=log_file) as report:
         for engine, name in zip(engines, names, strict=True):
-            results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total), task=name))
+            rows = read_test_rows(data, columns or engine.task(name).entry.columns, report.choice)
+            results.append(evaluate(engine, rows, lambda done: report.rows(done, total), task=name))
             report.all_rows()
     evaluations = [result.evaluation for result in results]
     both = contrast(*results) if len(results) == 2 else None
@@ -56,10 +65,10 @@ def evaluate(
     if html is not None:
         from ptexport.toolkit.evaluation.html_page import write_page
 
-        write_page(html, evaluations, both, data=data.name, force=force)
+        write_page(html, evaluations, both, data=Path(data).name, force=force)
 
 
-def _check_usage(bundles: tuple[Path, ...], data: Path, html: Path | None, *, force: bool) -> None:
+def _check_usage(bundles: tuple[Path, ...], data: str, html: Path | None, *, force: bool) -> None:
     """Refuse options that do not go together, and a page that cannot be written, before anything is loaded."""
     from ptexport.toolkit.store.files import check_output
 
@@ -70,5 +79,5 @@ def _check_usage(bundles: tuple[Path, ...], data: Path, html: Path | None, *, fo
             import jinja2  # noqa: F401 - checked before the work rather than after it
             import matplotlib as mpl  # noqa: F401
         check_output(html, force=force)
-    if len(bundles) == 2 and data.exists() and not data.is_file():
+    if len(bundles) == 2 and (data == "-" or (Path(data).exists() and not Path(data).is_file())):
         raise click.UsageError(f"{data} can be read only once; give a file to compare two bundles.")

@@ -10,6 +10,7 @@ import click
 
 from ptexport.runtime.bundle.manifest import Precision, TargetName
 from ptexport.runtime.errors import MissingExtraError
+from ptexport.runtime.rows.columns import Columns
 
 
 class FiniteRange(click.FloatRange):
@@ -68,6 +69,44 @@ def opening(command: _Command) -> _Command:
         command = option(command)
     return command
 
+
+_COLUMNS = (
+    click.option(
+        "--columns",
+        metavar="PART=NAME,…",
+        help="Columns of the rows, such as text=title,text_b=description,label=class [default: text, text_b, choices "
+        "and label].",
+    ),
+    click.option(
+        "--text-format", metavar="FORMAT", help="Text made of several columns, such as '{title}. {description}'."
+    ),
+    click.option("--text-b-format", metavar="FORMAT", help="The same for the second text of a pair."),
+    click.option(
+        "--label-names",
+        metavar="NAMES",
+        help="Names of the labels 0, 1, … in the rows, such as world,sports; or VALUE=NAME,VALUE=NAME.",
+    ),
+)
+
+
+def columns(command: _Command) -> _Command:
+    """Add the options about the columns of rows, which `parse_columns` reads."""
+    for option in reversed(_COLUMNS):
+        command = option(command)
+    return command
+
+
+def parse_columns(options: dict[str, Any]) -> Columns | None:
+    """Take the options of `columns` out of others, and parse them; None: none is given.
+
+    Raises:
+        DataError: an option is not as described in its help.
+    """
+    given = [options.pop(name) for name in ("columns", "text_format", "text_b_format", "label_names")]
+    return None if given == [None] * len(given) else Columns.parse(*given)
+
+
+verbose = click.option("-v", "--verbose", is_flag=True, help="Show the messages of Transformers and PyTorch too.")
 
 target = click.option(
     "--target",

@@ -13,7 +13,9 @@ from ptexport.toolkit.cli import options as shared
 
 if TYPE_CHECKING:
     from ptexport.runtime import Engine
-    from ptexport.runtime.rows import Row
+    from ptexport.runtime.label_file import Counts
+    from ptexport.runtime.rows.row import Row
+    from ptexport.toolkit.cli.progress_bars import ProgressBars
 
 
 @click.command()
@@ -23,7 +25,14 @@ if TYPE_CHECKING:
     "--input",
     "rows",
     type=click.Path(path_type=Path),
-    help="Predict the rows of this .jsonl or .csv file instead of TEXTS.",
+    help="Predict the rows of this CSV, JSON, Parquet or Arrow file instead of TEXTS; - for standard input.",
+)
+@shared.columns
+@click.option(
+    "--keep",
+    metavar="NAME,…",
+    help="Columns of the input to write with each prediction; all: every column whose name is not a field of the "
+    "output.",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write predictions to this JSONL file [default: print them]."
@@ -44,6 +53,7 @@ def predict(
     bundle: Path,
     texts: tuple[str, ...],
     rows: Path | None,
+    keep: str | None,
     output: Path | None,
     resume: bool,
     top_k: int | None,
@@ -52,7 +62,7 @@ def predict(
     as_json: bool,
     log_file: Path | None,
     force: bool,
-    **opening: Any,
+    **options: Any,
 ) -> None:
     """Predict the labels of TEXTS, or of the rows of a file.
 
@@ -60,23 +70,53 @@ def predict(
     """
     from ptexport.runtime import Engine
     from ptexport.runtime.bundle.manifest import ALL
-    from ptexport.runtime.rows import count_lines, read_rows
+    from ptexport.runtime.label_rows import columns_of
+    from ptexport.runtime.rows.read import count_lines, read_rows
+    from ptexport.toolkit.cli.progress_bars import reporting
 
+    columns = shared.parse_columns(options)
+    if rows is None and (keep is not None or columns is not None):
+        raise click.UsageError("--keep and the options about columns go with --input.")
+    kept = _kept(keep)
     _check_usage(texts, rows, output, resume=resume, force=force, log_file=log_file)
-    engine = Engine.open(bundle, **opening)
+    engine = Engine.open(bundle, **options)
     if task is None and len(engine.tasks) > 1:
         raise click.UsageError(f"The bundle has the tasks {', '.join(engine.tasks)}; give --task NAME or --task all.")
     how: dict[str, Any] = {"task": task, "strict": strict, "top_k": top_k}
     first = next(iter(engine.tasks)) if task == ALL else task
     typed = _typed(texts, engine.task(first).entry.fields) if texts else []
-    given = iter(typed) if rows is None else read_rows(rows)
-    if output is None:
-        _print_predictions(engine, given, as_json=as_json or rows is not None, **how)
-        return
-    total = len(typed) if rows is None else count_lines(rows)
-    _write_predictions(
-        engine, given, total, output, as_json=as_json, log_file=log_file, resume=resume, force=force, **how
-    )
+    with reporting(as_json=as_json, log_file=log_file) as report:
+        given = iter(typed)
+        if rows is not None:
+            tasks = engine.tasks.values() if task == ALL else [engine.task(task)]
+            given = read_rows(rows, columns or columns_of(tasks), keep=kept, say=report.choice)
+        if output is None:
+            _print_predictions(engine, given, as_json=as_json or rows is not None, **how)
+            return
+        total = len(typed) if rows is None else count_lines(rows)
+        counts = _write_predictions(engine, given, total, output, report, resume=resume, force=force, **how)
+    if as_json:
+        click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
+    else:
+        low = f"; {counts.unlabelled} prediction(s) have no label, since the probability is too low"
+        click.echo(f"{output}: {counts.rows} rows labelled now{low if counts.unlabelled else ''}")
+
+
+def _kept(keep: str | None) -> tuple[str, ...] | None:
+    """Parse --keep; None: all columns.
+
+    Raises:
+        UsageError: a column is named as a field of the output.
+    """
+    from ptexport.runtime.label_rows import OWN_FIELDS
+
+    names = tuple(name.strip() for name in keep.split(",")) if keep else ()
+    clash = next((name for name in names if name in OWN_FIELDS), None)
+    if clash is not None:
+        raise click.UsageError(
+            f"--keep: the output has a field {clash!r} of its own; rename the column, or leave it out."
+        )
+    return None if names == ("all",) else names
 
 
 def _check_usage(
@@ -105,36 +145,23 @@ def _check_usage(
 
 
 def _write_predictions(
-    engine: "Engine",
-    rows: Iterator["Row"],
-    total: int | None,
-    output: Path,
-    *,
-    as_json: bool,
-    log_file: Path | None,
-    **how: Any,
-) -> None:
-    """Predict rows into a file with `label_file`, and print how many there were."""
+    engine: "Engine", rows: Iterator["Row"], total: int | None, output: Path, report: "ProgressBars", **how: Any
+) -> "Counts":
+    """Predict rows into a file with `label_file`, and return how many there were."""
     from ptexport.runtime.label_file import label_file
-    from ptexport.toolkit.cli.progress_bars import reporting
 
-    with reporting(as_json=as_json, log_file=log_file) as report:
-        try:
-            counts = label_file(engine, rows, output, report=lambda done: report.rows(done, total), **how)
-        except KeyboardInterrupt as e:
-            raise OutputError(f"{output}: interrupted; continue with --resume") from e
-        report.all_rows()
-        if counts.truncated:
-            report.warning(_truncated(counts.truncated))
-    if as_json:
-        click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
-    else:
-        low = f"; {counts.unlabelled} prediction(s) have no label, since the probability is too low"
-        click.echo(f"{output}: {counts.rows} rows labelled now{low if counts.unlabelled else ''}")
+    try:
+        counts = label_file(engine, rows, output, report=lambda done: report.rows(done, total), **how)
+    except KeyboardInterrupt as e:
+        raise OutputError(f"{output}: interrupted; continue with --resume") from e
+    report.all_rows()
+    if counts.truncated:
+        report.warning(_truncated(counts.truncated))
+    return counts
 
 
 def _typed(texts: tuple[str, ...], fields: Sequence[str]) -> list["Row"]:
-    from ptexport.runtime.rows import Row, check_choices
+    from ptexport.runtime.rows.row import Row, check_choices
 
     if "choice" in fields:
         return [Row(where="TEXTS", text=texts[0], choices=check_choices(texts[1:], "TEXTS"))]

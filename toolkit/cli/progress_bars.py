@@ -39,6 +39,7 @@ class ProgressBars:
         self._streams = streams
         self._task: tuple[str, TaskID] | None = None
         self._written = 0.0
+        self._choices: set[str] = set()
         self._rows: tuple[int, int | None] = 0, None
 
     def step(self, done: int, total: int, loss: float) -> None:
@@ -55,6 +56,13 @@ class ProgressBars:
         """Show an intermediate result."""
         self._print(message)
         self._line(event="note", message=message)
+
+    def choice(self, message: str) -> None:
+        """Show what was chosen for the user, even if nothing else is shown."""
+        if message not in self._choices:  # the trainings of a sweep share most choices
+            self._choices.add(message)
+            self._print(message, anyway=True)
+            self._line(event="choice", message=message)
 
     def warning(self, message: str) -> None:
         """Show a warning, even if nothing else is shown."""

@@ -14,7 +14,7 @@ from ptexport.toolkit.evaluation.metrics import ABSTENTION_NOTE, Contrast, Evalu
 
 if TYPE_CHECKING:
     from ptexport.toolkit.run.run import Run  # it needs the extra `train`
-    from ptexport.toolkit.training.sweep import Outcome
+    from ptexport.toolkit.training.sweep_table import Outcome
 
 
 def table_of(*headers: str, title: str | None = None) -> Table:

@@ -1,17 +1,21 @@
 """`ptexport train`: rows -> a run. Needs the extra `train`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.cli import options as shared
 from ptexport.toolkit.cli.sweep_axes import parse_axes
 from ptexport.toolkit.methods import METHODS
+from ptexport.toolkit.prompt import distributed
 
 if TYPE_CHECKING:
     from ptexport.toolkit.run.config import TrainConfig  # needs the extra `train`
+    from ptexport.toolkit.training.inputs import Inputs
 
 SETTINGS = (
     *("lr", "backbone_lr", "lora_rank", "balance", "epochs", "batch_size", "accumulate", "autocast", "cache_mb"),
@@ -23,7 +27,12 @@ SETTINGS = (
 @click.command()
 @click.option("--model", required=True, help="smollm2, minilm, a folder, or a name on the Hugging Face hub.")
 @click.option("--revision", help="Branch, tag or commit of a model on the hub [default: main].")
-@click.option("--data", required=True, help="Rows: a .jsonl or .csv file, hub:NAME[/CONFIG], or cities.")
+@click.option(
+    "--data",
+    required=True,
+    help="Rows: a CSV, JSON, Parquet or Arrow file, - for standard input, hub:NAME[/CONFIG], or cities.",
+)
+@shared.columns
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
@@ -32,11 +41,11 @@ SETTINGS = (
     help="Training method; see docs/methods.md.",
 )
 @click.option("--tune-backbone", "train_backbone", is_flag=True, help="With p-tuning: train the language model too.")
-@click.option("--template", required=True, help="For example '[P*3] {text} [P*3]'.")
+@click.option("--template", help="For example '[P*3] {text} [P*3]' [default: by model, head and texts].")
 @click.option(
     "--labels",
-    help="name=word|word,name=word or a file of such lines; names alone for a linear head; vocab for every word of the "
-    "vocabulary  [required except with cities]",
+    help="name=word|word,name=word or a file of such lines; names alone for a linear head, or if they are their own "
+    "words; vocab for every word of the vocabulary [default: the labels of the rows].",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--dev", type=click.Path(), help="Rows that choose the epoch [default: a part of --data].")
@@ -44,7 +53,7 @@ SETTINGS = (
 @click.option(
     "--head",
     type=click.Choice(["words", "linear"]),
-    help="Label words, or a linear layer [default: words; linear for fine-tune].",
+    help="Label words, or a linear layer [default: by method, model and labels].",
 )
 @click.option(
     "--pool",
@@ -107,7 +116,9 @@ SETTINGS = (
 )
 @click.option("--lora-rank", type=click.IntRange(1), help="With lora: rank of the updates [default: 8].")
 @click.option("--balance", is_flag=True, help="Weigh labels in the loss inversely to their number of rows.")
-@click.option("--epochs", type=click.IntRange(1), help="Maximum passes over the training rows [default: 10].")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="Maximum passes over the training rows [default: by their number]."
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Rows per forward pass [default: 8].")
 @click.option("--accumulate", type=click.IntRange(1), help="Batches per optimizer step [default: 1].")
 @click.option(
@@ -119,7 +130,9 @@ SETTINGS = (
     help="Maximum memory for cached keys and values of texts before the first [P], in MiB [default: 1024].",
 )
 @click.option(
-    "--patience", type=click.IntRange(1), help="Epochs without a better dev accuracy before stopping [default: 4]."
+    "--patience",
+    type=click.IntRange(1),
+    help="Epochs without a better dev accuracy before stopping [default: by the number of epochs].",
 )
 @click.option(
     "--seed",
@@ -139,39 +152,56 @@ SETTINGS = (
 @shared.force
 @shared.as_json
 @shared.log_file
+@shared.verbose
 def train(
     out: Path,
-    labels: str | None,
     axes: tuple[str, ...],
     resume: bool,
     as_json: bool,
     log_file: Path | None,
     force: bool,
+    verbose: bool,
     **options: Any,
 ) -> None:
     """Train a soft prompt for a frozen language model, or use another training method.
 
+    What is not given is chosen, and printed as the full command.
+
     Ctrl-C stops the training and keeps the best epoch so far. --resume continues after Ctrl-C or a kill.
     """
-    with shared.extra("train"):
-        from ptexport.toolkit.cli import tables
-        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
-        from ptexport.toolkit.prompt import distributed
-        from ptexport.toolkit.run.run import METRICS, Run
-        from ptexport.toolkit.training.sweep import SWEEP, Outcome, sweep
-        from ptexport.toolkit.training.train import train_into
-    config = _config(labels, options)
     if force and (resume or axes):
         raise click.UsageError("--force cannot be used with --resume or --sweep; remove the folder instead.")
     if axes and distributed.is_distributed():
         raise click.UsageError("--sweep is for one process; leave 'accelerate launch' out.")
-    silence_libraries()
-    with reporting(as_json=as_json, log_file=log_file, quiet=not distributed.is_rank_0()) as progress:
-        made: Run | list[Outcome]
+    with shared.extra("train"):
+        from ptexport.toolkit.cli import tables
+        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
+        from ptexport.toolkit.run.run import METRICS, Run
+        from ptexport.toolkit.training.inputs import check_out, read_all, read_inputs
+        from ptexport.toolkit.training.sweep_table import SWEEP, Outcome, SweepTable, check_new, combine
+
+        config, values = _config(options), parse_axes(axes)
         if axes:
-            made = sweep(config, parse_axes(axes), out, progress, resume=resume)
+            check_new(out, resume=resume)
         else:
-            made = train_into(out, config, progress, resume=resume, force=force)
+            check_out(out, resume=resume, force=force)
+        configs = combine(config, values) if axes else {"": config}
+        with reporting(as_json=as_json, log_file=log_file, quiet=not distributed.is_rank_0()) as progress:
+            splits = read_all(config, progress)
+            inputs = {name: read_inputs(each, progress, splits) for name, each in configs.items()}
+            if not axes:
+                progress.choice(f"the same as: {full_command(inputs[''], out)}")
+            progress.stage("loading PyTorch")
+            from ptexport.toolkit.training.sweep import sweep
+            from ptexport.toolkit.training.train import train_into
+
+            if not verbose:
+                silence_libraries()
+            made: Run | list[Outcome]
+            if axes:
+                made = sweep(inputs, SweepTable(out, config, values, resume=resume), progress)
+            else:
+                made = train_into(out, inputs[""], progress, resume=resume, force=force)
     if not distributed.is_rank_0():
         return
     if as_json:
@@ -184,14 +214,35 @@ def train(
         raise TrainError(f"{out}: {made.shortfall}")
 
 
-def _config(labels: str | None, options: dict[str, Any]) -> "TrainConfig":
+def _config(options: dict[str, Any]) -> "TrainConfig":
     """Build the configuration from the command-line options."""
-    from ptexport.toolkit.data import cities
     from ptexport.toolkit.run.config import TrainConfig, TrainSettings
 
-    if labels is None:
-        if options["data"] != "cities":
-            raise click.UsageError("Missing option '--labels'.")
-        labels = cities.labels(linear=(options["head"] or METHODS[options["method"]].heads[0]) == "linear")
+    columns = shared.parse_columns(options)
     settings = {name: value for name in SETTINGS if (value := options.pop(name)) is not None}
-    return TrainConfig(labels=labels, settings=TrainSettings(**settings), **options)
+    return TrainConfig(
+        settings=TrainSettings(**settings), **options | ({} if columns is None else {"columns": columns})
+    )
+
+
+def full_command(inputs: "Inputs", out: Path) -> str:
+    """Return the command that trains the same without anything left to choose.
+
+    Labels with one of the separators of --labels in their names are left to be read from the rows again.
+    """
+    config = inputs.config
+    options = {**msgspec.structs.asdict(config), **msgspec.structs.asdict(config.settings), **config.columns.options()}
+    options |= {"labels": config.labels or inputs.verbalizer.spec, "out": out}
+    if inputs.method.virtual_token is None:
+        options["encoder"] = None  # the method does not use prompt encoders
+    words = ["ptexport", "train"]
+    for parameter in train.params:
+        value = options.get(parameter.name or "")
+        if value is None or value == parameter.default or value == ():
+            continue
+        name = max(parameter.opts, key=len)
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            words += [name] * bool(value)
+        else:
+            words += [word for each in (value if parameter.multiple else [value]) for word in (name, str(each))]
+    return shlex.join(words)

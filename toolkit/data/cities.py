@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 
 _CONTINENTS = {
     "AF": "Africa",

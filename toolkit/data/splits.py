@@ -1,20 +1,24 @@
-"""Files, hub data sets and the built-in data -> train, dev and test rows."""
+"""Rows -> their labels, and train, dev and test rows."""
 
+import collections
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ptexport.runtime.errors import DataError, reason
-from ptexport.runtime.rows import Row, check_label, check_texts, read_rows, row_of
-from ptexport.toolkit.data.cities import load_cities
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.rows.columns import Columns
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row, check_label, check_texts
+from ptexport.toolkit.data.sources import CITIES, Say, is_file, read_splits
 
 Fractions = tuple[float, float]
 """Shares of the rows for dev and test; the rest is for training."""
 
 _OWN_DATA: Fractions = (0.15, 0.15)
 _CITIES: Fractions = (0.10, 0.55)  # few rows to learn from, many to measure on
+_LONGEST_LABEL = 80  # characters
+_ROWS_PER_LABEL = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,32 +58,53 @@ def pairs(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
     return converted
 
 
-def load_data(
-    source: str, *, dev: str | None, test: str | None, labels: Sequence[str] | None, fields: Sequence[str], seed: int
-) -> DataSplits:
-    """Load rows, check them against the task and split them.
+def count_labels(rows: Sequence[Row], where: str) -> dict[str, int]:
+    """Count the rows of each label, most frequent first.
 
     Args:
-        source: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
-        dev: a file of dev rows; None: the validation split on the hub, or a stratified part of `source`.
-        test: a file of test rows; None: the test split on the hub, or a stratified part of `source`.
-        labels: the declared labels; None: any labels, and the split is not stratified.
+        rows: the training rows.
+        where: name of the data, for messages.
+
+    Raises:
+        DataError: a row has no label; there are fewer than two labels; or the labels look like free text or numbers to
+            predict, since they are long or hardly any repeats.
+    """
+    for row in rows:
+        if not row.label:
+            raise DataError(f"{row.where}: no label, need one in every row; name its column with --columns label=NAME")
+    counts = collections.Counter(row.label or "" for row in rows)
+    if len(counts) < 2:
+        raise DataError(f"data {where}: every label is {next(iter(counts))!r}, need two or more different ones")
+    longest = max(counts, key=len)
+    if len(longest) > _LONGEST_LABEL or len(rows) < _ROWS_PER_LABEL * len(counts):
+        raise DataError(
+            f"data {where}: got {len(counts)} different labels in {len(rows)} rows, such as {longest[:40]!r}, which "
+            "looks like free text; name another column with --columns label=NAME, or list the labels with --labels"
+        )
+    return dict(counts.most_common())
+
+
+def split_rows(
+    splits: Mapping[str, list[Row]], *, source: str, labels: Sequence[str] | None, fields: Sequence[str], seed: int
+) -> DataSplits:
+    """Check rows against the task, and split off the parts that are not given.
+
+    Args:
+        splits: rows by split, at least "train"; without "dev" or "test", a stratified part of "train" becomes it.
+        source: where they come from, as in `read_splits`.
+        labels: the labels of the task; None: any labels, and the split is not stratified.
         fields: names of the texts that the template takes.
         seed: seed of the split.
 
     Raises:
         DataError: a part is empty, a label is not declared, or a text is missing or superfluous (names the line).
     """
-    splits = _load_splits(source)
-    for name, path in (("dev", dev), ("test", test)):
-        if path is not None:
-            splits[name] = list(read_rows(Path(path)))
     for rows in splits.values():
         for row in rows:
             check_texts(row, fields)
             if labels is not None:
                 check_label(row, row.choices or labels, "add it to --labels, or correct the row")
-    dev_share, test_share = _CITIES if source == "cities" else _OWN_DATA
+    dev_share, test_share = _CITIES if source == CITIES else _OWN_DATA
     shares = (0.0 if "dev" in splits else dev_share, 0.0 if "test" in splits else test_share)
     by_label = labels is not None and "choice" not in fields  # every multiple choice has its own labels
     train_rows, dev_rows, test_rows = _split(splits["train"], shares, seed, by_label=by_label)
@@ -92,44 +117,32 @@ def load_data(
     return data
 
 
-def _load_splits(source: str) -> dict[str, list[Row]]:
-    if source == "cities":
-        return {"train": load_cities()}
-    if source.startswith("hub:"):
-        return _load_hub(source.removeprefix("hub:"))
-    return {"train": list(read_rows(Path(source)))}
+def read_test_rows(source: str, columns: Columns, say: Say) -> Iterator[Row]:
+    """Read the rows to measure on: all rows of a file; otherwise the test rows, or the dev rows if those have no label.
 
+    Of the built-in data, and of a hub data set with neither, these are the test rows of a training with seed 0.
 
-def _load_hub(name: str) -> dict[str, list[Row]]:
-    from datasets import ClassLabel, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    Args:
+        source: as in `read_splits`.
+        columns: which columns are read.
+        say: called with a sentence about the source and its columns.
 
-    owner_and_name, config = (name, None) if name.count("/") < 2 else name.rsplit("/", 1)
-    try:
-        dataset = load_dataset(owner_and_name, config)
-    except (DatasetNotFoundError, OSError, ValueError, RuntimeError) as e:
-        raise DataError(
-            f"data hub:{name}: cannot be loaded from the hub ({reason(e)}); check the name, or give a file"
-        ) from e
-    splits: dict[str, list[Row]] = {}
-    for part, ours in (("train", "train"), ("validation", "dev"), ("test", "test")):
-        if part in dataset:
-            feature = dataset[part].features.get("label")
-            names = feature.names if isinstance(feature, ClassLabel) else None
-            records = (_named(record, names) for record in dataset[part])
-            rows = [row_of(record, f"hub:{name} {part} row {i}") for i, record in enumerate(records, 1)]
-            if ours == "train" or all(row.label is not None for row in rows):
-                splits[ours] = rows
-    if "train" not in splits:
-        raise DataError(f"data hub:{name}: has {sorted(dataset)}, need a split 'train'; name another data set")
-    return splits
-
-
-def _named(record: dict[str, Any], names: list[str] | None) -> dict[str, Any]:
-    """Replace a class label by its name; -1 on the hub marks a label that is not published."""
-    if names is None:
-        return record
-    return {**record, "label": None if record["label"] == -1 else names[record["label"]]}
+    Raises:
+        DataError: the source cannot be read, or a row is not as described (names the line).
+    """
+    if is_file(source):
+        yield from read_rows(Path(source), columns, say=say)
+        return
+    splits = read_splits(source, columns, say)
+    name = next((name for name in ("test", "dev") if name in splits), None)
+    if name is None:
+        train = splits["train"]
+        fields = ["text"] if train[0].text_b is None else ["text", "text_b"]
+        labels = sorted({row.label for row in train if row.label})
+        splits = {"test": split_rows(splits, source=source, labels=labels, fields=fields, seed=0).test}
+    rows = splits[name or "test"]
+    say(f"data {source}: {len(rows)} {name or 'test'} rows{'' if name else ' of a training with seed 0'}")
+    yield from rows
 
 
 def _split(rows: list[Row], shares: Fractions, seed: int, *, by_label: bool) -> list[list[Row]]:

@@ -15,7 +15,7 @@ from ptexport.runtime.engine.task import Task
 from ptexport.runtime.engine.turns import CHUNK_TEXTS
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.label_rows import predict_rows
-from ptexport.runtime.rows import Row, check_label, check_texts
+from ptexport.runtime.rows.row import Row, check_label, check_texts
 from ptexport.toolkit.evaluation.metrics import (
     N_CONFUSED,
     Contrast,

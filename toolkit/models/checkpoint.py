@@ -5,12 +5,20 @@ Aliases are models in PyPI wheels, which need no model hub.
 
 import importlib.metadata
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ptexport.runtime.errors import ModelError, reason
 from ptexport.toolkit.store.cache import cached_folder
+
+LmHead = Literal["causal", "masked"]
+"""Kind of a language-model head: it predicts the next token, or the token at [MASK]."""
+
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+_MASKED = ("ForMaskedLM", "BertForPreTraining")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,35 @@ class Checkpoint:
     licence: str | None = None
     from_hub: bool = False
     gguf: Path | None = None
+
+    @property
+    def lm_head(self) -> LmHead | None:
+        """The language-model head that `config.json` names; None: none.
+
+        Raises:
+            ModelError: `config.json` cannot be read.
+        """
+        try:
+            named = json.loads((self.path / "config.json").read_bytes()).get("architectures") or [""]
+        except (OSError, ValueError, AttributeError) as e:
+            raise ModelError(f"model {self.name}: config.json cannot be read ({reason(e)}); check the folder") from e
+        return "causal" if named[0].endswith(_CAUSAL) else "masked" if named[0].endswith(_MASKED) else None
+
+    def read_tokenizer(self) -> str:
+        """Read the tokenizer as JSON; without `tokenizer.json`, Transformers converts it.
+
+        Raises:
+            ModelError: there is no tokenizer.
+        """
+        try:
+            if (self.path / "tokenizer.json").is_file():
+                return (self.path / "tokenizer.json").read_text(encoding="utf-8")
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+            return str(tokenizer.backend_tokenizer.to_str())
+        except (OSError, ValueError, AttributeError) as e:
+            raise ModelError(f"model {self.name}: its tokenizer cannot be read ({reason(e)}); check the folder") from e
 
 
 def find_checkpoint(

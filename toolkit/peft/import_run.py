@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.errors import AdapterError
-from ptexport.runtime.rows import Row, check_texts, read_rows
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row, check_texts
 from ptexport.toolkit.data.cities import load_cities
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.peft.adapter import CONFIG, METHODS, WEIGHTS, Adapter, read_adapter
@@ -23,10 +24,9 @@ from ptexport.toolkit.peft.plan import ImportConfig, Parts, find_model, parse_te
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.prompt.scoring import TaskTensors, forward
 from ptexport.toolkit.prompt.trainable import TrainableBackbone
-from ptexport.toolkit.run.backbone import BACKBONE
 from ptexport.toolkit.run.check_rows import choose_check_rows
 from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
-from ptexport.toolkit.run.run import FILES, RESUME, Run, TaskArrays
+from ptexport.toolkit.run.run import BACKBONE, POSSIBLE_FILES, Run, TaskArrays
 from ptexport.toolkit.store.folders import check_free, new_folder
 
 TOLERANCE = 1e-3
@@ -45,8 +45,7 @@ def import_peft(config: ImportConfig, progress: Progress) -> Run:
             logits of the run differ from PEFT's.
         PtexportError: the model, labels, template or rows do not fit.
     """
-    files = (*FILES, BACKBONE, RESUME)
-    check_free(config.out, force=config.force, files=files)
+    check_free(config.out, force=config.force, files=POSSIBLE_FILES)
     adapter = read_adapter(config.adapter)
     template = parse_template(config, adapter)
     # The labels of the built-in rows belong to another task.
@@ -55,7 +54,7 @@ def import_peft(config: ImportConfig, progress: Progress) -> Run:
     for row in rows:
         check_texts(row, template.fields)
     checkpoint = find_model(config, adapter, progress)
-    with new_folder(config.out, force=config.force, files=files) as folder:
+    with new_folder(config.out, force=config.force, files=POSSIBLE_FILES) as folder:
         progress.stage("loading the model, and PEFT's")
         parts = Parts.fit(config, adapter, checkpoint, template)
         progress.stage("comparing with PEFT")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ptexport.runtime.engine.text_encoder import TextEncoder
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.data.splits import pairs
 from ptexport.toolkit.models.classifier import PromptClassifier
 from ptexport.toolkit.prompt import distributed

@@ -8,8 +8,7 @@ from ptexport.toolkit.methods import Head
 from ptexport.toolkit.models.backbone import Backbone, load_backbone
 from ptexport.toolkit.models.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.run.config import RunConfig
-
-BACKBONE = "backbone"  # exists only in a run that trained its backbone
+from ptexport.toolkit.run.run import BACKBONE
 
 
 def load_backbone_of(config: RunConfig, folder: Path, *, stage: Callable[[str], None] = lambda name: None) -> Backbone:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 
 MAX_CHECK_ROWS = 256
 _LAST_LATIN = 0x24F  # end of the Unicode block Latin Extended-B

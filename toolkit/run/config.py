@@ -6,6 +6,7 @@ from typing import Literal
 import msgspec
 
 from ptexport.runtime.bundle.manifest import Pooling, TextField
+from ptexport.runtime.rows.columns import Columns
 from ptexport.toolkit.methods import EncoderKind, Head, MethodName
 from ptexport.toolkit.models.facts import BackboneFacts
 from ptexport.toolkit.template.compile import CompiledTemplate, Truncate, compile_template
@@ -36,13 +37,14 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         backbone_lr: peak learning rate of the language model; None: the default of the method, or it is frozen.
         lora_rank: rank of the LoRA updates; None: 8.
         balance: whether the loss weighs labels inversely to their number of rows.
-        epochs: maximum number of passes over the training rows.
+        epochs: maximum number of passes over the training rows; None: by their number.
         batch_size: rows per forward pass.
         accumulate: batches per optimizer step; the gradients equal those of one batch with all their rows.
         autocast: precision of training steps where torch considers it safe; weights stay fp32. None: fp32 throughout.
             Scoring, and therefore the choice of the epoch, is always fp32.
         cache_mb: maximum memory for cached keys and values of a frozen causal model, in MiB (2^20 bytes).
-        patience: epochs without a higher dev accuracy (or an equal one with a lower dev loss) before stopping.
+        patience: epochs without a higher dev accuracy (or an equal one with a lower dev loss) before stopping; None: by
+            the number of epochs.
         warmup: share of all steps over which the learning rate rises linearly; it then falls linearly to 0.
         weight_decay: weight decay of AdamW.
         clip: maximum gradient norm.
@@ -53,12 +55,12 @@ class TrainSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     backbone_lr: float | None = None
     lora_rank: int | None = None
     balance: bool = False
-    epochs: int = 10
+    epochs: int | None = None
     batch_size: int = 8
     accumulate: int = 1
     autocast: Literal["bf16"] | None = None
     cache_mb: int = 1024
-    patience: int = 4
+    patience: int | None = None
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -73,7 +75,8 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         train_backbone: whether the language model is trained together with the virtual tokens of p-tuning.
         model: `smollm2`, `minilm`, a folder or a hub name.
         revision: branch, tag or commit of a model on the hub; a run records the commit. None for a folder or alias.
-        template: the template as written by the user, with virtual tokens if the method trains any.
+        template: the template, with virtual tokens if the method trains any; None: by model, head and texts.
+        columns: which columns of files become the parts of a row.
         encoder: the prompt encoder; None: the default of the method (in an imported run: unknown).
         init: initial values of virtual tokens without an encoder: "random" (noise with the standard deviation of the
             embeddings; for keys and values: those of random tokens), or "words" (the label words). None: unknown.
@@ -91,7 +94,8 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     train_backbone: bool = False
     model: str
     revision: str | None = None
-    template: str
+    template: str | None = None
+    columns: Columns = Columns()
     encoder: EncoderKind | None = None
     init: Literal["random", "words"] | None = "random"
     contextual_calibration: bool = False
@@ -106,11 +110,12 @@ class TrainConfig(TaskOptions, frozen=True, kw_only=True, forbid_unknown_fields=
     """All options of one training.
 
     Attributes:
-        data: a JSONL or CSV file, `hub:NAME[/CONFIG]` or `cities`.
-        labels: `name=word|word,…` or a file; names alone for a linear head; `vocab` for open-vocabulary answers.
+        data: a file (see `read_rows`), `hub:NAME[/CONFIG]` or `cities`.
+        labels: `name=word|word,…` or a file; names alone for a linear head, or where the name is the word; `vocab` for
+            open-vocabulary answers. None: the labels of the training rows.
         dev: a file of dev rows; None: a part of `data`.
         test: a file of test rows; None: a part of `data`.
-        head: label words or a linear layer; None: the default of the method.
+        head: label words or a linear layer; None: by method, model and labels.
         pool: pooling of a linear head on a masked model; None: the mean.
         n_shots: with `manual` on a causal model, number of labelled training rows placed before the template.
         strict: whether to reject texts longer than `max_length` instead of truncating them.
@@ -120,7 +125,7 @@ class TrainConfig(TaskOptions, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     data: str
-    labels: str
+    labels: str | None = None
     dev: str | None = None
     test: str | None = None
     head: Head | None = None
@@ -159,6 +164,7 @@ class RunConfig(TaskOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         format: format version of the run folder.
+        template: the template.
         imported: where the run comes from, if ptexport did not train it.
         backbone: facts about the backbone before training.
         trained_backbone: facts about the backbone after training, if it was trained; its weights are in `BACKBONE`.
@@ -173,6 +179,7 @@ class RunConfig(TaskOptions, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     format: int = FORMAT
+    template: str
     imported: Imported | None = None
     backbone: BackboneFacts
     trained_backbone: BackboneFacts | None = None

@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ptexport.runtime.errors import DataError, RunError, reason
-from ptexport.runtime.rows import Row, read_rows
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.models.facts import sha256_text
 from ptexport.toolkit.run.config import FORMAT, RunConfig
 from ptexport.toolkit.run.metrics import Metrics
@@ -33,7 +34,9 @@ WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 CHECK_ROWS = "check_rows.jsonl"
 FILES = (CONFIG, METRICS, WEIGHTS, TOKENIZER, CHECK_ROWS)
+BACKBONE = "backbone"  # exists only in a run that trained its backbone
 RESUME = "resume.safetensors"  # exists only in a run that was interrupted; see training/resume.py
+POSSIBLE_FILES = (*FILES, BACKBONE, RESUME)
 
 _TRAINED, _TASK = "prompt.", "task."  # prefixes of the names in WEIGHTS
 _FORMAT_1_ARRAYS = {

@@ -71,6 +71,27 @@ def new_folder(path: Path, *, force: bool = False, files: Collection[str] = ()) 
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_kept(path: Path, *, resume: bool, force: bool, files: Collection[str], state: str) -> bool:
+    """Check that `kept_folder` can start, and return whether it may replace an existing folder; takes its arguments.
+
+    Raises:
+        OutputError: the folder exists, or work was interrupted that is not to be resumed.
+    """
+    path = _named(path)
+    partial = _partial(path)
+    files = (*files, f"{state}.new", _LOCK)
+    may_replace = force or (resume and any((folder / state).is_file() for folder in (partial, path)))
+    check_free(path, force=may_replace, files=files)
+    if partial.exists() and not resume and not force:
+        raise OutputError(f"{partial}: left by an interrupted run; continue with --resume, or start over with --force")
+    check_free(partial, force=True, files=files)
+    return may_replace
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
 @contextmanager
 def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str], state: str) -> Iterator[Path]:
     """Fill `PATH.partial` and rename it when the block ends; on an error keep its state, so that work can be resumed.
@@ -86,13 +107,8 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
         OutputError: the folder exists, another process is writing it, or it cannot be written.
     """
     path = _named(path)
-    partial = path.with_name(path.name + ".partial")
-    may_replace = force or (resume and any((folder / state).is_file() for folder in (partial, path)))
-    files = (*files, f"{state}.new", _LOCK)
-    check_free(path, force=may_replace, files=files)
-    if partial.exists() and not resume and not force:
-        raise OutputError(f"{partial}: left by an interrupted run; continue with --resume, or start over with --force")
-    check_free(partial, force=True, files=files)
+    partial = _partial(path)
+    may_replace = check_kept(path, resume=resume, force=force, files=files, state=state)
     with disk_errors(path):
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
@@ -103,7 +119,8 @@ def kept_folder(path: Path, *, resume: bool, force: bool, files: Collection[str]
                 if _holds_nothing_new(partial / state, path / state):
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
-            check_free(path, force=may_replace, files=files)  # another process may have created it meanwhile
+            # Another process may have created it meanwhile.
+            check_free(path, force=may_replace, files=(*files, f"{state}.new", _LOCK))
             _replace(path, partial)
             (path / _LOCK).unlink()  # after the rename, so that no other process takes the lock before
 

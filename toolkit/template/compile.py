@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ptexport.runtime.errors import ModelError, TemplateError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.models.facts import BackboneFacts
 from ptexport.toolkit.template.template import Piece, Template
 from ptexport.toolkit.template.words import WordTokenizer

@@ -22,7 +22,7 @@ class Verbalizer:
 
     Attributes:
         labels: at least two different names; empty with `open_vocabulary` until `filled`.
-        words: words per label, each a single token; None for a linear head.
+        words: words per label, each a single token; none for a label until `filled`; None for a linear head.
         open_vocabulary: whether every word of the vocabulary is a label with the same name.
     """
 
@@ -36,12 +36,13 @@ class Verbalizer:
 
         Args:
             spec: `name=word|word,name=word`, or the path of a file with one `name=word|word` per line; for a linear
-                head, names alone. `vocab`: every word that is one token; see `filled`.
+                head, names alone, and otherwise where the name is the word. `vocab`: every word that is one token; see
+                `filled`.
             linear: whether the head is linear.
 
         Raises:
-            VerbalizerError: there are fewer than two labels, a label is repeated, has no words, or has words for a
-                linear head.
+            VerbalizerError: there are fewer than two labels, a label is repeated, has no word after =, or has
+                words for a linear head.
         """
         if spec == OPEN_VOCABULARY:
             if linear:
@@ -64,26 +65,45 @@ class Verbalizer:
             raise VerbalizerError(f"{where}: no such file; check the path, or write name=word,name=word")
         if len(labels) < 2 or len(set(labels)) < len(labels) or "" in labels:
             raise VerbalizerError(f"{where}: got {list(labels)}, need two or more different names separated by commas")
-        for label, has in zip(labels, words, strict=True):
+        for label, has, (_, equals, _) in zip(labels, words, pairs, strict=True):
+            if equals and not has:
+                raise VerbalizerError(f"{where}: {label!r} has no word; write {label}=WORD, or {label} alone")
             if linear and has:
                 raise VerbalizerError(f"{where}: {label!r} has words, and a linear head uses none; give names alone")
-            if not linear and not has:
-                raise VerbalizerError(
-                    f"{where}: {label!r} has no word; write {label}=WORD; names alone are for a linear head"
-                )
         return cls(labels=labels, words=None if linear else words)
 
     def filled(self, tokenizer: WordTokenizer, *, spaced: bool) -> "Verbalizer":
-        """With `open_vocabulary`, make every word that is one token a label; otherwise return the verbalizer unchanged.
+        """Fill in what depends on the tokenizer.
+
+        With `open_vocabulary`, every word that is one token becomes a label. A label without words gets its name as
+        its word: as it is, or in lower case, if only that is one token.
 
         Args:
             tokenizer: tokenizer of the backbone.
             spaced: see `word_ids`.
         """
-        if not self.open_vocabulary:
+        if self.open_vocabulary:
+            labels = tuple(tokenizer.single_words(spaced=spaced))
+            return replace(self, labels=labels, words=tuple((label,) for label in labels))
+        if self.words is None:
             return self
-        labels = tuple(tokenizer.single_words(spaced=spaced))
-        return replace(self, labels=labels, words=tuple((label,) for label in labels))
+        words = [
+            given or (tokenizer.single_word(label, spaced=spaced) or label,)
+            for label, given in zip(self.labels, self.words, strict=True)
+        ]
+        return replace(self, words=tuple(words))
+
+    @property
+    def spec(self) -> str | None:
+        """The labels as `parse` takes them; None: a name holds one of its separators."""
+        if self.open_vocabulary:
+            return OPEN_VOCABULARY
+        entries = [
+            (label, *words) for label, words in zip(self.labels, self.words or [()] * len(self.labels), strict=True)
+        ]
+        if any(set(",=|\n") & set(text) or text != text.strip() for entry in entries for text in entry):
+            return None
+        return ",".join(f"{label}={'|'.join(words)}" if words else label for label, *words in entries)
 
     def word_ids(self, tokenizer: WordTokenizer, *, spaced: bool, unknown: str | None) -> list[list[int]]:
         """Return the token ids of the words of each label.
@@ -122,4 +142,4 @@ def _not_one_token(label: str, word: str, tokens: list[int], tokenizer: WordToke
     ]
     advice = f"similar single tokens: {', '.join(dict.fromkeys(close))}" if close else "choose a more common word"
     got = f"{len(tokens)} tokens ({' + '.join(map(tokenizer.name, tokens))})"
-    return f"label {label!r}: its word {word!r} is {got} here, need 1; {advice}"
+    return f"label {label!r}: its word {word!r} is {got} here, need 1; {advice}, or use --head linear"

@@ -34,6 +34,14 @@ class WordTokenizer:
         again = self.tokenizer.encode_batch([space + word for word in words], add_special_tokens=False)
         return [word for id_, word, got in zip(ids, words, again, strict=True) if word and got.ids == [id_]]
 
+    def single_word(self, name: str, *, spaced: bool) -> str | None:
+        """Return a name, or the name in lower case, whichever first is a single token that spells it; None: neither."""
+        for word in (name, name.lower()):
+            ids = self.ids(word, spaced=spaced)
+            if len(ids) == 1 and self.tokenizer.decode(ids).strip().casefold() == word.casefold():
+                return word
+        return None
+
     def name(self, id_: int) -> str:
         """Return the name of a token in the vocabulary."""
         name = self.tokenizer.id_to_token(id_)

@@ -1,7 +1,9 @@
 """A training configuration -> a run.
 
-config.py        defaults, and checks that options fit together
-plan.py          configuration -> loaded parts that fit together
+config.py        checks that options fit together
+defaults.py      the head, the template and the epochs that were not given
+inputs.py        configuration -> rows, labels and a complete configuration, without PyTorch
+plan.py          inputs -> loaded parts that fit together
 train.py         plan -> run
 loop.py          the training loop
 loss.py          batch -> loss and gradients
@@ -10,5 +12,6 @@ search.py        virtual tokens -> words, by gradient-guided search
 calibration.py   temperature, abstention threshold, contextual calibration
 resume.py        training state <-> resume.safetensors
 data_checks.py   warnings about rows
-sweep.py         one training per combination of options
+sweep_table.py   values of options -> combinations, and the table of their outcomes
+sweep.py         one training per combination
 """

@@ -1,4 +1,4 @@
-"""A training configuration -> the same with defaults filled in, and checks that options fit together.
+"""A training configuration -> checks that options fit together, and the same with defaults filled in.
 
 Loads neither data nor models.
 """
@@ -11,29 +11,48 @@ from ptexport.toolkit.prompt import distributed
 from ptexport.toolkit.run.config import TrainConfig
 from ptexport.toolkit.template.template import Template
 from ptexport.toolkit.template.verbalizer import Verbalizer
+from ptexport.toolkit.training.defaults import choose_epochs
 
 
-def resolve(config: TrainConfig) -> tuple[TrainConfig, Method]:
-    """Fill in the head, the encoder and the learning rates that the method leaves open.
-
-    Returns:
-        The complete configuration, and its method.
+def check_config(config: TrainConfig) -> Method:
+    """Check what depends on neither the data nor the model, and find the method.
 
     Raises:
         TrainError: an option does not fit the method.
+        TemplateError: the template cannot be parsed, or does not fit the method.
     """
-    name, settings = config.method, config.settings
+    name = config.method
     method = find_method(name, train_backbone=config.train_backbone)
     encoder = choose_encoder(name, method, config.encoder)
-    head = config.head or method.heads[0]
-    if head not in method.heads:
-        raise TrainError(f"head {head}: {name} has {' or '.join(method.heads)}; leave --head out")
+    if config.head is not None and config.head not in method.heads:
+        raise TrainError(f"head {config.head}: {name} has {' or '.join(method.heads)}; leave --head out")
     _check_options(config, method, encoder)
-    lr, backbone_lr = choose_rates(name, method, encoder, head, lr=settings.lr, backbone_lr=settings.backbone_lr)
+    if config.template is not None:
+        _check_trained(config, method, Template.parse(config.template))
+    return method
+
+
+def fill_in(config: TrainConfig, method: Method, head: Head, template: str, n_train: int) -> TrainConfig:
+    """Fill in what was not given.
+
+    Args:
+        config: a checked configuration.
+        method: its method.
+        head: the head.
+        template: the template.
+        n_train: number of training rows.
+
+    Raises:
+        TrainError: an option is for something that is not trained.
+    """
+    name, given = config.method, config.settings
+    encoder = choose_encoder(name, method, config.encoder)
+    lr, backbone_lr = choose_rates(name, method, encoder, head, lr=given.lr, backbone_lr=given.backbone_lr)
     if lr is None and backbone_lr is None:
         _check_without_steps(config)
-    settings = msgspec.structs.replace(settings, lr=lr, backbone_lr=backbone_lr)
-    return msgspec.structs.replace(config, encoder=encoder, head=head, settings=settings), method
+    epochs, patience = choose_epochs(name, n_train, given.epochs, given.patience)
+    settings = msgspec.structs.replace(given, lr=lr, backbone_lr=backbone_lr, epochs=epochs, patience=patience)
+    return msgspec.structs.replace(config, encoder=encoder, head=head, template=template, settings=settings)
 
 
 def _check_options(config: TrainConfig, method: Method, encoder: EncoderKind) -> None:
@@ -66,7 +85,7 @@ def check_templates(config: TrainConfig, method: Method) -> tuple[Template, dict
     """Parse the template to train and the hand-written templates.
 
     Args:
-        config: a configuration from `resolve`.
+        config: a configuration from `fill_in`.
         method: its method.
 
     Returns:
@@ -75,6 +94,7 @@ def check_templates(config: TrainConfig, method: Method) -> tuple[Template, dict
     Raises:
         TemplateError: a template cannot be parsed, or does not fit the method.
     """
+    assert config.template is not None, "it is filled in"
     template = Template.parse(config.template)
     _check_trained(config, method, template)
     manual = {source: Template.parse(source) for source in config.manual}
@@ -130,12 +150,3 @@ def check_multiple_choice(config: TrainConfig, verbalizer: Verbalizer) -> None:
     ):
         if given:
             raise TrainError(f"{option}: is for labels, and {{choice}} predicts one of the choices; leave it out")
-
-
-def head_of(config: TrainConfig) -> Head:
-    """Return the head of a configuration: the given one, or the default of the method.
-
-    Raises:
-        TrainError: the method cannot train the backbone too.
-    """
-    return config.head or find_method(config.method, train_backbone=config.train_backbone).heads[0]

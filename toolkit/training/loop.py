@@ -54,8 +54,11 @@ class Training:
     def __init__(
         self, prompt: SoftPrompt, backbone: Mapping[str, nn.Parameter], settings: TrainSettings, n_rows: int
     ) -> None:
+        assert settings.epochs is not None, "it is filled in"
+        assert settings.patience is not None, "it is filled in"
         self.prompt = prompt
         self.settings = settings
+        self.max_epochs, self.patience = settings.epochs, settings.patience
         self.steps_per_epoch = math.ceil(math.ceil(n_rows / settings.batch_size) / settings.accumulate)
         prompt_parameters = {f"prompt.{name}": parameter for name, parameter in prompt.named_parameters()}
         backbone_parameters = {f"backbone.{name}": parameter for name, parameter in backbone.items()}
@@ -76,7 +79,7 @@ class Training:
     @property
     def total_steps(self) -> int:
         """Number of steps of all epochs, without early stopping."""
-        return self.steps_per_epoch * self.settings.epochs
+        return self.steps_per_epoch * self.max_epochs
 
     @property
     def n_trained(self) -> int:
@@ -92,7 +95,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or `patience` epochs brought no improvement."""
-        return self.at.epochs >= self.settings.epochs or self.at.since_best >= self.settings.patience
+        return self.at.epochs >= self.max_epochs or self.at.since_best >= self.patience
 
     def restart_clock(self) -> None:
         """Start to count wall time from now."""

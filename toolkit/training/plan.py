@@ -1,4 +1,4 @@
-"""A training configuration -> a Plan: loaded parts that fit together. Reports what does not fit before training."""
+"""Inputs -> a Plan: loaded parts that fit together. Reports what does not fit before training."""
 
 import itertools
 import random
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from ptexport.runtime.errors import DataError, TrainError
-from ptexport.runtime.rows import Row
-from ptexport.toolkit.data.splits import DataSplits, load_data
+from ptexport.runtime.rows.row import Row
+from ptexport.toolkit.data.splits import DataSplits
 from ptexport.toolkit.methods import Method
 from ptexport.toolkit.models.backbone import Backbone, load_backbone
-from ptexport.toolkit.models.checkpoint import find_checkpoint
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.prompt import distributed
 from ptexport.toolkit.prompt.device import find_device, has_bf16
@@ -23,9 +22,8 @@ from ptexport.toolkit.run.config import RunConfig, TrainConfig
 from ptexport.toolkit.template.compile import CompiledTemplate
 from ptexport.toolkit.template.template import Shot, Template
 from ptexport.toolkit.template.verbalizer import Verbalizer
-from ptexport.toolkit.template.words import WordTokenizer
-from ptexport.toolkit.training.config import check_multiple_choice, check_templates, head_of, resolve
 from ptexport.toolkit.training.data_checks import find_data_problems
+from ptexport.toolkit.training.inputs import Inputs
 
 FEW_DEV_ROWS = 100
 """Fewer rows cannot tell a probability of 0.8 from 0.9: the standard error of a share is 0.04 at 100 rows."""
@@ -76,32 +74,26 @@ class Plan:
         )
 
 
-def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None) -> Plan:
-    """Load the parts of a training and check that they fit together.
-
-    Checks that do not need the backbone run before it is loaded, all others before training starts.
+def make_plan(inputs: Inputs, progress: Progress, backbone: Backbone | None) -> Plan:
+    """Load the model and check that it fits the inputs.
 
     Args:
-        config: all options of the training.
+        inputs: the rows and the complete configuration.
         progress: receives stages and warnings about rows.
         backbone: the backbone of the configuration, if it is loaded already.
 
     Raises:
         PtexportError: parts do not fit together; see `ptexport.runtime.errors`.
     """
-    config, method = resolve(config)
-    template, manual = check_templates(config, method)
-    verbalizer = _parse_labels(config, template)
+    config, template, data, verbalizer = inputs.config, inputs.template, inputs.data, inputs.verbalizer
     device = _find_device(config, progress)
-    declared = None if verbalizer.open_vocabulary else verbalizer.labels
-    seed = config.settings.seed
-    data = load_data(config.data, dev=config.dev, test=config.test, labels=declared, fields=template.fields, seed=seed)
-    backbone = backbone or load_backbone_for(config, progress)
+    backbone = backbone or load_backbone_for(inputs, progress)
     _check_backbone(config, backbone)
-    verbalizer = _fill_labels(verbalizer, backbone, template, data)
-    prompt_model = _make_prompt_model(config, method, verbalizer, backbone, device)
-    shots = _choose_shots(data.pairs(verbalizer.labels).train, verbalizer, config.n_shots, seed)
-    n_prefix = template.n_prompt if method.virtual_token == "prefix_kv" else 0
+    if verbalizer.open_vocabulary:
+        _check_single_tokens(data, verbalizer.labels)
+    prompt_model = _make_prompt_model(config, inputs.method, verbalizer, backbone, device)
+    shots = _choose_shots(data.pairs(verbalizer.labels).train, verbalizer, config.n_shots, config.settings.seed)
+    n_prefix = template.n_prompt if inputs.method.virtual_token == "prefix_kv" else 0
     compiled = prompt_model.compile(template.with_shots(shots), n_prefix=n_prefix)
     scorer = prompt_model.scorer(compiled)
     train, dev, test = (EncodedRows.encode(rows, scorer.encoder, verbalizer.labels) for rows in data.parts)
@@ -116,42 +108,22 @@ def make_plan(config: TrainConfig, progress: Progress, backbone: Backbone | None
         train=train,
         dev=dev,
         test=test,
-        manual=manual,
+        manual=inputs.manual,
     )
-    _check_rows(plan, declared or (), progress)
+    _check_rows(plan, progress)
     return plan
 
 
-def load_backbone_for(config: TrainConfig, progress: Progress) -> Backbone:
-    """Load the backbone of a configuration.
+def load_backbone_for(inputs: Inputs, progress: Progress) -> Backbone:
+    """Load the backbone of a training.
 
     Raises:
-        TrainError: the method cannot train the backbone too.
         ModelError: the backbone cannot be loaded.
     """
+    assert inputs.config.head is not None, "it is filled in"
     progress.stage("loading the model")
-    head = head_of(config)
     with distributed.rank_0_first():
-        return load_backbone(find_checkpoint(config.model, revision=config.revision, stage=progress.stage), head)
-
-
-def _parse_labels(config: TrainConfig, template: Template) -> Verbalizer:
-    verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
-    if "choice" in template.fields:
-        check_multiple_choice(config, verbalizer)
-    return verbalizer
-
-
-def _fill_labels(verbalizer: Verbalizer, backbone: Backbone, template: Template, data: DataSplits) -> Verbalizer:
-    """Make the words of the vocabulary the labels, with `open_vocabulary`.
-
-    Raises:
-        DataError: a row has another label.
-    """
-    filled = verbalizer.filled(WordTokenizer(backbone.tokenizer_json), spaced=template.answer_spaced)
-    if filled.open_vocabulary:
-        _check_single_tokens(data, filled.labels)
-    return filled
+        return load_backbone(inputs.checkpoint, inputs.config.head)
 
 
 def _find_device(config: TrainConfig, progress: Progress) -> torch.device:
@@ -218,9 +190,10 @@ def _check_single_tokens(data: DataSplits, labels: Sequence[str]) -> None:
         )
 
 
-def _check_rows(plan: Plan, declared: Sequence[str], progress: Progress) -> None:
+def _check_rows(plan: Plan, progress: Progress) -> None:
     """Raise DataError for rows that `strict` forbids, and warn of other problems of the rows."""
-    config, pairs = plan.config, plan.data.pairs(plan.prompt_model.verbalizer.labels)
+    config, verbalizer = plan.config, plan.prompt_model.verbalizer
+    pairs = plan.data.pairs(verbalizer.labels)
     rows = list(itertools.chain(*pairs.parts))
     encodings = [*plan.train.encodings, *plan.dev.encodings, *plan.test.encodings]
     truncated = [row for row, encoding in zip(rows, encodings, strict=True) if encoding.overflowing]
@@ -235,5 +208,6 @@ def _check_rows(plan: Plan, declared: Sequence[str], progress: Progress) -> None
             "give more with --dev"
         )
     tokenizer_json = plan.prompt_model.backbone.tokenizer_json
+    declared = () if verbalizer.open_vocabulary else verbalizer.labels
     for sentence in find_data_problems(pairs, declared, plan.template, tokenizer_json, encodings):
         progress.warning(sentence)

@@ -78,6 +78,8 @@ def search(
     ids = random_.choices(candidates, k=words.count)
     best: tuple[float, float, list[int]] = -1.0, 0.0, ids
     passes = since_best = 0
+    assert settings.epochs is not None, "it is filled in"
+    assert settings.patience is not None, "it is filled in"
     while passes < settings.epochs and since_best < settings.patience:
         for step, position in enumerate(random_.sample(range(words.count), words.count), passes * words.count + 1):
             ids, loss = words.improve(ids, position, _Loss.sample(scorer, prompt, train, random_, settings))

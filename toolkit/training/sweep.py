@@ -1,96 +1,48 @@
-"""A configuration and values of some options -> one training per combination, side by side in a folder.
+"""Inputs of every combination of options -> one run each, side by side in a folder."""
 
-OUT/NAME/      the run of one combination; NAME contains the options
-OUT/best       a symbolic link to the run with the highest dev accuracy
-OUT/sweep.json the configuration, the values, and one outcome per finished run
-"""
-
-import itertools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from ptexport.runtime.errors import (
-    OutputError,
-    PtexportError,
-    TrainError,
-    disk_errors,
-    reason,
-)
+from ptexport.runtime.errors import OutputError, PtexportError, TrainError
 from ptexport.toolkit.methods import Head
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.progress import Progress
-from ptexport.toolkit.run.config import TrainConfig, TrainSettings
 from ptexport.toolkit.run.run import Run
-from ptexport.toolkit.store.files import write_whole
-from ptexport.toolkit.training.config import check_templates, head_of, resolve
+from ptexport.toolkit.training.inputs import Inputs
 from ptexport.toolkit.training.plan import load_backbone_for
+from ptexport.toolkit.training.sweep_table import Outcome, SweepTable
 from ptexport.toolkit.training.train import train_into
 
-SWEEP = "sweep.json"
-BEST = "best"
 
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a sweep.
-
-    Attributes:
-        name: name of its folder.
-        failed: why there is no run, or why it cannot be the best; None: it succeeded.
-        dev_accuracy: dev accuracy, 0 to 1, which chooses the best run.
-        test_accuracy: test accuracy, 0 to 1.
-        epochs: passes over the training rows.
-        train_seconds: wall time of the training loop.
-    """
-
-    name: str
-    failed: str | None = None
-    dev_accuracy: float = 0.0
-    test_accuracy: float = 0.0
-    epochs: int = 0
-    train_seconds: float = 0.0
-
-
-def sweep(
-    base: TrainConfig, axes: Mapping[str, Sequence[Any]], out: Path, progress: Progress, *, resume: bool
-) -> list[Outcome]:
+def sweep(inputs: Mapping[str, Inputs], table: SweepTable, progress: Progress) -> list[Outcome]:
     """Train every combination into a folder of its own; finished runs stay.
 
     Args:
-        base: options that all trainings share.
-        axes: values by option, as `parse_axes` returns them.
-        out: the folder; it may exist if `resume` is set.
+        inputs: inputs of each combination, by the name of its folder.
+        table: table of the sweep.
         progress: receives the events of all trainings.
-        resume: resume an interrupted sweep.
 
     Returns:
         One outcome per combination, the highest dev accuracy first.
 
     Raises:
-        OutputError: the folder exists, holds another sweep, or cannot be written.
+        OutputError: the folder cannot be written.
         TrainError: a training was interrupted, or all trainings failed.
         ModelError: the backbone cannot be loaded.
     """
-    configs = _combine(base, axes)
-    for config in configs.values():
-        check_templates(*resolve(config))
-    record = _Record(out, {"base": base, "axes": axes}, resume=resume)
-    backbones: dict[Head, Backbone] = {}
-    for number, (name, config) in enumerate(configs.items(), 1):
-        progress.note(f"run {number} of {len(configs)}: {name}")
-        head = head_of(config)
+    backbones: dict[Head | None, Backbone] = {}
+    for number, (name, own) in enumerate(inputs.items(), 1):
+        progress.note(f"run {number} of {len(inputs)}: {name}")
+        head = own.config.head
         if head not in backbones:
-            backbones[head] = load_backbone_for(config, progress)
-        record.add(_train(name, config, out, progress, backbones[head]))
-    if record.outcomes[0].failed is not None:
-        raise TrainError(f"{out}: every run failed, the first with: {record.outcomes[0].failed}")
-    return record.outcomes
+            backbones[head] = load_backbone_for(own, progress)
+        table.add(_train(name, own, table.out, progress, backbones[head]))
+    if table.outcomes[0].failed is not None:
+        raise TrainError(f"{table.out}: every run failed, the first with: {table.outcomes[0].failed}")
+    return table.outcomes
 
 
-def _train(name: str, config: TrainConfig, out: Path, progress: Progress, backbone: Backbone) -> Outcome:
+def _train(name: str, inputs: Inputs, out: Path, progress: Progress, backbone: Backbone) -> Outcome:
     """Train one combination; a training that fails becomes a failed outcome.
 
     Raises:
@@ -98,7 +50,7 @@ def _train(name: str, config: TrainConfig, out: Path, progress: Progress, backbo
         TrainError: the training was interrupted.
     """
     try:
-        run = train_into(out / name, config, progress, resume=True, backbone=backbone)
+        run = train_into(out / name, inputs, progress, resume=True, backbone=backbone)
     except OutputError:
         raise
     except PtexportError as e:
@@ -120,95 +72,3 @@ def _outcome(name: str, run: Run) -> Outcome:
         epochs=run.metrics.epochs,
         train_seconds=run.metrics.train_seconds,
     )
-
-
-class _Record:
-    """`sweep.json` and the link to the best run.
-
-    Args:
-        out: folder of the sweep, created if necessary.
-        options: the shared options and the values of the others.
-        resume: whether the folder may exist.
-
-    Attributes:
-        outcomes: outcomes so far, the highest dev accuracy first.
-
-    Raises:
-        OutputError: the folder exists, holds another sweep, or cannot be written.
-    """
-
-    def __init__(self, out: Path, options: Mapping[str, Any], *, resume: bool) -> None:
-        if out.exists() and not resume:
-            raise OutputError(f"{out}: exists already; choose another name, or continue with --resume")
-        self.outcomes: list[Outcome] = []
-        self._out = out
-        self._options = msgspec.json.decode(msgspec.json.encode(options))
-        _check_options(out / SWEEP, self._options)
-        with disk_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-        if not (out / SWEEP).exists():
-            self._write()
-
-    def add(self, outcome: Outcome) -> None:
-        """Add an outcome, and write the table and the link again."""
-        self.outcomes.append(outcome)
-        self.outcomes.sort(key=lambda outcome: (outcome.failed is not None, -outcome.dev_accuracy))
-        self._write()
-
-    def _write(self) -> None:
-        record = {"options": self._options, "outcomes": self.outcomes}
-        content = msgspec.json.format(msgspec.json.encode(record), indent=2)
-        write_whole(self._out / SWEEP, content + b"\n", force=True)
-        if self.outcomes and self.outcomes[0].failed is None:
-            best = self._out / BEST
-            advice = "remove it if it is not a link, or use a file system with symbolic links"
-            with disk_errors(best, advice):
-                link = self._out / f".{BEST}"
-                link.unlink(missing_ok=True)
-                link.symlink_to(self.outcomes[0].name)
-                link.replace(best)
-
-
-def _check_options(path: Path, options: dict[str, Any]) -> None:
-    if not path.exists():
-        return
-    try:
-        same = msgspec.json.decode(path.read_bytes())["options"] == options
-    except (OSError, msgspec.DecodeError, KeyError, TypeError) as e:
-        raise OutputError(f"{path}: cannot be read ({reason(e)}); choose another folder") from e
-    if not same:
-        raise OutputError(f"{path}: belongs to another sweep; give the same options, or choose another name")
-
-
-def _combine(base: TrainConfig, axes: Mapping[str, Sequence[Any]]) -> dict[str, TrainConfig]:
-    """Return one configuration per combination of values, by the name of its folder."""
-    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    return {_name(options, axes): _with(base, options) for options in combinations}
-
-
-def _name(options: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> str:
-    """Name a folder by its options; a template by its number, from 1."""
-    return ",".join(
-        f"{name}={axes[name].index(value) + 1 if name == 'template' else value}" for name, value in options.items()
-    )
-
-
-def _with(base: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
-    options = dict(options)
-    template = options.pop("template", base.template)
-    if "rows" in options:
-        template = _with_virtual_tokens(template, options.pop("rows"))
-    of_settings = {name: options.pop(name) for name in list(options) if name in TrainSettings.__struct_fields__}
-    settings = msgspec.structs.replace(base.settings, **of_settings)
-    return msgspec.structs.replace(base, template=template, settings=settings, **options)
-
-
-def _with_virtual_tokens(template: str, count: int) -> str:
-    """Set the number of virtual tokens of a template with one group of them."""
-    groups = re.findall(r"\[P(?:\*\d+)?\]", template)
-    if len(groups) != 1:
-        raise TrainError(
-            f"sweep rows: template {template!r} has {len(groups)} groups of virtual tokens, need one; "
-            "sweep template=… instead"
-        )
-    return template.replace(groups[0], f"[P*{count}]")

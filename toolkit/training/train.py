@@ -1,4 +1,4 @@
-"""A training configuration -> a Run, in memory or in a folder: calls every step in order."""
+"""Inputs -> a Run, in memory or in a folder: calls every step in order."""
 
 import functools
 from collections.abc import Iterator
@@ -10,20 +10,19 @@ import msgspec
 import torch
 
 from ptexport.runtime.errors import OutputError, TrainError
-from ptexport.toolkit.methods import find_method
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.prompt import distributed
 from ptexport.toolkit.prompt.scoring import EncodedRows
 from ptexport.toolkit.prompt.soft_prompt import SoftPrompt
-from ptexport.toolkit.run.backbone import BACKBONE
 from ptexport.toolkit.run.check_rows import choose_check_rows
-from ptexport.toolkit.run.config import Stopped, TrainConfig
+from ptexport.toolkit.run.config import Stopped
 from ptexport.toolkit.run.metrics import Metrics
-from ptexport.toolkit.run.run import FILES, METRICS, RESUME, Run, TaskArrays
+from ptexport.toolkit.run.run import BACKBONE, POSSIBLE_FILES, RESUME, Run, TaskArrays
 from ptexport.toolkit.store.folders import kept_folder
 from ptexport.toolkit.template.words import WordTokenizer
 from ptexport.toolkit.training.calibration import fit_temperature, fit_threshold, measure_log_prior
+from ptexport.toolkit.training.inputs import Inputs, is_finished
 from ptexport.toolkit.training.loop import Training, fit
 from ptexport.toolkit.training.plan import Plan, make_plan
 from ptexport.toolkit.training.resume import Ticket, check_same, hash_data, load_state, save_state
@@ -33,15 +32,13 @@ VERSIONED = ("ptexport", "torch", "transformers", "tokenizers")
 _OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive")  # torch's allocator; oneDNN's LSTM
 
 
-def train(
-    config: TrainConfig, progress: Progress, *, folder: Path | None = None, backbone: Backbone | None = None
-) -> Run:
+def train(inputs: Inputs, progress: Progress, *, folder: Path | None = None, backbone: Backbone | None = None) -> Run:
     """Train a task.
 
-    Checks that do not need the backbone run before it is loaded, all others before training starts.
+    All checks run before training starts.
 
     Args:
-        config: all options of the training.
+        inputs: the rows and the complete configuration.
         progress: receives stages, steps, epochs and warnings.
         folder: receives the training state, from which training resumes if it is there already, and a trained language
             model; required if the method trains the language model.
@@ -54,12 +51,10 @@ def train(
     Raises:
         PtexportError: parts do not fit together; see `ptexport.runtime.errors`.
     """
-    if (
-        folder is None
-        and find_method(config.method, train_backbone=config.train_backbone).backbone_training != "nothing"
-    ):
+    config = inputs.config
+    if folder is None and inputs.method.backbone_training != "nothing":
         raise TrainError(f"{config.method}: trains the language model, which needs a folder; give one")
-    plan = make_plan(config, progress, backbone)
+    plan = make_plan(inputs, progress, backbone)
     ticket = _ticket(plan)
     settings, prompt_model = plan.config.settings, plan.prompt_model
     torch.manual_seed(settings.seed)
@@ -151,7 +146,7 @@ def _make_run(plan: Plan, metrics: Metrics, training: Training, folder: Path | N
 
 def train_into(
     out: Path,
-    config: TrainConfig,
+    inputs: Inputs,
     progress: Progress,
     *,
     resume: bool = False,
@@ -162,7 +157,7 @@ def train_into(
 
     Args:
         out: folder of the run.
-        config: all options of the training.
+        inputs: the rows and the complete configuration.
         progress: receives stages, steps, epochs and warnings.
         resume: resume an interrupted training; a finished one is returned unchanged.
         force: replace an existing folder.
@@ -172,16 +167,15 @@ def train_into(
         OutputError: the folder exists, a training into it was interrupted, or it cannot be written.
         PtexportError: see `train`.
     """
-    states = [folder / RESUME for folder in (out, out.with_name(out.name + ".partial"))]
-    if resume and (out / METRICS).is_file() and not any(path.exists() for path in states):
-        return _read_finished(out, config, progress, backbone)
+    if resume and is_finished(out):
+        return _read_finished(out, inputs, progress, backbone)
     with ExitStack() as stack:
         own: Path | None = None
         if distributed.is_rank_0():
-            files = (*FILES, BACKBONE, RESUME)
-            own = stack.enter_context(kept_folder(out, resume=resume, force=force, files=files, state=RESUME))
+            kept = kept_folder(out, resume=resume, force=force, files=POSSIBLE_FILES, state=RESUME)
+            own = stack.enter_context(kept)
         folder = distributed.broadcast_from_rank_0(own)
-        run = train(config, progress, folder=folder, backbone=backbone)
+        run = train(inputs, progress, folder=folder, backbone=backbone)
         if distributed.is_rank_0():
             run.write(folder)
     assert run.metrics is not None
@@ -191,7 +185,7 @@ def train_into(
     return run
 
 
-def _read_finished(folder: Path, config: TrainConfig, progress: Progress, backbone: Backbone | None) -> Run:
+def _read_finished(folder: Path, inputs: Inputs, progress: Progress, backbone: Backbone | None) -> Run:
     """Read a finished run, and check that this configuration would give the same run.
 
     Raises:
@@ -206,7 +200,7 @@ def _read_finished(folder: Path, config: TrainConfig, progress: Progress, backbo
         data_sha256=run.metrics.data_sha256,
         manual=list(run.metrics.manual_accuracy),
     )
-    check_same(folder, old, _ticket(make_plan(config, progress, backbone)))
+    check_same(folder, old, _ticket(make_plan(inputs, progress, backbone)))
     return run
 
 

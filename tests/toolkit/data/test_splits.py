@@ -7,16 +7,20 @@ from pathlib import Path
 import pytest
 
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.columns import Columns
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.data.cities import load_cities
-from ptexport.toolkit.data.splits import DataSplits, load_data
+from ptexport.toolkit.data.sources import read_splits
+from ptexport.toolkit.data.splits import DataSplits, split_rows
 
 LABELS = ["no", "yes"]
 
 
-def load(source: object, *, fields: tuple[str, ...] = ("text",), **given: str | None) -> DataSplits:
-    options = {"dev": None, "test": None, **given}
-    return load_data(str(source), labels=LABELS, fields=fields, seed=0, **options)  # type: ignore[arg-type]
+def load(source: object, *, fields: tuple[str, ...] = ("text",), seed: int = 0, **given: Path) -> DataSplits:
+    splits = read_splits(str(source), Columns(), print)
+    splits |= {name: list(read_rows(path)) for name, path in given.items()}
+    return split_rows(splits, source=str(source), labels=LABELS, fields=fields, seed=seed)
 
 
 def write_csv(path: Path, n_rows: int) -> Path:
@@ -37,13 +41,13 @@ def test_a_split_is_stratified_seeded_and_loses_nothing(tmp_path: Path) -> None:
         assert collections.Counter(row.label for row in part) == {"no": 9, "yes": 3}
     assert texts(data.train) | texts(data.dev) | texts(data.test) == {f"text {i}" for i in range(80)}
     assert load(source) == data
-    other = load_data(str(source), dev=None, test=None, labels=LABELS, fields=["text"], seed=1)
+    other = load(source, seed=1)
     assert texts(other.test) != texts(data.test)
 
 
 def test_named_files_are_used_whole(tmp_path: Path) -> None:
     source, dev, test = (write_csv(tmp_path / f"{n}.csv", n) for n in (20, 8, 4))
-    data = load(source, dev=str(dev), test=str(test))
+    data = load(source, dev=dev, test=test)
     assert [len(data.train), len(data.dev), len(data.test)] == [20, 8, 4]
 
 
@@ -126,7 +130,7 @@ def test_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     """Else the dev and test rows would be known from training."""
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n" + "".join(f"{i % 50},{'no' if i % 50 < 25 else 'yes'}\n" for i in range(150)))
-    data = load_data(str(path), dev=None, test=None, labels=["no", "yes"], fields=["text"], seed=0)
+    data = load(path)
     parts = [{row.text for row in part} for part in (data.train, data.dev, data.test)]
     assert not parts[0] & parts[1]
     assert not parts[0] & parts[2]

@@ -15,7 +15,7 @@ from tiny import ROWS
 
 from ptexport.runtime import Engine, Prediction, Task
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.evaluation.evaluate import Result, check_comparable, contrast, evaluate
 from ptexport.toolkit.evaluation.metrics import Evaluation
 

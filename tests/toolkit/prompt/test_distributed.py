@@ -16,6 +16,7 @@ from tiny import LABELS, Quiet, sample
 from ptexport.runtime.errors import TrainError
 from ptexport.toolkit.cli.main import cli
 from ptexport.toolkit.run.config import TrainConfig, TrainSettings
+from ptexport.toolkit.training.inputs import read_inputs
 from ptexport.toolkit.training.plan import make_plan
 
 BIN = Path(sys.executable).parent
@@ -120,8 +121,8 @@ def test_what_several_processes_cannot_do(monkeypatch: pytest.MonkeyPatch, llama
     monkeypatch.setenv("RANK", "0")
     options = {"model": str(llama), "data": str(rows_file), "labels": LABELS, "settings": TrainSettings()}
     with pytest.raises(TrainError, match="device cpu: each of several processes has its own; leave it out"):
-        make_plan(TrainConfig(template="{text} [P]", device="cpu", **options), Quiet(), None)
+        make_plan(read_inputs(TrainConfig(template="{text} [P]", device="cpu", **options), Quiet()), Quiet(), None)
     with pytest.raises(TrainError, match="manual: takes no optimizer steps and needs one process"):
-        make_plan(TrainConfig(template="{text} it", method="manual", **options), Quiet(), None)
+        read_inputs(TrainConfig(template="{text} it", method="manual", **options), Quiet())
     given = ["--model", "m", "--data", "d", "--labels", "l", "--template", "t", "--out", "o", "--sweep", "lr=1e-3"]
     assert "--sweep is for one process" in CliRunner().invoke(cli, ["train", *given]).output

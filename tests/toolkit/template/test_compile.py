@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import ModelError, TemplateError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.models.facts import BackboneFacts
 from ptexport.toolkit.run.run import Run
 from ptexport.toolkit.template.compile import CompiledTemplate, compile_template, count_split_differently

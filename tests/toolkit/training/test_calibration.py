@@ -9,7 +9,7 @@ from tiny import LABELS, Quiet, train_tiny
 
 from ptexport.exporters.export import ExportConfig, export
 from ptexport.runtime import Engine
-from ptexport.runtime.rows import read_rows
+from ptexport.runtime.rows.read import read_rows
 from ptexport.toolkit.run.run import Run
 from ptexport.toolkit.training.calibration import fit_temperature, fit_threshold
 

@@ -14,13 +14,14 @@ import torch
 from tiny import LABELS, Quiet
 
 from ptexport.runtime.errors import DataError, TemplateError, TrainError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.models.backbone import Backbone, load_backbone
 from ptexport.toolkit.models.checkpoint import find_checkpoint
 from ptexport.toolkit.prompt.encoders import EncoderKind, PromptEncoder
 from ptexport.toolkit.run.check_rows import choose_check_rows
 from ptexport.toolkit.run.config import TrainConfig, TrainSettings
 from ptexport.toolkit.training import loop, resume
+from ptexport.toolkit.training.inputs import Inputs, read_inputs
 from ptexport.toolkit.training.train import train
 
 
@@ -38,9 +39,10 @@ class Recorder(Quiet):
         self.dev_accuracies.append(dev_accuracy)
 
 
-def config(model: Path, rows_file: Path, settings: TrainSettings, **changes: object) -> TrainConfig:
+def config(model: Path, rows_file: Path, settings: TrainSettings, **changes: object) -> Inputs:
     given = {"template": "{text} It was [P*3]", "labels": LABELS, "max_length": 48, **changes}
-    return TrainConfig(model=str(model), data=str(rows_file), settings=settings, **given)  # type: ignore[arg-type]
+    options = TrainConfig(model=str(model), data=str(rows_file), settings=settings, **given)  # type: ignore[arg-type]
+    return read_inputs(options, Quiet())
 
 
 @pytest.mark.parametrize("kind", ["lstm", "mlp", "none"])
@@ -242,19 +244,19 @@ OUT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
 from tiny import LABELS, Quiet
-from ptexport.toolkit.run.config import TrainSettings
-from ptexport.toolkit.run.config import TrainConfig
+from ptexport.toolkit.run.config import TrainConfig, TrainSettings
+from ptexport.toolkit.training.inputs import read_inputs
 from ptexport.toolkit.training.train import train
 
 class Tight(Quiet):
     def warning(self, message):  # of cut rows: said when all is loaded, just before the first step
         size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-        resource.setrlimit(resource.RLIMIT_AS, (size + 30_000_000, size + 30_000_000))
+        resource.setrlimit(resource.RLIMIT_AS, (size + 30_000_000, resource.RLIM_INFINITY))
 
 rows, model, *manual = sys.argv[1:]
 settings = TrainSettings(lr=1e-3, epochs=1, batch_size=512)
-train(TrainConfig(model=model, data=rows, template="{text} [P]", labels=LABELS, settings=settings,
-    manual=manual), Tight())
+config = TrainConfig(model=model, data=rows, template="{text} [P]", labels=LABELS, settings=settings, manual=manual)
+train(read_inputs(config, Quiet()), Tight())
 """
 
 

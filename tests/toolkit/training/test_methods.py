@@ -25,6 +25,7 @@ from ptexport.toolkit.run.config import TrainConfig, TrainSettings
 from ptexport.toolkit.run.run import Run
 from ptexport.toolkit.template.template import Shot, Template
 from ptexport.toolkit.template.words import WordTokenizer
+from ptexport.toolkit.training.inputs import read_inputs
 from ptexport.toolkit.training.loop import Training
 from ptexport.toolkit.training.loss import Loss
 from ptexport.toolkit.training.plan import make_plan
@@ -185,10 +186,10 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
     settings = TrainSettings(epochs=4, batch_size=8)
     config = TrainConfig(method="search", model=str(llama), data=str(rows_file), template="{text} it [P*2]",
                          labels=LABELS, settings=settings)  # fmt: skip
-    run = train(config, Quiet())
+    run = train(read_inputs(config, Quiet()), Quiet())
     assert run.metrics.found_words is not None
     assert (len(run.metrics.found_words), run.metrics.trainable_parameters) == (2, 0)
-    plan = make_plan(config, Quiet(), None)
+    plan = make_plan(read_inputs(config, Quiet()), Quiet(), None)
     table, prompt = plan.prompt_model.classifier.table.weight, plan.prompt_model.prompt(plan.template)
     assert all((table == torch.from_numpy(row)).all(1).any() for row in run.arrays.prompt_embeddings[:2])
 
@@ -282,7 +283,7 @@ def test_what_decays_and_what_counts_as_trained(bert: Path, rows_file: Path) -> 
         model=str(bert), data=str(rows_file), template="{text}", labels="positive,negative", method="fine-tune",
         settings=TrainSettings(),
     )  # fmt: skip
-    plan = make_plan(config, Quiet(), None)
+    plan = make_plan(read_inputs(config, Quiet()), Quiet(), None)
     prompt = plan.prompt_model.prompt(plan.template)
     training = Training(prompt, plan.prompt_model.trainable.parameters, plan.config.settings, 2)
     assert training.optimizer is not None

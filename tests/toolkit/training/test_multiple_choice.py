@@ -22,14 +22,18 @@ from ptexport.exporters.parity.compare import TOLERANCE
 from ptexport.exporters.parity.reference import expected_logits
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, PtexportError
-from ptexport.runtime.rows import Row, read_rows
+from ptexport.runtime.rows.columns import Columns
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.cli.main import cli
-from ptexport.toolkit.data.splits import load_data
+from ptexport.toolkit.data.sources import read_splits
+from ptexport.toolkit.data.splits import DataSplits, split_rows
 from ptexport.toolkit.evaluation.evaluate import evaluate
 from ptexport.toolkit.prompt.scoring import EncodedRows
 from ptexport.toolkit.run.backbone import load_backbone_of
 from ptexport.toolkit.run.config import TrainConfig, TrainSettings
 from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.training.inputs import read_inputs
 from ptexport.toolkit.training.train import train
 
 LABELS = {"labels": "right=yes,wrong=no"}
@@ -48,6 +52,11 @@ def write_rows(path: Path) -> Path:
         lines.append(json.dumps({"text": f"the {noun} was", "choices": choices, "label": label}) + "\n")
     path.write_text("".join(lines), encoding="utf-8")
     return path
+
+
+def load(path: Path, fields: list[str]) -> DataSplits:
+    splits = read_splits(str(path), Columns(), print)
+    return split_rows(splits, source=str(path), labels=["right", "wrong"], fields=fields, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +189,7 @@ def test_candidates_stay_in_one_part(tmp_path: Path) -> None:
     rows = [{"text": f"why {i % 40}?", "choices": ["a", "b"][:: 1 if i < 40 else -1], "label": "a"} for i in range(80)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = load_data(str(path), dev=None, test=None, labels=["right", "wrong"], fields=["text", "choice"], seed=0)
+    data = load(path, ["text", "choice"])
     parts = [{row.text for row in part} for part in (data.train, data.dev, data.test)]
     assert [len(part) for part in parts] == [28, 6, 6]
     assert len(set.union(*parts)) == 40
@@ -212,12 +221,12 @@ def test_rows_that_are_no_multiple_choice(record: dict[str, object], message: st
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "why?", **record}) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        load_data(str(path), dev=None, test=None, labels=["right", "wrong"], fields=["text", "choice"], seed=0)
+        load(path, ["text", "choice"])
 
 
 def test_choices_need_a_template_for_them(choices_file: Path) -> None:
     with pytest.raises(DataError, match="line 1: got a list 'choices', the template takes none"):
-        load_data(str(choices_file), dev=None, test=None, labels=["right", "wrong"], fields=["text"], seed=0)
+        load(choices_file, ["text"])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +248,7 @@ def test_what_a_multiple_choice_has_no_use_for(options: dict[str, object], messa
     given = {"model": "nothing", "template": "[P] {text} {choice}", **LABELS, **options}
     config = TrainConfig(data=str(choices_file), settings=TrainSettings(), **given)  # type: ignore[arg-type]
     with pytest.raises(PtexportError, match=re.escape(message)):
-        train(config, Quiet())
+        train(read_inputs(config, Quiet()), Quiet())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, ExportError, OutputError, VerbalizerError
-from ptexport.runtime.rows import read_rows
+from ptexport.runtime.rows.read import read_rows
 from ptexport.runtime.server.oip import InferInput, InferRequest, infer_response, model_metadata, texts_of_infer
 from ptexport.toolkit.cli.main import cli
 from ptexport.toolkit.evaluation.evaluate import evaluate

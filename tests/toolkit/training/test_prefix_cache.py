@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import ptexport
 from tiny import LABELS, ROWS, Quiet, save_model
 from torch import Tensor
 from torch.nn import functional
 
 from ptexport.runtime.engine.text_encoder import TextEncoder
-from ptexport.toolkit.cli.train import train as cli_train
 from ptexport.toolkit.models.classifier import PromptClassifier
 from ptexport.toolkit.prompt.scoring import EncodedRows
 from ptexport.toolkit.run.config import TrainConfig, TrainSettings
 from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.training.inputs import read_inputs
 from ptexport.toolkit.training.loop import Training
 from ptexport.toolkit.training.loss import Loss, score_batches
 from ptexport.toolkit.training.plan import Plan, make_plan
@@ -54,7 +54,7 @@ def plan_of(model: Path, rows: Path, template: str, **settings: object) -> Plan:
     given = TrainSettings(lr=1e-2, **settings)  # type: ignore[arg-type]
     data = rows / ("pairs.csv" if "{text_b}" in template else "texts.csv")
     config = TrainConfig(model=str(model), data=str(data), template=template, labels=LABELS, settings=given)
-    return make_plan(config, Quiet(), None)
+    return make_plan(read_inputs(config, Quiet()), Quiet(), None)
 
 
 def losses_and_gradients(plan: Plan, *, caches_prefixes: bool) -> list[Tensor]:
@@ -197,7 +197,7 @@ def test_what_is_kept_does_not_change_what_is_learned(llama: Path, rows_file: Pa
         settings = TrainSettings(lr=2e-2, epochs=3, cache_mb=cache_mb)
         config = TrainConfig(model=str(llama), data=str(rows_file), template="{text} It was [P*3]", labels=LABELS,
                              settings=settings, encoder="none")  # fmt: skip
-        return train(config, Quiet()).arrays.prompt_embeddings
+        return train(read_inputs(config, Quiet()), Quiet()).arrays.prompt_embeddings
 
     np.testing.assert_allclose(learned(0), learned(1024), atol=1e-4)
 
@@ -248,7 +248,7 @@ def test_the_options_reach_the_run(llama: Path, rows_file: Path, tmp_path: Path)
     given = {"model": llama, "data": rows_file, "template": "{text} [P]", "labels": LABELS, "out": out, "epochs": 1}
     given |= {"accumulate": 2, "autocast": "bf16", "cache-mb": 0}
     words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
-    done = CliRunner().invoke(cli_train, words)
-    assert done.exit_code == 0, done.output
+    done = ptexport("train", *words)
+    assert done.returncode == 0, done.stderr
     found = Run.read(out).config.settings
     assert (found.accumulate, found.autocast, found.cache_mb) == (2, "bf16", 0)

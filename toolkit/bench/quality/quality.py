@@ -10,7 +10,8 @@ from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.errors import BenchError
 from ptexport.runtime.ort.cpus import available_cpus
-from ptexport.runtime.rows import Row, read_rows
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.bench.interleaved import (
     QUICK,
     Batch,

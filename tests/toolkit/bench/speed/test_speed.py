@@ -13,7 +13,7 @@ from tiny import ROWS, Quiet
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import MANIFEST, Bundle
 from ptexport.runtime.errors import BenchError
-from ptexport.runtime.rows import Row
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.bench import interleaved, workers
 from ptexport.toolkit.bench.interleaved import (
     Contender,

@@ -1,0 +1,236 @@
+"""The columns of a record -> a Row. Knows nothing about files."""
+
+import functools
+import json
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.rows.row import Row, check_choices
+
+_PARTS = ("text", "text_b", "label", "choices")
+_NAMED_COLUMNS = 12  # in a message
+
+
+class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which columns become the parts of a row.
+
+    Attributes:
+        text: format of the text over columns, such as `{title}. {description}`.
+        text_b: format of the second text; None: the column `text_b`, if there is one.
+        label: column of the label.
+        choices: column of the candidates of a multiple choice.
+        label_names: names by label value, such as `{"0": "no", "1": "yes"}`; empty: labels are names.
+    """
+
+    text: str = "{text}"
+    text_b: str | None = None
+    label: str = "label"
+    choices: str = "choices"
+    label_names: dict[str, str] = {}
+
+    @classmethod
+    def parse(
+        cls, columns: str | None, text_format: str | None, text_b_format: str | None, label_names: str | None
+    ) -> "Columns":
+        """Parse the options `--columns`, `--text-format`, `--text-b-format` and `--label-names`.
+
+        Args:
+            columns: `text=NAME,text_b=NAME,label=NAME,choices=NAME`, any of them.
+            text_format: format of the text over columns.
+            text_b_format: format of the second text over columns.
+            label_names: names of the labels 0, 1, …; or `VALUE=NAME,VALUE=NAME`.
+
+        Raises:
+            DataError: an option is not as described, or two options contradict each other.
+        """
+        named = _parse_columns(columns) if columns else {}
+        formats = {"text": text_format, "text_b": text_b_format}
+        for part, format_ in formats.items():
+            if format_ is not None and part in named:
+                option = part.replace("_", "-")
+                raise DataError(f"columns {columns!r}: got {part} and --{option}-format; give one of the two")
+            if format_ is not None and not _placeholders(format_):
+                raise DataError(f"format {format_!r}: names no column; write a column's name in braces, {{NAME}}")
+            if format_ is None and part in named:
+                formats[part] = "{" + named[part] + "}"
+        return cls(
+            text=formats["text"] or "{text}",
+            text_b=formats["text_b"],
+            label=named.get("label", "label"),
+            choices=named.get("choices", "choices"),
+            label_names=_parse_label_names(label_names) if label_names else {},
+        )
+
+    def options(self) -> dict[str, str | None]:
+        """Return the options that `parse` takes, as it takes them."""
+        texts = {"text": self.text, "text_b": self.text_b}
+        bare = {part: _placeholders(format_)[0] for part, format_ in texts.items() if format_ and _is_column(format_)}
+        parts = {**bare, "label": self.label, "choices": self.choices}
+        named = [f"{part}={name}" for part, name in parts.items() if name != part]
+        return {
+            "columns": ",".join(named) or None,
+            "text_format": None if "text" in bare else self.text,
+            "text_b_format": None if "text_b" in bare else self.text_b,
+            "label_names": ",".join(f"{value}={name}" for value, name in self.label_names.items()) or None,
+        }
+
+    def describe(self) -> str:
+        """Describe in a few words which columns are read."""
+        said = [f"text from {_shown(self.text)}"]
+        said += [f"text_b from {_shown(self.text_b)}"] if self.text_b is not None else []
+        said += [f"label from {_shown('{' + self.label + '}')}"]
+        return ", ".join(said)
+
+    def row(self, record: Mapping[str, Any], where: str, keep: Sequence[str] | None = ()) -> Row:
+        """Make a row from a record.
+
+        Args:
+            record: values by column.
+            where: file and line, for messages.
+            keep: columns that the row keeps for its prediction; None: all.
+
+        Raises:
+            DataError: a column is missing; a text is neither a string nor a number; `choices` fail `check_choices`; the
+                label has no name, or is neither one of the choices nor the number of one.
+        """
+        text_b = self.text_b or ("{text_b}" if record.get("text_b") is not None else None)
+        choices = record.get(self.choices)
+        if choices is not None:
+            choices = check_choices(choices, where)
+            _check_unicode("".join(choices), self.choices, where)
+        return Row(
+            where=where,
+            text=_fill(self.text, "text", record, where),
+            text_b=None if text_b is None else _fill(text_b, "text_b", record, where),
+            choices=choices,
+            label=self._label(record.get(self.label), choices, where),
+            kept={name: _kept(record, name, where) for name in (record if keep is None else keep)},
+        )
+
+    def _label(self, label: object, choices: tuple[str, ...] | None, where: str) -> str | None:
+        if choices is not None:
+            return _chosen(label, choices, where)
+        if not isinstance(label, str | int | float | None):
+            raise DataError(f"{where}: '{self.label}' is {_json(label)}, need the name of a label")
+        if label is None:
+            return None
+        name = label.strip() if isinstance(label, str) else json.dumps(label)
+        if not self.label_names:
+            return name
+        if name not in self.label_names:
+            known = ", ".join(self.label_names)
+            raise DataError(f"{where}: label {name!r} has no name, got names for {known}; add it to --label-names")
+        return self.label_names[name]
+
+
+def _is_column(format_: str) -> bool:
+    """Return whether a format is one column and nothing else."""
+    return [words for words, name in _pieces(format_)] == [""]
+
+
+def _shown(format_: str) -> str:
+    """Show a format; of one column alone, its name."""
+    return repr(_placeholders(format_)[0]) if _is_column(format_) else repr(format_)
+
+
+def _parse_columns(columns: str) -> dict[str, str]:
+    pairs = [entry.partition("=") for entry in columns.split(",")]
+    named = {part.strip(): name.strip() for part, _, name in pairs}
+    wrong = next((part for part in named if part not in _PARTS or not named[part]), None)
+    if wrong is not None or len(named) < len(pairs):
+        raise DataError(
+            f"columns {columns!r}: need PART=NAME,PART=NAME with each part once, of {', '.join(_PARTS)}; for example "
+            "text=title,label=class"
+        )
+    return named
+
+
+def _parse_label_names(names: str) -> dict[str, str]:
+    entries = [entry.strip() for entry in names.split(",")]
+    pairs = [entry.partition("=") for entry in entries]
+    have_values = {bool(equals) for _, equals, _ in pairs}
+    if have_values == {True}:
+        parsed = {value.strip(): name.strip() for value, _, name in pairs}
+    else:
+        parsed = {str(value): entry for value, entry in enumerate(entries)}
+    if len(parsed) < len(entries) or "" in parsed.values() or len(have_values) > 1:
+        raise DataError(f"label-names {names!r}: need NAME,NAME for 0, 1, …, or VALUE=NAME,VALUE=NAME; correct it")
+    return parsed
+
+
+@functools.cache
+def _pieces(format_: str) -> tuple[tuple[str, str | None], ...]:
+    """Split a format into words and the column that follows them.
+
+    Raises:
+        DataError: the format is not one.
+    """
+    try:
+        parsed = list(string.Formatter().parse(format_))
+    except ValueError as e:
+        raise DataError(f"format {format_!r}: {e}; write columns as {{NAME}}, and braces as {{{{ }}}}") from e
+    if any(name == "" or spec or conversion for _, name, spec, conversion in parsed):
+        raise DataError(f"format {format_!r}: need plain columns, {{NAME}}; leave out what follows a name")
+    return tuple((words, name) for words, name, _, _ in parsed)
+
+
+def _placeholders(format_: str) -> list[str]:
+    return [name for _, name in _pieces(format_) if name is not None]
+
+
+def _fill(format_: str, part: str, record: Mapping[str, Any], where: str) -> str:
+    text = "".join(
+        words + ("" if name is None else _value(record, name, part, where)) for words, name in _pieces(format_)
+    )
+    _check_unicode(text, part, where)
+    return text
+
+
+def _value(record: Mapping[str, Any], name: str, part: str, where: str) -> str:
+    if name not in record:
+        advice = f"--columns {part}=NAME" + (",label=NAME" if part == "text" and "label" not in record else "")
+        raise DataError(f"{where}: no column {name!r}, got {_names(record)}; say which one it is with {advice}")
+    value = record[name]
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise DataError(f"{where}: '{name}' is {_json(value)}, need a string; correct the row, or name another column")
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _kept(record: Mapping[str, Any], name: str, where: str) -> object:
+    if name not in record:
+        raise DataError(f"{where}: no column {name!r} to keep, got {_names(record)}; correct --keep")
+    value = record[name]
+    if isinstance(value, str):
+        _check_unicode(value, name, where)
+    return value
+
+
+def _names(record: Mapping[str, Any]) -> str:
+    return f"[{', '.join(map(repr, list(record)[:_NAMED_COLUMNS]))}{', …' * (len(record) > _NAMED_COLUMNS)}]"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, default=repr)[:40]
+
+
+def _check_unicode(text: str, column: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where}: '{column}' holds half of a surrogate pair, need Unicode; correct the text") from e
+
+
+def _chosen(label: object, choices: Sequence[str], where: str) -> str | None:
+    """Return the right candidate, given its text or its number from 0."""
+    if label is None or label in choices:
+        return None if label is None else str(label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(choices):
+        return choices[label]
+    raise DataError(
+        f"{where}: got label {_json(label)}, need one of the {len(choices)} choices; give its text, or its number "
+        "from 0"
+    )

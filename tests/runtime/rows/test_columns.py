@@ -1,0 +1,77 @@
+"""Columns as people name them: formats, names of labels, columns that are kept; and what is refused."""
+
+import pytest
+
+from ptexport.runtime.errors import DataError
+from ptexport.runtime.rows.columns import Columns
+
+RECORD = {"title": "Oil", "description": "Prices rose", "class": 2, "id": 7, "price": 1.5, "empty": None}
+
+
+def parse(
+    columns: str | None = None, text: str | None = None, text_b: str | None = None, names: str | None = None
+) -> Columns:
+    return Columns.parse(columns, text, text_b, names)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (parse("text=title,label=class"), ("Oil", None, "2")),
+        (parse("text=title, text_b=description, label=class"), ("Oil", "Prices rose", "2")),
+        (parse("label=class", "{title}: {description} ({price})"), ("Oil: Prices rose (1.5)", None, "2")),
+        (parse("text=title", None, "{{{id}}}"), ("Oil", "{7}", None)),
+        (parse("text=title,label=class", names="world,sports,business"), ("Oil", None, "business")),
+        (parse("text=title,label=class", names="1=world, 2=sports"), ("Oil", None, "sports")),
+    ],
+)
+def test_parts(columns: Columns, expected: tuple[str, str | None, str | None]) -> None:
+    row = columns.row(RECORD, "here")
+    assert (row.text, row.text_b, row.label, row.kept) == (*expected, {})
+    assert Columns.parse(*columns.options().values()) == columns
+
+
+def test_kept_columns() -> None:
+    columns = parse("text=title")
+    assert columns.row(RECORD, "here", ("id", "class")).kept == {"id": 7, "class": 2}
+    assert columns.row(RECORD, "here", None).kept == RECORD
+    with pytest.raises(DataError, match=r"here: no column 'date' to keep, got \['title', .*\]; correct --keep"):
+        columns.row(RECORD, "here", ("date",))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (parse(), "no column 'text', got .*; say which one it is with --columns text=NAME,label=NAME"),
+        (parse("text=titel,label=class"), "no column 'titel'"),
+        (parse("text=title,text_b=body"), "no column 'body', got .*; say which one it is with --columns text_b=NAME"),
+        (parse("text=empty"), "'empty' is null, need a string"),
+        (parse("text=title,label=class", names="world,sports"), "label '2' has no name, got names for 0, 1; add it"),
+    ],
+)
+def test_rows_that_do_not_fit(columns: Columns, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        columns.row(RECORD, "here")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": "title"}, "columns 'title': need PART=NAME,PART=NAME with each part once, of text, text_b, label"),
+        ({"columns": "body=title"}, "need PART=NAME"),
+        ({"columns": "text="}, "need PART=NAME"),
+        ({"columns": "text=a,text=b"}, "with each part once"),
+        ({"columns": "text=a", "text": "{b}"}, "got text and --text-format; give one of the two"),
+        ({"columns": "text_b=a", "text_b": "{b}"}, "got text_b and --text-b-format; give one"),
+        ({"text": "title"}, "format 'title': names no column; write a column's name in braces"),
+        ({"text": "{title"}, "format '{title': .*; write columns as {NAME}"),
+        ({"text": "{}"}, "need plain columns"),
+        ({"text": "{title:>10}"}, "need plain columns, {NAME}; leave out what follows a name"),
+        ({"names": "a,b=c"}, "label-names 'a,b=c': need NAME,NAME for 0, 1, …, or VALUE=NAME"),
+        ({"names": "1=a,1=b"}, "label-names '1=a,1=b'"),
+        ({"names": "a,"}, "label-names 'a,'"),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse(**options)
