@@ -24,6 +24,7 @@ from ptexport.runtime.label_rows import TRUNCATED, json_lines, line_starts, pred
 from ptexport.runtime.rows.row import Row
 
 _COMPARED_ROWS = 16
+_LABEL = b'"label":'  # follows the start of a line
 _SAME = 1e-3  # of a probability: more than rounding in batches of other lengths
 
 
@@ -172,9 +173,13 @@ class _Lines:
                 break
             row = next(rows, None)
             starts = [] if row is None else line_starts(row, self._names, named=self._named)
-            if not starts or not all(line.startswith(start) for line, start in zip(lines, starts, strict=True)):
+            if not starts or not all(
+                line.startswith(start + _LABEL) for line, start in zip(lines, starts, strict=True)
+            ):
                 where = "the end of the input" if row is None else row.where
-                raise OutputError(f"{path}: got other rows than the input from {where} on; start again with --force")
+                raise OutputError(
+                    f"{path}: got other rows, or columns kept, than the input from {where} on; start again with --force"
+                )
             for line, name in zip(lines, self._names, strict=True):
                 if self._strict and row is not None and truncated in line:
                     raise too_long(row, self._engine.task(name))

@@ -19,7 +19,8 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Which columns become the parts of a row.
 
     Attributes:
-        text: format of the text over columns, such as `{title}. {description}`.
+        text: format of the text over columns, such as `{title}. {description}`. If all names are numbers, the file has
+            no header, and they are positions from 1.
         text_b: format of the second text; None: the column `text_b`, if there is one.
         label: column of the label.
         choices: column of the candidates of a multiple choice.
@@ -64,6 +65,11 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             choices=named.get("choices", "choices"),
             label_names=_parse_label_names(label_names) if label_names else {},
         )
+
+    @property
+    def numbered(self) -> bool:
+        """Whether columns are named by their position, since the file has no header."""
+        return all(name.isdecimal() for name in _placeholders(self.text))
 
     def options(self) -> dict[str, str | None]:
         """Return the options that `parse` takes, as it takes them."""
@@ -193,7 +199,10 @@ def _fill(format_: str, part: str, record: Mapping[str, Any], where: str) -> str
 def _value(record: Mapping[str, Any], name: str, part: str, where: str) -> str:
     if name not in record:
         advice = f"--columns {part}=NAME" + (",label=NAME" if part == "text" and "label" not in record else "")
-        raise DataError(f"{where}: no column {name!r}, got {_names(record)}; say which one it is with {advice}")
+        raise DataError(
+            f"{where}: no column {name!r}, got {_names(record)}; say which one it is with {advice}; a "
+            "number, if the file has no header"
+        )
     value = record[name]
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise DataError(f"{where}: '{name}' is {_json(value)}, need a string; correct the row, or name another column")

@@ -27,7 +27,8 @@ def read_rows(
     """Read rows from a file, one at a time and in order.
 
     Args:
-        path: `.csv` or `.tsv`, with a header; commas, semicolons, tabs or bars are found. `.json`, `.jsonl` or
+        path: `.csv` or `.tsv`, with a header unless columns are numbers; commas, semicolons, tabs or
+            bars are found. `.json`, `.jsonl` or
             `.ndjson`: one object per line, or an array of objects, which is read whole. `.parquet`, `.arrow` or
             `.feather`, with the extra `parquet`. `-` is standard input; it and names without an ending are JSON if
             they begin with `{` or `[`, else CSV. Text is UTF-8, with or without a byte order mark.
@@ -46,7 +47,7 @@ def read_rows(
     empty = True
     try:
         with ExitStack() as stack:
-            found = _open(path, ending, stack)
+            found = _open(path, ending, stack, has_header=not columns.numbered)
             for where, record in found.records:
                 row = columns.row(record, where, keep)
                 if empty:
@@ -62,14 +63,14 @@ def read_rows(
         raise DataError(f"{path}: got no rows, need at least one; check the file")
 
 
-def _open(path: Path, ending: str, stack: ExitStack) -> Records:
+def _open(path: Path, ending: str, stack: ExitStack, *, has_header: bool) -> Records:
     if ending in TABLES:
         return Records(kind=ending[1:].capitalize(), records=read_table(path))
     # Standard input stays open, so that a second reader gets its end rather than an error.
     file: int | Path = sys.stdin.fileno() if path == STDIN else path
     lines = open(file, encoding="utf-8-sig", newline="", closefd=path != STDIN)  # noqa: SIM115
     stack.enter_context(lines)
-    return read_text(_name(path), ending, lines)
+    return read_text(_name(path), ending, lines, has_header=has_header)
 
 
 def _name(path: Path) -> str:

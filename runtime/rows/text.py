@@ -31,13 +31,14 @@ class Records:
     records: Iterator[Record]
 
 
-def read_text(name: str, ending: str, lines: Iterator[str]) -> Records:
+def read_text(name: str, ending: str, lines: Iterator[str], *, has_header: bool = True) -> Records:
     """Find out what lines are, and read records from them.
 
     Args:
         name: name of the file, for messages.
         ending: its ending, one of `DELIMITED` or `JSON`; empty: JSON if the lines begin with `{` or `[`, else CSV.
         lines: its lines.
+        has_header: whether the first line of CSV names the columns; otherwise their names are "1", "2" and so on.
 
     Raises:
         DataError: a line is not what the others are (names it).
@@ -50,22 +51,29 @@ def read_text(name: str, ending: str, lines: Iterator[str]) -> Records:
     first = head[-1].strip()[:1] if head else ""
     lines = itertools.chain(head, lines)
     if ending in DELIMITED or (not ending and first not in ("{", "[")):
-        delimiter = _find_delimiter(head[-1] if head else "")
-        kind = f"CSV with {_DELIMITERS[delimiter]}"
-        return Records(kind=kind, records=_csv_records(name, lines, delimiter))
+        delimiter = _find_delimiter(ending, head[-1] if head else "")
+        kind = f"CSV with {_DELIMITERS[delimiter]}{'' if has_header else ' and no header'}"
+        names = None if has_header else [str(i) for i, _ in enumerate(_split(head[-1] if head else "", delimiter), 1)]
+        return Records(kind=kind, records=_csv_records(name, lines, delimiter, names))
     if first == "[":
         return Records(kind="JSON array", records=_array_records(name, lines))
     return Records(kind="JSON lines", records=_jsonl_records(name, lines))
 
 
-def _find_delimiter(header: str) -> str:
-    """Return the delimiter that splits a header into most columns; commas if none does."""
-    return max(_DELIMITERS, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
+def _find_delimiter(ending: str, line: str) -> str:
+    """Return the delimiter that splits the first line into most columns; a tab if there is one, commas if none does."""
+    if ending == ".tsv" or "\t" in line:
+        return "\t"
+    return max(_DELIMITERS, key=lambda delimiter: len(_split(line, delimiter)))
 
 
-def _csv_records(name: str, lines: Iterable[str], delimiter: str) -> Iterator[Record]:
+def _split(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def _csv_records(name: str, lines: Iterable[str], delimiter: str, names: list[str] | None) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # for the whole process; the default limit is 131,072 characters
-    reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
+    reader = csv.DictReader(lines, names, strict=True, delimiter=delimiter)
     try:
         header = reader.fieldnames or []
         if len(set(header)) < len(header):
@@ -74,7 +82,7 @@ def _csv_records(name: str, lines: Iterable[str], delimiter: str) -> Iterator[Re
             where = f"{name} line {reader.line_num}"
             if None in record or None in record.values():
                 raise DataError(
-                    f"{where}: got more or fewer fields than the header, need {len(header)}; "
+                    f"{where}: got more or fewer fields than the first line, need {len(header)}; "
                     f"put quotes around fields with {_DELIMITERS[delimiter]}"
                 )
             yield where, record

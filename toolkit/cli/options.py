@@ -74,8 +74,8 @@ _COLUMNS = (
     click.option(
         "--columns",
         metavar="PART=NAME,…",
-        help="Columns of the rows, such as text=title,text_b=description,label=class [default: text, text_b, choices "
-        "and label].",
+        help="Columns of the rows, such as text=title,text_b=description,label=class; numbers from 1, if the file has "
+        "no header [default: text, text_b, choices and label].",
     ),
     click.option(
         "--text-format", metavar="FORMAT", help="Text made of several columns, such as '{title}. {description}'."

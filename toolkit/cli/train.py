@@ -230,8 +230,12 @@ def full_command(inputs: "Inputs", out: Path) -> str:
 
     Labels with one of the separators of --labels in their names are left to be read from the rows again.
     """
+    from ptexport.toolkit.run.config import TrainSettings
+
     config = inputs.config
-    options = {**msgspec.structs.asdict(config), **msgspec.structs.asdict(config.settings), **config.columns.options()}
+    fixed = msgspec.structs.asdict(TrainSettings())
+    settings = {name: value for name, value in msgspec.structs.asdict(config.settings).items() if value != fixed[name]}
+    options = {**msgspec.structs.asdict(config), **settings, **config.columns.options()}
     options |= {"labels": config.labels or inputs.verbalizer.spec, "out": out}
     if inputs.method.virtual_token is None:
         options["encoder"] = None  # the method does not use prompt encoders

@@ -66,10 +66,10 @@ class Verbalizer:
         if len(labels) < 2 or len(set(labels)) < len(labels) or "" in labels:
             raise VerbalizerError(f"{where}: got {list(labels)}, need two or more different names separated by commas")
         for label, has, (_, equals, _) in zip(labels, words, pairs, strict=True):
-            if equals and not has:
-                raise VerbalizerError(f"{where}: {label!r} has no word; write {label}=WORD, or {label} alone")
             if linear and has:
                 raise VerbalizerError(f"{where}: {label!r} has words, and a linear head uses none; give names alone")
+            if equals and not has:
+                raise VerbalizerError(f"{where}: {label!r} has no word; write {label}=WORD, or {label} alone")
         return cls(labels=labels, words=None if linear else words)
 
     def filled(self, tokenizer: WordTokenizer, *, spaced: bool) -> "Verbalizer":

@@ -27,6 +27,7 @@ from ptexport.toolkit.training.config import check_config, check_multiple_choice
 from ptexport.toolkit.training.defaults import choose_head, choose_template
 
 _MOST_LABELS_SAID = 20
+_CHOICE = "right", "wrong"  # labels of a choice, unless others are given
 
 Splits = Mapping[str, list[Row]]
 
@@ -67,29 +68,26 @@ def read_inputs(config: TrainConfig, progress: Progress, splits: Splits | None =
     """
     method = check_config(config)
     splits = splits or read_all(config, progress)
+    names, read_off = _label_names(config, splits["train"], progress)
+    fields = Template.parse(config.template).fields if config.template else _fields(splits["train"][0])
+    data = split_rows(splits, source=config.data, labels=names, fields=fields, seed=config.settings.seed)
     with distributed.rank_0_first():
         checkpoint = find_checkpoint(config.model, revision=config.revision, stage=progress.stage)
     lm_head = checkpoint.lm_head
     words = None if lm_head is None and config.head != "words" else WordTokenizer(checkpoint.read_tokenizer())
-    names = _read_labels(config, splits["train"], progress)
-    head, reason = config.head, ""
+    head = config.head
     if head is None:
-        head, reason = choose_head(method, lm_head, names, words)
+        head, reason = choose_head(method, lm_head, names if read_off else None, words)
         progress.choice(f"head {head}: {reason}")
-    template = config.template or choose_template(config.method, method, lm_head, head, _fields(splits["train"][0]))
-    verbalizer = _verbalizer(config, head, names)
-    filled = fill_in(config, method, head, template, 1)
-    parsed, manual = check_templates(filled, method)
-    if "choice" in parsed.fields:
-        check_multiple_choice(config, verbalizer)
-    declared = None if verbalizer.open_vocabulary else verbalizer.labels
-    seed = config.settings.seed
-    data = split_rows(splits, source=config.data, labels=declared, fields=parsed.fields, seed=seed)
+    template = config.template or choose_template(config.method, method, lm_head, head, fields)
+    config = fill_in(config, method, head, template, len(data.train))
+    parsed, manual = check_templates(config, method)
+    verbalizer = _verbalizer(config, head, names if read_off else None)
     if words is not None and head == "words":
         verbalizer = verbalizer.filled(words, spaced=parsed.answer_spaced)
         verbalizer.word_ids(words, spaced=parsed.answer_spaced, unknown=None)
     return Inputs(
-        config=fill_in(config, method, head, template, len(data.train)),
+        config=config,
         method=method,
         template=parsed,
         manual=manual,
@@ -133,14 +131,27 @@ def read_all(config: TrainConfig, progress: Progress) -> Splits:
     return splits
 
 
-def _read_labels(config: TrainConfig, rows: list[Row], progress: Progress) -> tuple[str, ...] | None:
-    """Read the labels from the training rows, most frequent first; None: they are given or built in."""
-    if config.labels is not None or config.data == CITIES or rows[0].choices is not None:
-        return None
+def _label_names(config: TrainConfig, rows: list[Row], progress: Progress) -> tuple[tuple[str, ...] | None, bool]:
+    """Return the names of the labels, and whether they were read from the rows, most frequent first.
+
+    The names are None for an open vocabulary.
+    """
+    if config.labels is not None:
+        # Whether the labels fit the head is checked when it is known.
+        verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
+        if config.template is not None and "choice" in Template.parse(config.template).fields:
+            check_multiple_choice(config, verbalizer)
+        return None if verbalizer.open_vocabulary else verbalizer.labels, False
+    if config.data == CITIES:
+        return tuple(cities.labels(linear=True).split(",")), False
+    if rows[0].choices is not None:
+        check_multiple_choice(config, Verbalizer(labels=_CHOICE, words=None))
+        progress.choice(f"labels: {', '.join(_CHOICE)}, of the right choice and of the others")
+        return _CHOICE, True
     counts = count_labels(rows, config.data)
     said = [f"{label} ({count} rows)" for label, count in counts.items()][:_MOST_LABELS_SAID]
     progress.choice(f"labels: {', '.join(said)}{', …' * (len(counts) > len(said))}")
-    return tuple(counts)
+    return tuple(counts), True
 
 
 def _verbalizer(config: TrainConfig, head: Head, names: tuple[str, ...] | None) -> Verbalizer:

@@ -48,6 +48,15 @@ def test_the_delimiter_is_found(delimiter: str, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "rows.csv", content.encode()) == [(f"a{delimiter} b", None, "yes"), ("c", None, "no")]
 
 
+def test_a_file_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text('a "b" c, d\t0\nc\t1\n')
+    rows = list(read_rows(tmp_path / "rows.tsv", Columns(text="{1}", label="2")))
+    assert [(row.where, row.text, row.label) for row in rows] == [
+        ("rows.tsv line 1", 'a "b" c, d', "0"),
+        ("rows.tsv line 2", "c", "1"),
+    ]
+
+
 def test_one_column_needs_no_delimiter(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "rows.tsv", b'text\n"a, b; c"\nd\n') == [("a, b; c", None, None), ("d", None, None)]
 
@@ -153,7 +162,7 @@ def test_a_quoted_line_break_keeps_the_line_numbers(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a", "id": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: 'text' holds half of a surrogate pair"),
         ("a.jsonl", b'{"text": "\xff"}\n', "not UTF-8"),
-        ("a.csv", b"text,label\na,b,c\n", "line 2: got more or fewer fields than the header, need 2"),
+        ("a.csv", b"text,label\na,b,c\n", "line 2: got more or fewer fields than the first line, need 2"),
         ("a.csv", b"text,label\na\n", "line 2: got more or fewer fields"),
         ("a.csv", b'text,label\n"a"b,c\n', "not CSV"),
         ("a.csv", b"words,label\na,b\n", "no column 'text'"),

@@ -45,7 +45,7 @@ def test_what_is_about_an_output_needs_one(option: tuple[str, ...], llama_bundle
         ),
         ('{"text": "a", "label": "positive"}\n{"text": \n', "rows.jsonl line 2: not JSON"),
         ('{"words": "a", "label": "positive"}\n', "no column 'text'"),
-        ('{"text": "a"}\n', "no column 'label'"),
+        ('{"text": "a"}\n', "no label, need one of"),
     ],
 )
 def test_bad_rows_are_one_sentence(content: str, message: str, llama: Path, tmp_path: Path) -> None:
@@ -104,10 +104,12 @@ def test_warnings_are_seen_where_no_terminal_is(llama: Path, rows_file: Path, tm
     labels = ("--labels", "positive=great,negative=terrible,odd=maybe", "--out", tmp_path / "run")
     done = ptexport("train", *given, *labels)
     assert done.returncode == 0
-    warnings = done.stderr.splitlines()
+    said = done.stderr.splitlines()
+    warnings = [line for line in said if line.startswith("warning: ")]
     assert warnings[0] == "warning: no training row has the label 'odd'"
     assert warnings[1].endswith("test rows are in the training rows too; accuracy looks too good")
     assert len(warnings) == 2
+    assert [line.split(" ")[0] for line in said[: -len(warnings)]] == ["data", "head", "the"]
 
 
 def test_a_missing_package_says_what_to_install(llama_bundle: Path) -> None:
@@ -149,7 +151,7 @@ def test_failures_reach_the_log(llama_bundle: Path, tmp_path: Path) -> None:
     done = ptexport("evaluate", llama_bundle, "--data", rows, "--log-file", log)
     assert done.returncode == 1
     last = json.loads(log.read_text().splitlines()[-1])
-    assert (last["event"], last["message"]) == ("error", done.stderr.removeprefix("ptexport: ").strip())
+    assert (last["event"], last["message"]) == ("error", done.stderr.splitlines()[-1].removeprefix("ptexport: "))
 
 
 def test_a_log_that_cannot_be_written_loses_no_work(llama_bundle: Path, tmp_path: Path) -> None:

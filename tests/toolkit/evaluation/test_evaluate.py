@@ -96,7 +96,7 @@ def test_two_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([Row(where="rows line 1", text="a 1")], "rows line 1: no column 'label'"),
+        ([Row(where="rows line 1", text="a 1")], "rows line 1: no label, need one of"),
         ([row("d", "a", 1)], r"got label 'd', need one of \['a', 'b', 'c'\]; correct the row"),
     ],
 )
@@ -147,7 +147,10 @@ def test_the_command(llama_bundle: Path, bert_bundle: Path, rows_file: Path, tmp
     done = ptexport(*arguments)
     assert (done.returncode, "exists already" in done.stderr) == (1, True)
     done = ptexport("evaluate", llama_bundle, "--data", rows_file)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (
+        0,
+        "data rows.csv: CSV with commas, text from 'text', label from 'label'\n",
+    )
     assert "macro-F1" in done.stdout
 
 

@@ -34,7 +34,7 @@ def test_more_labels_than_a_file_name_has_letters() -> None:
         ("a=great", False, "need two or more different names"),
         ("a=great,a=bad", False, "need two or more different names"),
         ("=great,b=bad", False, "need two or more different names"),
-        ("a=great,b=", True, "'b' has no word"),
+        ("a=great,b=", False, "'b' has no word"),
         ("a=great,b=|", False, "'b' has no word; write b=WORD, or b alone"),
         ("a=great,b=bad", True, "'a' has words, and a linear head uses none; give names alone"),
     ],

@@ -206,7 +206,7 @@ def test_candidates_stay_in_one_part(tmp_path: Path) -> None:
         ({"choices": ["a", " a"], "label": 0}, "got the same text twice in 'choices'"),
         ({"choices": ["a", " "], "label": 0}, "got an empty string in 'choices'"),
         ({"choices": ["a", "\ud800"], "label": 0}, "'choices' holds half of a surrogate pair"),
-        ({"choices": ["a", "b"]}, r"no column 'label'; add it, with one of \['a', 'b'\]"),
+        ({"choices": ["a", "b"]}, r"no label, need one of \['a', 'b'\]; name its column with --columns label=NAME"),
         (
             {"choices": ["a", "b"], "label": 2},
             "got label 2, need one of the 2 choices; give its text",

@@ -1,0 +1,109 @@
+"""The first hour: a CSV with columns of its own, one short command, and answers that can be joined."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ptexport
+from tiny import ROWS
+
+from ptexport.toolkit.run.run import Run
+
+
+@pytest.fixture(scope="module")
+def tickets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows as another program exports them: a byte order mark, semicolons, an id, numbers as labels."""
+    path = tmp_path_factory.mktemp("data") / "tickets.csv"
+    numbers = dict.fromkeys(label for _, label in ROWS)
+    lines = [f"T-{i};{text};{list(numbers).index(label)}\n" for i, (text, label) in enumerate(ROWS)]
+    path.write_text("id;title;class\n" + "".join(lines), encoding="utf-8-sig")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tickets: Path, llama: Path) -> tuple[Path, str]:
+    """A run of the short command, and what it said."""
+    out = tickets.with_name("run")
+    columns = ("--columns", "text=title,label=class", "--label-names", "great,terrible")
+    done = ptexport("train", "--model", llama, "--data", tickets, *columns, "--epochs", 1, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stderr
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: tuple[Path, str]) -> Path:
+    out = trained[0].with_name("bundle")
+    assert ptexport("export", trained[0], "--out", out).returncode == 0
+    return out
+
+
+def test_the_full_command_chooses_the_same(trained: tuple[Path, str]) -> None:
+    run, said = trained
+    (command,) = (line.removeprefix("the same as: ") for line in said.splitlines() if line.startswith("the same as: "))
+    words = shlex.split(command)
+    again = run.with_name("again")
+    done = ptexport(*words[1 : words.index("--out") + 1], again, *words[words.index("--out") + 2 :])
+    assert (done.returncode, "labels:" in done.stderr, "head words:" in done.stderr) == (0, False, False)
+    assert Run.read(again).config == Run.read(run).config
+    for option in ("--template", "--labels", "--head", "--encoder", "--lr", "--patience"):
+        assert option in words
+
+
+def test_answers_carry_the_columns_that_are_kept(bundle: Path, tickets: Path, tmp_path: Path) -> None:
+    """The bundle knows which columns it reads, so the file needs no options."""
+    out = tmp_path / "answers.jsonl"
+    done = ptexport("predict", bundle, "--input", tickets, "--keep", "id", "--output", out)
+    assert (done.returncode, "text from 'title'" in done.stderr) == (0, True)
+    answers = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [answer["id"] for answer in answers] == [f"T-{i}" for i in range(len(ROWS))]
+    assert [answer["text"] for answer in answers] == [text for text, _ in ROWS]
+    printed = ptexport("predict", bundle, "--input", tickets, "--keep", "all").stdout.splitlines()
+    assert json.loads(printed[0]) == {"title": ROWS[0][0], "class": "0", **answers[0]}
+    assert ptexport("predict", bundle, "--input", tickets, "--output", out, "--resume").returncode == 1
+
+
+def test_kept_columns_do_not_hide_the_answer(bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"title": "great", "label": "gold", "probabilities": 1, "id": {"a": [1]}}\n')
+    answer = json.loads(ptexport("predict", bundle, "--input", rows, "--keep", "all").stdout)
+    assert answer["label"] in ("great", "terrible")
+    assert (set(answer["probabilities"]), answer["id"], answer["title"]) == ({"great", "terrible"}, {"a": [1]}, "great")
+    done = ptexport("predict", bundle, "--input", rows, "--keep", "id,label")
+    assert (done.returncode, "--keep: the output has a field 'label' of its own" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["great", "--keep", "id"], 2, "--keep and the options about columns go with --input"),
+        (["--input", "ROWS", "--keep", "date"], 1, "no column 'date' to keep, got ['id', 'title', 'class']"),
+        (["--input", "ROWS", "--columns", "text=body"], 1, "no column 'body', got ['id', 'title', 'class']"),
+    ],
+)
+def test_columns_that_are_not_there(arguments: list[str], code: int, message: str, bundle: Path, tickets: Path) -> None:
+    done = ptexport("predict", bundle, *[tickets if word == "ROWS" else word for word in arguments])
+    assert (done.returncode, message in done.stderr) == (code, True), done.stderr
+
+
+def test_evaluate_reads_what_train_read(bundle: Path, tickets: Path) -> None:
+    own: dict[str, Any] = json.loads(ptexport("evaluate", bundle, "--data", tickets, "--json").stdout)
+    assert own["evaluations"][0]["n_rows"] == len(ROWS)
+    with_words = ptexport("evaluate", bundle, "--data", "cities", "--json")
+    assert (with_words.returncode, "got label 'Africa'" in with_words.stderr) == (1, True)
+
+
+def test_standard_input(bundle: Path, tickets: Path, llama: Path, tmp_path: Path) -> None:
+    """In processes of their own, since this one has no standard input to give."""
+    program = [sys.executable, "-c", "from ptexport.toolkit.cli.main import main; main()"]
+    content = tickets.read_bytes()
+    done = subprocess.run([*program, "predict", bundle, "--input", "-"], input=content, capture_output=True, check=True)
+    assert len(done.stdout.splitlines()) == len(ROWS)
+    done = subprocess.run([*program, "evaluate", bundle, "--data", "-"], input=content, capture_output=True, check=True)
+    columns = ["--columns", "text=title,label=class", "--epochs", "1"]
+    train = [*program, "train", "--model", llama, "--data", "-", *columns, "--labels", "0=great,1=terrible"]
+    subprocess.run([*train, "--out", tmp_path / "run"], input=content, capture_output=True, check=True)
+    assert Run.read(tmp_path / "run").config.labels == ["0", "1"]
