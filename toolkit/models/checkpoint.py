@@ -43,7 +43,17 @@ class Checkpoint:
 
     @property
     def lm_head(self) -> LmHead | None:
-        """The language-model head that `config.json` names; None: none.
+        """The language-model head of the architecture; None: none.
+
+        Raises:
+            ModelError: `config.json` cannot be read.
+        """
+        name = self.architecture
+        return "causal" if name.endswith(_CAUSAL) else "masked" if name.endswith(_MASKED) else None
+
+    @property
+    def architecture(self) -> str:
+        """Transformers' class that `config.json` names; empty if it names none.
 
         Raises:
             ModelError: `config.json` cannot be read.
@@ -52,7 +62,7 @@ class Checkpoint:
             named = json.loads((self.path / "config.json").read_bytes()).get("architectures") or [""]
         except (OSError, ValueError, AttributeError) as e:
             raise ModelError(f"model {self.name}: config.json cannot be read ({reason(e)}); check the folder") from e
-        return "causal" if named[0].endswith(_CAUSAL) else "masked" if named[0].endswith(_MASKED) else None
+        return str(named[0])
 
     def read_tokenizer(self) -> str:
         """Read the tokenizer as JSON; without `tokenizer.json`, Transformers converts it.

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptexport.runtime.bundle.manifest import TextField
+from ptexport.runtime.errors import ModelError
 from ptexport.runtime.rows.read import read_rows
 from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.data import cities
 from ptexport.toolkit.data.sources import CITIES, read_splits
 from ptexport.toolkit.data.splits import DataSplits, count_labels, split_rows
-from ptexport.toolkit.methods import Head, Method
+from ptexport.toolkit.methods import METHODS, Head, Method
 from ptexport.toolkit.models.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.prompt import distributed
@@ -74,16 +75,18 @@ def read_inputs(config: TrainConfig, progress: Progress, splits: Splits | None =
     with distributed.rank_0_first():
         checkpoint = find_checkpoint(config.model, revision=config.revision, stage=progress.stage)
     lm_head = checkpoint.lm_head
-    words = None if lm_head is None and config.head != "words" else WordTokenizer(checkpoint.read_tokenizer())
+    words = None if lm_head is None else WordTokenizer(checkpoint.read_tokenizer())
     head = config.head
     if head is None:
         head, reason = choose_head(method, lm_head, names if read_off else None, words)
         progress.choice(f"head {head}: {reason}")
+    _check_head(config, head, checkpoint)
     template = config.template or choose_template(config.method, method, lm_head, head, fields)
     config = fill_in(config, method, head, template, len(data.train))
     parsed, manual = check_templates(config, method)
     verbalizer = _verbalizer(config, head, names if read_off else None)
-    if words is not None and head == "words":
+    if head == "words":
+        words = words or WordTokenizer(checkpoint.read_tokenizer())
         verbalizer = verbalizer.filled(words, spaced=parsed.answer_spaced)
         verbalizer.word_ids(words, spaced=parsed.answer_spaced, unknown=None)
     return Inputs(
@@ -152,6 +155,16 @@ def _label_names(config: TrainConfig, rows: list[Row], progress: Progress) -> tu
     said = [f"{label} ({count} rows)" for label, count in counts.items()][:_MOST_LABELS_SAID]
     progress.choice(f"labels: {', '.join(said)}{', …' * (len(counts) > len(said))}")
     return tuple(counts), True
+
+
+def _check_head(config: TrainConfig, head: Head, checkpoint: Checkpoint) -> None:
+    """Raise ModelError if label words need a language-model head, and the model is known to have none."""
+    if head == "words" and checkpoint.lm_head is None and checkpoint.architecture:
+        advice = "--head linear" if "linear" in METHODS[config.method].heads else "another model or method"
+        raise ModelError(
+            f"model {checkpoint.name}: {checkpoint.architecture} has no language-model head, which label words need; "
+            f"use {advice}"
+        )
 
 
 def _verbalizer(config: TrainConfig, head: Head, names: tuple[str, ...] | None) -> Verbalizer:

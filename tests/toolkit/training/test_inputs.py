@@ -122,6 +122,9 @@ def test_a_model_without_a_head_gets_a_linear_one(bert: Path, tmp_path: Path) ->
     (model / "config.json").write_text('{"architectures": ["BertModel"], "model_type": "bert"}')
     inputs = read(model, write(tmp_path / "rows.csv", ["great", "bad"]))
     assert (inputs.config.head, inputs.verbalizer.words) == ("linear", None)
+    for options, advice in (({"head": "words"}, "--head linear"), ({"method": "pet"}, "another model or method")):
+        with pytest.raises(ModelError, match=f"BertModel has no language-model head, .*; use {advice}"):
+            read(model, tmp_path / "rows.csv", **options)
 
 
 @pytest.mark.parametrize(("n_rows", "epochs", "patience"), [(30, 30, 12), (300, 10, 4), (1000, 3, 2), (4000, 3, 2)])
