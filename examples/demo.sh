@@ -45,6 +45,5 @@ cat <<NEXT
   . .venv/bin/activate
   ptexport predict $out/bundle "Dar es Salaam" "Quito"
   ptexport serve $out/bundle
-  ptexport train --model minilm --head linear --data YOUR.csv --labels yes,no \\
-      --template "[P*4] {text}" --out build/mine
+  ptexport train --model minilm --data YOUR.csv --columns text=NAME,label=NAME --out build/mine
 NEXT

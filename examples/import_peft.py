@@ -7,7 +7,6 @@ usage: python examples/import_peft.py train FOLDER     train P_TUNING for SEQ_CL
 PEFT predicts each row alone. For comparison, it also predicts in float64, and in padded batches as its users do.
 """
 
-import csv
 import json
 import os
 import random
@@ -35,13 +34,15 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ptexport.runtime import Engine
+from ptexport.runtime.rows.columns import Columns
+from ptexport.runtime.rows.read import read_rows
 from ptexport.toolkit.cli.progress_bars import silence_libraries
 from ptexport.toolkit.data import cities
 from ptexport.toolkit.models.checkpoint import find_checkpoint
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-REQUESTS = Path(__file__).with_name("requests.csv")
+TICKETS = Path(__file__).with_name("tickets.csv")
 LM_TEMPLATE = "{text} is in"
 STEPS = {"minilm": 20, "smollm2": 4}
 BATCH = 8
@@ -71,8 +72,8 @@ class Adapter:
         torch.manual_seed(0)
         self.model, self.task = model, task
         if model == "minilm":
-            with REQUESTS.open(encoding="utf-8") as file:
-                self.rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+            columns = Columns(text="{subject}", label="queue")
+            self.rows = [(row.text, str(row.label)) for row in read_rows(TICKETS, columns)]
         else:
             self.rows = [(row.text, str(row.label)) for row in cities.load_cities()[::20]]
         self.labels = sorted({label for _, label in self.rows})

@@ -1,7 +1,7 @@
 """What `train` chooses where an option is not given: the head, the template and the number of epochs.
 
 Encoders and learning rates by method are in `ptexport.toolkit.methods`. These defaults come from a few runs on the
-built-in cities and `examples/requests.csv`, not from a study.
+built-in cities and `examples/tickets.csv`, not from a study.
 """
 
 import math
