@@ -148,7 +148,8 @@ def reporting(*, as_json: bool, log_file: Path | None, quiet: bool = False) -> I
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        bars = stack.enter_context(Progress(*columns, console=console, disable=as_json or not console.is_terminal))
+        # Not console.is_terminal, which FORCE_COLOR sets too: notebooks do, and show no moving bars.
+        bars = stack.enter_context(Progress(*columns, console=console, disable=as_json or not sys.stderr.isatty()))
         progress = ProgressBars(bars, streams)
         try:
             yield progress
