@@ -9,7 +9,7 @@ from ptexport.toolkit.cli import options as shared
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@shared.bundles
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of labelled rows.")
 @click.option("--task", help="Task of a multi-task bundle to evaluate.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page with plots.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@shared.bundle
 @click.argument("texts", nargs=-1)
 @click.option(
     "--input",

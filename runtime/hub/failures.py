@@ -1,0 +1,65 @@
+"""Errors of huggingface_hub -> one sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ptexport.runtime.errors import PtexportError, reason
+
+LOG_IN = "set HF_TOKEN or run 'hf auth login'"
+
+
+@contextmanager
+def download_errors(
+    where: str, error: type[PtexportError], *, revision: str | None = None, tried: str = ""
+) -> Iterator[None]:
+    """Raise `error` in one sentence for what huggingface_hub raises in a download; errors of the disk pass.
+
+    Args:
+        where: what is downloaded.
+        error: class of the error.
+        revision: the requested branch, tag or commit; None: the main branch.
+        tried: what the name is not either, such as "not a folder, ".
+    """
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    unreached: tuple[type[Exception], ...] = (LocalEntryNotFoundError, *connection_errors())
+    try:
+        yield
+    except GatedRepoError as e:
+        raise error(f"{where}: gated on the hub; accept its terms on its page there, then {LOG_IN}") from e
+    except RevisionNotFoundError as e:
+        raise error(f"{where}: has no revision {revision!r} on the hub; look up its commits there") from e
+    except (RepositoryNotFoundError, HFValidationError) as e:
+        also = f"{tried}and " if tried else ""
+        raise error(f"{where}: {also}not on the hub; check the name, or set HF_TOKEN if it is private") from e
+    except (HfHubHTTPError, RuntimeError) as e:
+        raise error(f"{where}: cannot be downloaded from the hub ({reason(e)}); try again, or give a folder") from e
+    except unreached as e:
+        raise error(
+            f"{where}: {tried}not in the cache, and {unreachable()}; check the name and the network, or give a folder"
+        ) from e
+
+
+def connection_errors() -> tuple[type[Exception], ...]:
+    """Return what huggingface_hub raises if it did not reach the hub, or may not (HF_HUB_OFFLINE).
+
+    It hands the errors of its HTTP library through: requests, then httpx, then httpx2. Answers of the hub are
+    HfHubHTTPError, which is one of these errors too.
+    """
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
+
+    return OfflineModeIsEnabled, HTTPError
+
+
+def unreachable() -> str:
+    """Say that the hub was not reached, and whether it may be."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return f"the hub cannot be reached{' (HF_HUB_OFFLINE is set)' if HF_HUB_OFFLINE else ''}"
