@@ -42,6 +42,9 @@ def download_errors(
     except (HfHubHTTPError, RuntimeError) as e:
         raise error(f"{where}: cannot be downloaded from the hub ({reason(e)}); try again, or give a folder") from e
     except unreached as e:
+        if isinstance(e.__cause__, HfHubHTTPError):  # the hub was reached, and did not give a file
+            why = reason(e.__cause__)
+            raise error(f"{where}: cannot be downloaded from the hub ({why}); try again, or give a folder") from e
         raise error(
             f"{where}: {tried}not in the cache, and {unreachable()}; check the name and the network, or give a folder"
         ) from e

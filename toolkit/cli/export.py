@@ -85,7 +85,9 @@ def _check_push(repository: str | None, *, private: bool) -> None:
 def _push(out: Path, repository: str, *, private: bool) -> str:
     """Push the exported bundle; returns the URL of the commit."""
     from ptexport.runtime.hub.push import push
+    from ptexport.toolkit.cli.progress_bars import bars_on_terminals
 
+    bars_on_terminals()
     try:
         return push(out, repository, private=private)
     except PtexportError as e:

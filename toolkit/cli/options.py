@@ -30,10 +30,15 @@ class BundleFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the folder."""
-        from ptexport.runtime.hub.pull import local_folder
+        from ptexport.runtime.hub.pull import PREFIX, local_folder
 
-        completing = ctx is not None and ctx.resilient_parsing
-        return Path(value) if completing else local_folder(value)
+        if ctx is not None and ctx.resilient_parsing:  # the shell completes a command
+            return Path(value)
+        if str(value).startswith(PREFIX):
+            from ptexport.toolkit.cli.progress_bars import bars_on_terminals
+
+            bars_on_terminals()
+        return local_folder(value)
 
 
 bundle = click.argument("bundle", type=BundleFolder())
