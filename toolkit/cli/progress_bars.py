@@ -157,7 +157,7 @@ def _close(stream: TextIO) -> None:
 
 def bars_on_terminals() -> None:
     """Let huggingface_hub draw its progress bars on terminals only."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
