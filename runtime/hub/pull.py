@@ -69,22 +69,23 @@ def local_folder(bundle: str | Path) -> Path:
     if match is None:
         raise HubError(f"{bundle}: not a name on the hub, need hub:OWNER/NAME or hub:OWNER/NAME@REVISION; correct it")
     name = _Name(bundle, match["repository"], match["revision"] or "main")
-    pinned = _COMMIT.fullmatch(name.revision) is not None
-    if not pinned or not name.folder(name.revision).is_dir():
-        commit = _find_commit(name)
+    commit = name.revision
+    if _COMMIT.fullmatch(commit) is None or not name.folder(commit).is_dir():
+        commit, files = _ask(name)
         if not name.folder(commit).is_dir():
-            _download(name, commit)
-        if not pinned:
+            _download(name, commit, files)
+        if commit != name.revision:
             _remember(name, commit)
-    else:
-        commit = name.revision
     with suppress(OSError):  # a cache that is read-only
         os.utime(name.folder(commit))  # records the last use for `ptexport cache`
     return name.folder(commit)
 
 
-def _find_commit(name: _Name) -> str:
-    """Ask the hub for the commit of a revision; if it cannot answer, return the one that was used last."""
+def _ask(name: _Name) -> tuple[str, list[str]]:
+    """Ask the hub for the commit of a revision and the bundle's files there.
+
+    If it cannot answer, returns the commit that was used last, if it is in the cache, and no files.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -95,26 +96,30 @@ def _find_commit(name: _Name) -> str:
             if isinstance(e, HfHubHTTPError) and not _is_out_of_order(e.response.status_code):
                 raise
             commit = _remembered(name)
-            if commit is None:
+            if commit is None or not name.folder(commit).is_dir():
                 raise
             _log.warning("%s: %s; uses commit %s from the cache", name.text, unreachable(), commit[:12])
-            return commit
-    if MANIFEST not in {file.rfilename for file in info.siblings or ()}:
+            return commit, []
+    there = {file.rfilename for file in info.siblings or ()}
+    if MANIFEST not in there:
         raise BundleError(
             f"{name.text}: has no {MANIFEST} on the hub, need a bundle that 'ptexport push' put there; check the name"
         )
     assert info.sha is not None, "the hub names the commit of every revision"
-    return info.sha
+    return info.sha, [file for file in FILES if file in there]
 
 
 def _is_out_of_order(status: int) -> bool:
     return status == 429 or status >= 500
 
 
-def _download(name: _Name, commit: str) -> None:
-    """Download a commit, verify it and move it to its place; after an interruption, whole files are kept."""
+def _download(name: _Name, commit: str, files: list[str]) -> None:
+    """Download a commit, verify it and move it to its place; after an interruption, whole files are kept.
+
+    One file after the other, in this thread, since Ctrl-C would wait for the other threads of `snapshot_download`.
+    """
     from filelock import FileLock
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download
 
     folder = name.folder(commit)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -124,7 +129,8 @@ def _download(name: _Name, commit: str) -> None:
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if folder.is_dir():  # another process has downloaded it
                 return
-            snapshot_download(name.repository, revision=commit, local_dir=partial, allow_patterns=list(FILES))
+            for file in files:
+                hf_hub_download(name.repository, file, revision=commit, local_dir=partial)
             try:
                 Bundle.open(partial)
             except BundleError as e:

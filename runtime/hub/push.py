@@ -25,7 +25,7 @@ def check_push(repository: str, *, private: bool) -> None:
         HubError: the name is not one, the hub cannot be reached, the token is missing or may not write there, or the
             repository has something other than a bundle, or is public.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if _REPOSITORY.fullmatch(repository) is None:
@@ -33,13 +33,15 @@ def check_push(repository: str, *, private: bool) -> None:
     owner = repository.split("/")[0]
     with _push_errors(repository):
         user = HfApi().whoami()
-        owners = [user["name"], *(org["name"] for org in user.get("orgs", ()))]
-        if owner not in owners:
-            raise HubError(f"push {repository}: you are {owners[0]}, need one of {', '.join(owners)} as OWNER; name it")
         try:
-            info = HfApi().model_info(repository)
+            info: ModelInfo | None = HfApi().model_info(repository)
         except RepositoryNotFoundError:
-            return
+            info = None
+    owners = [user["name"], *(org["name"] for org in user.get("orgs", ()))]
+    if owner not in owners:
+        raise HubError(f"push {repository}: you are {owners[0]}, need one of {', '.join(owners)} as OWNER; name it")
+    if info is None:
+        return
     files = sorted({file.rfilename for file in info.siblings or ()} - {*_GIT_FILES})
     if files and MANIFEST not in files:
         raise HubError(
@@ -112,4 +114,4 @@ def _push_errors(repository: str) -> Iterator[None]:
     except connection_errors() as e:
         raise HubError(f"{where}: {unreachable()}; check the network, and try again") from e
     except (RuntimeError, ValueError, OSError) as e:  # of an upload, or of the model card
-        raise HubError(f"{where}: failed ({reason(e)}); try again") from e
+        raise HubError(f"{where}: failed ({reason(e.__cause__ or e)}); try again") from e
