@@ -39,7 +39,10 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version("ptexport"))
 def cli() -> None:
-    """Train soft prompts on a frozen language model and serve them as one ONNX classifier."""
+    """Train soft prompts on a frozen language model and serve them as one ONNX classifier.
+
+    BUNDLE is a folder, or hub:OWNER/NAME[@REVISION] on the Hugging Face hub.
+    """
 
 
 for command in (
