@@ -53,12 +53,14 @@ def download_errors(
 def connection_errors() -> tuple[type[Exception], ...]:
     """Return what huggingface_hub raises if it did not reach the hub, or may not (HF_HUB_OFFLINE).
 
-    It hands the errors of its HTTP library through: requests, then httpx, then httpx2. Answers of the hub are
-    HfHubHTTPError, which is one of these errors too.
+    It hands the errors of its HTTP library through: requests before version 1, httpx, httpx2 from version 2 on. Answers
+    of the hub are HfHubHTTPError, which is one of these errors too.
     """
     from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
-    return OfflineModeIsEnabled, HTTPError
+    # In httpx it is the base class of all errors; in requests one of several, below their base class.
+    http_error, base = HTTPError.__mro__[:2]
+    return OfflineModeIsEnabled, http_error if base is Exception else base
 
 
 def unreachable() -> str:

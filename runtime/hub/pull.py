@@ -105,8 +105,10 @@ def _ask(name: _Name) -> tuple[str, list[str]]:
         raise BundleError(
             f"{name.text}: has no {MANIFEST} on the hub, need a bundle that 'ptexport push' put there; check the name"
         )
-    assert info.sha is not None, "the hub names the commit of every revision"
-    return info.sha, [file for file in FILES if file in there]
+    commit = info.sha or ""
+    if _COMMIT.fullmatch(commit) is None:  # it becomes the name of a folder
+        raise HubError(f"{name.text}: the hub names the commit {commit[:50]!r}, need 40 digits; check HF_ENDPOINT")
+    return commit, [file for file in FILES if file in there]
 
 
 def _is_out_of_order(status: int) -> bool:

@@ -225,6 +225,16 @@ def test_what_is_refused(hub: Hub, llama_bundle: Path, tmp_path: Path) -> None:
     assert Path(owned).is_dir(), "its owner has it"
 
 
+def test_a_commit_becomes_no_path(hub: Hub, llama_bundle: Path, tmp_path: Path) -> None:
+    """The folder of a commit stays in the cache, whatever a server names one."""
+    hub.put("you/reviews", llama_bundle)
+    repository = hub.repositories["you/reviews"]
+    repository.commits["../" * 12 + "abcd"] = repository.commits.popitem()[1]
+    (said,) = pull(NAME, **hub.environment(tmp_path))
+    assert said.startswith(f"HubError {NAME}: the hub names the commit '../")
+    assert cached(tmp_path) == []
+
+
 @pytest.mark.parametrize("file", ["model.onnx", "manifest.json"])
 def test_a_changed_file_is_refused_and_nothing_of_it_stays(
     file: str, hub: Hub, llama_bundle: Path, tmp_path: Path
