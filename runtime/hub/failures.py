@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ptexport.runtime.errors import PtexportError, reason
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 LOG_IN = "set HF_TOKEN or run 'hf auth login'"
 
@@ -22,7 +26,6 @@ def download_errors(
     """
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -30,8 +33,11 @@ def download_errors(
     )
 
     unreached: tuple[type[Exception], ...] = (LocalEntryNotFoundError, *connection_errors())
+    others: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *unreached)
     try:
         yield
+    except PtexportError:
+        raise
     except GatedRepoError as e:
         raise error(f"{where}: gated on the hub; accept its terms on its page there, then {LOG_IN}") from e
     except RevisionNotFoundError as e:
@@ -39,15 +45,17 @@ def download_errors(
     except (RepositoryNotFoundError, HFValidationError) as e:
         also = f"{tried}and " if tried else ""
         raise error(f"{where}: {also}not on the hub; check the name, or set HF_TOKEN if it is private") from e
-    except (HfHubHTTPError, RuntimeError) as e:
-        raise error(f"{where}: cannot be downloaded from the hub ({reason(e)}); try again, or give a folder") from e
-    except unreached as e:
-        if isinstance(e.__cause__, HfHubHTTPError):  # the hub was reached, and did not give a file
-            why = reason(e.__cause__)
-            raise error(f"{where}: cannot be downloaded from the hub ({why}); try again, or give a folder") from e
-        raise error(
-            f"{where}: {tried}not in the cache, and {unreachable()}; check the name and the network, or give a folder"
-        ) from e
+    except others as e:
+        answer = answer_in(e)
+        if answer is None and isinstance(e, unreached):
+            raise error(
+                f"{where}: {tried}not in the cache, and {unreachable()}; check the name and the network, or give a "
+                "folder"
+            ) from e
+        if answer is None and isinstance(e, OSError) and e.errno is not None:
+            raise
+        why = reason(answer or e)
+        raise error(f"{where}: cannot be downloaded from the hub ({why}); try again, or give a folder") from e
 
 
 def connection_errors() -> tuple[type[Exception], ...]:
@@ -61,6 +69,13 @@ def connection_errors() -> tuple[type[Exception], ...]:
     # In httpx it is the base class of all errors; in requests one of several, below their base class.
     http_error, base = HTTPError.__mro__[:2]
     return OfflineModeIsEnabled, http_error if base is Exception else base
+
+
+def answer_in(error: BaseException) -> "HfHubHTTPError | None":
+    """Return the hub's answer that an error is, or was made of; None: there was none."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next((e for e in (error, error.__cause__) if isinstance(e, HfHubHTTPError)), None)
 
 
 def unreachable() -> str:

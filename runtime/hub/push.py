@@ -7,8 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ptexport.runtime.bundle.folder import FILES, MANIFEST, Bundle, check_unchanged
-from ptexport.runtime.errors import HubError, reason
-from ptexport.runtime.hub.failures import LOG_IN, connection_errors, unreachable
+from ptexport.runtime.errors import HubError, PtexportError, reason
+from ptexport.runtime.hub.failures import LOG_IN, answer_in, connection_errors, unreachable
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _GIT_FILES = (".gitattributes", ".gitignore")
@@ -94,24 +94,27 @@ def push(bundle: Path, repository: str, *, private: bool) -> str:
 @contextmanager
 def _push_errors(repository: str) -> Iterator[None]:
     """Raise a HubError in one sentence for what huggingface_hub raises."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
     where = f"push {repository}"
+    others: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *connection_errors())
     try:
         yield
+    except PtexportError:
+        raise
     except HFValidationError as e:
         raise HubError(f"{where}: not a name that the hub allows ({reason(e)}); choose another") from e
     except LocalTokenNotFoundError as e:
         raise HubError(f"{where}: not logged in to the hub, need a token that may write; {LOG_IN}") from e
-    except HfHubHTTPError as e:
-        if e.response.status_code == 401:
+    except others as e:
+        answer = answer_in(e)
+        if answer is None and isinstance(e, connection_errors()):
+            raise HubError(f"{where}: {unreachable()}; check the network, and try again") from e
+        if answer is None:  # of an upload, or of the model card
+            raise HubError(f"{where}: failed ({reason(e.__cause__ or e)}); try again") from e
+        if answer.response.status_code == 401:
             raise HubError(f"{where}: the hub refuses the token, need a valid one; {LOG_IN}") from e
-        if e.response.status_code == 403:
-            raise HubError(
-                f"{where}: the token may not write there ({reason(e)}); use one with write access to it"
-            ) from e
-        raise HubError(f"{where}: the hub refuses it ({reason(e)}); try again") from e
-    except connection_errors() as e:
-        raise HubError(f"{where}: {unreachable()}; check the network, and try again") from e
-    except (RuntimeError, ValueError, OSError) as e:  # of an upload, or of the model card
-        raise HubError(f"{where}: failed ({reason(e.__cause__ or e)}); try again") from e
+        why = reason(answer)
+        if answer.response.status_code == 403:
+            raise HubError(f"{where}: the token may not write there ({why}); use one with write access to it") from e
+        raise HubError(f"{where}: the hub refuses it ({why}); try again") from e

@@ -225,6 +225,14 @@ def test_what_is_refused(hub: Hub, llama_bundle: Path, tmp_path: Path) -> None:
     assert Path(owned).is_dir(), "its owner has it"
 
 
+def test_a_network_that_answers_itself(hub: Hub, llama_bundle: Path, tmp_path: Path) -> None:
+    """As one does that wants people to log in first."""
+    hub.put("you/reviews", llama_bundle)
+    hub.answer = lambda request: 200
+    (said,) = pull(NAME, **hub.environment(tmp_path))
+    assert said.startswith(f"HubError {NAME}: cannot be downloaded from the hub (Expecting value: line 1")
+
+
 def test_a_commit_becomes_no_path(hub: Hub, llama_bundle: Path, tmp_path: Path) -> None:
     """The folder of a commit stays in the cache, whatever a server names one."""
     hub.put("you/reviews", llama_bundle)
