@@ -168,6 +168,15 @@ def test_commands_take_names(command: str, in_cache: Path, llama_bundle: Path, r
     assert said[0].keys() == said[1].keys()
 
 
+def test_a_bench_takes_names_to_compare_with(in_cache: Path, llama_bundle: Path, tmp_path: Path) -> None:
+    """Both are asked for: the first is in the cache, and the second cannot be."""
+    names = f"{NAME}@{'0' * 40},hub:you/nothing"
+    arguments = ["bench", "speed", llama_bundle, "--against", names, "--out", tmp_path / "out"]
+    done = in_process(*arguments, XDG_CACHE_HOME=str(in_cache))
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ptexport: hub:you/nothing: not in the cache, and the hub cannot be")
+
+
 def test_every_command_takes_names() -> None:
     """All but those that read a bundle which is to be sent or changed."""
     plain = set()
