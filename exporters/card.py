@@ -1,17 +1,19 @@
-"""A manifest and its runs' metrics -> the bundle's model card, for people."""
+"""A manifest and its runs' metrics -> the bundle's model card, for people, with the metadata that the hub reads."""
 
+import re
 from collections.abc import Sequence
+from typing import cast
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from ptexport.runtime.bundle.manifest import Manifest, TaskEntry
 from ptexport.runtime.bundle.measured import Comparison, Parity, PrecisionEntry
+from ptexport.toolkit.methods import METHODS, MethodName
 from ptexport.toolkit.run.metrics import Metrics
 
 _CARD = """\
 ---
-license: {licence}
-library_name: onnx
-pipeline_tag: text-classification
----
+{metadata}---
 # {name}
 
 A text classifier made by ptexport: the language model {backbone} and {method}, in one ONNX graph. Needs ONNX Runtime
@@ -24,14 +26,13 @@ from ptexport.runtime import Engine
 
 print(Engine.open("{name}").{example})
 ```
+
+{opened}
 """
 
 _MULTITASK_CARD = """\
 ---
-license: {licence}
-library_name: onnx
-pipeline_tag: text-classification
----
+{metadata}---
 # {name}
 
 Text classifiers for {n_tasks} tasks, made by ptexport: the language model {backbone} and each task's own trained
@@ -45,6 +46,8 @@ from ptexport.runtime import Engine
 
 print(Engine.open("{name}").task("{first}").{example})
 ```
+
+{opened}
 """
 
 _TASK = """\
@@ -77,6 +80,16 @@ _EXAMPLES = {
 }
 """Calls, by the last text of a row."""
 
+_OPENED = (
+    "`Engine.open` and `ptexport predict` take this folder, or the name of its repository on the hub: `hub:OWNER/{}`."
+)
+
+_ON_THE_HUB = {
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+}
+"""Where the models of the aliases are on the hub."""
+
 
 def model_card(manifest: Manifest, metrics: Sequence[Metrics | None]) -> str:
     """Write the card.
@@ -87,7 +100,8 @@ def model_card(manifest: Manifest, metrics: Sequence[Metrics | None]) -> str:
     """
     graph, first = manifest.graph, manifest.tasks[0]
     shared = {
-        "licence": manifest.backbone.licence or "unknown",
+        "metadata": _metadata(manifest, metrics),
+        "opened": _OPENED.format(manifest.name),
         "name": manifest.name,
         "backbone": manifest.backbone.name,
         "precision": graph.precision,
@@ -109,6 +123,59 @@ def model_card(manifest: Manifest, metrics: Sequence[Metrics | None]) -> str:
     )
     n_tasks = len(manifest.tasks)
     return _MULTITASK_CARD.format(tasks=tasks, n_tasks=n_tasks, passes=passes, first=first.name, **shared)
+
+
+def _metadata(manifest: Manifest, metrics: Sequence[Metrics | None]) -> str:
+    """Write the metadata that the hub reads, as YAML; see https://huggingface.co/docs/hub/model-cards."""
+    base_model = _base_model(manifest)
+    names = dict.fromkeys(cast(MethodName, task.method.split()[0]) for task in manifest.tasks)
+    methods = [METHODS[name] for name in names]
+    trained = any(method.backbone_training != "nothing" for method in methods) or "--tune" in manifest.tasks[0].method
+    soft = any(method.virtual_token not in (None, "word") for method in methods)
+    precision = manifest.graph.precision
+    data = ModelCardData(
+        license=manifest.backbone.licence or "unknown",
+        base_model=base_model,
+        # Without it, the hub takes a repository with ONNX files for a quantized model.
+        base_model_relation=None if base_model is None else "finetune" if trained else "adapter",
+        library_name="ptexport",
+        pipeline_tag="text-classification",
+        tags=[
+            "onnx",
+            *(["soft-prompt"] if soft else []),
+            *names,
+            *([] if precision == "fp32" else [precision]),
+        ],
+        model_name=manifest.name,
+        eval_results=_eval_results(manifest, metrics),
+    )
+    return data.to_yaml(original_order=["license"]) + "\n"
+
+
+def _base_model(manifest: Manifest) -> str | None:
+    """Return the backbone's name on the hub; None: it was a folder."""
+    backbone = manifest.backbone
+    if re.fullmatch("[0-9a-f]{40}", backbone.revision or ""):  # a commit
+        return backbone.name
+    return _ON_THE_HUB.get(backbone.name)
+
+
+def _eval_results(manifest: Manifest, metrics: Sequence[Metrics | None]) -> list[EvalResult] | None:
+    """List the tasks' test accuracies; they hold for graphs in fp32, which predict the same labels as the model."""
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="held-out-rows",
+            dataset_name=f"{own.n_test} held-out rows",
+            dataset_config=None if len(manifest.tasks) == 1 else task.name,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_value=round(own.test_accuracy, 4),
+        )
+        for task, own in zip(manifest.tasks, metrics, strict=True)
+        if own is not None and manifest.graph.precision == "fp32"
+    ]
+    return results or None
 
 
 def _method(task: TaskEntry) -> str:

@@ -9,6 +9,7 @@ Rooms, each above what it imports; `docs/architecture.md` has the picture:
     label_rows.py  rows -> predictions and lines of JSON
     engine         texts -> predictions
     ort            model.onnx -> logits on a device
+    hub            name on the hub <-> bundle folder
     bundle         bundle folder -> verified files and a manifest
     rows.py        JSONL or CSV -> rows
     cache_dir.py   folder of the cache
@@ -28,6 +29,7 @@ from ptexport.runtime.errors import (
     BundleError,
     DataError,
     EngineError,
+    HubError,
     MissingExtraError,
     ProviderError,
     PtexportError,
@@ -40,6 +42,7 @@ __all__ = [
     "Engine",
     "EngineError",
     "EngineInfo",
+    "HubError",
     "MissingExtraError",
     "Prediction",
     "ProviderError",

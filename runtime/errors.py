@@ -11,6 +11,7 @@
       ExportError      a graph that cannot be made, or differs from the model
       BundleError      a bundle folder that is incomplete or was changed
         SignatureError   a bundle that is not signed with the required key
+      HubError         a repository on the hub that cannot be reached, read or written
       EngineError      an engine that cannot predict, in this process or any longer
       PackError        a pack that was changed, or is for another backbone
       ProviderError    an execution provider that does not run the graph
@@ -88,6 +89,10 @@ class EngineError(PtexportError, RuntimeError):
 
 class SignatureError(BundleError):
     """A bundle that is not signed with the required key: for example one without `model.sig`."""
+
+
+class HubError(PtexportError, RuntimeError):
+    """A repository on the hub that cannot be reached, read or written: for example a private one without a token."""
 
 
 class PackError(PtexportError, ValueError):

@@ -22,6 +22,7 @@ from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
 from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.engine.turns import Work, at_once, in_chunks, in_slices
 from ptexport.runtime.errors import DataError
+from ptexport.runtime.hub.pull import local_folder
 from ptexport.runtime.ort.execution import Execution
 from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.tensorrt import Build
@@ -62,7 +63,8 @@ class Engine:
         TensorRT nor a CUDA graph; the last of them frees it.
 
         Args:
-            path: folder of the bundle.
+            path: folder of the bundle, or, as a string, its name on the hub: `hub:OWNER/NAME[@REVISION]`, which is
+                downloaded into the cache once.
             provider: execution provider: "auto" (CUDA if it can load the graph, else the CPU; `info.degraded` and the
                 log say why), "cpu", "cuda", "tensorrt", or ONNX Runtime's own name of another one. A named provider is
                 the one that runs, or `open` raises.
@@ -77,12 +79,13 @@ class Engine:
         Raises:
             BundleError: the folder does not match its manifest (checked before ONNX Runtime reads a byte), or the
                 golden rows have other logits here.
+            HubError: the bundle cannot be downloaded.
             SignatureError: the bundle is not signed with that key; a BundleError too.
             ProviderError: the provider does not run the graph: a library, the device or TensorRT's engine is missing.
             MissingExtraError: ONNX Runtime, or for a signature model-signing, is not installed.
         """
         execution = Execution(provider=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
-        bundle = Bundle.open(Path(path), require_signature=require_signature)
+        bundle = Bundle.open(local_folder(path), require_signature=require_signature)
         graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle))
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed
         golden_max_abs_diff = _check_golden_rows(bundle, encoders, graph)

@@ -14,6 +14,7 @@ import msgspec
 import onnx_ir as ir
 import pytest
 from commands import ptexport_on_path
+from hub import running_hub
 from tokenizers import Tokenizer, processors
 
 import ptexport.runtime
@@ -186,6 +187,20 @@ def test_what_runs_a_bundle(llama_bundle: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith(("CPUExecutionProvider ", "CUDAExecutionProvider "))
 
 
+def test_the_hub(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command in a process of its own, since this one has loaded huggingface_hub offline."""
+    shutil.copytree(llama_bundle, tmp_path / "build" / "demo" / "bundle")
+    with running_hub() as hub:
+        for name, value in hub.environment(tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        said = run_as_user(ROOT / "docs" / "hub.md", tmp_path)
+        assert said.splitlines()[0].startswith(f"{hub.url}/you/reviews/commit/")
+        assert said.splitlines()[1].split("\t")[0] in ("positive", "negative")
+        (code,) = blocks(ROOT / "docs" / "hub.md", "python")
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("[Prediction(label=")
+
+
 def test_signing(llama_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(llama_bundle, tmp_path / "build" / "trust" / "bundle")
     said = run_commands(ROOT / "docs" / "trust.md", tmp_path)
@@ -224,7 +239,15 @@ def test_the_programs_of_embedding(llama_bundle: Path, pairs_bundle: Path, tmp_p
 
 def test_the_public_names() -> None:
     """What is stable; a name goes with a line in the changelog only."""
-    errors = ["BundleError", "DataError", "EngineError", "MissingExtraError", "ProviderError", "PtexportError"]
+    errors = [
+        "BundleError",
+        "DataError",
+        "EngineError",
+        "HubError",
+        "MissingExtraError",
+        "ProviderError",
+        "PtexportError",
+    ]
     names = sorted(["Engine", "EngineInfo", "Prediction", "SignatureError", "Task", *errors])
     assert ptexport.runtime.__all__ == names
     assert all(getattr(ptexport.runtime, name).__doc__ for name in names)
@@ -237,6 +260,7 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
     run = [page for page in pages if blocks(ROOT / "docs" / page, "sh")]
     assert run == [
         "benchmarks.md",
+        "hub.md",
         "import.md",
         "methods.md",
         "packs.md",

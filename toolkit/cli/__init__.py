@@ -6,6 +6,7 @@ import_peft.py     import
 export.py          export
 pack.py            pack, install
 sign.py            sign
+push.py            push
 predict.py         predict
 serve.py           serve
 evaluate.py        evaluate

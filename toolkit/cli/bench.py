@@ -22,7 +22,6 @@ def bench() -> None:
     """Measure a bundle on this machine and compare it with alternatives."""
 
 
-_bundle = click.argument("bundle", type=click.Path(path_type=Path))
 _quick = click.option(
     "--quick",
     is_flag=True,
@@ -90,12 +89,12 @@ def _command_line() -> str:
 
 
 @bench.command()
-@_bundle
+@shared.bundle
 @click.option(
     "--against",
     default="",
     metavar="NAMES",
-    help="Systems to compare with, separated by commas: names (see docs/benchmarks.md) or folders of other bundles.",
+    help="Systems to compare with, separated by commas: names (see docs/benchmarks.md) or other bundles.",
 )
 @click.option(
     "--run",
@@ -123,6 +122,7 @@ def speed(
 ) -> "BenchReport":
     """Compare the latency and memory of BUNDLE with PEFT, Transformers, other exports and other bundles."""
     from ptexport.runtime.bundle.folder import MODEL
+    from ptexport.runtime.hub.pull import PREFIX, local_folder
     from ptexport.toolkit.bench.speed.report import Cost
     from ptexport.toolkit.bench.speed.speed import SpeedConfig, bench_speed
 
@@ -130,7 +130,8 @@ def speed(
         import onnx_ir as ir
 
         from ptexport.exporters.inspect.summary import summarize_graph
-    names = [name.strip() for name in against.split(",") if name.strip()]
+    given = [name.strip() for name in against.split(",") if name.strip()]
+    names = [str(local_folder(name)) if name.startswith(PREFIX) else name for name in given]
 
     def cost_of(n_ids: int) -> Cost | None:
         summary = summarize_graph(ir.load(bundle / MODEL), n_ids)
@@ -185,7 +186,7 @@ def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
 
 
 @bench.command()
-@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@shared.bundles
 @click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
 )
@@ -202,7 +203,7 @@ def quality(
 
 
 @bench.command()
-@_bundle
+@shared.bundle
 @_quick
 @reported
 def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: bool) -> "BenchReport":
@@ -219,7 +220,7 @@ def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: boo
 
 
 @bench.command()
-@_bundle
+@shared.bundle
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Texts per call.")
 @click.option(
     "--tokens", type=click.IntRange(1), default=28, show_default=True, help="Tokens of each text, without the prompt."

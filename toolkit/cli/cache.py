@@ -16,7 +16,7 @@ from ptexport.toolkit.cli import options as shared
 )
 @shared.as_json
 def cache(prune: float | None, as_json: bool) -> None:
-    """List converted models and traced backbones, or remove old ones."""
+    """List converted models, traced backbones and bundles from the hub, or remove old ones."""
     with shared.extra("train"):
         from ptexport.toolkit.store import cache as cache_
     from ptexport.toolkit.cli.tables_inspect import print_entries

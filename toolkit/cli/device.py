@@ -10,7 +10,7 @@ from ptexport.toolkit.cli import options as shared
 
 
 @click.command()
-@click.option("--run", "bundle", type=click.Path(path_type=Path), help="Run this bundle on every execution provider.")
+@click.option("--run", "bundle", type=shared.BundleFolder(), help="Run this bundle on every execution provider.")
 @click.option("--out", type=click.Path(path_type=Path), help="With --run: write the report as JSON, to share it.")
 @click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU.")
 @shared.force
@@ -47,7 +47,7 @@ def doctor(bundle: Path | None, out: Path | None, device: int, as_json: bool, fo
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@shared.bundle
 @click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def warmup(bundle: Path, device: int, as_json: bool) -> None:

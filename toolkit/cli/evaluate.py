@@ -9,7 +9,7 @@ from ptexport.toolkit.cli import options as shared
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@shared.bundles
 @click.option(
     "--data",
     required=True,

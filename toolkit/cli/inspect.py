@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=shared.BundleFolder())
 @shared.require_signature
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw a bundle's graph as .svg, .png or .pdf.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the comparison with Transformers as a page.")

@@ -17,6 +17,7 @@ from ptexport.toolkit.cli import (
     inspect,
     pack,
     predict,
+    push,
     serve,
     sign,
     train,
@@ -38,7 +39,10 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version("ptexport"))
 def cli() -> None:
-    """Train soft prompts on a frozen language model and serve them as one ONNX classifier."""
+    """Train soft prompts on a frozen language model and serve them as one ONNX classifier.
+
+    BUNDLE is a folder, or hub:OWNER/NAME[@REVISION] on the Hugging Face hub.
+    """
 
 
 for command in (
@@ -48,6 +52,7 @@ for command in (
     pack.pack,
     pack.install,
     sign.sign,
+    push.push,
     predict.predict,
     evaluate.evaluate,
     serve.serve,

@@ -26,6 +26,25 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class BundleFolder(click.Path):
+    """A bundle's folder; `hub:OWNER/NAME[@REVISION]` is downloaded into the cache."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the folder."""
+        from ptexport.runtime.hub.pull import PREFIX, local_folder
+
+        if ctx is not None and ctx.resilient_parsing:  # the shell completes a command
+            return Path(value)
+        if str(value).startswith(PREFIX):
+            from ptexport.toolkit.cli.progress_bars import bars_on_terminals
+
+            bars_on_terminals()
+        return local_folder(value)
+
+
+bundle = click.argument("bundle", type=BundleFolder())
+bundles = click.argument("bundles", nargs=-1, required=True, type=BundleFolder())
+private = click.option("--private", is_flag=True, help="Make the repository on the hub private.")
 force = click.option("--force", is_flag=True, help="Replace the output if it exists.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, and progress as JSON lines.")
 log_file = click.option(

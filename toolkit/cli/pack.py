@@ -59,7 +59,7 @@ def pack(
 @click.argument("pack", type=click.Path(path_type=Path))
 @click.option(
     "--backbone",
-    type=click.Path(path_type=Path),
+    type=shared.BundleFolder(),
     required=True,
     help="A bundle of the pack's backbone, with its precision, its opset, and one task or several.",
 )

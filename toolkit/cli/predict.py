@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@shared.bundle
 @click.argument("texts", nargs=-1)
 @click.option(
     "--input",
@@ -85,16 +85,21 @@ def predict(
     how: dict[str, Any] = {"task": task, "strict": strict, "top_k": top_k}
     first = next(iter(engine.tasks)) if task == ALL else task
     typed = _typed(texts, engine.task(first).entry.fields) if texts else []
+
+    def given(say: Callable[[str], None]) -> Iterator["Row"]:
+        if rows is None:
+            return iter(typed)
+        tasks = engine.tasks.values() if task == ALL else [engine.task(task)]
+        return read_rows(rows, columns or columns_of(tasks), keep=kept, say=say)
+
+    if output is None:
+        read = given(lambda said: None if as_json else click.echo(said, err=True))
+        _print_predictions(engine, read, as_json=as_json or rows is not None, **how)
+        return
+    total = len(typed) if rows is None else count_lines(rows)
     with reporting(as_json=as_json, log_file=log_file) as report:
-        given = iter(typed)
-        if rows is not None:
-            tasks = engine.tasks.values() if task == ALL else [engine.task(task)]
-            given = read_rows(rows, columns or columns_of(tasks), keep=kept, say=report.choice)
-        if output is None:
-            _print_predictions(engine, given, as_json=as_json or rows is not None, **how)
-            return
-        total = len(typed) if rows is None else count_lines(rows)
-        counts = _write_predictions(engine, given, total, output, report, resume=resume, force=force, **how)
+        read = given(report.choice)
+        counts = _write_predictions(engine, read, total, output, report, resume=resume, force=force, **how)
     if as_json:
         click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
     else:

@@ -164,6 +164,14 @@ def _close(stream: TextIO) -> None:
         stream.close()
 
 
+def bars_on_terminals() -> None:
+    """Let huggingface_hub draw its progress bars on terminals only."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
 def silence_libraries() -> None:
     """Silence the log messages and progress bars of Transformers and torch."""
     from transformers.utils import logging as transformers_logging

@@ -11,7 +11,7 @@ from ptexport.toolkit.cli import options as shared
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@shared.bundle
 @click.option(
     "--host",
     default="127.0.0.1",

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ptexport.runtime.errors import ModelError, reason
+from ptexport.runtime.errors import ModelError, disk_errors, reason
+from ptexport.runtime.hub.failures import download_errors
 from ptexport.toolkit.store.cache import cached_folder
 
 LmHead = Literal["causal", "masked"]
@@ -158,39 +159,15 @@ def _convert_gguf(source: Path, folder: Path) -> None:
 
 def _from_hub(name: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     files = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "README.md"]
-    where = f"model {name!r}"
-    try:
+    tried = f"not an alias ({', '.join(_ALIASES)}), not a folder, "
+    with (
+        disk_errors(Path(HF_HUB_CACHE), "set HF_HOME to a writable folder with enough space"),
+        download_errors(f"model {name!r}", ModelError, revision=revision, tried=tried),
+    ):
         path = Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except GatedRepoError as e:
-        raise ModelError(
-            f"{where}: gated on the hub; accept its terms on its page there, then set HF_TOKEN or run 'hf auth login'"
-        ) from e
-    except RevisionNotFoundError as e:
-        raise ModelError(f"{where}: has no revision {revision!r} on the hub; look up its commits there") from e
-    except (RepositoryNotFoundError, HFValidationError) as e:
-        raise ModelError(
-            f"{where}: not an alias ({', '.join(_ALIASES)}), not a folder, and not on the hub; check the name, or set "
-            "HF_TOKEN if it is private"
-        ) from e
-    except LocalEntryNotFoundError as e:
-        raise ModelError(
-            f"{where}: not an alias ({', '.join(_ALIASES)}), not a folder, not in the hub's cache, and the hub cannot "
-            "be reached; check the name and the network, or give a folder"
-        ) from e
-    except (HfHubHTTPError, OSError) as e:
-        raise ModelError(
-            f"{where}: cannot be downloaded from the hub ({reason(e)}); try again, or give a folder"
-        ) from e
     return Checkpoint(path=path, name=name, revision=path.name, licence=_licence(path), from_hub=True)
 
 

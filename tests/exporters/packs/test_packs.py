@@ -1,6 +1,7 @@
 """A pack and a bundle of its backbone make, byte for byte, what export makes; and what is refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -83,9 +84,12 @@ def test_install_writes_what_export_writes(
     got, need = Engine.open(tmp_path / "new"), Engine.open(tmp_path / "task")
     np.testing.assert_array_equal(got.logits(TEXTS[:1]), need.logits(TEXTS[:1]))
     card = (tmp_path / "task" / "README.md").read_text(encoding="utf-8")
-    assert (tmp_path / "new" / "README.md").read_text(encoding="utf-8") == card.replace("# task", "# new").replace(
-        '"task"', '"new"'
-    )
+    assert (tmp_path / "new" / "README.md").read_text(encoding="utf-8") == renamed(card)
+
+
+def renamed(card: str) -> str:
+    """Return the card of the bundle "task" as that of "new"."""
+    return re.sub(r'(# |/|"|name: )task(["`\n])', r"\1new\2", card)
 
 
 def test_a_pack_in_integers(other_run: Path, llama_run: Path, tmp_path: Path) -> None:
@@ -146,8 +150,7 @@ def test_install_writes_what_export_writes_of_several_tasks(
     for name in MULTITASK_FILES:
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "task" / name).read_bytes(), name
     card = (tmp_path / "task" / "README.md").read_text(encoding="utf-8")
-    renamed = card.replace("# task\n", "# new\n").replace('open("task")', 'open("new")')
-    assert (tmp_path / "new" / "README.md").read_text(encoding="utf-8") == renamed
+    assert (tmp_path / "new" / "README.md").read_text(encoding="utf-8") == renamed(card)
     packed(runs[0][0], tmp_path / "one" / "task.ptpack")
     refused(
         tmp_path / "one" / "task.ptpack",

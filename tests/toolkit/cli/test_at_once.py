@@ -76,7 +76,7 @@ REFUSALS = {
     "--lora-rank 4": "p-tuning does not use LoRA",
     "--method manual --template '{text} it' --lr 0.1": "manual trains no virtual tokens",
     "--out kept": "kept: exists already",
-    "--model nothing/here": "not in the hub's cache",
+    "--model nothing/here": "not in the cache",
     "--sweep lr=fast": "'fast' is not a valid",
 }
 

@@ -155,7 +155,7 @@ def test_what_fits_nothing_is_refused(llama: Path, tmp_path: Path) -> None:
         ({"template": "{text"}, TemplateError, "lone"),
         ({"method": "manual"}, TemplateError, "manual needs one of your own; give --template"),
         ({"labels": LABELS}, DataError, r"line 2: got label 'great', need one of \['positive', 'negative'\]"),
-        ({"model": "nothing/here"}, ModelError, "not in the hub's cache"),
+        ({"model": "nothing/here"}, ModelError, "not in the cache"),
         ({"head": "linear", "method": "pet"}, PtexportError, "head linear: pet has words"),
     ]
     for options, error, message in refused:
