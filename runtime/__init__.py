@@ -11,7 +11,7 @@ Rooms, each above what it imports; `docs/architecture.md` has the picture:
     ort            model.onnx -> logits on a device
     hub            name on the hub <-> bundle folder
     bundle         bundle folder -> verified files and a manifest
-    rows.py        JSONL or CSV -> rows
+    rows           CSV, JSON, Parquet or Arrow files -> rows
     cache_dir.py   folder of the cache
     errors.py      every error that ptexport raises
 """

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
+import click
 import msgspec
 import onnx_ir as ir
 import pytest
@@ -24,6 +25,7 @@ from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.measured import GoldenRow
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.ort.graph import Graph
+from ptexport.toolkit.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +131,11 @@ def test_the_tutorial(number: int, tutorial: Path) -> None:
     run_script(f". .venv/bin/activate\n{TUTORIAL[number]}", tutorial)
 
 
+def test_the_readme_trains_as_the_tutorial_does() -> None:
+    (block,) = (block for block in blocks(ROOT / "README.md", "sh") if "ptexport train" in block)
+    assert set(block.splitlines()) <= set("\n".join(TUTORIAL).splitlines())
+
+
 def test_what_the_tutorial_makes(tutorial: Path) -> None:
     assert not_for_tensorrt(ir.load(tutorial / "build" / "tutorial" / "bundle" / "model.onnx")) == [], "a real BERT"
     answers = (tutorial / "build" / "tutorial" / "answers.jsonl").read_text().splitlines()
@@ -148,6 +155,33 @@ def test_a_multiple_choice(tmp_path: Path) -> None:
     rows, answers = ([json.loads(line) for line in path.read_text().splitlines()] for path in lines)
     right = [row["choices"][row["label"]] == answer["label"] for row, answer in zip(rows, answers, strict=True)]
     assert sum(right) > 40, "of 50, two candidates each"
+
+
+RECIPES = blocks(ROOT / "docs" / "recipes.md", "sh")
+
+
+@pytest.mark.soak
+def test_the_recipes(tmp_path: Path) -> None:
+    said = run_block("\n".join(RECIPES), tmp_path)
+    assert [line.split("\t")[0] for line in said.splitlines() if line.endswith(("again", "apart"))] == [
+        "positive",
+        "negative",
+    ]
+    assert said.splitlines()[-1].split()[0] == "1060"
+
+
+def test_recipes_are_short_and_their_unit_is_valid(tmp_path: Path) -> None:
+    assert all(len(block.splitlines()) <= 15 for block in RECIPES)
+    unit = (ROOT / "examples" / "ptexport.service").read_text(encoding="utf-8")
+    program, arguments = unit.split("ExecStart=")[1].splitlines()[0].split(" ", 1)
+    serve = cli.commands["serve"]
+    parent = click.Context(cli, **cli.context_settings)
+    assert serve.make_context("serve", arguments.split()[1:], parent).params["port"] == 8000
+    (tmp_path / "ptexport.service").write_text(unit.replace(program, sys.executable), encoding="utf-8")
+    if shutil.which("systemd-analyze") is not None:
+        checked = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "ptexport.service")]
+        done = subprocess.run(checked, capture_output=True, text=True, check=False)
+        assert (done.returncode, "ptexport.service" in done.stderr) == (0, False), done.stderr
 
 
 @pytest.mark.soak
@@ -266,6 +300,7 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
         "packs.md",
         "precision.md",
         "providers.md",
+        "recipes.md",
         "templates.md",
         "training.md",
         "trust.md",

@@ -127,7 +127,7 @@ def test_the_commands_of_the_readme(llama_run: Path, tmp_path: Path) -> None:
     export(ExportConfig(runs=(llama_run,), out=tmp_path / "build" / "demo" / "bundle"), Quiet())
     (tmp_path / "examples").symlink_to(README.parent / "examples")
     blocks = [block.split("```")[0] for block in README.read_text(encoding="utf-8").split("```sh\n")[1:]]
-    commands = [block for block in blocks if not block.startswith("make ")]
+    commands = [block for block in blocks if not block.startswith("make ") and "ptexport train" not in block]
     assert len(commands) == 3
     (tmp_path / ".venv").symlink_to(sys.prefix)
     bare = {**os.environ, "PATH": "/usr/bin:/bin"}  # what a new shell has, whatever runs these tests
