@@ -13,6 +13,12 @@ from ptexport.toolkit.cli import options as shared
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of labelled rows.")
 @click.option("--task", help="Task of a multi-task bundle to evaluate.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page with plots.")
+@click.option(
+    "--show-texts",
+    is_flag=True,
+    help="List the texts of the most confident mistakes, also on the page and in the JSON. Off by default, because "
+    "texts may be private.",
+)
 @shared.opening
 @shared.force
 @shared.as_json
@@ -22,6 +28,7 @@ def evaluate(
     data: Path,
     task: str | None,
     html: Path | None,
+    show_texts: bool,
     as_json: bool,
     log_file: Path | None,
     force: bool,
@@ -45,7 +52,9 @@ def evaluate(
     results = []
     with reporting(as_json=as_json, log_file=log_file) as report:
         for engine, name in zip(engines, names, strict=True):
-            results.append(evaluate(engine, read_rows(data), lambda done: report.rows(done, total), task=name))
+            rows = read_rows(data)
+            done = evaluate(engine, rows, lambda n: report.rows(n, total), task=name, keep_texts=show_texts)
+            results.append(done)
             report.all_rows()
     evaluations = [result.evaluation for result in results]
     both = contrast(*results) if len(results) == 2 else None

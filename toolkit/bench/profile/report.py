@@ -151,7 +151,7 @@ def _kind_table(found: _Found) -> Table:
         [kind, f"{ms:.2f}", f"{ms / total:.1%}", str(calls[kind])]
         for kind, ms in sums_of(found.kinds, found.ms).items()
     ]
-    return Table(title="By operator type", columns=["operator", "ms per run", "share", "nodes"], rows=rows, note=_EACH)
+    return Table(title="By operator type", columns=["operator", "time (ms)", "share", "nodes"], rows=rows, note=_EACH)
 
 
 def _layer_table(found: _Found) -> Table:
@@ -160,13 +160,13 @@ def _layer_table(found: _Found) -> Table:
     for row in sorted(rows, key=_row_order):
         parts = [f"{cells[row, column]:.2f}" if (row, column) in cells else "" for column in COLUMNS]
         lines.append([row, *parts, f"{rows[row]:.2f}", f"{rows[row] / total:.1%}"])
-    return Table(title="By layer", columns=["", *COLUMNS, "total", "share"], rows=lines, note=_LAYER_NOTE)
+    return Table(title="By layer", columns=["time (ms)", *COLUMNS, "total", "share"], rows=lines, note=_LAYER_NOTE)
 
 
 def _call_table(found: _Found) -> Table:
     names = {
         "call": "call, from texts to logits",
-        "runtime": "outside ONNX Runtime: tokenization and Python",
+        "runtime": "outside ONNX Runtime: tokenization, Python",
         "plain": "ONNX Runtime's run",
         "run": "run with the profiler",
         "kernels": "inside kernels",
@@ -176,7 +176,9 @@ def _call_table(found: _Found) -> Table:
     for name, description in names.items():
         values = found.whole[name]
         rows.append([description, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"])
-    return Table(title="Latency of a call", columns=["", "latency, ms", "range"], rows=rows, note=_CALL_NOTE)
+    return Table(
+        title="Latency of a call", columns=["part of a call", "latency (ms)", "range"], rows=rows, note=_CALL_NOTE
+    )
 
 
 def _kind_plot(found: _Found) -> Plot:
@@ -184,24 +186,22 @@ def _kind_plot(found: _Found) -> Plot:
     drawn, rest = sums[:_BARS], sums[_BARS:]
     if rest:
         drawn.append((f"{len(rest)} others", sum(ms for _, ms in rest)))
-    names, lengths = [kind for kind, _ in drawn], [ms for _, ms in drawn]
-    return _bars("by operator type", [Series(name="kernels", x=lengths, y=[], labels=names)])
+    total = sum(found.ms)
+    return Plot.bars(
+        "Time by operator type",
+        "time per run (ms)",
+        [f"{kind}: {ms:.2f} ms, {ms / total:.1%}" for kind, ms in drawn],
+        [ms for _, ms in drawn],
+    )
 
 
 def _layer_plot(found: _Found) -> Plot:
     cells = sums_of(found.cells, found.ms)
     rows = sorted(set(found.rows), key=_row_order)
-    return _bars(
-        "by layer",
-        [
-            Series(name=column, x=[cells.get((row, column), 0.0) for row in rows], y=[], labels=rows)
-            for column in COLUMNS
-        ],
-    )
-
-
-def _bars(title: str, series: list[Series]) -> Plot:
-    return Plot(title=title, x_label="ms per run", y_label="", series=series, kind="bars")
+    series = [
+        Series(name=column, x=[cells.get((row, column), 0.0) for row in rows], y=[], labels=rows) for column in COLUMNS
+    ]
+    return Plot(title="Time by layer", x_label="time per run (ms)", y_label="", series=series, kind="stacked")
 
 
 def _figures(config: ProfileConfig, found: _Found) -> list[Figure]:
@@ -222,13 +222,16 @@ def _verdict(config: ProfileConfig, found: _Found) -> list[str]:
     call, outside, run, inside, between = (
         statistics.median(found.whole[name]) for name in ("call", "runtime", "run", "kernels", "between")
     )
+    largest, largest_ms = next(iter(sums_of(found.kinds, found.ms).items()))
+    low, high = min(found.whole["call"]), max(found.whole["call"])
     whole = (
-        f"The latency of a call of {config.batch} texts of {config.tokens} tokens is {call:.2f} ms. Of these, "
-        f"{outside:.2f} ms ({outside / call:.1%}) are outside ONNX Runtime: tokenization and Python."
+        f"A call of {config.batch} texts of {config.tokens} tokens has a latency of {call:.2f} ms (range {low:.2f} to "
+        f"{high:.2f}); {largest} takes {largest_ms / sum(found.ms):.1%} of the time inside kernels."
     )
     profiled = (
-        f"A run with the profiler takes {run:.2f} ms: {inside:.2f} ms ({inside / run:.1%}) inside kernels and "
-        f"{between:.2f} ms between them."
+        f"{outside:.2f} ms of the call ({outside / call:.1%}) are outside ONNX Runtime: tokenization and Python. A run "
+        f"with the profiler takes {run:.2f} ms: {inside:.2f} ms ({inside / run:.1%}) inside kernels and {between:.2f} "
+        "ms between them."
     )
     total, rows = sum(found.ms), sums_of(found.rows, found.ms)
     sentences = [whole, profiled]
