@@ -66,11 +66,11 @@ def draw_table(
     for number, row in enumerate(rows):
         cells = "".join(_cell("td", cell, kind, by_words=bool(kind)) for cell, kind in zip(row, kinds, strict=True))
         body.append(f'<tr class="highlight">{cells}</tr>' if number == highlight else f"<tr>{cells}</tr>")
-    caption = Markup("<caption>{}</caption>").format(title) if title else ""
+    above = Markup('<p class="title">{}</p>').format(title) if title else ""
     table = "table" if len(rows) <= _MOST_UNBROKEN else 'table class="long"'
     lines = "\n".join(body)
     return Markup(
-        f'<div class="wide" tabindex="0"><{table}>{caption}<thead><tr>{head}</tr></thead>\n{lines}</table></div>'
+        f'{above}<div class="wide" tabindex="0"><{table}><thead><tr>{head}</tr></thead>\n{lines}</table></div>'
     )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILES = (JSON, MARKDOWN, HTML)
 _MARKERS = "osD^vP*X"
+_LEGEND_COLUMNS = 4
 
 
 def write_report(path: Path, report: BenchReport, *, force: bool) -> None:
@@ -123,7 +124,7 @@ def _height(plot: Plot) -> float:
 
 
 def _legend_height(plot: Plot) -> float:
-    return 0.25 * -(-len(plot.series) // 3) if len(plot.series) > 1 else 0.0
+    return 0.25 * -(-len(plot.series) // _LEGEND_COLUMNS) if len(plot.series) > 1 else 0.0
 
 
 def _draw(plot: Plot, figure: "Figure") -> None:
@@ -134,7 +135,7 @@ def _draw(plot: Plot, figure: "Figure") -> None:
     axes.grid(alpha=0.25, linewidth=0.6, axis="both" if plot.kind == "lines" else "x")
     axes.set_axisbelow(True)
     if len(plot.series) > 1:
-        figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=10)
+        figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=10)
 
 
 def _draw_lines(axes: "Axes", plot: Plot) -> None:

@@ -42,7 +42,7 @@ _LAYER_NOTE = (
     "everything after it."
 )
 _CALL_NOTE = (
-    f"Median, minimum and maximum of {RUNS} rounds: first a call without the profiler, then a run with it. Between "
+    f"Median of {RUNS} rounds (minimum to maximum): first a call without the profiler, then a run with it. Between "
     "kernels: the rest of ONNX Runtime's run, including the overhead of the profiler."
 )
 _Name = TypeVar("_Name")
@@ -175,10 +175,8 @@ def _call_table(found: _Found) -> Table:
     rows = []
     for name, description in names.items():
         values = found.whole[name]
-        rows.append([description, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"])
-    return Table(
-        title="Latency of a call", columns=["part of a call", "latency (ms)", "range"], rows=rows, note=_CALL_NOTE
-    )
+        rows.append([description, f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"])
+    return Table(title="Latency of a call", columns=["part of a call", "latency (ms)"], rows=rows, note=_CALL_NOTE)
 
 
 def _kind_plot(found: _Found) -> Plot:
