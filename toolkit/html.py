@@ -39,14 +39,18 @@ def render(title: str, body: str, **values: Any) -> bytes:
     return html.encode()
 
 
-_MOST_UNBROKEN = 20  # rows of the longest table that is printed on one page
+_MOST_UNBROKEN = 20  # rows of the longest table that is printed on one page, or shown as blocks on a phone
+_WIDE = 5  # columns of a table that is wider than a phone
 _LONG = 40  # characters of a text that needs a wide column
 
 
 def draw_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", highlight: int | None = None
 ) -> "Markup":
-    """Draw a table that scrolls inside itself where it is too wide; figures break only before their brackets.
+    """Draw a table whose figures break only before their brackets.
+
+    On a phone, the rows of a wide table become blocks with a line per cell. A table that is wider than the page scrolls
+    inside itself.
 
     Args:
         headings: headings of the columns.
@@ -56,30 +60,38 @@ def draw_table(
     """
     from markupsafe import Markup
 
-    columns = list(zip(*rows, strict=True)) or [()] * len(headings)
-    kinds = [
-        "" if right and number else "texts" if any(len(cell) > _LONG for cell in column) else "text"
-        for number, (right, column) in enumerate(zip(figure_columns(rows), columns, strict=True))
-    ] or [""] * len(headings)
-    head = "".join(_cell("th", heading, kind, by_words=True) for heading, kind in zip(headings, kinds, strict=True))
+    kinds = _kinds(rows) or [""] * len(headings)
+    head = "".join(_cell("th", heading, kind) for heading, kind in zip(headings, kinds, strict=True))
     body = []
     for number, row in enumerate(rows):
-        cells = "".join(_cell("td", cell, kind, by_words=bool(kind)) for cell, kind in zip(row, kinds, strict=True))
+        cells = "".join(
+            _cell("td", cell, kind, heading) for cell, kind, heading in zip(row, kinds, headings, strict=True)
+        )
         body.append(f'<tr class="highlight">{cells}</tr>' if number == highlight else f"<tr>{cells}</tr>")
     above = Markup('<p class="title">{}</p>').format(title) if title else ""
-    table = "table" if len(rows) <= _MOST_UNBROKEN else 'table class="long"'
+    kind = "long" if len(rows) > _MOST_UNBROKEN else "blocks" if len(headings) >= _WIDE else "small"
     lines = "\n".join(body)
     return Markup(
-        f'{above}<div class="wide" tabindex="0"><{table}><thead><tr>{head}</tr></thead>\n{lines}</table></div>'
+        f'{above}<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>\n{lines}'
+        "</table></div>"
     )
 
 
-def _cell(tag: str, content: str, kind: str, *, by_words: bool) -> str:
+def _kinds(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Choose the class of each column: figures, text or long texts."""
+    return [
+        "" if right and number else "texts" if any(len(cell) > _LONG for cell in column) else "text"
+        for number, (right, column) in enumerate(zip(figure_columns(rows), zip(*rows, strict=True), strict=True))
+    ]
+
+
+def _cell(tag: str, content: str, kind: str, heading: str = "") -> str:
     from markupsafe import escape
 
     parts = [str(escape(part)) for part in re.split(r" (?=\()", content)]
-    inner = " ".join(parts if by_words else [f"<span>{part}</span>" for part in parts])
-    return f'<{tag} class="{kind}">{inner}</{tag}>' if kind else f"<{tag}>{inner}</{tag}>"
+    inner = " ".join(parts if kind or tag == "th" or not content else [f"<span>{part}</span>" for part in parts])
+    attributes = (f' class="{kind}"' if kind else "") + (f' data-heading="{escape(heading)}"' if heading else "")
+    return f"<{tag}{attributes}>{inner}</{tag}>"
 
 
 def draw_figure(title: str, draw: Callable[["Figure"], None], *, alt: str, height: float = 4) -> "Markup":

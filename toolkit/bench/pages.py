@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FILES = (JSON, MARKDOWN, HTML)
 _MARKERS = "osD^vP*X"
 _LEGEND_COLUMNS = 4
+_MOST_CHARACTERS = 52  # of a label above a bar
 
 
 def write_report(path: Path, report: BenchReport, *, force: bool) -> None:
@@ -86,10 +87,11 @@ def describe(machine: Machine) -> str:
 
 
 def _with_code(sentence: str) -> "Markup":
-    """Turn backticks into `<code>` elements."""
+    """Turn backticks into `<code>` elements, and keep "8 x 28" and "95 %" on one line."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
+    whole = re.sub(r"(?<=\d) (?=x \d|%)|(?<=\d x) (?=\d)", "\N{NO-BREAK SPACE}", str(escape(sentence)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", whole))
 
 
 def _made(report: BenchReport) -> str:
@@ -173,13 +175,21 @@ def _draw_bars(axes: "Axes", plot: Plot) -> None:
         axes.barh(row, length, height=0.4, color=COLOURS[0] if first or plot.highlight is None else OTHERS)
         weight = "bold" if first else "normal"
         place = axes.get_yaxis_transform()  # x from 0 to 1
-        axes.text(0, row - 0.27, label, transform=place, va="bottom", fontweight=weight, clip_on=False)
+        text = axes.text(0, row - 0.27, _shortened(label), transform=place, va="bottom", fontweight=weight)
+        text.set_in_layout(False)  # the bars keep the whole width
     if series.low:
         axes.hlines(range(len(series.low)), series.low, series.high, color="#222222", linewidth=1.5)
     axes.set_ylim(len(series.labels) - 0.65, -0.75)
     axes.set_xlim(left=0)
     axes.set_yticks([])
     axes.spines["left"].set_color(MUTED)
+
+
+def _shortened(label: str) -> str:
+    """Cut the name in a label that is wider than the plot, not its figures."""
+    name, colon, figures = label.partition(": ")
+    room = max(8, _MOST_CHARACTERS - len(colon + figures))
+    return label if len(name) <= room else f"{name[: room - 1]}…{colon}{figures}"
 
 
 def _draw_stacked(axes: "Axes", plot: Plot) -> None:

@@ -24,13 +24,14 @@ from ptexport.toolkit.bench.profile.profile import (
     measure_profile,
     place_kernels,
 )
+from ptexport.toolkit.bench.ratio import LatencyRatio
 from ptexport.toolkit.bench.report import BenchReport, Figure, Plot, Series, Table, now, this_machine
 from ptexport.toolkit.bench.synthetic_texts import only_task
 from ptexport.toolkit.progress import Progress
 
 _BUSY = 1.1  # ratio of kernel time to the sum of medians, above which something else uses the CPUs
 _LARGEST = 5  # shares in a sentence
-_BARS = 14  # operator types in the plot; the rest is one bar
+_BARS = 10  # operator types in the plot; the rest is one bar
 _EACH = (
     f"Milliseconds per run inside kernels. The time of each node is the median of {RUNS} runs, which removes "
     "interrupted ones. Shares are relative to the sum of these medians."
@@ -254,7 +255,7 @@ def _verdict(config: ProfileConfig, found: _Found) -> list[str]:
 
 def _method(config: ProfileConfig, samples: ProfileSamples) -> list[str]:
     plain, profiled = statistics.median(samples.plain_ms), statistics.median(samples.profiled_ms)
-    ratios = [slow / fast for slow, fast in zip(samples.profiled_ms, samples.plain_ms, strict=True)]
+    ratio = LatencyRatio.of([slow / fast for slow, fast in zip(samples.profiled_ms, samples.plain_ms, strict=True)])
     return [
         (
             f"The bundle's graph runs on the CPU with {samples.threads} threads, in a session like the engine's. Calls "
@@ -265,8 +266,8 @@ def _method(config: ProfileConfig, samples: ProfileSamples) -> list[str]:
             f"are measured after {WARM_UP} warm-up rounds."
         ),
         (
-            f"The profiler slows down the run: {profiled:.2f} ms with it, {plain:.2f} ms without, "
-            f"{statistics.median(ratios):.2f} times slower in the same round ({min(ratios):.2f} to {max(ratios):.2f})."
+            f"The profiler's cost: a run takes {profiled:.2f} ms with it and {plain:.2f} ms without, in the same round "
+            f"{ratio.words} ({ratio.interval})."
         ),
         (
             "Layers and parts are those of the nodes in model.onnx, by name. A node that ONNX Runtime created is "

@@ -95,7 +95,7 @@ def latency_table(results: SpeedResults, workload: str, batch: int, *, title: st
             ratio = LatencyRatio.of(results.slowdowns(name, workload))
             cells += ["", ""] if name == results.first else [ratio.words, ratio.interval]
         rows.append(cells)
-    compared = [f"than {than}", "95 % interval"] if len(names) > 1 else []
+    compared = [f"compared with {than}", "95 % interval"] if len(names) > 1 else []
     columns = ["system", "latency (ms)", "throughput (texts/s)", *compared]
     return Table(title=title, columns=columns, rows=rows, highlight=names.index(results.first))
 
