@@ -108,6 +108,27 @@ def test_a_page_is_as_wide_as_its_screen_and_says_its_plots_in_words() -> None:
     assert not re.findall(r"\swidth: *\d+px", page)
 
 
+def test_the_rows_of_a_wide_table_are_blocks_on_a_phone() -> None:
+    """The control: a narrow table stays one, and so does a long one."""
+
+    def kind_of(columns: int, rows: int) -> str:
+        table = Table(title="t", columns=[f"c{n}" for n in range(columns)], rows=[["1"] * columns] * rows)
+        page = html(report_of(ratio(2.0), tables=[table])).decode()
+        return page.partition('<table class="')[2].partition('"')[0]
+
+    assert (kind_of(5, 20), kind_of(4, 20), kind_of(5, 21)) == ("blocks", "small", "long")
+    style = html(report_of(ratio(2.0))).decode().partition("</style>")[0]
+    assert ".blocks td::before { content: attr(data-heading);" in style
+
+
+def test_a_long_name_above_a_bar_is_cut_but_not_its_figures() -> None:
+    label = f"{'name-' * 20}int8: 29.5 ms, no measurable difference"
+    page = html(report_of(ratio(2.0), plots=[Plot.bars("t", "ms", [label, "a: 1.0 ms"], [29.5, 1.0])])).decode()
+    assert f">{label}</text>" not in page
+    assert ">name-name-name-n…: 29.5 ms, no measurable difference</text>" in page
+    assert f"{label}; a: 1.0 ms" in page, "it is whole in words"
+
+
 def test_printed_reports_fit_80_columns_in_a_pipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
