@@ -48,11 +48,11 @@ def print_table(
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_header=any(headings))
     aligned_right = figure_columns(rows)
     for number, width in enumerate(widths):
-        heading = Text(headings[number] if headings else "")
+        heading = Text(_printable(headings[number]) if headings else "")
         right = number > 0 and aligned_right[number]
         table.add_column(heading, justify="right" if right else "left", overflow="fold", width=width)
     for number, row in enumerate(rows):
-        cells = [Text(cell) for cell in row]
+        cells = [Text(_printable(cell)) for cell in row]
         if styles:
             cells[0].stylize(styles[number])
         table.add_row(*cells, style="bold" if number == highlight else None)
@@ -62,7 +62,12 @@ def print_table(
 def say(line: str, *, style: str = "") -> None:
     """Print a line of text: a terminal wraps it between words, a pipe gets it whole."""
     console = Console()
-    console.print(Text(line, style=style), soft_wrap=not console.is_terminal)
+    console.print(Text(_printable(line), style=style), soft_wrap=not console.is_terminal)
+
+
+def _printable(text: str) -> str:
+    """Replace control characters, which a terminal would obey: a text or a label may contain anything."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _fit(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> tuple[list[list[str]], list[int]]:

@@ -71,6 +71,14 @@ def test_markup_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert [lines[0], lines[1].split()[0], lines[3].split()[0]] == ["[i]", "[bold]", "[red]x[/red]"]
 
 
+def test_control_characters_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    """A text could clear the screen, or write into the lines above."""
+    print_table(("a\x9b", "b"), [["\x1b[2Jx", "1"]], title="\x1b]0;t\a")
+    printed = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\a"} & set(printed)
+    assert "�[2Jx" in printed
+
+
 @pytest.mark.parametrize("no_color", [False, True])
 def test_a_terminal_is_styled_and_a_pipe_is_not(
     no_color: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

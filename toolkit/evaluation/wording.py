@@ -74,7 +74,7 @@ def mistake_rows(evaluation: Evaluation, *, most_characters: int) -> list[list[s
     for mistake in evaluation.worst:
         row = [str(mistake.row), mistake.label, mistake.answer, f"{mistake.probability:.3f}"]
         if mistake.texts is not None:
-            text = " | ".join(mistake.texts)
+            text = " ".join(" | ".join(mistake.texts).split())
             row.append(text if len(text) <= most_characters else f"{text[:most_characters]} …")
         rows.append(row)
     return rows
