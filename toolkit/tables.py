@@ -44,15 +44,16 @@ def print_table(
         say(title, style="bold")
     if not rows:
         return
+    headings, rows = [_printable(heading) for heading in headings], [[_printable(cell) for cell in row] for row in rows]
     rows, widths = _fit(headings, rows, console.width)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_header=any(headings))
     aligned_right = figure_columns(rows)
     for number, width in enumerate(widths):
-        heading = Text(_printable(headings[number]) if headings else "")
+        heading = Text(headings[number] if headings else "")
         right = number > 0 and aligned_right[number]
         table.add_column(heading, justify="right" if right else "left", overflow="fold", width=width)
     for number, row in enumerate(rows):
-        cells = [Text(_printable(cell)) for cell in row]
+        cells = [Text(cell) for cell in row]
         if styles:
             cells[0].stylize(styles[number])
         table.add_row(*cells, style="bold" if number == highlight else None)
