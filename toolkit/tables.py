@@ -5,6 +5,7 @@ figures break before their brackets, then other text wraps between words.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from rich import box
@@ -68,7 +69,7 @@ def say(line: str, *, style: str = "") -> None:
 
 def _printable(text: str) -> str:
     """Replace control characters, which a terminal would obey: a text or a label may contain anything."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text)
 
 
 def _fit(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> tuple[list[list[str]], list[int]]:

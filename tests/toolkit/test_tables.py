@@ -73,10 +73,10 @@ def test_markup_is_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_control_characters_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     """A text could clear the screen, or write into the lines above."""
-    print_table(("a\x9b", "b"), [["\x1b[2Jx", "1"]], title="\x1b]0;t\a")
+    print_table(("a\x9b", "b"), [["\x1b[2Jx", "1\xa0%"]], title="\x1b]0;t\a")
     printed = capsys.readouterr().out
     assert not {"\x1b", "\x9b", "\a"} & set(printed)
-    assert "�[2Jx" in printed
+    assert "�[2Jx  1\xa0%" in printed
 
 
 @pytest.mark.parametrize("no_color", [False, True])
