@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FILES = (JSON, MARKDOWN, HTML)
 _MARKERS = "osD^vP*X"
 _LEGEND_COLUMNS = 4
-_MOST_CHARACTERS = 52  # of a label above a bar
+_MOST_CHARACTERS = 57  # of a label above a bar
 
 
 def write_report(path: Path, report: BenchReport, *, force: bool) -> None:
@@ -173,9 +173,9 @@ def _draw_bars(axes: "Axes", plot: Plot) -> None:
     for row, (label, length) in enumerate(zip(series.labels, series.x, strict=True)):
         first = row == plot.highlight
         axes.barh(row, length, height=0.4, color=COLOURS[0] if first or plot.highlight is None else OTHERS)
-        weight = "bold" if first else "normal"
         place = axes.get_yaxis_transform()  # x from 0 to 1
-        text = axes.text(0, row - 0.27, _shortened(label), transform=place, va="bottom", fontweight=weight)
+        weight = "bold" if first else "normal"
+        text = axes.text(0, row - 0.27, _shortened(label), transform=place, va="bottom", fontsize=11, fontweight=weight)
         text.set_in_layout(False)  # the bars keep the whole width
     if series.low:
         axes.hlines(range(len(series.low)), series.low, series.high, color="#222222", linewidth=1.5)

@@ -125,7 +125,7 @@ def test_a_long_name_above_a_bar_is_cut_but_not_its_figures() -> None:
     label = f"{'name-' * 20}int8: 29.5 ms, no measurable difference"
     page = html(report_of(ratio(2.0), plots=[Plot.bars("t", "ms", [label, "a: 1.0 ms"], [29.5, 1.0])])).decode()
     assert f">{label}</text>" not in page
-    assert ">name-name-name-n…: 29.5 ms, no measurable difference</text>" in page
+    assert ">name-name-name-name-n…: 29.5 ms, no measurable difference</text>" in page
     assert f"{label}; a: 1.0 ms" in page, "it is whole in words"
 
 
