@@ -18,4 +18,5 @@ Rooms, each above what it imports; `docs/architecture.md` has the picture:
     methods.py   what each training method trains
     progress.py  what long work reports
     html.py      the look of HTML pages
+    tables.py    the look of tables on standard output
 """

@@ -3,6 +3,7 @@
 Every bench makes one `BenchReport`. Its rooms: systems (what is measured), speed, serve, profile, quality.
 
     report.py           the result type
+    ratio.py            ratios of latencies -> slower, faster, or no measurable difference
     pages.py            report -> JSON, Markdown and HTML files
     terminal.py         report -> tables on the terminal
     compare.py          two reports -> the figures that changed

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ptexport.toolkit.bench.report import HTML, JSON, MARKDOWN, BenchReport, Machine, Plot, Table
-from ptexport.toolkit.html import read_template, render, svg
+from ptexport.toolkit.html import COLOURS, MUTED, OTHERS, draw_figure, draw_table, read_template, render
 from ptexport.toolkit.store.folders import new_folder
+from ptexport.toolkit.tables import figure_columns
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILES = (JSON, MARKDOWN, HTML)
-# Distinct in greyscale and with colour blindness (Okabe and Ito 2008); the first is the measured bundle.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 _MARKERS = "osD^vP*X"
-_MOST_UNBROKEN = 20  # rows of the longest table that is printed on one page
+_LEGEND_COLUMNS = 4
+_MOST_CHARACTERS = 57  # of a label above a bar
 
 
 def write_report(path: Path, report: BenchReport, *, force: bool) -> None:
@@ -52,16 +52,19 @@ def html(report: BenchReport) -> bytes:
         report=report,
         made=_made(report),
         versions=_versions(report.machine),
-        most_unbroken=_MOST_UNBROKEN,
-        breakable=_breakable,
         with_code=_with_code,
-        plots=[svg(partial(_draw, plot), height=_height(plot)) for plot in report.plots],
+        tables=[draw_table(table.columns, table.rows, highlight=table.highlight) for table in report.tables],
+        plots=[
+            draw_figure(plot.title, partial(_draw, plot), alt=_in_words(plot), height=_height(plot))
+            for plot in report.plots
+        ],
     )
 
 
 def markdown(report: BenchReport) -> str:
     """Render the report as Markdown, without plots."""
-    parts = [f"# {report.title}", _made(report), _list(report.verdict)]
+    first, *others = report.verdict
+    parts = [f"# {first}", *([_list(others)] if others else []), f"{report.title}. {_made(report)}"]
     for table in report.tables:
         parts += [f"## {table.title}", table_markdown(table)] + ([table.note] if table.note else [])
     if report.left_out:
@@ -72,7 +75,8 @@ def markdown(report: BenchReport) -> str:
 
 def table_markdown(table: Table) -> str:
     """Render a table as Markdown."""
-    lines = [table.columns, ["---"] + ["---:"] * (len(table.columns) - 1), *table.rows]
+    right = figure_columns(table.rows) or [False] * len(table.columns)
+    lines = [table.columns, ["---:" if figures else "---" for figures in right], *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -83,19 +87,11 @@ def describe(machine: Machine) -> str:
 
 
 def _with_code(sentence: str) -> "Markup":
-    """Turn backticks into `<code>` elements."""
+    """Turn backticks into `<code>` elements, and keep "8 x 28" and "95 %" on one line."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
-
-
-def _breakable(cell: str) -> "Markup":
-    """Allow a line break in a figure only before its bracket: 29.5, 0.85 (0.76 to 1.17)."""
-    from markupsafe import Markup, escape
-
-    if not cell[:1].isdigit():
-        return escape(cell)
-    return Markup(" ").join(Markup("<span>{}</span>").format(part) for part in re.split(r" (?=\()", cell))
+    whole = re.sub(r"(?<=\d) (?=x \d|%)|(?<=\d x) (?=\d)", "\N{NO-BREAK SPACE}", str(escape(sentence)))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", whole))
 
 
 def _made(report: BenchReport) -> str:
@@ -113,45 +109,53 @@ def _list(sentences: list[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
+def _in_words(plot: Plot) -> str:
+    """Describe a plot for those who cannot see it."""
+    axes = plot.x_label if plot.kind != "lines" else f"{plot.y_label} by {plot.x_label}"
+    if plot.kind == "bars":
+        return f"{plot.title}, {axes}: {'; '.join(plot.series[0].labels)}"
+    points = [
+        f"{series.name}: {', '.join(f'{value:.4g}' for value in (series.y or series.x))}" for series in plot.series
+    ]
+    return f"{plot.title}, {axes}: {'; '.join(points)}"
+
+
 def _height(plot: Plot) -> float:
-    return 1.2 + 0.22 * len(plot.series[0].labels) if plot.kind == "bars" else 4
+    per_row = {"bars": 0.56, "stacked": 0.28, "lines": 0.0}[plot.kind]
+    return (3.8 if plot.kind == "lines" else 0.6 + per_row * len(plot.series[0].labels)) + _legend_height(plot)
+
+
+def _legend_height(plot: Plot) -> float:
+    return 0.25 * -(-len(plot.series) // _LEGEND_COLUMNS) if len(plot.series) > 1 else 0.0
 
 
 def _draw(plot: Plot, figure: "Figure") -> None:
     axes = figure.subplots()
-    if plot.kind == "bars":
-        _draw_bars(axes, plot)
-    else:
-        _draw_points(axes, plot)
-    axes.set_title(plot.title, fontsize=10, loc="left")
+    {"bars": _draw_bars, "stacked": _draw_stacked, "lines": _draw_lines}[plot.kind](axes, plot)
     axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6, axis="x" if plot.kind == "bars" else "both")
+    axes.grid(alpha=0.25, linewidth=0.6, axis="both" if plot.kind == "lines" else "x")
+    axes.set_axisbelow(True)
     if len(plot.series) > 1:
-        figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=8)
+        figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=10)
 
 
-def _draw_points(axes: "Axes", plot: Plot) -> None:
+def _draw_lines(axes: "Axes", plot: Plot) -> None:
     for number, series in enumerate(plot.series):
-        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-        line = "" if series.labels else "-"
-        axes.plot(series.x, series.y, linestyle=line, markersize=5, label=series.name, color=colour, marker=marker)
+        colour, marker = COLOURS[number % len(COLOURS)], _MARKERS[number % len(_MARKERS)]
+        axes.plot(series.x, series.y, markersize=6, linewidth=2, label=series.name, color=colour, marker=marker)
         if series.low:
-            axes.vlines(series.x, series.low, series.high, color=colour, linewidth=1, alpha=0.6)
-        for x, y, word in zip(series.x, series.y, series.labels, strict=False):
-            axes.annotate(word, (x, y), (4, 4), textcoords="offset points", fontsize=8)
+            axes.vlines(series.x, series.low, series.high, color=colour, linewidth=1.2, alpha=0.6)
     if plot.log_x:
         axes.set_xscale("log")
-        _plain_powers(axes.xaxis)
         ticks = plot.series[0].x
-        if all(series.x == ticks for series in plot.series):
-            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-            axes.minorticks_off()
-    axes.margins(x=0.12, y=0.12)
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+    axes.margins(x=0.08, y=0.12)
     if plot.log_y:
         axes.set_yscale("log")
         _plain_powers(axes.yaxis)
-    elif not any(series.labels for series in plot.series):
+    else:
         axes.set_ylim(bottom=0)
 
 
@@ -164,10 +168,38 @@ def _plain_powers(axis: "Axis") -> None:
 
 
 def _draw_bars(axes: "Axes", plot: Plot) -> None:
+    """Draw one bar per label, with the label above it, where it has the width of a phone."""
+    (series,) = plot.series
+    for row, (label, length) in enumerate(zip(series.labels, series.x, strict=True)):
+        first = row == plot.highlight
+        axes.barh(row, length, height=0.4, color=COLOURS[0] if first or plot.highlight is None else OTHERS)
+        place = axes.get_yaxis_transform()  # x from 0 to 1
+        weight = "bold" if first else "normal"
+        text = axes.text(0, row - 0.27, _shortened(label), transform=place, va="bottom", fontsize=11, fontweight=weight)
+        text.set_in_layout(False)  # the bars keep the whole width
+    if series.low:
+        axes.hlines(range(len(series.low)), series.low, series.high, color="#222222", linewidth=1.5)
+    axes.set_ylim(len(series.labels) - 0.65, -0.75)
+    axes.set_xlim(left=0)
+    axes.set_yticks([])
+    axes.spines["left"].set_color(MUTED)
+
+
+def _shortened(label: str) -> str:
+    """Cut the name in a label that is wider than the plot, not its figures."""
+    name, colon, figures = label.partition(": ")
+    room = max(8, _MOST_CHARACTERS - len(colon + figures))
+    return label if len(name) <= room else f"{name[: room - 1]}…{colon}{figures}"
+
+
+def _draw_stacked(axes: "Axes", plot: Plot) -> None:
     names = plot.series[0].labels
     left = [0.0] * len(names)
     for number, series in enumerate(plot.series):
-        axes.barh(names, series.x, left=left, color=_COLOURS[number % len(_COLOURS)], label=series.name, height=0.7)
+        axes.barh(names, series.x, left=left, color=COLOURS[number % len(COLOURS)], label=series.name, height=0.7)
         left = [start + x for start, x in zip(left, series.x, strict=True)]
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelsize=8)
+    for row, total in enumerate(left):
+        axes.annotate(f"{total:.2f}", (total, row), (3, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.margins(x=0.12)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", labelsize=10)

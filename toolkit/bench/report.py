@@ -73,12 +73,14 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         columns: headings; the first column names the rows.
         rows: cells, one per column.
         note: explanation below the table; "": none.
+        highlight: number of the row of the measured bundle among others; None: none.
     """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     note: str = ""
+    highlight: int | None = None
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,9 +90,9 @@ class Series(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         name: name in the legend.
         x: x of each point, or length of each bar.
         y: y of each point; empty for bars.
-        labels: label of each point or bar; empty: a line connects the points.
-        low: lower end of each point's interval; empty: none are drawn.
-        high: upper end of each point's interval.
+        labels: label of each bar; empty for lines.
+        low: lower end of each point's or bar's interval; empty: none are drawn.
+        high: upper end of each interval.
     """
 
     name: str
@@ -109,18 +111,36 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         x_label: label of the x axis, with its unit.
         y_label: label of the y axis, with its unit.
         series: series to draw.
-        kind: points and lines, or horizontal stacked bars.
+        kind: points and lines; horizontal bars with their labels above them; or horizontal bars of stacked series.
         log_x: whether the x axis is logarithmic.
         log_y: whether the y axis is logarithmic.
+        highlight: number of the bar of the measured bundle among others; None: none.
     """
 
     title: str
     x_label: str
     y_label: str
     series: list[Series]
-    kind: Literal["lines", "bars"] = "lines"
+    kind: Literal["lines", "bars", "stacked"] = "lines"
     log_x: bool = False
     log_y: bool = False
+    highlight: int | None = None
+
+    @classmethod
+    def bars(
+        cls,
+        title: str,
+        x_label: str,
+        labels: list[str],
+        values: list[float],
+        intervals: Sequence[tuple[float, float]] = (),
+        *,
+        highlight: int | None = None,
+    ) -> "Plot":
+        """Make a plot of one bar per value. The labels contain the values, as they are to be read."""
+        low, high = ([interval[end] for interval in intervals] for end in (0, 1))
+        series = Series(name=title, x=values, y=[], labels=labels, low=low, high=high)
+        return cls(title=title, x_label=x_label, y_label="", series=[series], kind="bars", highlight=highlight)
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

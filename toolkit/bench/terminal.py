@@ -1,53 +1,48 @@
-"""A report, or a comparison of two -> tables on the terminal."""
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+"""A report, or a comparison of two -> a verdict and tables on standard output."""
 
 from ptexport.toolkit.bench.compare import FigureChange, ReportComparison
 from ptexport.toolkit.bench.report import BenchReport, Figure
-
-_WIDTH = 150  # if standard output is not a terminal
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+from ptexport.toolkit.tables import print_table, say
 
 
 def print_report(report: BenchReport) -> None:
-    """Print the tables and the verdict of a report."""
-    console = _console()
-    for given in report.tables:
-        table = Table(title=escape(given.title), title_justify="left")
-        for number, heading in enumerate(given.columns):
-            table.add_column(escape(heading), justify="right" if number else "left")
-        for row in given.rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
-        if given.note:
-            console.print(given.note, style="dim", markup=False, highlight=False)
-    lines = [*report.verdict, *(f"not measured: {name}: {why}" for name, why in report.left_out.items())]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print the verdict of a report, then its tables."""
+    first, *others = report.verdict
+    say(first, style="bold")
+    for line in [*others, *(f"Not measured: {name}: {why}" for name, why in report.left_out.items())]:
+        say(line)
+    for table in report.tables:
+        say("")
+        print_table(table.columns, table.rows, title=table.title, highlight=table.highlight)
+        if table.note:
+            say(table.note, style="dim")
+    say("")
 
 
 def print_comparison(comparison: ReportComparison) -> None:
-    """Print the figures of two reports side by side."""
-    console = _console()
-    table = Table()
-    for number, heading in enumerate(("figure", "old", "new", "change")):
-        table.add_column(heading, justify="right" if number else "left")
-    for each in comparison.compared:
-        change = f"{_difference(each)} {each.change}" if each.change != "same" else _difference(each)
-        table.add_row(escape(each.name), _with_interval(each.old), _with_interval(each.new), change)
-    console.print(table)
+    """Print which figures of two reports changed, then all of them side by side."""
+    say(_verdict(comparison), style="bold")
+    if not comparison.same_machine:
+        say("The reports are from different machines, which alone may change ratios.")
     for names, which in ((comparison.only_old, "old"), (comparison.only_new, "new")):
         if names:
-            line = f"only in the {which} report: {', '.join(names)}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not comparison.same_machine:
-        console.print("The reports are from different machines, which alone may change ratios.", highlight=False)
+            say(f"Only in the {which} report: {', '.join(names)}.")
+    rows = [
+        [each.name, _with_interval(each.old), _with_interval(each.new), f"{_difference(each)} {each.change}".strip()]
+        for each in comparison.compared
+    ]
+    say("")
+    print_table(("figure", "old", "new", "change"), rows)
+
+
+def _verdict(comparison: ReportComparison) -> str:
+    n = len(comparison.compared)
+    changes = []
+    for word in ("worse", "better"):
+        names = [each.name for each in comparison.compared if each.change == word]
+        if names:
+            changes.append(f"{len(names)} of {n} figures got {word} beyond noise: {', '.join(names)}")
+    return f"{'; '.join(changes)}." if changes else f"None of {n} figures changed beyond noise."
 
 
 def _difference(change: FigureChange) -> str:
@@ -59,4 +54,4 @@ def _difference(change: FigureChange) -> str:
 
 def _with_interval(figure: Figure) -> str:
     interval = "" if figure.low == figure.high else f" ({figure.low:.3g} to {figure.high:.3g})"
-    return f"{figure.value:.3g}{interval} {escape(figure.unit)}"
+    return f"{figure.value:.3g} {figure.unit}{interval}"

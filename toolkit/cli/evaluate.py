@@ -19,6 +19,12 @@ from ptexport.toolkit.cli import options as shared
 @shared.columns
 @click.option("--task", help="Task of a multi-task bundle to evaluate.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write an HTML page with plots.")
+@click.option(
+    "--show-texts",
+    is_flag=True,
+    help="List the texts of the most confident mistakes, also on the page and in the JSON. Off by default, because "
+    "texts may be private.",
+)
 @shared.opening
 @shared.force
 @shared.as_json
@@ -28,6 +34,7 @@ def evaluate(
     data: str,
     task: str | None,
     html: Path | None,
+    show_texts: bool,
     as_json: bool,
     log_file: Path | None,
     force: bool,
@@ -54,7 +61,8 @@ def evaluate(
     with reporting(as_json=as_json, log_file=log_file) as report:
         for engine, name in zip(engines, names, strict=True):
             rows = read_test_rows(data, columns or engine.task(name).entry.columns, report.choice)
-            results.append(evaluate(engine, rows, lambda done: report.rows(done, total), task=name))
+            done = evaluate(engine, rows, lambda n: report.rows(n, total), task=name, keep_texts=show_texts)
+            results.append(done)
             report.all_rows()
     evaluations = [result.evaluation for result in results]
     both = contrast(*results) if len(results) == 2 else None

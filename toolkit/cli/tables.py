@@ -4,52 +4,46 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.measured import Candidate, Comparison, Parity
-from ptexport.toolkit.evaluation.metrics import ABSTENTION_NOTE, Contrast, Evaluation, headings, summary
+from ptexport.toolkit.evaluation.metrics import Contrast, Evaluation
+from ptexport.toolkit.evaluation.wording import (
+    ABSTENTION_NOTE,
+    LABEL_HEADINGS,
+    MISTAKE_HEADINGS,
+    headings,
+    label_rows,
+    mistake_rows,
+    summary,
+    verdict,
+)
+from ptexport.toolkit.tables import print_table, say
 
 if TYPE_CHECKING:
     from ptexport.toolkit.run.run import Run  # it needs the extra `train`
     from ptexport.toolkit.training.sweep_table import Outcome
 
 
-def table_of(*headers: str, title: str | None = None) -> Table:
-    """Make a table with names in the first column and right-aligned figures in the others."""
-    table = Table(title=None if title is None else escape(title), title_justify="left")
-    for number, header in enumerate(headers):
-        table.add_column(escape(header), justify="right" if number else "left")
-    return table
+_MOST_CHARACTERS = 300  # of a text
 
 
 def print_metrics(run: "Run", out: Path) -> None:
     """Print the metrics of a trained run."""
     metrics = run.metrics
     assert metrics is not None, "it was trained"
-    table = Table(title=f"accuracy on {metrics.n_test} test rows", title_justify="left")
-    table.add_column("template")
-    table.add_column("method")
-    table.add_column("accuracy", justify="right")
-    for template, accuracy in sorted(metrics.manual_accuracy.items(), key=lambda item: item[1]):
-        table.add_row(escape(template), "hand-written", f"{accuracy:.1%}")
-    table.add_row(escape(run.config.template), metrics.method, f"{metrics.test_accuracy:.1%}", style="bold")
-    console = Console()
-    console.print(table)
-    console.print(
+    manual = sorted(metrics.manual_accuracy.items(), key=lambda item: item[1])
+    rows = [[template, "hand-written", f"{accuracy:.1%}"] for template, accuracy in manual]
+    rows.append([run.config.template, metrics.method, f"{metrics.test_accuracy:.1%}"])
+    title = f"Accuracy on {metrics.n_test} test rows"
+    print_table(("template", "method", "accuracy"), rows, title=title, highlight=len(manual) if manual else None)
+    say(
         f"{out}: {metrics.trainable_parameters:,} parameters trained on {metrics.n_train} rows in "
-        f"{metrics.train_seconds:.0f} s, dev accuracy {metrics.dev_accuracy:.1%}",
-        markup=False,
-        highlight=False,
+        f"{metrics.train_seconds:.0f} s, dev accuracy {metrics.dev_accuracy:.1%}"
     )
     if metrics.found_words is not None:
-        console.print(f"found the words {', '.join(metrics.found_words)}", markup=False, highlight=False)
+        say(f"found the words {', '.join(metrics.found_words)}")
         if metrics.manual_accuracy and metrics.test_accuracy <= statistics.median(metrics.manual_accuracy.values()):
-            console.print(
-                "accuracy is not better than with the median hand-written template", markup=False, highlight=False
-            )
+            say("accuracy is not better than with the median hand-written template")
 
 
 def print_import(run: "Run", out: Path) -> None:
@@ -57,55 +51,52 @@ def print_import(run: "Run", out: Path) -> None:
     imported = run.config.imported
     assert imported is not None, "it was imported"
     labels = "a vocabulary" if run.config.open_vocabulary else ", ".join(run.config.labels)
-    Console().print(
+    say(
         f"{out}: {imported.peft_type} for {imported.task_type} on {run.config.model}, labels {labels}; "
-        f"largest difference of a logit from PEFT's over {imported.rows} rows "
-        f"{imported.max_abs_diff:.1e}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"largest difference of a logit from PEFT's over {imported.rows} rows {imported.max_abs_diff:.1e}"
     )
 
 
 def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
     """Print the runs of a sweep, the best first."""
-    table = table_of("run", "dev accuracy", "test accuracy", "epochs", "seconds")
-    for outcome in outcomes:
-        if outcome.failed is None:
-            figures = f"{outcome.dev_accuracy:.1%}", f"{outcome.test_accuracy:.1%}", str(outcome.epochs)
-            table.add_row(escape(outcome.name), *figures, f"{outcome.train_seconds:.0f}")
-        else:
-            table.add_row(escape(outcome.name), "failed", "-", "-", "-")
-    console = Console()
-    console.print(table)
+    rows = [
+        [outcome.name, "failed", "", "", ""]
+        if outcome.failed is not None
+        else [
+            outcome.name,
+            f"{outcome.dev_accuracy:.1%}",
+            f"{outcome.test_accuracy:.1%}",
+            str(outcome.epochs),
+            f"{outcome.train_seconds:.0f}",
+        ]
+        for outcome in outcomes
+    ]
+    best = outcomes[0]
+    accuracies = f"{best.dev_accuracy:.1%} (test {best.test_accuracy:.1%})"
+    say(f"{out}/best is {best.name}, with the highest dev accuracy: {accuracies}", style="bold")
+    print_table(("run", "dev accuracy", "test accuracy", "epochs", "seconds"), rows, highlight=0)
     for outcome in outcomes:
         if outcome.failed is not None:
-            console.print(f"{outcome.name}: {outcome.failed}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{out}/best is {outcomes[0].name}, chosen by dev accuracy", markup=False, highlight=False)
+            say(f"{outcome.name}: {outcome.failed}")
 
 
 def print_export(manifest: Manifest, out: Path) -> None:
     """Print an exported bundle, and its comparison with Transformers."""
-    console = Console()
     for task in manifest.tasks:
         title = "" if len(manifest.tasks) == 1 else f"{task.name}: "
         if task.parity is None:
-            console.print("not run: ONNX Runtime's CPU provider cannot run bf16", markup=False, highlight=False)
+            say("not run: ONNX Runtime's CPU provider cannot run bf16")
         else:
-            console.print(_parity(task.parity, task.fan_out, title))
+            _print_parity(task.parity, task.fan_out, title)
     graph, lowered = manifest.graph, manifest.graph.lowered
     if lowered is not None and lowered.accuracy is not None:
         accuracy = f"accuracy {lowered.accuracy:.1%} on {lowered.rows} rows, {lowered.accuracy_fp32:.1%} in fp32"
         kept = f"; in fp32: {', '.join(lowered.kept_fp32)}" if lowered.kept_fp32 else ""
-        console.print(f"{graph.precision}: {accuracy}{kept}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{graph.precision}: {accuracy}{kept}")
     if graph.autotuned:
-        console.print(_timings(graph.autotuned))
+        _print_timings(graph.autotuned)
     size = sum(entry.size_bytes for entry in manifest.files.values())
-    console.print(
-        f"{out}: {size / 1e6:.0f} MB, for {graph.target}, opset {graph.opset}, {_contents(manifest)}",
-        markup=False,
-        highlight=False,
-    )
+    say(f"{out}: {size / 1e6:.0f} MB, for {graph.target}, opset {graph.opset}, {_contents(manifest)}")
 
 
 def _contents(manifest: Manifest) -> str:
@@ -115,73 +106,66 @@ def _contents(manifest: Manifest) -> str:
     return f"{len(manifest.tasks)} tasks, {passes}"
 
 
-def _parity(parity: Parity, fan_out: Comparison | None, title: str) -> Table:
-    headers = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
-    table = table_of(*headers, title=f"{title}{parity.rows} rows against untouched Transformers")
-    for name, result in (
-        ("each row alone", parity.alone),
-        ("mixed, padded right", parity.padded_right),
-        ("mixed, padded left", parity.padded_left),
-        ("all tasks in one row", fan_out),
-    ):
-        if result is not None:
-            figures = f"{result.max_abs_diff:.1e}", f"{result.mean_abs_diff:.1e}", str(len(result.flips))
-            table.add_row(name, *figures)
+def _print_parity(parity: Parity, fan_out: Comparison | None, title: str) -> None:
+    rows = [
+        [name, f"{result.max_abs_diff:.1e}", f"{result.mean_abs_diff:.1e}", str(len(result.flips))]
+        for name, result in (
+            ("each row alone", parity.alone),
+            ("mixed, padded right", parity.padded_right),
+            ("mixed, padded left", parity.padded_left),
+            ("all tasks in one row", fan_out),
+        )
+        if result is not None
+    ]
     for name, largest in (
         ("texts of any length", parity.all_lengths),
         ("the graph with itself, among 64 others", parity.among_neighbours),
     ):
         if largest is not None:
-            table.add_row(name, f"{largest:.1e}", "", "")
-    return table
+            rows.append([name, f"{largest:.1e}", "", ""])
+    columns = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
+    print_table(columns, rows, title=f"{title}{parity.rows} rows against untouched Transformers")
 
 
-def _timings(candidates: list[Candidate]) -> Table:
+def _print_timings(candidates: list[Candidate]) -> None:
     sizes = [f"{timing.batch} x {timing.tokens}" for timing in candidates[0].timings]
-    table = table_of("graph", *sizes, "labels", title="median ms of rows x tokens on this machine, timed alternately")
-    for candidate in candidates:
-        figures = [f"{timing.median_ms:.1f}" for timing in candidate.timings]
-        table.add_row(f"opset {candidate.opset}", *figures, "the same" if candidate.same_labels else "differ")
-    return table
+    rows = [
+        [
+            f"opset {candidate.opset}",
+            *(f"{timing.median_ms:.1f}" for timing in candidate.timings),
+            "the same" if candidate.same_labels else "differ",
+        ]
+        for candidate in candidates
+    ]
+    title = "Latency (ms) of rows x tokens on this machine, median, timed alternately"
+    print_table(("graph", *sizes, "labels"), rows, title=title)
 
 
 def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) -> None:
-    """Print the figures of one bundle, or of two side by side."""
+    """Print the verdict and the figures of one bundle, or of two side by side."""
     names = headings(evaluations)
-    table = table_of("", *names, title=f"{evaluations[0].n_rows} rows")
-    figures = [summary(evaluation) for evaluation in evaluations]
-    for name in figures[0]:
-        table.add_row(name, *(figure[name] for figure in figures))
-    console = Console()
-    console.print(table)
-    for name, evaluation in zip(names, evaluations, strict=True):
-        console.print(_confusion(name, evaluation))
-        if evaluation.worst:
-            console.print(_worst(name, evaluation))
-    if any(evaluation.coverage < 1 for evaluation in evaluations):
-        console.print(ABSTENTION_NOTE, markup=False, highlight=False)
+    say(verdict(evaluations, contrast), style="bold")
     if contrast is not None:
-        console.print(
-            f"both predict the same on {contrast.agreement:.1%} of the rows; of the others, the first is right on "
-            f"{contrast.only_first_right} and the second on {contrast.only_second_right} "
-            f"(rows {', '.join(map(str, contrast.differing[:10])) or 'none'}{' …' * (len(contrast.differing) > 10)})",
-            markup=False,
-            highlight=False,
+        rows = ", ".join(map(str, contrast.differing[:10])) or "none"
+        say(
+            f"Both predict the same label for {100 * contrast.agreement:.1f} % of the rows; only {names[0]} is correct "
+            f"on {contrast.only_first_right}, only {names[1]} on {contrast.only_second_right} "
+            f"(rows {rows}{' …' * (len(contrast.differing) > 10)})."
         )
-
-
-def _confusion(name: str, evaluation: Evaluation) -> Table:
-    table = table_of("", *evaluation.labels, "F1", title=f"{name}: rows by label (down) and predicted label (across)")
-    for label, counts, f1 in zip(evaluation.labels, evaluation.confusion, evaluation.f1, strict=True):
-        table.add_row(escape(label), *map(str, counts), f"{f1:.3f}")
-    return table
-
-
-def _worst(name: str, evaluation: Evaluation) -> Table:
-    table = table_of(
-        "row", "label", "predicted", "probability", title=f"{name}: most confident mistakes, by row number from 1"
+    figures = [summary(evaluation) for evaluation in evaluations]
+    say("")
+    print_table(
+        ("figure", *names),
+        [[name, *(figure[name] for figure in figures)] for name in figures[0]],
+        title=f"{evaluations[0].n_rows} rows",
     )
-    for mistake in evaluation.worst:
-        figures = str(mistake.row), escape(mistake.label), escape(mistake.answer), f"{mistake.probability:.3f}"
-        table.add_row(*figures)
-    return table
+    for name, evaluation in zip(names, evaluations, strict=True):
+        say("")
+        print_table(LABEL_HEADINGS, label_rows(evaluation), title=f"{name}: labels")
+        if evaluation.worst:
+            mistakes = mistake_rows(evaluation, most_characters=_MOST_CHARACTERS)
+            title = f"{name}: most confident mistakes, by row number from 1"
+            say("")
+            print_table(MISTAKE_HEADINGS[: len(mistakes[0])], mistakes, title=title)
+    if any(evaluation.coverage < 1 for evaluation in evaluations):
+        say(ABSTENTION_NOTE)

@@ -1,5 +1,6 @@
 """Labelled rows -> predictions and figures of a bundle, and the differences between two bundles. Needs no torch."""
 
+import heapq
 import itertools
 import statistics
 import time
@@ -18,6 +19,7 @@ from ptexport.runtime.label_rows import predict_rows
 from ptexport.runtime.rows.row import Row, check_label, check_texts
 from ptexport.toolkit.evaluation.metrics import (
     N_CONFUSED,
+    N_WORST,
     Contrast,
     Evaluation,
     Latency,
@@ -60,7 +62,14 @@ def check_comparable(tasks: Sequence[Task]) -> None:
             raise DataError(f"bundles: rows of {got}; compare bundles that take the same texts")
 
 
-def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None], *, task: str | None = None) -> Result:
+def evaluate(
+    engine: Engine,
+    rows: Iterable[Row],
+    report: Callable[[int], None],
+    *,
+    task: str | None = None,
+    keep_texts: bool = False,
+) -> Result:
     """Evaluate a task of a bundle.
 
     Args:
@@ -68,13 +77,14 @@ def evaluate(engine: Engine, rows: Iterable[Row], report: Callable[[int], None],
         rows: rows with labels, at least one; read once, and not kept except for those that are timed.
         report: called with the number of rows done.
         task: name of the task; None: the only one.
+        keep_texts: whether the listed mistakes have their texts.
 
     Raises:
         DataError: a row has a label that the task does not have, or texts that its template does not take (names the
             line).
     """
     chosen = engine.task(task)
-    seen, sample = _Seen(_numbered(chosen.labels)), _Sample()
+    seen, sample = _Seen(_numbered(chosen.labels), keep_texts=keep_texts), _Sample()
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_TEXTS)):
         for row in chunk:
@@ -94,12 +104,14 @@ class _Seen:
     """Labels and predictions so far, by number."""
 
     numbers: dict[str, int]
+    keep_texts: bool
     labels: list[int] = field(default_factory=list)
     predicted: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     given: list[bool] = field(default_factory=list)
     in_top_k: list[bool] = field(default_factory=list)
     most_choices: int = 0
+    mistakes: list[tuple[float, int, list[str]]] = field(default_factory=list)  # heap: probability, -row, texts
     seconds: float = 0.0
 
     def numbers_of(self, row: Row) -> dict[str, int]:
@@ -115,6 +127,11 @@ class _Seen:
         self.given.append(prediction.label is not None)
         self.in_top_k.append(row.label in prediction.probabilities)
         self.most_choices = max(self.most_choices, len(row.choices or ()))
+        if self.keep_texts and best != row.label:
+            texts = [row.text, *(() if row.text_b is None else (row.text_b,)), *(row.choices or ())]
+            heapq.heappush(self.mistakes, (self.probabilities[-1], -len(self.labels), texts))
+            if len(self.mistakes) > N_WORST:
+                heapq.heappop(self.mistakes)
 
 
 class _Sample:
@@ -154,7 +171,7 @@ def _result(engine: Engine, task: Task, seen: _Seen, latency: Latency) -> Result
         coverage=float(given.mean()),
         answered_accuracy=float((wanted == got)[given].mean()) if given.any() else 0.0,
         latency=latency,
-        worst=worst_mistakes(wanted, got, probabilities, names),
+        worst=worst_mistakes(wanted, got, probabilities, names, {-row: texts for _, row, texts in seen.mistakes}),
         **metrics_of(wanted, got, probabilities, len(names), shown),
     )
     return Result(evaluation=evaluation, wanted=wanted, got=got)

@@ -1,21 +1,21 @@
 """Labels and predictions -> figures of an evaluation.
 
-Figures hold no texts: a row is named by its number, from 1.
+A row is named by its number, from 1. Figures hold no texts, except those of mistakes where they are asked for.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K
-
 N_BINS = 15
 N_WORST = 10
 N_CONFUSED = 12
-"""Labels of an open vocabulary in the confusion table, the most frequent."""
+"""Labels of an open vocabulary in the confusion matrix, the most frequent."""
+_Z = 1.96  # of a 95 % interval
 
 
 class Bin(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,19 +48,22 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_s: float
 
 
-class Mistake(msgspec.Struct, frozen=True, kw_only=True):
-    """A wrong prediction: the row's number from 1, its label, the predicted label and that label's probability."""
+class Mistake(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A wrong prediction.
+
+    Attributes:
+        row: number of the row, from 1.
+        label: its label.
+        answer: the predicted label.
+        probability: probability of the predicted label.
+        texts: the row's texts; of a multiple choice the text and the candidates; None: not asked for.
+    """
 
     row: int
     label: str
     answer: str
     probability: float
-
-
-ABSTENTION_NOTE = (
-    "Rows without a predicted label count by their most probable label, except in the accuracy of rows with a label."
-)
-"""Note about figures of a bundle that abstains."""
+    texts: list[str] | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +82,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         coverage: share of rows with a predicted label.
         answered_accuracy: accuracy on those rows; 0 if there are none.
         macro_f1: mean of `f1` over the labels that occur in the rows or the predictions, as in scikit-learn.
+        support: number of rows of each of `labels`.
         f1: F1 of each of `labels`; 0 for a label that occurs in neither.
         confusion: counts by label, then by predicted label, of `labels`.
         calibration_error: expected calibration error over `N_BINS` equal bins of the prediction's probability
@@ -98,6 +102,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float
     answered_accuracy: float
     macro_f1: float
+    support: list[int]
     f1: list[float]
     confusion: list[list[int]]
     calibration_error: float
@@ -122,27 +127,27 @@ class Contrast(msgspec.Struct, frozen=True, kw_only=True):
     differing: list[int]
 
 
-def headings(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Make column headings from the names of bundles; bundles of the same name get the start of their digests."""
-    names = [e.bundle if e.task == e.bundle else f"{e.bundle}, task {e.task}" for e in evaluations]
-    shown = zip(names, evaluations, strict=True)
-    return [name if names.count(name) == 1 else f"{name} {e.digest[:8]}" for name, e in shown]
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """Compute Wilson's 95 % interval of a share (Wilson 1927, JASA 22:209), 0 to 1."""
+    share, spread = right / n, _Z**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def summary(evaluation: Evaluation) -> dict[str, str]:
-    """Format the scalar figures, for tables and pages."""
-    latency, top_k = evaluation.latency, evaluation.top_k_accuracy
-    return {
-        "accuracy": f"{evaluation.accuracy:.1%}",
-        **({} if top_k is None else {f"top-{OPEN_VOCABULARY_TOP_K} accuracy": f"{top_k:.1%}"}),
-        "rows with a predicted label": f"{evaluation.coverage:.1%}",
-        "accuracy on those rows": f"{evaluation.answered_accuracy:.1%}",
-        "macro-F1": f"{evaluation.macro_f1:.3f}",
-        "expected calibration error": f"{evaluation.calibration_error:.3f}",
-        "latency of one row, median": f"{latency.p50_ms:.1f} ms",
-        "latency of one row, 99th percentile": f"{latency.p99_ms:.1f} ms",
-        "throughput in batches": f"{latency.rows_per_s:.0f} rows/s",
-    }
+def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Compute a 95 % interval of the difference of two accuracies on the same rows, -1 to 1.
+
+    Source: Bonett and Price 2012, Journal of Educational and Behavioral Statistics 37:479.
+
+    Args:
+        gained: rows that only the second predicts correctly.
+        lost: rows that only the first predicts correctly.
+        n: number of rows.
+    """
+    more, less = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = _Z * math.sqrt((more + less - (more - less) ** 2) / (n + 2))
+    return max(-1.0, more - less - half), min(1.0, more - less + half)
 
 
 def metrics_of(
@@ -174,6 +179,7 @@ def metrics_of(
     return {
         "accuracy": float((wanted == got).mean()),
         "macro_f1": float(f1[either > 0].mean()),
+        "support": np.bincount(wanted, minlength=n_labels)[shown].tolist(),
         "f1": f1[shown].tolist(),
         "confusion": confusion.tolist(),
         "calibration_error": float(error),
@@ -193,9 +199,21 @@ def _reliability(probabilities: NDArray[np.float64], right: NDArray[np.bool_]) -
 
 
 def worst_mistakes(
-    wanted: NDArray[np.int64], got: NDArray[np.int64], probabilities: NDArray[np.float64], labels: Sequence[str]
+    wanted: NDArray[np.int64],
+    got: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    labels: Sequence[str],
+    texts: Mapping[int, list[str]],
 ) -> list[Mistake]:
-    """List the wrong predictions with the highest probability, at most `N_WORST`; arguments as in `metrics_of`."""
+    """List the wrong predictions with the highest probability, at most `N_WORST`.
+
+    Args:
+        wanted: as in `metrics_of`.
+        got: as in `metrics_of`.
+        probabilities: as in `metrics_of`.
+        labels: names of the labels.
+        texts: texts of these rows, by number from 1; empty: they are not asked for.
+    """
     wrong = np.flatnonzero(wanted != got)
     first = wrong[np.argsort(-probabilities[wrong], kind="stable")][:N_WORST]
     return [
@@ -204,6 +222,7 @@ def worst_mistakes(
             label=labels[wanted[i]],
             answer=labels[got[i]],
             probability=float(probabilities[i]),
+            texts=texts.get(int(i) + 1),
         )
         for i in first
     ]

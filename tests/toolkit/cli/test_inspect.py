@@ -150,7 +150,7 @@ def test_the_cache_is_listed_and_pruned(tmp_path: Path, monkeypatch: pytest.Monk
 def test_doctor_runs_a_bundle_on_every_provider(llama_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     said = ptexport("doctor", "--run", llama_bundle, "--out", out).stdout
-    assert "reviews, for cpu in fp32" in said
+    assert said.startswith("reviews runs on cpu (")
     report = json.loads(out.read_text())
     assert str(llama_bundle.parent) not in out.read_text(), "no path of this machine"
     assert report["bundle"] == llama_bundle.name

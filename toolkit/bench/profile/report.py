@@ -24,13 +24,14 @@ from ptexport.toolkit.bench.profile.profile import (
     measure_profile,
     place_kernels,
 )
+from ptexport.toolkit.bench.ratio import LatencyRatio
 from ptexport.toolkit.bench.report import BenchReport, Figure, Plot, Series, Table, now, this_machine
 from ptexport.toolkit.bench.synthetic_texts import only_task
 from ptexport.toolkit.progress import Progress
 
 _BUSY = 1.1  # ratio of kernel time to the sum of medians, above which something else uses the CPUs
 _LARGEST = 5  # shares in a sentence
-_BARS = 14  # operator types in the plot; the rest is one bar
+_BARS = 10  # operator types in the plot; the rest is one bar
 _EACH = (
     f"Milliseconds per run inside kernels. The time of each node is the median of {RUNS} runs, which removes "
     "interrupted ones. Shares are relative to the sum of these medians."
@@ -42,7 +43,7 @@ _LAYER_NOTE = (
     "everything after it."
 )
 _CALL_NOTE = (
-    f"Median, minimum and maximum of {RUNS} rounds: first a call without the profiler, then a run with it. Between "
+    f"Median of {RUNS} rounds (minimum to maximum): first a call without the profiler, then a run with it. Between "
     "kernels: the rest of ONNX Runtime's run, including the overhead of the profiler."
 )
 _Name = TypeVar("_Name")
@@ -151,7 +152,7 @@ def _kind_table(found: _Found) -> Table:
         [kind, f"{ms:.2f}", f"{ms / total:.1%}", str(calls[kind])]
         for kind, ms in sums_of(found.kinds, found.ms).items()
     ]
-    return Table(title="By operator type", columns=["operator", "ms per run", "share", "nodes"], rows=rows, note=_EACH)
+    return Table(title="By operator type", columns=["operator", "time (ms)", "share", "nodes"], rows=rows, note=_EACH)
 
 
 def _layer_table(found: _Found) -> Table:
@@ -160,13 +161,13 @@ def _layer_table(found: _Found) -> Table:
     for row in sorted(rows, key=_row_order):
         parts = [f"{cells[row, column]:.2f}" if (row, column) in cells else "" for column in COLUMNS]
         lines.append([row, *parts, f"{rows[row]:.2f}", f"{rows[row] / total:.1%}"])
-    return Table(title="By layer", columns=["", *COLUMNS, "total", "share"], rows=lines, note=_LAYER_NOTE)
+    return Table(title="By layer", columns=["time (ms)", *COLUMNS, "total", "share"], rows=lines, note=_LAYER_NOTE)
 
 
 def _call_table(found: _Found) -> Table:
     names = {
         "call": "call, from texts to logits",
-        "runtime": "outside ONNX Runtime: tokenization and Python",
+        "runtime": "outside ONNX Runtime: tokenization, Python",
         "plain": "ONNX Runtime's run",
         "run": "run with the profiler",
         "kernels": "inside kernels",
@@ -175,8 +176,8 @@ def _call_table(found: _Found) -> Table:
     rows = []
     for name, description in names.items():
         values = found.whole[name]
-        rows.append([description, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"])
-    return Table(title="Latency of a call", columns=["", "latency, ms", "range"], rows=rows, note=_CALL_NOTE)
+        rows.append([description, f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"])
+    return Table(title="Latency of a call", columns=["part of a call", "latency (ms)"], rows=rows, note=_CALL_NOTE)
 
 
 def _kind_plot(found: _Found) -> Plot:
@@ -184,24 +185,22 @@ def _kind_plot(found: _Found) -> Plot:
     drawn, rest = sums[:_BARS], sums[_BARS:]
     if rest:
         drawn.append((f"{len(rest)} others", sum(ms for _, ms in rest)))
-    names, lengths = [kind for kind, _ in drawn], [ms for _, ms in drawn]
-    return _bars("by operator type", [Series(name="kernels", x=lengths, y=[], labels=names)])
+    total = sum(found.ms)
+    return Plot.bars(
+        "Time by operator type",
+        "time per run (ms)",
+        [f"{kind}: {ms:.2f} ms, {ms / total:.1%}" for kind, ms in drawn],
+        [ms for _, ms in drawn],
+    )
 
 
 def _layer_plot(found: _Found) -> Plot:
     cells = sums_of(found.cells, found.ms)
     rows = sorted(set(found.rows), key=_row_order)
-    return _bars(
-        "by layer",
-        [
-            Series(name=column, x=[cells.get((row, column), 0.0) for row in rows], y=[], labels=rows)
-            for column in COLUMNS
-        ],
-    )
-
-
-def _bars(title: str, series: list[Series]) -> Plot:
-    return Plot(title=title, x_label="ms per run", y_label="", series=series, kind="bars")
+    series = [
+        Series(name=column, x=[cells.get((row, column), 0.0) for row in rows], y=[], labels=rows) for column in COLUMNS
+    ]
+    return Plot(title="Time by layer", x_label="time per run (ms)", y_label="", series=series, kind="stacked")
 
 
 def _figures(config: ProfileConfig, found: _Found) -> list[Figure]:
@@ -222,13 +221,16 @@ def _verdict(config: ProfileConfig, found: _Found) -> list[str]:
     call, outside, run, inside, between = (
         statistics.median(found.whole[name]) for name in ("call", "runtime", "run", "kernels", "between")
     )
+    largest, largest_ms = next(iter(sums_of(found.kinds, found.ms).items()))
+    low, high = min(found.whole["call"]), max(found.whole["call"])
     whole = (
-        f"The latency of a call of {config.batch} texts of {config.tokens} tokens is {call:.2f} ms. Of these, "
-        f"{outside:.2f} ms ({outside / call:.1%}) are outside ONNX Runtime: tokenization and Python."
+        f"A call of {config.batch} texts of {config.tokens} tokens has a latency of {call:.2f} ms (range {low:.2f} to "
+        f"{high:.2f}); {largest} takes {largest_ms / sum(found.ms):.1%} of the time inside kernels."
     )
     profiled = (
-        f"A run with the profiler takes {run:.2f} ms: {inside:.2f} ms ({inside / run:.1%}) inside kernels and "
-        f"{between:.2f} ms between them."
+        f"{outside:.2f} ms of the call ({outside / call:.1%}) are outside ONNX Runtime: tokenization and Python. A run "
+        f"with the profiler takes {run:.2f} ms: {inside:.2f} ms ({inside / run:.1%}) inside kernels and {between:.2f} "
+        "ms between them."
     )
     total, rows = sum(found.ms), sums_of(found.rows, found.ms)
     sentences = [whole, profiled]
@@ -253,7 +255,7 @@ def _verdict(config: ProfileConfig, found: _Found) -> list[str]:
 
 def _method(config: ProfileConfig, samples: ProfileSamples) -> list[str]:
     plain, profiled = statistics.median(samples.plain_ms), statistics.median(samples.profiled_ms)
-    ratios = [slow / fast for slow, fast in zip(samples.profiled_ms, samples.plain_ms, strict=True)]
+    ratio = LatencyRatio.of([slow / fast for slow, fast in zip(samples.profiled_ms, samples.plain_ms, strict=True)])
     return [
         (
             f"The bundle's graph runs on the CPU with {samples.threads} threads, in a session like the engine's. Calls "
@@ -264,8 +266,8 @@ def _method(config: ProfileConfig, samples: ProfileSamples) -> list[str]:
             f"are measured after {WARM_UP} warm-up rounds."
         ),
         (
-            f"The profiler slows down the run: {profiled:.2f} ms with it, {plain:.2f} ms without, "
-            f"{statistics.median(ratios):.2f} times slower in the same round ({min(ratios):.2f} to {max(ratios):.2f})."
+            f"The profiler's cost: a run takes {profiled:.2f} ms with it and {plain:.2f} ms without, in the same round "
+            f"{ratio.words} ({ratio.interval})."
         ),
         (
             "Layers and parts are those of the nodes in model.onnx, by name. A node that ONNX Runtime created is "

@@ -1,28 +1,30 @@
 """Accuracies and latencies of bundles -> the report of a quality bench."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from ptexport.toolkit.bench.interleaved import RoundPlan, SpeedResults, describe_method
-from ptexport.toolkit.bench.report import BenchReport, Figure, Plot, Series, Table, now, this_machine
-from ptexport.toolkit.bench.speed.report import (
-    MB,
-    footprint_figures,
-    footprint_table,
-    in_words,
-    speed_figures,
-    with_interval,
-)
+from ptexport.toolkit.bench.ratio import HOW
+from ptexport.toolkit.bench.report import BenchReport, Figure, Plot, Table, now, this_machine
+from ptexport.toolkit.bench.speed.footprint import MB, footprint_figures, footprint_tables, megabytes, memory_bars
+from ptexport.toolkit.bench.speed.latency import compare_latency, latency_bars, latency_table, spoken
+from ptexport.toolkit.bench.speed.report import speed_figures
 from ptexport.toolkit.bench.workers import Hardware
 from ptexport.toolkit.evaluation.evaluate import Result, contrast
+from ptexport.toolkit.evaluation.metrics import wilson_interval
+from ptexport.toolkit.evaluation.wording import compare_accuracy
 
-_Z = 1.96  # of a 95 % interval
-_ACCURACY = (
-    "Accuracy: each bundle on all rows, with Wilson's 95 % confidence interval. The numbers of rows that only one of "
-    "two bundles predicts correctly are the more sensitive comparison."
+_HOW_ACCURATE = (
+    "Accuracy: each bundle on all rows, with Wilson's 95 % interval. Two bundles differ in accuracy if the 95 % "
+    "interval of their difference on the same rows (Bonett and Price 2012) excludes 0."
 )
-_COLUMNS = ("bundle", "method", "accuracy", "macro-F1", "calibration error", "rows lost, gained", "files, MB")
+_COLUMNS = ("bundle", "method", "accuracy (%)", "macro-F1", "calibration error", "rows lost", "rows gained")
+_NOTE = (
+    "Accuracy: with its 95 % interval. Rows lost, gained: rows that only the first bundle, or only this one, predicts "
+    "correctly."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +53,6 @@ class Accuracy:
         )
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """Compute Wilson's 95 % interval of a share (Wilson 1927, JASA 22:209), 0 to 1."""
-    share, spread = right / n, _Z**2 / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def quality_report(
     accuracies: Sequence[Accuracy],
     results: SpeedResults,
@@ -80,7 +74,7 @@ def quality_report(
         command: command line that made the report.
         hardware: hardware that each bundle could use.
     """
-    first, *others = accuracies
+    first = accuracies[0]
     evaluation = first.result.evaluation
     return BenchReport(
         kind="quality",
@@ -89,9 +83,14 @@ def quality_report(
         command=command,
         machine=this_machine(),
         bundles={one.name: one.digest for one in accuracies},
-        verdict=[_compare(first, other, results) for other in others] or [_single(first)],
-        how=[_ACCURACY, describe_calls(batches, evaluation.n_rows), *describe_method(plan, hardware)],
-        tables=[_table(accuracies, results), footprint_table(results)],
+        verdict=_verdict(accuracies, results),
+        how=[
+            _HOW_ACCURATE,
+            HOW.format(first=first.name),
+            describe_calls(batches, evaluation.n_rows),
+            *describe_method(plan, hardware),
+        ],
+        tables=[_accuracy_table(accuracies), *_latency_tables(results, batches), *footprint_tables(results)],
         plots=_plots(accuracies, results),
         figures=[*(one.figure for one in accuracies), *speed_figures(results), *footprint_figures(results)],
         left_out=results.left_out,
@@ -108,72 +107,78 @@ def describe_calls(batches: Sequence[int], n_rows: int) -> str:
     )
 
 
-def _table(accuracies: Sequence[Accuracy], results: SpeedResults) -> Table:
-    first = accuracies[0]
-    workloads = list(results.systems[results.first].seconds)
-    rows = []
+def _accuracy_table(accuracies: Sequence[Accuracy]) -> Table:
+    first, rows = accuracies[0], []
     for one in accuracies:
         evaluation, accuracy = one.result.evaluation, one.figure
         both = contrast(first.result, one.result)
-        cells = [
-            one.name,
-            one.method,
-            f"{accuracy.value:.1f} % ({accuracy.low:.1f} to {accuracy.high:.1f})",
-            f"{evaluation.macro_f1:.3f}",
-            f"{evaluation.calibration_error:.3f}",
-            "" if one is first else f"{both.only_first_right}, {both.only_second_right}",
-        ]
-        system = results.systems.get(one.name)
-        if system is not None:
-            cells.append(f"{system.file_bytes / MB:.1f}")
-            for workload in workloads:
-                ratio = "" if one is first else f", {with_interval(results.slowdowns(one.name, workload))}"
-                cells.append(f"{1000 * results.median_s(one.name, workload):.1f}{ratio}")
-        rows.append(cells + [""] * (len(_COLUMNS) + len(workloads) - len(cells)))
-    return Table(
-        title="Accuracy, size and latency",
-        columns=[*_COLUMNS, *(f"latency, {workload}, ms" for workload in workloads)],
-        rows=rows,
-        note="Rows lost, gained: rows that only the first bundle, or only this one, predicts correctly. Latency: "
-        "median, then the ratio to the first bundle in the same round with its 95 % confidence interval.",
-    )
+        rows.append(
+            [
+                one.name,
+                one.method,
+                f"{accuracy.value:.1f} ({accuracy.low:.1f} to {accuracy.high:.1f})",
+                f"{evaluation.macro_f1:.3f}",
+                f"{evaluation.calibration_error:.3f}",
+                *(("", "") if one is first else (str(both.only_first_right), str(both.only_second_right))),
+            ]
+        )
+    return Table(title="Accuracy", columns=list(_COLUMNS), rows=rows, note=_NOTE, highlight=0)
 
 
-def _compare(first: Accuracy, other: Accuracy, results: SpeedResults) -> str:
-    both = contrast(first.result, other.result)
-    points = 100 * (other.result.evaluation.accuracy - first.result.evaluation.accuracy)
-    sentence = (
-        f"{other.name} is {abs(points):.1f} points {'more' if points >= 0 else 'less'} accurate than {first.name}"
-    )
-    sentence += f" (rows gained: {both.only_second_right}, lost: {both.only_first_right})"
-    if other.name not in results.systems:
-        return f"{sentence}."
-    ours, theirs = results.systems[first.name], results.systems[other.name]
-    latencies = " and ".join(f"{in_words(results.slowdowns(other.name, load))} for {load}" for load in ours.seconds)
-    return f"{sentence}. Its files have {theirs.file_bytes / ours.file_bytes:.0%} of the size. It is {latencies}."
+def _latency_tables(results: SpeedResults, batches: Sequence[int]) -> list[Table]:
+    workloads = results.systems[results.first].seconds
+    tables = [
+        latency_table(
+            results, workload, batch, title=f"Latency and throughput, {workload} per call", than=results.first
+        )
+        for workload, batch in zip(workloads, batches, strict=True)
+    ]
+    return [*tables[:-1], msgspec.structs.replace(tables[-1], note="Median latency of a call, from texts to logits.")]
 
 
-def _single(one: Accuracy) -> str:
-    accuracy = one.figure
-    return f"{one.name} has an accuracy of {accuracy.value:.1f} % (95 % CI {accuracy.low:.1f} to {accuracy.high:.1f})."
+def _verdict(accuracies: Sequence[Accuracy], results: SpeedResults) -> list[str]:
+    """State how each bundle compares with the first."""
+    first, *others = accuracies
+    ours, sentences = spoken(first.name), []
+    for one in others:
+        both = contrast(first.result, one.result)
+        evaluations, theirs = (first.result.evaluation, one.result.evaluation), spoken(one.name)
+        sentences.append(compare_accuracy(*evaluations, both, ours, theirs))
+        if one.name in results.systems:
+            workloads = {workload: f"{workload} per call" for workload in results.systems[first.name].seconds}
+            sentences.append(compare_latency(results, one.name, workloads, subject=theirs, than=ours))
+            sizes = [megabytes(results.systems[each.name].file_bytes) for each in (one, first)]
+            sentences.append(f"{theirs} has {sizes[0]} MB of files, {ours} {sizes[1]} MB.")
+    if sentences:
+        return sentences
+    accuracy = first.figure
+    interval = f"95 % interval {accuracy.low:.1f} to {accuracy.high:.1f} %"
+    rows = first.result.evaluation.n_rows
+    return [f"{ours} has an accuracy of {accuracy.value:.1f} % ({interval}) on {rows} rows."]
 
 
 def _plots(accuracies: Sequence[Accuracy], results: SpeedResults) -> list[Plot]:
-    measured = [(one, one.figure) for one in accuracies if one.name in results.systems]
-    workload = next(iter(results.systems[results.first].seconds))
-
-    def plot(title: str, x_label: str, x_of: Callable[[str], float]) -> Plot:
-        series = [
-            Series(name=o.name, x=[x_of(o.name)], y=[a.value], labels=[o.precision], low=[a.low], high=[a.high])
-            for o, a in measured
-        ]
-        return Plot(title=title, x_label=x_label, y_label="accuracy, %", series=series)
-
+    figures = sorted((one.figure for one in accuracies), key=lambda figure: -figure.value)
+    names = [figure.name.removeprefix("accuracy/") for figure in figures]
+    first = accuracies[0].name
+    sizes = {name: results.systems[name].file_bytes / MB for name in results.systems}
+    smallest = sorted(sizes, key=lambda name: sizes[name])
     return [
-        plot("accuracy against size", "files, MB", lambda name: results.systems[name].file_bytes / MB),
-        plot(
-            "accuracy against latency",
-            f"latency, {workload}, ms",
-            lambda name: 1000 * results.median_s(name, workload),
+        Plot.bars(
+            "Accuracy",
+            "accuracy (%); line: 95 % interval",
+            [f"{name}: {figure.value:.1f} %" for name, figure in zip(names, figures, strict=True)],
+            [figure.value for figure in figures],
+            [(figure.low, figure.high) for figure in figures],
+            highlight=names.index(first),
         ),
+        *(latency_bars(results, load, title=f"Latency of {load} per call") for load in results.systems[first].seconds),
+        Plot.bars(
+            "Size of the files",
+            "files (MB)",
+            [f"{name}: {sizes[name]:.1f} MB" for name in smallest],
+            [sizes[name] for name in smallest],
+            highlight=smallest.index(first),
+        ),
+        memory_bars(results),
     ]

@@ -3,5 +3,6 @@
 serve.py    the measurement
 load.py     the process that sends requests
 figures.py  measurement -> figures
+plots.py    figures -> plots
 report.py   figures -> report
 """

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.ort.cpus import available_cpus
-from ptexport.toolkit.bench.report import BenchReport, Figure, Plot, Series, Table, now, this_machine
+from ptexport.toolkit.bench.ratio import LatencyRatio
+from ptexport.toolkit.bench.report import BenchReport, Figure, Table, now, this_machine
 from ptexport.toolkit.bench.serve import serve
 from ptexport.toolkit.bench.serve.figures import PERCENTILES, best_clients, figures_of
 from ptexport.toolkit.bench.serve.load import LoadSample
+from ptexport.toolkit.bench.serve.plots import in_words, number, plots_of
 from ptexport.toolkit.bench.serve.serve import ServeConfig, ServePlan, ServeResults
 from ptexport.toolkit.progress import Progress
 
@@ -73,7 +75,7 @@ def serve_report(
         verdict=[*_closed_verdict(results, figures), *_open_verdict(results, figures), *_problems(results, figures)],
         how=_method(results, plan, threads),
         tables=[_closed_table(results, figures), _open_table(results, figures)],
-        plots=_plots(results, figures),
+        plots=plots_of(results, figures),
         figures=list(figures.values()),
         left_out={},
     )
@@ -92,7 +94,7 @@ def _closed_table(results: ServeResults, figures: Mapping[str, Figure]) -> Table
     ]
     return Table(
         title="Closed loop: each client sends its next request when it has the response",
-        columns=["clients", "throughput, texts/s", *_latency_headings(), "failed"],
+        columns=["clients", "throughput (texts/s)", *_latency_headings(), "failed"],
         rows=rows,
         note="No server: one caller of Engine.predict with one text per call, while the server is idle. In brackets: "
         "the lowest and the highest round.",
@@ -103,31 +105,31 @@ def _open_table(results: ServeResults, figures: Mapping[str, Figure]) -> Table:
     rows = [
         [
             f"{percent}\N{NO-BREAK SPACE}%",
-            _number(results.peak * percent / 100),
+            number(results.peak * percent / 100),
             _spread(figures[f"open/throughput/{percent}"]),
             *_latencies(figures, f"open/p{{}}/{percent}"),
             _failed(samples),
-            _number(figures[f"open/late/{percent}"].value),
+            number(figures[f"open/late/{percent}"].value),
         ]
         for percent, samples in results.open.items()
     ]
     return Table(
         title="Open loop: requests arrive at random times, independently of the server",
-        columns=["load", "due, texts/s", "throughput, texts/s", *_latency_headings(), "failed", "late p99, ms"],
+        columns=["load", "due (texts/s)", "throughput (texts/s)", *_latency_headings(), "failed", "late p99 (ms)"],
         rows=rows,
-        note=f"Load: percentage of the closed loop's highest throughput, {_number(results.peak)} texts/s. Latency "
+        note=f"Load: percentage of the closed loop's highest throughput, {number(results.peak)} texts/s. Latency "
         "starts when a request was due, so it includes queueing. Late: delay of a request in the load generator "
         "after it was due, which the latency includes.",
     )
 
 
 def _latency_headings() -> list[str]:
-    return [f"latency p{percent}, ms" for percent in PERCENTILES]
+    return [f"latency p{percent} (ms)" for percent in PERCENTILES]
 
 
 def _latencies(figures: Mapping[str, Figure], name: str) -> list[str]:
     *most, last = (figures[name.format(percent)] for percent in PERCENTILES)
-    return [*(_number(figure.value) for figure in most), _spread(last)]
+    return [*(number(figure.value) for figure in most), _spread(last)]
 
 
 def _failed(samples: Sequence[LoadSample]) -> str:
@@ -135,51 +137,52 @@ def _failed(samples: Sequence[LoadSample]) -> str:
 
 
 def _spread(figure: Figure) -> str:
-    return f"{_number(figure.value)} ({_number(figure.low)} to {_number(figure.high)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{number(figure.value)} ({number(figure.low)} to {number(figure.high)})"
 
 
 def _closed_verdict(results: ServeResults, figures: Mapping[str, Figure]) -> list[str]:
     best, fewest = best_clients(results), min(results.closed)
-    call, request, added = (figures[name] for name in ("turns/call", "turns/request", "overhead/p50"))
+    call, request, added, ratio = (
+        figures[name] for name in ("turns/call", "turns/request", "overhead/p50", "ratio/p50")
+    )
+    http = LatencyRatio.between(ratio.value, ratio.low, ratio.high)
+    latencies = f"{number(request.value)} ms instead of {number(call.value)} ms, measured alternately"
+    compared = (
+        f"A request over HTTP and Engine.predict show no measurable difference in latency ({http.interval})"
+        if http.word == "same"
+        else f"A request over HTTP is {http.words} than Engine.predict ({http.interval})"
+    )
+    p99 = figures[f"closed/p99/{best}"]
     gain = results.peak / figures[f"closed/throughput/{fewest}"].value
-    noise = "" if added.low > 0 else ", which is within noise"
     return [
         (
-            f"The highest throughput is {_number(results.peak)} texts/s, with {_clients(best)}: "
-            f"{_spread(figures['ratio/throughput'])} times that of one caller of Engine.predict without a server."
+            f"The server's highest throughput is {_spread(figures[f'closed/throughput/{best}'])} texts/s, with "
+            f"{in_words(best)} and a p99 latency of {number(p99.value)} ms."
         ),
         (
-            f"Measured alternately, the median latency is {_number(request.value)} ms over HTTP and "
-            f"{_number(call.value)} ms for Engine.predict: HTTP adds {_spread(added)} ms{noise}."
+            f"One caller of Engine.predict, without a server, has a throughput of "
+            f"{_spread(figures['call/throughput'])} texts/s; the ratio is {_spread(figures['ratio/throughput'])}."
         ),
-        (
-            f"More clients increase the throughput up to {gain:.2f} times that of {_clients(fewest)}; beyond that, "
-            "requests wait for each other."
-        ),
+        f"{compared}: {latencies}; the difference is {_spread(added)} ms.",
+        f"With more clients the throughput rises to {gain:.2f} times that of {in_words(fewest)}, then no further."
+        if best != fewest
+        else f"More clients than {fewest} do not raise the throughput.",
     ]
-
-
-def _clients(n: int) -> str:
-    return "1 client" if n == 1 else f"{n} clients"
 
 
 def _open_verdict(results: ServeResults, figures: Mapping[str, Figure]) -> list[str]:
     unloaded = figures[f"closed/p99/{min(results.closed)}"].value
     slow = [percent for percent in results.open if figures[f"open/p99/{percent}"].value > SLOW * unloaded]
     fine = [percent for percent in results.open if not slow or percent < slow[0]]
-    limit = f"{SLOW} times the p99 with one client ({_number(unloaded)} ms)"
+    limit = f"{number(SLOW * unloaded)} ms ({SLOW} times that of one client)"
     sentences = []
     if fine:
-        rate = _number(results.peak * max(fine) / 100)
+        rate = number(results.peak * max(fine) / 100)
         sentences.append(f"The p99 latency stays below {limit} up to a load of {max(fine)} %, {rate} texts/s.")
     if slow:
-        p99 = _number(figures[f"open/p99/{slow[0]}"].value)
-        rate = _number(results.peak * slow[0] / 100)
-        sentences.append(f"The p99 latency exceeds {limit} at a load of {slow[0]} %, {rate} texts/s: {p99} ms.")
+        p99 = number(figures[f"open/p99/{slow[0]}"].value)
+        rate = number(results.peak * slow[0] / 100)
+        sentences.append(f"The p99 latency is {p99} ms at a load of {slow[0]} %, {rate} texts/s, above {limit}.")
     return sentences + [_queue(percent, results, figures) for percent in results.open if percent > 100]
 
 
@@ -188,8 +191,8 @@ def _queue(percent: int, results: ServeResults, figures: Mapping[str, Figure]) -
     first, last = (figures[f"open/{third}_third/{percent}"].value for third in ("first", "last"))
     throughput, due = figures[f"open/throughput/{percent}"].value, results.peak * percent / 100
     found = (
-        f"the median latency was {_number(first)} ms in the first third of a run and {_number(last)} ms in the last, "
-        f"at a throughput of {_number(throughput)} of {_number(due)} texts/s"
+        f"the median latency was {number(first)} ms in the first third of a run and {number(last)} ms in the last, "
+        f"at a throughput of {number(throughput)} of {number(due)} texts/s"
     )
     if last > GROWS * first:
         return f"At a load of {percent} % the queue grew: {found}. Latency there depends on the duration of the run."
@@ -199,7 +202,7 @@ def _queue(percent: int, results: ServeResults, figures: Mapping[str, Figure]) -
 def _problems(results: ServeResults, figures: Mapping[str, Figure]) -> list[str]:
     """State which requests failed, and where the load generator was the bottleneck."""
     sentences = []
-    runs = [(f"At {_clients(clients)}", f"closed/{{}}/{clients}", s) for clients, s in results.closed.items()]
+    runs = [(f"At {in_words(clients)}", f"closed/{{}}/{clients}", s) for clients, s in results.closed.items()]
     runs += [
         (f"At a load of {percent} %", f"open/{{}}/{percent}", samples) for percent, samples in results.open.items()
     ]
@@ -215,7 +218,7 @@ def _problems(results: ServeResults, figures: Mapping[str, Figure]) -> list[str]
         bottleneck = f"{where}, the load generator could not keep up"
         if late is not None and late.value > LATE * figures[name.format("p99")].value:
             sentences.append(
-                f"{bottleneck}: it sent requests {_number(late.value)} ms late (p99), which the latency includes."
+                f"{bottleneck}: it sent requests {number(late.value)} ms late (p99), which the latency includes."
             )
         if cpu > BUSY:
             sentences.append(f"{bottleneck}: it used {cpu:.0%} of a CPU.")
@@ -259,42 +262,5 @@ def _method(results: ServeResults, plan: ServePlan, threads: int) -> list[str]:
         (
             "Percentiles are over all rounds, nearest rank; with fewer than 100 requests p99 is the slowest. "
             "Throughput is the median of the rounds."
-        ),
-    ]
-
-
-def _plots(results: ServeResults, figures: Mapping[str, Figure]) -> list[Plot]:
-    def of(name: str, runs: Sequence[int]) -> list[Figure]:
-        return [figures[name.format(run)] for run in runs]
-
-    clients, loads = list(results.closed), list(results.open)
-    throughput = [figure.value for figure in of("closed/throughput/{}", clients)]
-    closed, opened = (
-        {f"p{percent}": of(f"{kind}/p{percent}/{{}}", runs) for percent in PERCENTILES}
-        for kind, runs in (("closed", clients), ("open", loads))
-    )
-    due = [results.peak * load / 100 for load in loads]
-    return [
-        Plot(
-            title=f"throughput against latency, {clients[0]} to {clients[-1]} clients",
-            x_label="latency, ms",
-            y_label="throughput, texts/s",
-            series=[Series(name=name, x=[p.value for p in points], y=throughput) for name, points in closed.items()],
-        ),
-        Plot(
-            title="latency against load, open loop",
-            x_label="due, texts/s",
-            y_label="latency, ms",
-            series=[
-                Series(
-                    name=name,
-                    x=due,
-                    y=[p.value for p in points],
-                    low=[p.low for p in points],
-                    high=[p.high for p in points],
-                )
-                for name, points in opened.items()
-            ],
-            log_y=True,
         ),
     ]

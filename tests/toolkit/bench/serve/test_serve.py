@@ -72,8 +72,8 @@ def test_the_command(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert figures["ratio/p50"].low > 1, "HTTP costs something"
     assert compared == ["ratio/throughput", "ratio/p50", "ratio/p99/50"], "not 110 %"
     assert [len(table.rows) for table in report.tables] == [3, 2]
-    assert report.verdict[0].startswith("The highest throughput is ")
-    assert (out / HTML).read_text("utf-8").count("<svg") == 2
+    assert report.verdict[0].startswith("The server's highest throughput is ")
+    assert (out / HTML).read_text("utf-8").count("<svg") == 3
 
 
 def test_bench_serve_refuses_other_folders(llama_bundle: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ptexport.toolkit.bench.interleaved import (
 )
 from ptexport.toolkit.bench.quality.quality import BATCHES, draw_batch
 from ptexport.toolkit.bench.quality.report import describe_calls
+from ptexport.toolkit.bench.ratio import LatencyRatio
 from ptexport.toolkit.bench.speed import speed
 from ptexport.toolkit.bench.speed.report import Cost, _verdict
 from ptexport.toolkit.bench.workers import SYSTEM_WORKER, Hardware, Worker, bundle_worker
@@ -164,7 +165,9 @@ def test_quality_by_the_command(
     figures = {figure["name"]: figure for figure in record["figures"]}
     assert figures["accuracy/reviews, fp32"]["value"] == pytest.approx(100 * right / len(ROWS))
     assert figures["accuracy/second, fp32"] == {**figures["accuracy/reviews, fp32"], "name": "accuracy/second, fp32"}
-    assert "0.0 points more accurate" in record["verdict"][0]
+    assert record["verdict"][0].startswith(
+        "second in fp32 and reviews in fp32 show no measurable difference in accuracy (-"
+    )
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json", "report.md"]
     assert all(text not in (out / "report.html").read_text() for text, _ in ROWS)
     again = ptexport(*arguments)
@@ -194,16 +197,25 @@ def test_a_speed_report_names_the_bundles(llama_bundle: Path, tmp_path: Path, mo
     first, other = (Bundle.open(path).manifest.digest for path in (llama_bundle, second))
     assert report.bundles == {"ptexport, fp32": first, "second, fp32": other}
     assert first != other
-    assert report.tables[0].columns[1:] == list(report.bundles)
-    assert report.verdict[0].startswith("second, fp32 (fp32, opset ")
+    assert report.tables[0].columns[:3] == ["system", "latency (ms)", "throughput (texts/s)"]
+    assert sorted(row[0] for row in report.tables[0].rows) == sorted(report.bundles)
+    assert report.tables[1].columns[:2] == ["system", "peak memory (MB)"]
+    assert report.verdict[0].startswith("second in fp32 ")
+    latency, memory = report.plots
+    assert sorted(label.partition(":")[0] for label in latency.series[0].labels) == sorted(report.bundles)
+    assert latency.series[0].x == sorted(latency.series[0].x), "the fastest first"
+    assert latency.series[0].labels[latency.highlight or 0].startswith("ptexport, fp32: ")
+    assert memory.x_label == "peak memory (MB)"
     assert not report.left_out
 
 
 def test_the_verdict_states_where_the_bundle_is_slower() -> None:
-    def system(small: list[float], large: list[float], *, start_s: float, megabytes: int) -> SystemResult:
+    def system(
+        small: list[float], large: list[float], *, start_s: float, megabytes: int, setting: str = "fp32, eager"
+    ) -> SystemResult:
         size = megabytes * 1_000_000
         return SystemResult(
-            setting="fp32",
+            setting=setting,
             file_bytes=size,
             task_bytes=size,
             max_abs_diff=0,
@@ -218,26 +230,44 @@ def test_the_verdict_states_where_the_bundle_is_slower() -> None:
     others = {
         "fast": system([0.5] * 3, [0.4] * 3, start_s=1, megabytes=80),
         "close": system([0.9, 1.5, 1.5], [0.5, 0.8, 1.25], start_s=1.9, megabytes=95),
-        "slow": system([2.0, 2.0, 2.0], [2.0, 2.0, 2.0], start_s=9, megabytes=900),
+        "slow": system([2.0] * 3, [2.0] * 3, start_s=9, megabytes=900, setting="bf16"),
         "mixed": system([1.1, 1.2, 1.3], [0.5, 0.8, 0.8], start_s=9, megabytes=900),
     }
     systems = {"ours": system(one, one, start_s=2, megabytes=100), **others}
     sizes = [(1, 28), (8, 28)]
-    fast, close, slow, mixed = _verdict(SpeedResults(systems=systems, left_out={}, peak_rates={}), sizes)
-    assert fast == (
-        "fast (fp32) is 2.00 to 2.50 times faster than ours at every size. fast needs less: 1.00 s to start (not "
-        "2.00), 80 MB of memory after the first prediction (not 100), 80 MB of files (not 100), 80 MB for a new task "
-        "(not 100)."
-    )
-    assert close == (
-        "close (fp32) is neither clearly slower nor faster than ours at every size (1 x 28: 1.50 times slower, 95 % CI "
-        "0.90 to 1.50; 8 x 28: 1.25 times faster, 95 % CI 0.80 to 2.00)."
-    )
-    assert slow == "slow (fp32) is 2.00 times slower than ours at every size."
-    assert mixed == (
-        "mixed (fp32) is 1.20 times slower (95 % CI 1.10 to 1.30) than ours at 1 x 28, and 1.25 times faster (95 % CI "
-        "1.25 to 2.00) than ours at 8 x 28."
-    )
+    found = _verdict(SpeedResults(systems=systems, left_out={}, peak_rates={}), sizes)
+    assert found == [
+        "fast is 2.00 to 2.50 times faster than the bundle (95 % intervals within 2.00 to 2.50) at every size.",
+        (
+            "fast needs less than the bundle: 1.00 s instead of 2.00 s to its first prediction, 80 MB instead of 100 "
+            "MB of peak memory, 80 MB instead of 100 MB of files, 80 MB instead of 100 MB for a new task."
+        ),
+        (
+            "mixed is 1.20 times slower than the bundle (95 % interval 1.10 to 1.30) at 1 x 28 and 1.25 times faster "
+            "(95 % interval 1.25 to 2.00) at 8 x 28."
+        ),
+        (
+            "close and the bundle show no measurable difference in latency at any size (95 % intervals within 0.50 to "
+            "1.50)."
+        ),
+        "slow (bf16) is 2.00 times slower than the bundle (95 % intervals within 2.00 to 2.00) at every size.",
+    ]
+    alone = SpeedResults(systems={"ours": systems["ours"]}, left_out={}, peak_rates={})
+    assert _verdict(alone, sizes) == [
+        "The bundle has a latency of 1000.0 ms at 1 x 28, 1000.0 ms at 8 x 28; add other systems with --against."
+    ]
+
+
+def test_slower_and_faster_are_ratios_above_1() -> None:
+    """And are said only if the interval excludes 1."""
+    for slowdowns, word, words, interval in (
+        ([1.1, 1.2, 1.3], "slower", "1.20 times slower", "1.10 to 1.30"),
+        ([0.5, 0.8, 0.8], "faster", "1.25 times faster", "1.25 to 2.00"),
+        ([0.97, 1.2, 1.3], "same", "no measurable difference", "0.97 to 1.30"),
+        ([0.5, 0.8, 1.0], "same", "no measurable difference", "0.50 to 1.00"),
+    ):
+        ratio = LatencyRatio.of(slowdowns)
+        assert (ratio.word, ratio.words, ratio.interval) == (word, words, interval)
 
 
 def test_what_speed_refuses(llama_bundle: Path, bert_run: Path, tmp_path: Path) -> None:
