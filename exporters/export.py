@@ -107,10 +107,7 @@ def export(config: ExportConfig, progress: Progress) -> Manifest:
         ExportError: the runs do not fit together, the graph's logits or labels differ from the model's, or the target
             does not accept the graph. No bundle is left then.
     """
-    opsets = choose_opsets(config.target, config.opset, autotune=config.autotune)
-    check_precision(config.target, config.precision)
-    check_free(config.out, force=config.force, files=FILES)
-    load_onnxruntime()  # fails before the work, not after it
+    opsets = check_options(config)
     joint = read_runs(config.runs, config.out)
     rows = [_rows(run, config.rows) for run in joint.runs.values()]
     progress.stage("loading the backbone")
@@ -136,6 +133,21 @@ def export(config: ExportConfig, progress: Progress) -> Manifest:
         manifest = _manifest(config, joint, traced, baked, tasks, autotuned)
         _write_records(folder, manifest, joint, reports)
     return manifest
+
+
+def check_options(config: ExportConfig) -> tuple[int, ...]:
+    """Check what can be checked before the runs are read, and return the opsets to export.
+
+    Raises:
+        OutputError: the bundle exists.
+        MissingExtraError: ONNX Runtime is not installed.
+        ExportError: the target does not support the opset or the precision.
+    """
+    opsets = choose_opsets(config.target, config.opset, autotune=config.autotune)
+    check_precision(config.target, config.precision)
+    check_free(config.out, force=config.force, files=FILES)
+    load_onnxruntime()  # fails before the work, not after it
+    return opsets
 
 
 def read_runs(runs: Sequence[Path], out: Path) -> JointTasks:

@@ -28,8 +28,8 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, PtexportError
 from ptexport.toolkit.cli.main import cli
-from ptexport.toolkit.peft.import_run import import_peft
-from ptexport.toolkit.peft.plan import ImportConfig
+from ptexport.toolkit.imports.import_peft import import_peft
+from ptexport.toolkit.imports.peft_plan import ImportConfig
 from ptexport.toolkit.run.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's

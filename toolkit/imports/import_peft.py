@@ -1,0 +1,119 @@
+"""A PEFT adapter -> a Run that gives the same logits as PEFT; does not train.
+
+Virtual tokens go where PEFT puts them: prompt embeddings first, before [CLS] and BOS; keys and values before the row.
+LoRA is merged into a backbone that the run holds.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Encoding
+from torch import Tensor
+
+from ptexport.runtime.engine.text_encoder import TextEncoder
+from ptexport.runtime.rows import Row
+from ptexport.toolkit.imports.adapter import METHODS, WEIGHTS, read_adapter
+from ptexport.toolkit.imports.conversion import N_COMPARED, Conversion, largest_difference, read_check_rows, versions
+from ptexport.toolkit.imports.peft_plan import ImportConfig, Parts, find_model, parse_template
+from ptexport.toolkit.models.backbone import Backbone
+from ptexport.toolkit.models.facts import sha256_files
+from ptexport.toolkit.progress import Progress
+from ptexport.toolkit.prompt.trainable import TrainableBackbone
+from ptexport.toolkit.run.backbone import BACKBONE
+from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
+from ptexport.toolkit.run.run import FILES, RESUME, Run
+from ptexport.toolkit.store.folders import check_free, new_folder
+
+
+def import_peft(config: ImportConfig, progress: Progress) -> Run:
+    """Import an adapter into a folder; the folder is written atomically.
+
+    Raises:
+        OutputError: the run exists, or cannot be written.
+        CheckpointError: the folder holds no adapter, an adapter that is not supported or is for another model, or the
+            logits of the run differ from PEFT's.
+        PtexportError: the model, labels, template or rows do not fit.
+    """
+    files = (*FILES, BACKBONE, RESUME)
+    check_free(config.out, force=config.force, files=files)
+    adapter = read_adapter(config.adapter)
+    template = parse_template(config, adapter)
+    rows = read_check_rows(config.rows, template.fields)
+    checkpoint = find_model(config, adapter, progress)
+    with new_folder(config.out, force=config.force, files=files) as folder:
+        progress.stage("loading the model, and PEFT's")
+        parts = Parts.fit(config, adapter, checkpoint, template)
+        progress.stage("comparing with PEFT")
+        run = _make_run(config, parts, rows, folder)
+        run.write(folder)
+    return run
+
+
+def _make_run(config: ImportConfig, parts: Parts, rows: list[Row], folder: Path) -> Run:
+    """Convert the adapter, and compare the run with PEFT; a backbone that LoRA changes is written into the folder."""
+    compiled, adapter = parts.compiled, parts.adapter
+    texts = [row.texts for row in rows][:N_COMPARED]
+    whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields).encode(texts)
+    expected = torch.cat([_peft_logits(parts, encoding) for encoding in whole])
+    merges = adapter.kind == "LORA"
+    backbone = _merge(parts, folder / BACKBONE) if merges else parts.backbone
+    label_weights, label_bias = adapter.head() if not parts.word_ids else backbone.label_weights(parts.word_ids)
+    conversion = Conversion.of(
+        backbone,
+        compiled,
+        parts.pooling,
+        label_weights=label_weights,
+        label_bias=label_bias,
+        prompt_embeddings=parts.prompt_embeddings,
+        prefix_kv=parts.prefix_kv,
+    )
+    largest = largest_difference(adapter.folder, "PEFT", expected, conversion.logits(texts))
+    options = TaskOptions(
+        method=METHODS[adapter.kind],
+        model=config.model or str(adapter.base),
+        template=parts.source,
+        init=None,
+        truncate=compiled.truncate,
+    )
+    imported = Imported(
+        folder=str(adapter.folder),
+        peft_type=adapter.kind,
+        task_type=adapter.task,
+        weights_sha256=sha256_files([adapter.folder / WEIGHTS]),
+        max_abs_diff=largest,
+        rows=len(texts),
+        versions=versions("peft"),
+    )
+    run_config = RunConfig.of(
+        options,
+        backbone=parts.backbone.facts,
+        commit=parts.backbone.commit,
+        verbalizer=parts.verbalizer,
+        compiled=compiled,
+        pooling=parts.pooling,
+        n_folded=len(conversion.folded_ids),
+        trained_backbone=backbone.facts if merges else None,
+        imported=imported,
+    )
+    return conversion.run(run_config, rows)
+
+
+@torch.no_grad()
+def _peft_logits(parts: Parts, encoding: Encoding) -> Tensor:
+    """Run PEFT's forward pass on one row, unpadded; float [1, c]."""
+    own = torch.tensor([[id_ for id_ in encoding.ids if id_ < parts.compiled.vocab]])  # PEFT adds virtual tokens itself
+    logits: Tensor = parts.adapted(input_ids=own, attention_mask=torch.ones_like(own)).logits
+    if parts.verbalizer.words is None:
+        return logits
+    return torch.stack([logits[:, -1, ids].mean(1) for ids in parts.word_ids], dim=1)
+
+
+def _merge(parts: Parts, folder: Path) -> Backbone:
+    """Write the backbone with LoRA merged, and load it from there."""
+    merged = parts.adapted.merge_and_unload()
+    linear = parts.verbalizer.words is None
+    trainable = TrainableBackbone(
+        backbone=replace(parts.backbone, model=merged.base_model if linear else merged), parameters={}
+    )
+    return trainable.write(folder, "linear" if linear else "words")
