@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
@@ -130,7 +131,7 @@ class Original:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
         except CheckpointError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as e:
             raise CheckpointError(f"{where}: Transformers cannot load it as a classifier ({reason(e)})") from e
         missing = sorted(loading["missing_keys"])
         if missing:
@@ -156,8 +157,11 @@ class Original:
         return layer.weight, layer.weight.new_zeros(n_labels) if layer.bias is None else layer.bias
 
     @torch.no_grad()
-    def answer(self, text: Text, max_length: int) -> tuple[list[int], Tensor]:
-        """Tokenise and classify one row as users of Transformers do; returns its ids and its logits, float [1, c].
+    def answer(self, text: Text, max_length: int) -> tuple[list[int], list[int], Tensor]:
+        """Tokenise and classify one row as users of Transformers do.
+
+        Returns:
+            Its ids, its token types (0 if the tokenizer returns none), and its logits, float [1, c].
 
         Raises:
             CheckpointError: the model cannot be called with what its tokenizer returns.
@@ -172,7 +176,8 @@ class Original:
                 f"model {self.checkpoint.name}: Transformers cannot run it on what its tokenizer returns "
                 f"({reason(e)}); check its files"
             ) from e
-        return inputs["input_ids"][0].tolist(), logits
+        ids = inputs["input_ids"]
+        return ids[0].tolist(), inputs.get("token_type_ids", torch.zeros_like(ids))[0].tolist(), logits
 
     def weights_sha256(self) -> str:
         """Return the sha256 of the weights files."""
@@ -238,16 +243,18 @@ def _make_run(
     conversion = Conversion.of(
         backbone, compiled, backbone.own_pooling, label_weights=label_weights, label_bias=label_bias
     )
-    texts = _compared_texts(rows, compiled)
+    named = _compared_texts(rows, compiled)
+    texts = list(named.values())
     answers = [original.answer(text, compiled.max_length) for text in texts]
     encodings = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields).encode(texts)
-    for number, (encoding, (ids, _)) in enumerate(zip(encodings, answers, strict=True)):
-        if encoding.ids != ids:
+    for name, encoding, (ids, types, _) in zip(named, encodings, answers, strict=True):
+        differ = "ids" if encoding.ids != ids else "token types" if encoding.type_ids != types else None
+        if differ == "ids" or (differ is not None and backbone.facts.token_types):
             raise CheckpointError(
-                f"{config.classifier}: check row {number} has the {len(encoding.ids)} ids {encoding.ids[:5]}…, its "
-                f"own tokenizer gives the {len(ids)} ids {ids[:5]}…; not supported, please report its tokenizer"
+                f"{config.classifier}: {name} has other {differ} than its own tokenizer gives; not supported, please "
+                "report its tokenizer"
             )
-    expected = torch.cat([logits for _, logits in answers])
+    expected = torch.cat([logits for *_, logits in answers])
     imported = Imported(
         folder=config.classifier,
         peft_type=None,
@@ -273,10 +280,11 @@ def _make_run(
     return conversion.run(run_config, list(rows))
 
 
-def _compared_texts(rows: Sequence[Row], compiled: CompiledTemplate) -> list[Text]:
-    """Choose texts to compare, without the space around them, which a template removes; the last one is truncated."""
-    texts = [_changed(row.texts, str.strip) for row in rows[:N_COMPARED]]
-    return [*texts, _changed(texts[0], lambda part: " ".join([part or "a"] * compiled.max_length))]
+def _compared_texts(rows: Sequence[Row], compiled: CompiledTemplate) -> dict[str, Text]:
+    """Choose texts to compare, by name, without the space around them, which a template removes; the last is long."""
+    texts = {row.where: _changed(row.texts, str.strip) for row in rows[:N_COMPARED]}
+    long = _changed(rows[0].texts, lambda part: " ".join([part.strip() or "a"] * compiled.max_length))
+    return {**texts, f"a row of more than {compiled.max_length} tokens": long}
 
 
 def _changed(text: Text, change: Callable[[str], str]) -> Text:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from optimum.exporters.tasks import TasksManager
 from safetensors import SafetensorError
 from torch import nn
@@ -98,7 +99,7 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
         )
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as e:
         raise ModelError(f"{where}: Transformers cannot load it ({reason(e)}); check the files") from e
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(
