@@ -61,7 +61,7 @@ def print_import(run: "Run", out: Path) -> None:
     if imported.peft_type is not None:
         what, original = f"{imported.peft_type} for {imported.task_type} on", "PEFT"
     Console().print(
-        f"{out}: {what} {run.config.model}, labels {labels}; largest difference of a logit from {original}'s over "
+        f"{out}: {what} {run.config.model}, labels {labels}; largest difference of a logit from {original} over "
         f"{imported.rows} rows {imported.max_abs_diff:.1e}",
         markup=False,
         highlight=False,

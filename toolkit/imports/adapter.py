@@ -87,12 +87,12 @@ class Adapter:
         return adapted
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """Return weights and biases of the classification layer, float [c, h] and [c].
+        """Return weights and biases of the classification layer, the last one, float [c, h] and [c].
 
         Raises:
             CheckpointError: the adapter has no classification layer.
         """
-        found = {name.split(".")[-1]: tensor.float() for name, tensor in self.tensors.items() if _is_of_head(name)}
+        found = {name.split(".")[-1]: self.tensors[name].float() for name in sorted(self.tensors) if _is_of_head(name)}
         if "weight" not in found:
             raise CheckpointError(f"{self.folder / WEIGHTS}: has no classification layer; train it with the adapter")
         return found["weight"], found.get("bias", torch.zeros(len(found["weight"])))
@@ -101,7 +101,8 @@ class Adapter:
         where, options = f"model {checkpoint.name}", {}
         loader = AutoModelForCausalLM
         if self.task == "SEQ_CLS":
-            _check_head(checkpoint)
+            if self.kind != "LORA":  # which is merged into the whole classifier
+                _check_head(checkpoint)
             options["num_labels"] = len(self.head()[0])
             loader = AutoModelForSequenceClassification
         try:

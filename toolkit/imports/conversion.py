@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ptexport.runtime.bundle.manifest import Pooling
 from ptexport.runtime.engine.text_encoder import Text, TextEncoder
 from ptexport.runtime.errors import CheckpointError
 from ptexport.runtime.rows import Row, check_texts, read_rows
 from ptexport.toolkit.data.cities import load_cities
-from ptexport.toolkit.models.backbone import Backbone
+from ptexport.toolkit.models.backbone import Backbone, last_layer
 from ptexport.toolkit.prompt.scoring import TaskTensors, forward
 from ptexport.toolkit.run.check_rows import choose_check_rows
 from ptexport.toolkit.run.config import RunConfig
@@ -126,6 +127,22 @@ class Conversion:
         )
 
 
+def head_of(model: PreTrainedModel, where: str) -> tuple[Tensor, Tensor]:
+    """Return weights and biases of the last linear layer of a classifier, float [c, h] and [c].
+
+    Raises:
+        CheckpointError: that layer has not one output per label.
+    """
+    last, n_labels = last_layer(model), model.config.num_labels
+    if last is None or last[1].out_features != n_labels:
+        raise CheckpointError(
+            f"{where}: its last linear layer is {last and last[0]}, need one with an output for each of its {n_labels} "
+            "labels; not supported"
+        )
+    weight, bias = last[1].weight.detach(), last[1].bias
+    return weight, weight.new_zeros(n_labels) if bias is None else bias.detach()
+
+
 def largest_difference(where: object, original: str, expected: Tensor, got: Tensor) -> float:
     """Return the largest difference of a logit between a run and the original model.
 
@@ -141,7 +158,7 @@ def largest_difference(where: object, original: str, expected: Tensor, got: Tens
     largest = (got - expected).abs().max().item()
     if not largest <= TOLERANCE:
         raise CheckpointError(
-            f"{where}: the logits of the run differ from {original}'s by up to {largest:.2g}, need at most "
+            f"{where}: the logits of the run differ from those of {original} by up to {largest:.2g}, need at most "
             f"{TOLERANCE:g}; not supported, please report its configuration"
         )
     return largest

@@ -13,15 +13,22 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from ptexport.runtime.engine.text_encoder import Text, TextEncoder
 from ptexport.runtime.errors import CheckpointError, reason
 from ptexport.runtime.rows import Row
-from ptexport.toolkit.imports.conversion import N_COMPARED, Conversion, largest_difference, read_check_rows, versions
+from ptexport.toolkit.imports.conversion import (
+    N_COMPARED,
+    Conversion,
+    head_of,
+    largest_difference,
+    read_check_rows,
+    versions,
+)
 from ptexport.toolkit.imports.peft_plan import write_special
-from ptexport.toolkit.models.backbone import Backbone, last_layer, load_backbone
+from ptexport.toolkit.models.backbone import Backbone, load_backbone
 from ptexport.toolkit.models.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.models.facts import sha256_files
 from ptexport.toolkit.progress import Progress
@@ -141,21 +148,6 @@ class Original:
             )
         return cls(checkpoint=checkpoint, model=model.requires_grad_(False).eval(), tokenizer=tokenizer)
 
-    def head(self) -> tuple[Tensor, Tensor]:
-        """Return weights and biases of the last linear layer, float [c, h] and [c].
-
-        Raises:
-            CheckpointError: the last layer has not one output per label.
-        """
-        _, layer = last_layer(self.model) or ("", nn.Linear(1, 0))
-        n_labels = self.model.config.num_labels
-        if layer.out_features != n_labels:
-            raise CheckpointError(
-                f"model {self.checkpoint.name}: its last linear layer has {layer.out_features} outputs, need one for "
-                f"each of its {n_labels} labels; not supported"
-            )
-        return layer.weight, layer.weight.new_zeros(n_labels) if layer.bias is None else layer.bias
-
     @torch.no_grad()
     def answer(self, text: Text, max_length: int) -> tuple[list[int], list[int], Tensor]:
         """Tokenise and classify one row as users of Transformers do.
@@ -239,7 +231,7 @@ def _make_run(
 ) -> Run:
     """Convert the classifier, and compare ids and logits of the run with the original's."""
     source, compiled = _compile(config, backbone)
-    label_weights, label_bias = original.head()
+    label_weights, label_bias = head_of(original.model, config.classifier)
     conversion = Conversion.of(
         backbone, compiled, backbone.own_pooling, label_weights=label_weights, label_bias=label_bias
     )

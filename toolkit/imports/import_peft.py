@@ -10,12 +10,21 @@ from pathlib import Path
 import torch
 from tokenizers import Encoding
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.rows import Row
 from ptexport.toolkit.imports.adapter import METHODS, WEIGHTS, read_adapter
-from ptexport.toolkit.imports.conversion import N_COMPARED, Conversion, largest_difference, read_check_rows, versions
+from ptexport.toolkit.imports.conversion import (
+    N_COMPARED,
+    Conversion,
+    head_of,
+    largest_difference,
+    read_check_rows,
+    versions,
+)
 from ptexport.toolkit.imports.peft_plan import ImportConfig, Parts, find_model, parse_template
+from ptexport.toolkit.methods import Head
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.models.facts import sha256_files
 from ptexport.toolkit.progress import Progress
@@ -56,9 +65,12 @@ def _make_run(config: ImportConfig, parts: Parts, rows: list[Row], folder: Path)
     texts = [row.texts for row in rows][:N_COMPARED]
     whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields).encode(texts)
     expected = torch.cat([_peft_logits(parts, encoding) for encoding in whole])
-    merges = adapter.kind == "LORA"
-    backbone = _merge(parts, folder / BACKBONE) if merges else parts.backbone
-    label_weights, label_bias = adapter.head() if not parts.word_ids else backbone.label_weights(parts.word_ids)
+    merged = parts.adapted.merge_and_unload() if adapter.kind == "LORA" else None
+    backbone = parts.backbone if merged is None else _write(merged, parts, folder / BACKBONE)
+    if parts.word_ids:
+        label_weights, label_bias = backbone.label_weights(parts.word_ids)
+    else:
+        label_weights, label_bias = adapter.head() if merged is None else head_of(merged, str(adapter.folder))
     conversion = Conversion.of(
         backbone,
         compiled,
@@ -93,7 +105,7 @@ def _make_run(config: ImportConfig, parts: Parts, rows: list[Row], folder: Path)
         compiled=compiled,
         pooling=parts.pooling,
         n_folded=len(conversion.folded_ids),
-        trained_backbone=backbone.facts if merges else None,
+        trained_backbone=None if merged is None else backbone.facts,
         imported=imported,
     )
     return conversion.run(run_config, rows)
@@ -109,11 +121,10 @@ def _peft_logits(parts: Parts, encoding: Encoding) -> Tensor:
     return torch.stack([logits[:, -1, ids].mean(1) for ids in parts.word_ids], dim=1)
 
 
-def _merge(parts: Parts, folder: Path) -> Backbone:
-    """Write the backbone with LoRA merged, and load it from there."""
-    merged = parts.adapted.merge_and_unload()
-    linear = parts.verbalizer.words is None
-    trainable = TrainableBackbone(
-        backbone=replace(parts.backbone, model=merged.base_model if linear else merged), parameters={}
-    )
-    return trainable.write(folder, "linear" if linear else "words")
+def _write(merged: PreTrainedModel, parts: Parts, folder: Path) -> Backbone:
+    """Write a model with LoRA merged, and load it from there as a backbone; with the head, if that has other layers."""
+    head: Head = "words"
+    if parts.verbalizer.words is None:
+        head = "linear" if parts.backbone.facts.causal else "pooled"
+    model = merged.base_model if head == "linear" else merged
+    return TrainableBackbone(backbone=replace(parts.backbone, model=model), parameters={}).write(folder, head)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptexport.runtime.bundle.manifest import Pooling
 from ptexport.runtime.errors import CheckpointError
@@ -214,10 +214,9 @@ def _choose_pooling(adapter: Adapter, backbone: Backbone) -> Pooling:
         raise CheckpointError(
             f"{adapter.folder}: is for CAUSAL_LM, got the masked model {facts.name}; give a causal one"
         )
-    pooler = getattr(backbone.model, "pooler", None)
-    if pooler is None or isinstance(pooler, nn.Linear):  # ALBERT's pooler has its activation outside
+    if adapter.kind != "LORA" and getattr(backbone.model, "pooler", None) is None:
         raise CheckpointError(f"model {facts.name}: {facts.model_type} has no pooler like BERT's; not supported")
-    return "pooled"
+    return backbone.own_pooling
 
 
 def _verbalizer(config: ImportConfig, adapter: Adapter, adapted: PeftModel) -> Verbalizer:

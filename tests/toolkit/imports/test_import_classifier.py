@@ -114,7 +114,7 @@ def test_the_layers_of_the_head_are_compared(family: str, tmp_path: Path, monkey
         return load_backbone(dataclasses.replace(checkpoint, path=changed), head)
 
     monkeypatch.setattr(module, "load_backbone", load_changed)
-    with pytest.raises(PtexportError, match="the logits of the run differ from Transformers's by up to"):
+    with pytest.raises(PtexportError, match="the logits of the run differ from those of Transformers by up to"):
         imported(folder, tmp_path / "other")
     shutil.rmtree(folder)
     shutil.move(changed, folder)
@@ -183,7 +183,7 @@ def drop_tensor(folder: Path, name: str) -> None:
          {"template": "{text} {text_b}", "rows": "text,text_b\na,b\n"}, "line 2 has other token types than"),
         # With a pad token that texts end with, Transformers reads the token before it.
         ("llama", lambda f: change_config(f, pad_token_id=AutoTokenizer.from_pretrained(f)("?")["input_ids"][-1]),
-         {"rows": "text\nis it good?\n"}, "the logits of the run differ from Transformers's"),
+         {"rows": "text\nis it good?\n"}, "the logits of the run differ from those of Transformers"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
@@ -209,10 +209,12 @@ def test_the_command(rows_file: Path, tmp_path: Path) -> None:
     command = ["import", "classifier", folder, "--out", tmp_path / "run", "--labels", "x,negative,positive"]
     done = ptexport(*command, "--rows", rows_file)
     assert done.returncode == 0, done.stderr
-    assert "labels x, negative, positive; largest difference of a logit from Transformers's over 9 rows" in done.stdout
+    assert "labels x, negative, positive; largest difference of a logit from Transformers over 9 rows" in done.stdout
     record = json.loads(ptexport(*command, "--force", "--json").stdout)
     assert (record["labels"], record["settings"], record["pooling"]) == (["x", "negative", "positive"], None, "pooled")
     assert "distilbert" in ptexport("inspect", tmp_path / "run").stdout
+    done = ptexport("export", folder, "--out", tmp_path / "bundle", "--model", folder)
+    assert (done.returncode, "--model: is for PEFT adapters, a classifier is its own model" in done.stderr) == (2, True)
     gone = ptexport("import", "classifier", "somebody/nothing", "--out", tmp_path / "none")
     assert "the hub cannot be reached" in gone.stderr
 
