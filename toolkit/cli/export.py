@@ -52,10 +52,10 @@ def export(
     keep_fp32: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Export as an ONNX bundle, and compare it with Transformers.
+    """Export a run, a PEFT adapter or a classifier as an ONNX bundle, and compare it with Transformers.
 
-    DIR is a run, or the folder of a PEFT adapter or a text classifier of Transformers, which is imported first. Several
-    on one frozen backbone make a multi-task bundle: each is a task with the name of its folder.
+    DIR is the folder of a run, or of a PEFT adapter or a text classifier of Transformers, which is imported first.
+    Several on one frozen backbone make a multi-task bundle: each is a task with the name of its folder.
     """
     with shared.extra("train"):
         from ptexport.toolkit.imports.source import find_source

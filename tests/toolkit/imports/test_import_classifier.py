@@ -1,6 +1,7 @@
 """Classifiers of Transformers answer from a bundle as they do from Transformers, one row at a time and unpadded."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,9 @@ from ptexport.toolkit.run.run import Run
 LABELS = {0: "no", 1: "maybe", 2: "yes"}
 TEXTS = ["the film was bright", "slow", "a very dull story and a bad film", "is it good?"]
 MEAN = "modernbert, mean"
-FAMILIES = [*ARCHITECTURES, MEAN]
+LIKE = {"deberta-v2": "bert", "mpnet": "roberta"}
+"""Families that tiny.py does not have, and those whose tokenizer they get."""
+FAMILIES = [*ARCHITECTURES, MEAN, *LIKE]
 WITH_TOKEN_TYPES = ("bert", "albert", "electra")
 DENSE = {
     "roberta": "classifier.dense",
@@ -48,7 +52,10 @@ DENSE = {
 def save_classifier(folder: Path, family: str, **changes: Any) -> Path:
     if family == MEAN:
         family, changes = "modernbert", {"classifier_pooling": "mean", **changes}
-    save_model(folder, family, auto=AutoModelForSequenceClassification, **{"id2label": LABELS, **changes})
+    if family == "deberta-v2":
+        changes = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], **changes}
+    like, changes = LIKE.get(family), {"id2label": LABELS, **changes}
+    save_model(folder, family, like=like, auto=AutoModelForSequenceClassification, **changes)
     if family in WITH_TOKEN_TYPES:
         names = ["input_ids", "token_type_ids", "attention_mask"]
         change_config(folder, "tokenizer_config.json", model_input_names=names)
@@ -122,7 +129,7 @@ def test_the_layers_of_the_head_are_compared(family: str, tmp_path: Path, monkey
         export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
 def test_pairs_of_texts(family: str, tmp_path: Path) -> None:
     folder = save_classifier(tmp_path / "model", family)
     pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
@@ -134,7 +141,7 @@ def test_pairs_of_texts(family: str, tmp_path: Path) -> None:
         == {
             "bert": "[CLS] {text} [SEP] {text_b} [SEP]",
             "roberta": "[CLS]{text}[SEP][SEP]{text_b}[SEP]",
-            "gpt2": "{text}{text_b}",
+            "llama": "{text}{text_b}",
         }[family]
     )
     export(ExportConfig(runs=(tmp_path / "run",), out=tmp_path / "bundle"), Quiet())
@@ -217,6 +224,18 @@ def test_the_command(rows_file: Path, tmp_path: Path) -> None:
     assert (done.returncode, "--model: is for PEFT adapters, a classifier is its own model" in done.stderr) == (2, True)
     gone = ptexport("import", "classifier", "somebody/nothing", "--out", tmp_path / "none")
     assert "the hub cannot be reached" in gone.stderr
+
+
+def test_a_classifier_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one: its client's cache as it lies on a disk. Export loads the commit that was imported."""
+    repo, commit = tmp_path / "hub" / "models--somebody--tiny", hashlib.sha1(b"main").hexdigest()
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    save_classifier(repo / "snapshots" / commit, "bert")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    run = imported(Path("somebody/tiny"), tmp_path / "run")
+    assert (run.config.model, run.config.revision) == ("somebody/tiny", commit)
+    assert load_backbone_of(run.config, tmp_path / "run").facts.name == "somebody/tiny"
 
 
 def test_a_wrong_folder_fails_before_torch_is_imported(roberta: Path, tmp_path: Path) -> None:
