@@ -17,9 +17,10 @@ from ptexport.toolkit.data.cities import load_cities
 from ptexport.toolkit.models.backbone import Backbone, last_layer
 from ptexport.toolkit.prompt.scoring import TaskTensors, forward
 from ptexport.toolkit.run.check_rows import choose_check_rows
-from ptexport.toolkit.run.config import RunConfig
+from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
 from ptexport.toolkit.run.run import Run, TaskArrays
 from ptexport.toolkit.template.compile import CompiledTemplate
+from ptexport.toolkit.template.verbalizer import Verbalizer
 
 TOLERANCE = 1e-3
 """Maximum difference of a logit through fp32 rounding; a checkpoint that is converted incorrectly gives more."""
@@ -108,8 +109,29 @@ class Conversion:
         classifier = self.backbone.classifier(self.pooling)
         return torch.cat([forward(classifier, [encoding], self.tensors) for encoding in encodings])
 
-    def run(self, config: RunConfig, rows: list[Row]) -> Run:
-        """Make a run without metrics."""
+    def run(
+        self, options: TaskOptions, imported: Imported, verbalizer: Verbalizer, rows: list[Row], *, backbone: Backbone
+    ) -> Run:
+        """Make a run without metrics.
+
+        Args:
+            options: what is known of the training.
+            imported: where the run comes from.
+            verbalizer: labels and label words.
+            rows: rows for the parity check.
+            backbone: the backbone before training; another one than `self.backbone`, if that was trained.
+        """
+        config = RunConfig.of(
+            options,
+            backbone=backbone.facts,
+            commit=backbone.commit,
+            verbalizer=verbalizer,
+            compiled=self.compiled,
+            pooling=self.pooling,
+            n_folded=len(self.folded_ids),
+            trained_backbone=None if self.backbone is backbone else self.backbone.facts,
+            imported=imported,
+        )
         tensors = self.tensors
         arrays = TaskArrays(
             prompt_embeddings=tensors.prompt_embeddings.numpy(),

@@ -33,7 +33,7 @@ from ptexport.toolkit.models.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.models.facts import sha256_files
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.prompt.prompt_model import choose_max_length
-from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
+from ptexport.toolkit.run.config import Imported, TaskOptions
 from ptexport.toolkit.run.run import FILES, RESUME, Run
 from ptexport.toolkit.store.folders import check_free, new_folder
 from ptexport.toolkit.template.compile import CompiledTemplate, compile_template
@@ -227,7 +227,7 @@ def _compile(config: ClassifierConfig, backbone: Backbone) -> tuple[str, Compile
 
 
 def _make_run(
-    config: ClassifierConfig, original: Original, backbone: Backbone, verbalizer: Verbalizer, rows: Sequence[Row]
+    config: ClassifierConfig, original: Original, backbone: Backbone, verbalizer: Verbalizer, rows: list[Row]
 ) -> Run:
     """Convert the classifier, and compare ids and logits of the run with the original's."""
     source, compiled = _compile(config, backbone)
@@ -259,23 +259,13 @@ def _make_run(
     options = TaskOptions(
         method="fine-tune", model=config.classifier, template=source, init=None, truncate=compiled.truncate
     )
-    run_config = RunConfig.of(
-        options,
-        backbone=backbone.facts,
-        commit=backbone.commit,
-        verbalizer=verbalizer,
-        compiled=compiled,
-        pooling=conversion.pooling,
-        n_folded=len(conversion.folded_ids),
-        imported=imported,
-    )
-    return conversion.run(run_config, list(rows))
+    return conversion.run(options, imported, verbalizer, rows, backbone=backbone)
 
 
 def _compared_texts(rows: Sequence[Row], compiled: CompiledTemplate) -> dict[str, Text]:
     """Choose texts to compare, by name, without the space around them, which a template removes; the last is long."""
     texts = {row.where: _changed(row.texts, str.strip) for row in rows[:N_COMPARED]}
-    long = _changed(rows[0].texts, lambda part: " ".join([part.strip() or "a"] * compiled.max_length))
+    long = _changed(rows[0].texts, lambda part: " ".join([part.strip()[:100] or "a"] * compiled.max_length))
     return {**texts, f"a row of more than {compiled.max_length} tokens": long}
 
 

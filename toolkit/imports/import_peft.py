@@ -30,7 +30,7 @@ from ptexport.toolkit.models.facts import sha256_files
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.prompt.trainable import TrainableBackbone
 from ptexport.toolkit.run.backbone import BACKBONE
-from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
+from ptexport.toolkit.run.config import Imported, TaskOptions
 from ptexport.toolkit.run.run import FILES, RESUME, Run
 from ptexport.toolkit.store.folders import check_free, new_folder
 
@@ -97,18 +97,7 @@ def _make_run(config: ImportConfig, parts: Parts, rows: list[Row], folder: Path)
         rows=len(texts),
         versions=versions("peft"),
     )
-    run_config = RunConfig.of(
-        options,
-        backbone=parts.backbone.facts,
-        commit=parts.backbone.commit,
-        verbalizer=parts.verbalizer,
-        compiled=compiled,
-        pooling=parts.pooling,
-        n_folded=len(conversion.folded_ids),
-        trained_backbone=None if merged is None else backbone.facts,
-        imported=imported,
-    )
-    return conversion.run(run_config, rows)
+    return conversion.run(options, imported, parts.verbalizer, rows, backbone=parts.backbone)
 
 
 @torch.no_grad()
