@@ -97,7 +97,7 @@ def test_each_family_is_imported(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", sample(FAMILIES, "bert", "roberta", "distilbert", "llama", MEAN))
 def test_a_bundle_answers_as_the_pipeline_does(family: str, tmp_path: Path) -> None:
-    folder = save_classifier(tmp_path / "model", family)
+    folder = save_classifier(tmp_path / "model", family, num_hidden_layers=2)
     done = ptexport("export", folder, "--out", tmp_path / "bundle")
     assert done.returncode == 0, done.stderr
     expected = answers(folder, TEXTS)
@@ -131,7 +131,7 @@ def test_the_layers_of_the_head_are_compared(family: str, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
 def test_pairs_of_texts(family: str, tmp_path: Path) -> None:
-    folder = save_classifier(tmp_path / "model", family)
+    folder = save_classifier(tmp_path / "model", family, num_hidden_layers=2)
     pairs = list(zip(TEXTS, reversed(TEXTS), strict=True))
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": a, "text_b": b}) + "\n" for a, b in pairs))

@@ -21,7 +21,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
-from tiny import LABELS, Quiet, sample, save_model, worst
+from tiny import LABELS, Quiet, sample, save_model, train_tiny, worst
 from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -221,13 +221,15 @@ def test_lora_is_exported_in_one_go(
     assert np.abs(engine.logits(TEXTS) - expected).max() <= 1e-4
 
 
-def test_an_adapter_and_a_run_in_one_bundle(llama: Path, llama_run: Path, tmp_path: Path) -> None:
+def test_an_adapter_and_a_run_in_one_bundle(rows_file: Path, tmp_path: Path) -> None:
+    llama = save_model(tmp_path / "llama", "llama", num_hidden_layers=1)
+    run = train_tiny(llama, rows_file, "[P] {text}", tmp_path / "run")
     adapted = save_adapter(llama, CONFIGS["PROMPT_TUNING"]("CAUSAL_LM"), tmp_path / "moods")
     options = ["--labels", LABELS, "--template", TEMPLATE]
-    done = ptexport("export", llama_run, tmp_path / "moods", "--out", tmp_path / "bundle", *options)
+    done = ptexport("export", run, tmp_path / "moods", "--out", tmp_path / "bundle", *options)
     assert done.returncode == 0, done.stderr
     engine = Engine.open(tmp_path / "bundle")
-    assert sorted(engine.tasks) == ["llama-run", "moods"]
+    assert sorted(engine.tasks) == ["moods", "run"]
     expected = np.stack([peft_logits(adapted, llama, text) for text in TEXTS])
     assert np.abs(engine.tasks["moods"].logits(TEXTS) - expected).max() <= 1e-4
 
