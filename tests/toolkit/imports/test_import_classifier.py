@@ -24,10 +24,11 @@ from ptexport.exporters.export import ExportConfig, export
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.errors import PtexportError
+from ptexport.toolkit.bench.systems.case import make_case
 from ptexport.toolkit.imports import import_classifier as module
 from ptexport.toolkit.imports.import_classifier import ClassifierConfig, import_classifier
 from ptexport.toolkit.models.backbone import Backbone, load_backbone
-from ptexport.toolkit.models.checkpoint import Checkpoint
+from ptexport.toolkit.models.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.run.backbone import load_backbone_of
 from ptexport.toolkit.run.run import Run
 
@@ -222,6 +223,8 @@ def test_the_command(rows_file: Path, tmp_path: Path) -> None:
     assert "distilbert" in ptexport("inspect", tmp_path / "run").stdout
     done = ptexport("export", folder, "--out", tmp_path / "bundle", "--model", folder)
     assert (done.returncode, "--model: is for PEFT adapters, a classifier is its own model" in done.stderr) == (2, True)
+    with pytest.raises(PtexportError, match="run: has an imported classifier, need virtual tokens"):
+        make_case(Run.read(tmp_path / "run"), find_checkpoint(str(folder)))
     gone = ptexport("import", "classifier", "somebody/nothing", "--out", tmp_path / "none")
     assert "the hub cannot be reached" in gone.stderr
 
