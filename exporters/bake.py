@@ -22,7 +22,7 @@ from ptexport.toolkit.store.folders import clone
 
 def pipeline(joint: JointTasks, *, overridable: bool = True) -> list[Edit]:
     """List the edits of a traced graph, in order; see `BindInputsPass` for `overridable`."""
-    one_position = joint.kind == "task" and joint.first.config.pooling != "mean"
+    one_position = joint.kind == "task" and joint.first.config.pooling not in ("mean", "pooled-mean")
     return [
         *([ReadPositionPass()] if one_position else []),
         *rewrites(),

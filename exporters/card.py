@@ -216,7 +216,7 @@ def _lowered(entry: PrecisionEntry) -> str:
 
 def _origin(metrics: Metrics | None) -> str:
     if metrics is None:
-        return "Trained with PEFT and imported; its accuracy was not measured here"
+        return "Trained elsewhere and imported; its accuracy was not measured here"
     return (
         f"Test accuracy: {metrics.test_accuracy:.1%} of {metrics.n_test} rows (seed {metrics.seed}, "
         f"trained on {metrics.n_train} rows)"

@@ -4,10 +4,8 @@ import gc
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -15,17 +13,18 @@ import numpy as np
 from ptexport.exporters.autotune import time_candidates, winner
 from ptexport.exporters.bake import BakedGraph, bake, pipeline
 from ptexport.exporters.card import model_card
+from ptexport.exporters.config import ExportConfig, check_options
 from ptexport.exporters.manifest_entries import backbone_entry, task_entry
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.parity.compare import compare_graph, fail_on_difference
 from ptexport.exporters.parity.reference import Reference
 from ptexport.exporters.parity.report import ParityReport, TaskReport, comparison_of, summarize
 from ptexport.exporters.precision.lower import LabelledRows, lower
-from ptexport.exporters.targets.targets import TARGETS, check_precision, check_target, choose_opsets
+from ptexport.exporters.targets.targets import TARGETS, check_target
 from ptexport.exporters.trace.cached import Trace
 from ptexport.exporters.trace.trace import trace, trace_into
 from ptexport.runtime.bundle.folder import FILES, MANIFEST, MODEL, PARITY_JSON, README
-from ptexport.runtime.bundle.manifest import FORMAT, GraphEntry, Manifest, Precision, TargetName, TaskEntry
+from ptexport.runtime.bundle.manifest import FORMAT, GraphEntry, Manifest, Precision, TaskEntry
 from ptexport.runtime.bundle.measured import Candidate, Parity
 from ptexport.runtime.engine.batching import logits_of
 from ptexport.runtime.engine.golden import check_golden, golden_texts
@@ -39,61 +38,7 @@ from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.run.backbone import load_backbone_of
 from ptexport.toolkit.run.run import Run
-from ptexport.toolkit.store.folders import check_free, new_folder
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportConfig:
-    """Options of an export.
-
-    Attributes:
-        runs: run folders. One becomes a task with the bundle's name; several, on one frozen backbone, become tasks with
-            their folders' names.
-        out: folder of the bundle; its name is the model name that the server uses.
-        target: deployment target; see exporters/targets/targets.py.
-        opset: 18, portable, or 23, with one Attention node per layer; None: the target's default.
-        autotune: time the graphs that the target accepts on this machine, and use the fastest; for one run.
-        rows: file of rows to compare instead of the run's own; for one run.
-        force: replace a bundle that exists.
-        precision: what the graph computes in; several runs are exported in fp32.
-        keep_fp32: for int8 and int4, names or patterns of weights whose products stay in fp32; "auto": the products
-            that cost most, as few as `max_accuracy_drop` needs.
-        max_accuracy_drop: points of accuracy on the rows that a lower precision may lose.
-    """
-
-    runs: tuple[Path, ...]
-    out: Path
-    target: TargetName = "cpu"
-    opset: int | None = None
-    autotune: bool = False
-    rows: Path | None = None
-    force: bool = False
-    precision: Precision = "fp32"
-    keep_fp32: Sequence[str] | Literal["auto"] = ()
-    max_accuracy_drop: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check that the options go together.
-
-        Raises:
-            ExportError: they do not.
-        """
-        if self.keep_fp32 and self.precision not in ("int8", "int4"):
-            raise ExportError(f"keep-fp32: goes with int8 or int4, got {self.precision}; leave it out")
-        if self.autotune and self.precision != "fp32":
-            raise ExportError(f"tune: times graphs in fp32, got {self.precision}; tune first, then give its --opset")
-        if not self.runs:
-            raise ExportError("runs: got none, need at least one run folder; name one")
-        for option, given in (
-            ("rows", self.rows is not None),
-            ("tune", self.autotune),
-            (f"precision {self.precision}", self.precision != "fp32"),
-        ):
-            if given and len(self.runs) > 1:
-                raise ExportError(
-                    f"{option}: got {len(self.runs)} runs, need one (several are exported in fp32 and compared on "
-                    "their own rows); leave it out, or export the runs one by one"
-                )
+from ptexport.toolkit.store.folders import new_folder
 
 
 def export(config: ExportConfig, progress: Progress) -> Manifest:
@@ -108,10 +53,7 @@ def export(config: ExportConfig, progress: Progress) -> Manifest:
         ExportError: the runs do not fit together, the graph's logits or labels differ from the model's, or the target
             does not accept the graph. No bundle is left then.
     """
-    opsets = choose_opsets(config.target, config.opset, autotune=config.autotune)
-    check_precision(config.target, config.precision)
-    check_free(config.out, force=config.force, files=FILES)
-    load_onnxruntime()  # fails before the work, not after it
+    opsets = check_options(config)
     joint = read_runs(config.runs, config.out)
     rows = [_rows(run, config.rows) for run in joint.runs.values()]
     progress.stage("loading the backbone")

@@ -7,7 +7,7 @@
       ModelError       a backbone that cannot be loaded, or lacks a part that the method needs
       TrainError       training that cannot continue
       RunError         a run folder that is incomplete or was changed
-      AdapterError     a PEFT folder that cannot be imported
+      CheckpointError  a checkpoint trained elsewhere that cannot be imported
       ExportError      a graph that cannot be made, or differs from the model
       BundleError      a bundle folder that is incomplete or was changed
         SignatureError   a bundle that is not signed with the required key
@@ -71,8 +71,8 @@ class RunError(PtexportError, ValueError):
     """A run folder that is incomplete or was changed: for example one without weights."""
 
 
-class AdapterError(PtexportError, ValueError):
-    """A PEFT folder that cannot be imported: for example one for another model."""
+class CheckpointError(PtexportError, ValueError):
+    """A checkpoint trained elsewhere that cannot be imported: for example an adapter for another model."""
 
 
 class ExportError(PtexportError, RuntimeError):

@@ -17,7 +17,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 from tiny import ROWS, Quiet, save_model, train_tiny
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.toolkit.store.cache import cached_folder
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)

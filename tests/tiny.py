@@ -141,13 +141,14 @@ ARCHITECTURES: dict[str, tuple[Callable[[], PreTrainedTokenizerFast], dict[str, 
 """By Transformers' name: the tokenizer, and what its configuration has beside SIZES."""
 
 
-def save_model(path: Path, architecture: str, *, like: str | None = None, **changes: Any) -> Path:
+def save_model(path: Path, architecture: str, *, like: str | None = None, auto: Any = None, **changes: Any) -> Path:
     """Write a Hugging Face folder; a tokenizer with a mask token makes it a masked model.
 
     Args:
         path: the folder.
         architecture: one of ARCHITECTURES, or any that Transformers has, with `like`.
         like: one of ARCHITECTURES, whose tokenizer and options it gets.
+        auto: class of Transformers that makes the model; None: that of its language model.
         changes: other options.
     """
     torch.manual_seed(0)
@@ -163,7 +164,7 @@ def save_model(path: Path, architecture: str, *, like: str | None = None, **chan
         initializer_range=0.2,
         **{**SIZES, **options, **changes},
     )
-    model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config)
+    model = (auto or (AutoModelForMaskedLM if masked else AutoModelForCausalLM)).from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if (

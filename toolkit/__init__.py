@@ -6,7 +6,7 @@ Rooms, each above what it imports; `docs/architecture.md` has the picture:
 
     cli          command-line arguments -> calls
     bench        bundle -> what it costs here, beside its alternatives
-    peft         PEFT adapter -> run
+    imports      checkpoint trained elsewhere -> run
     training     training configuration -> run
     evaluation   bundle or machine -> figures
     prompt       backbone + template + labels -> trainable model

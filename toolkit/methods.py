@@ -16,8 +16,9 @@ VirtualToken = Literal["embedding", "prefix_kv", "word"]
 """Kind of virtual token: an embedding past the table, past keys and values of every layer, or a word to search for."""
 BackboneTraining = Literal["nothing", "lora", "all"]
 """Trained part of the language model."""
-Head = Literal["words", "linear"]
-"""The head: label words (rows of the language-model head), or a linear layer trained with the prompt."""
+Head = Literal["words", "linear", "pooled"]
+"""The head: label words (rows of the language-model head), a linear layer trained with the prompt, or a linear layer
+after the other layers of a classifier's own head (imports only)."""
 EncoderKind = Literal["lstm", "mlp", "none"]
 
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ptexport.exporters.export import ExportConfig, export, read_runs
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export, read_runs
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.packs.pack_file import Pack
 from ptexport.exporters.targets.targets import TARGETS

@@ -118,8 +118,10 @@ class ReferenceModel:
             output = self._model(input_ids=torch.tensor([[self._own_id(id_) for id_ in encoding.ids]]), **extra)
         if self._run.config.label_words is None:
             arrays = self._run.arrays
-            pooled = self._run.config.pooling == "pooled"
-            state = output.pooler_output[0] if pooled else self._read(output.last_hidden_state[0], encoding.ids)
+            if self._run.config.pooling in ("pooled", "pooled-mean"):  # a classifier without its last layer, or BERT
+                state = output["logits" if "logits" in output else "pooler_output"][0]
+            else:
+                state = self._read(output.last_hidden_state[0], encoding.ids)
             logits: NDArray[np.float32] = arrays.label_weights @ state.numpy() + arrays.label_bias
             return logits
         scores = self._read(output.logits[0], encoding.ids).tolist()

@@ -19,7 +19,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 ALL = "all"
 """Stands for every task of a bundle, so no task of several has this name."""
 
-Pooling = Literal["last", "mask", "first", "mean", "pooled"]
+Pooling = Literal["last", "mask", "first", "mean", "pooled", "pooled-mean"]
 """The hidden state that becomes logits: of the last real token, of the mask slot, of the first token, the mean over all
 tokens, or of the first token after the backbone's own pooler."""
 

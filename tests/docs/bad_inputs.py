@@ -82,6 +82,25 @@ CASES = (
     ("a run with a file missing", {"run/weights.safetensors": None}, "export run --out new"),
     ("an opset that the target does not support", {}, "export run --target tensorrt --opset 23 --out new"),
     ("autotuning for another machine", {}, "export run --target web --tune --out new"),
+    ("a folder without anything to export", {"photos/cat.jpg": b""}, "export photos --out new"),
+    ("a language model instead of a classifier", {}, "export model --out new"),
+    ("label names for a run", {}, "export run --labels good,bad --out new"),
+    (
+        "a classifier that computes a number",
+        {
+            "odd/config.json": b'{"model_type": "bert", "architectures": ["BertForSequenceClassification"], '
+            b'"id2label": {"0": "x"}}'
+        },
+        "export odd --out new",
+    ),
+    (
+        "a classifier saved as a pickle",
+        {
+            "odd/config.json": b'{"model_type": "bert", "architectures": ["BertForSequenceClassification"]}',
+            "odd/pytorch_model.bin": b"",
+        },
+        "import classifier odd --out new",
+    ),
     ("a folder that is not a PEFT adapter", {}, "import peft run --out new"),
     (
         "an unsupported type of PEFT adapter",
@@ -191,7 +210,8 @@ def tiny_workplace() -> Iterator[Path]:
     """Make `model`, `run`, `bundle` and `rows.csv`."""
     from tiny import ROWS, Quiet, save_model, train_tiny
 
-    from ptexport.exporters.export import ExportConfig, export
+    from ptexport.exporters.config import ExportConfig
+    from ptexport.exporters.export import export
     from ptexport.toolkit.cli.progress_bars import silence_libraries
 
     silence_libraries()

@@ -190,10 +190,15 @@ def test_several_processes(tmp_path: Path) -> None:
     assert (tmp_path / "build" / "several" / "run" / "metrics.json").is_file()
 
 
-@pytest.mark.soak
-def test_importing_what_peft_trained(tmp_path: Path) -> None:
-    run_commands(ROOT / "docs" / "import.md", tmp_path)
-    assert (tmp_path / "build" / "import" / "bundle" / "manifest.json").is_file()
+@pytest.mark.parametrize(
+    ("number", "bundle"), [(0, "classifier-bundle"), pytest.param(1, "bundle", marks=pytest.mark.soak)]
+)
+def test_importing_what_was_trained_elsewhere(number: int, bundle: str, tmp_path: Path) -> None:
+    page = blocks(ROOT / "docs" / "import.md", "sh")
+    assert len(page) == 2
+    said = run_block(page[number], tmp_path)
+    assert said.splitlines()[-1].split("\t")[0] in ("billing", "delivery", "technical")
+    assert (tmp_path / "build" / "import" / bundle / "manifest.json").is_file()
 
 
 def test_packing_and_installing(tmp_path: Path) -> None:

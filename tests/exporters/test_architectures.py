@@ -16,7 +16,8 @@ from baked import bake_run, check_parity
 from tiny import Quiet, sample, train_tiny, worst
 from torch import Tensor
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.parity.compare import compare, fail_on_difference
 from ptexport.exporters.parity.reference import ReferenceModel
 from ptexport.runtime.bundle.measured import Parity

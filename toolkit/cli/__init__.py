@@ -2,7 +2,7 @@
 
 main.py            `ptexport` and its list of commands
 train.py           train
-import_peft.py     import
+import_.py         import
 export.py          export
 pack.py            pack, install
 sign.py            sign

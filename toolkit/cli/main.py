@@ -13,7 +13,7 @@ from ptexport.toolkit.cli import (
     device,
     evaluate,
     export,
-    import_peft,
+    import_,
     inspect,
     pack,
     predict,
@@ -47,7 +47,7 @@ def cli() -> None:
 
 for command in (
     train.train,
-    import_peft.import_,
+    import_.import_,
     export.export,
     pack.pack,
     pack.install,

@@ -35,7 +35,7 @@ def pack(
     bundles on the devices.
     """
     with shared.extra("train"):
-        from ptexport.exporters.export import ExportConfig
+        from ptexport.exporters.config import ExportConfig
         from ptexport.exporters.packs.pack import pack as run_pack
         from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
     lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)

@@ -51,9 +51,12 @@ def print_import(run: "Run", out: Path) -> None:
     imported = run.config.imported
     assert imported is not None, "it was imported"
     labels = "a vocabulary" if run.config.open_vocabulary else ", ".join(run.config.labels)
+    what, original = "classifier", "Transformers"
+    if imported.peft_type is not None:
+        what, original = f"{imported.peft_type} for {imported.task_type} on", "PEFT"
     say(
-        f"{out}: {imported.peft_type} for {imported.task_type} on {run.config.model}, labels {labels}; "
-        f"largest difference of a logit from PEFT's over {imported.rows} rows {imported.max_abs_diff:.1e}"
+        f"{out}: {what} {run.config.model}, labels {labels}; largest difference of a logit from {original} over "
+        f"{imported.rows} rows {imported.max_abs_diff:.1e}"
     )
 
 

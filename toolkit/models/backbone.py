@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from optimum.exporters.tasks import TasksManager
 from safetensors import SafetensorError
 from torch import nn
@@ -34,7 +35,8 @@ class Backbone:
     """A frozen language model, in evaluation mode and fp32.
 
     Attributes:
-        model: the model, with its language-model head for label words, without it for a linear head.
+        model: the model: with its language-model head for label words; without a head for a linear one, and for one
+            after BERT's pooler; else a classifier without its last linear layer.
         head: the head it was loaded for.
         tokenizer_json: its tokenizer.
         facts: facts about it.
@@ -46,6 +48,13 @@ class Backbone:
     tokenizer_json: str
     facts: BackboneFacts
     commit: str | None = None
+
+    @property
+    def own_pooling(self) -> Pooling:
+        """The pooling of the model's own classifier."""
+        if self.facts.causal:
+            return "last"
+        return "pooled-mean" if getattr(self.model.config, "classifier_pooling", "cls") == "mean" else "pooled"
 
     def classifier(self, pooling: Pooling) -> PromptClassifier:
         """Create the module that is trained and traced."""
@@ -77,8 +86,9 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
         causal = _is_causal(config, where)
-        task = "feature-extraction" if head == "linear" else "text-generation" if causal else "fill-mask"
-        loader = TasksManager.get_model_class_for_task(task, framework="pt")
+        if causal and head == "pooled":  # its classifier is one linear layer
+            head = "linear"
+        loader = TasksManager.get_model_class_for_task(_task(head, causal=causal), framework="pt")
         # No pickle: a checkpoint without safetensors is rejected.
         model, loading = loader.from_pretrained(
             checkpoint.path,
@@ -89,17 +99,20 @@ def load_backbone(checkpoint: Checkpoint, head: Head) -> Backbone:
         )
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as e:
         raise ModelError(f"{where}: Transformers cannot load it ({reason(e)}); check the files") from e
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(
             f"{where}: has no fast tokenizer (tokenizer.json), which a bundle needs; convert its tokenizer first"
         )
+    missing = loading["missing_keys"]
+    if head == "pooled":
+        model, missing = _without_last_layer(model, missing)
     check_supported(model, where)
-    _check_missing(model, loading["missing_keys"], head, where)
+    _check_missing(model, missing, head, where)
     model.requires_grad_(False).eval()
     tokenizer_json: str = tokenizer.backend_tokenizer.to_str()
-    facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=loading["missing_keys"])
+    facts = _facts(model, tokenizer, tokenizer_json, checkpoint, causal=causal, missing=missing)
     commit = checkpoint.revision if checkpoint.from_hub else None
     backbone = Backbone(model=model, head=head, tokenizer_json=tokenizer_json, facts=facts, commit=commit)
     _check_forward_pass(backbone, head, where)
@@ -118,12 +131,47 @@ def _is_causal(config: Any, where: str) -> bool:
     raise ModelError(f"{where}: {config.model_type} is neither a causal nor a masked language model; not supported")
 
 
+def _task(head: Head, *, causal: bool) -> str:
+    """Return the name of a task in Optimum, whose model class has the layers that a head needs."""
+    if head == "words":
+        return "text-generation" if causal else "fill-mask"
+    return "feature-extraction" if head == "linear" else "text-classification"
+
+
+def last_layer(model: PreTrainedModel) -> tuple[str, nn.Linear] | None:
+    """Find the layer that computes the logits of a classifier: the last linear layer outside its base model."""
+    of_base = {id(module) for module in model.base_model.modules()}
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in of_base]
+    return linear[-1] if linear else None
+
+
+def _without_last_layer(model: PreTrainedModel, missing: set[str]) -> tuple[PreTrainedModel, set[str]]:
+    """Return a classifier without its last linear layer, and the missing weights by their names there.
+
+    That is the base model, as others load it, if all other layers are in its pooler (BERT, ALBERT).
+    """
+    last = last_layer(model)
+    if last is not None:
+        model.set_submodule(last[0], nn.Identity())
+    base = model.base_model
+    alone = len(list(model.parameters())) == len(list(base.parameters()))
+    if not alone or getattr(base, "pooler", None) is None:
+        return model, missing
+    return base, {name.removeprefix(f"{model.base_model_prefix}.") for name in missing}
+
+
+def _output(head: Head, output: Any) -> torch.Tensor:
+    """Select the output of a model that its head is about."""
+    names = {"words": ["logits"], "linear": ["last_hidden_state"], "pooled": ["logits", "pooler_output"]}[head]
+    found: torch.Tensor = next(output[name] for name in names if name in output)
+    return found
+
+
 def _check_missing(model: PreTrainedModel, missing: set[str], head: Head, where: str) -> None:
     """Raise ModelError if missing weights, which Transformers fills at random, affect the output (get a gradient)."""
     if not missing:
         return
-    output = model(input_ids=torch.tensor([[0]]))
-    (output.logits if head == "words" else output.last_hidden_state).sum().backward()
+    _output(head, model(input_ids=torch.tensor([[0]]))).sum().backward()  # type: ignore[no-untyped-call]
     used = sorted(name for name, weight in model.named_parameters() if weight.grad is not None and name in missing)
     model.zero_grad(set_to_none=True)
     if used:
@@ -145,13 +193,14 @@ def _check_forward_pass(backbone: Backbone, head: Head, where: str) -> None:
     prompt_embeddings = torch.zeros(1, facts.embedding_width)
     try:
         output = model(input_ids=ids[None])
-        classifier = backbone.classifier("last")
+        classifier = backbone.classifier(backbone.own_pooling if head == "pooled" else "last")
         prefix_kv = classifier.prefix_kv(ids[:n_folded].tolist(), prompt_embeddings) if facts.causal else None
+        read = _output(head, output)[0]
         if head == "words":
-            expected = output.logits[0, -1, ids]
+            expected = read[-1, ids]
             weights, bias = backbone.label_weights([[id_] for id_ in ids.tolist()])
         else:
-            expected = output.last_hidden_state[0, -1]
+            expected = read if head == "pooled" else read[-1]
             weights, bias = torch.eye(len(expected)), torch.zeros(len(expected))
         got = classifier(padded, mask, prompt_embeddings, weights, bias, prefix_kv)[0]
     except ModelError:

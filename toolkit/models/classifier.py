@@ -23,8 +23,10 @@ class PromptClassifier(nn.Module):
     """A backbone with a second embedding table for virtual tokens and label logits at one position.
 
     Args:
-        model: the language model (for label words) or its base model (for a linear head); not changed.
-        pooling: hidden state that becomes logits. "mask" is the token with the id of the last prompt embedding.
+        model: the language model (for label words), its base model (for a linear head), or a classifier without its
+            last linear layer (for its own pooling); not changed.
+        pooling: hidden state that becomes logits. "mask" is the token with the id of the last prompt embedding;
+            "pooled" and "pooled-mean" are the first one and the mean, through the layers of the model's own classifier.
     """
 
     def __init__(self, model: PreTrainedModel, pooling: Pooling) -> None:
@@ -110,11 +112,15 @@ class PromptClassifier(nn.Module):
             ) from e
 
     def transform(self, hidden_states: Tensor) -> Tensor:
-        """Run the part of the language-model head before the vocabulary projection: float [b, t, h] -> [b, t, h]."""
+        """Run the part of the head before its last linear layer: float [b, t, h] -> [b, t, h].
+
+        `t` is 1 for the model's own pooling, which takes the first position.
+        """
+        own_pooling = self.pooling in ("pooled", "pooled-mean")
         if self.head is None:
-            return hidden_states
+            return _pooled(self.base, hidden_states)[:, None] if own_pooling else hidden_states
         transformed: Tensor = self.head(inputs_embeds=hidden_states).logits
-        return transformed
+        return transformed[:, None] if own_pooling else transformed
 
     def embed(self, input_ids: Tensor, prompt_embeddings: Tensor) -> Tensor:
         """Look up ids in both embedding tables, int64 [b, s] -> float [b, s, e]."""
@@ -159,7 +165,7 @@ class PromptClassifier(nn.Module):
 
     def pick(self, hidden_states: Tensor, input_ids: Tensor, attention_mask: Tensor, n_prompt: int) -> Tensor:
         """Select or average hidden states: float [b, h]."""
-        if self.pooling == "mean":
+        if self.pooling in ("mean", "pooled-mean"):
             weights = attention_mask[..., None].to(hidden_states.dtype)
             return (hidden_states * weights).sum(1) / weights.sum(1)
         if self.pooling == "mask":
@@ -169,14 +175,19 @@ class PromptClassifier(nn.Module):
         else:
             score = attention_mask * torch.arange(attention_mask.shape[1], device=hidden_states.device)
         index = score.to(torch.int32).argmax(1)  # ONNX Runtime before 1.20 does not support ArgMax of int64
-        state = hidden_states.gather(1, index[:, None, None].expand(-1, 1, hidden_states.shape[2]))
-        # The pooler takes the first hidden state of its input.
-        return self.base.pooler(state) if self.pooling == "pooled" else state[:, 0]
+        return hidden_states.gather(1, index[:, None, None].expand(-1, 1, hidden_states.shape[2]))[:, 0]
 
 
 def cache_of(prefix_kv: Tensor, batch: int) -> DynamicCache:
     """Convert keys and values, float [l, 2, 1 or b, k, n, d], to a cache of Transformers."""
     return DynamicCache([(layer[0], layer[1]) for layer in prefix_kv.expand(-1, -1, batch, -1, -1, -1).unbind(0)])
+
+
+def _pooled(base: Any, hidden_states: Tensor) -> Tensor:
+    """Run BERT's pooler, which has its activation inside, or ALBERT's, which has it outside: [b, t, h] -> [b, h]."""
+    activation = getattr(base, "pooler_activation", None)
+    pooled: Tensor = base.pooler(hidden_states) if activation is None else activation(base.pooler(hidden_states[:, 0]))
+    return pooled
 
 
 class _Given(nn.Module):
@@ -187,13 +198,16 @@ class _Given(nn.Module):
 
 
 def _head_alone(model: PreTrainedModel) -> nn.Module:
-    """Copy a language model without its backbone and its vocabulary projection; the copy shares all weights.
+    """Copy a model without its backbone and its vocabulary projection, if it has one; the copy shares all weights.
 
     The copy maps a hidden state to the vector that is multiplied with the label weights: the identity on Llama; dense,
-    activation and layer norm on BERT. It runs at one position.
+    activation and layer norm on BERT; dense and activation for RoBERTa's classifier. It runs at one position.
     """
     kept = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    replaced = {id(model.base_model): _Given(), id(model.get_output_embeddings()): nn.Identity()}
+    replaced: dict[int, nn.Module] = {id(model.base_model): _Given()}
+    projection = model.get_output_embeddings()
+    if projection is not None:
+        replaced[id(projection)] = nn.Identity()
     head: nn.Module = copy.deepcopy(model, {**kept, **replaced})
     return head
 

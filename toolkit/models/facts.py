@@ -1,6 +1,8 @@
 """Facts about a backbone that the other rooms need without loading it; every run records them."""
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -37,6 +39,16 @@ class BackboneFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_positions: int
     token_types: bool
     tokens: dict[str, str]
+
+
+def sha256_files(paths: Sequence[Path]) -> str:
+    """Return the sha256 of the contents of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256_text(text: str) -> str:

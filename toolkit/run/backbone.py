@@ -24,6 +24,8 @@ def load_backbone_of(config: RunConfig, folder: Path, *, stage: Callable[[str], 
         RunError: its weights or configuration changed since the training.
     """
     head: Head = "linear" if config.label_words is None else "words"
+    if config.pooling in ("pooled", "pooled-mean"):
+        head = "pooled"
     if config.trained_backbone is not None:
         backbone = load_trained_backbone(folder / BACKBONE, config.backbone.name, config.backbone.licence, head)
     else:

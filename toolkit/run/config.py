@@ -141,17 +141,17 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where an imported run comes from.
 
     Attributes:
-        folder: the adapter folder, as given.
-        peft_type: name of the method in PEFT.
-        task_type: name of the task in PEFT.
-        weights_sha256: sha256 of the weights file of the adapter.
-        max_abs_diff: largest difference of a logit between the run and PEFT's forward pass, over `rows` rows.
+        folder: the folder of the adapter or classifier, or its name on the hub, as given.
+        peft_type: name of the method in PEFT; None: not an adapter, but a classifier of Transformers.
+        task_type: name of the task in PEFT; SEQ_CLS for a classifier.
+        weights_sha256: sha256 of the weights file of the adapter, or of all those of the classifier by name.
+        max_abs_diff: largest difference of a logit between the run and the original model, over `rows` rows.
         rows: number of rows compared, one at a time and unpadded.
         versions: package versions at the time of the import.
     """
 
     folder: str
-    peft_type: str
+    peft_type: str | None
     task_type: str
     weights_sha256: str
     max_abs_diff: float

@@ -65,6 +65,14 @@ class WordTokenizer:
         inner = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
         return encoding.ids[: inner[0]], encoding.ids[inner[-1] + 1 :]
 
+    def surrounding_pair(self) -> tuple[list[int], list[int], list[int]]:
+        """Return the ids that the post-processor of the backbone puts before, between and after two texts."""
+        encoding = self.tokenizer.encode("a", "a")
+        of = encoding.sequence_ids
+        first, second = ([i for i, number in enumerate(of) if number == which] for which in (0, 1))
+        ids = encoding.ids
+        return ids[: first[0]], ids[first[-1] + 1 : second[0]], ids[second[-1] + 1 :]
+
     def added_ids(self) -> dict[str, int]:
         """Return the ids of tokens added to the vocabulary of the tokenizer model, by name."""
         return {token.content: id_ for id_, token in self.tokenizer.get_added_tokens_decoder().items()}

@@ -16,7 +16,8 @@ from tiny import ROWS, Quiet, sample, train_tiny
 from torch import Tensor, nn
 
 from ptexport.exporters.bake import bake
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.parity.compare import compare_graph
 from ptexport.exporters.parity.reference import Reference

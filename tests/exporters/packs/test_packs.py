@@ -15,7 +15,8 @@ import pytest
 from safetensors.numpy import save
 from tiny import Quiet, train_tiny, unigram
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.packs.install import install
 from ptexport.exporters.packs.pack import pack
 from ptexport.exporters.packs.pack_file import Pack, PackTokenizer

@@ -14,7 +14,8 @@ from baked import bake_run, check_parity
 from safetensors.numpy import load_file, save_file
 from tiny import Quiet, train_tiny, worst
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.parity.compare import fail_on_difference
 from ptexport.exporters.trace.cached import Trace, trace_key
 from ptexport.runtime.bundle.manifest import Pooling

@@ -17,7 +17,8 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization import quantize_dynamic
 from tiny import Quiet, save_model, train_tiny, worst
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.parity.reference import expected_logits, golden_rows
 from ptexport.exporters.parity.texts import texts_to_check
 from ptexport.exporters.precision.half_pass import HalfPass

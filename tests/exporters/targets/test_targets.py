@@ -16,7 +16,8 @@ from baked import bake_run
 from tiny import Quiet, save_model, train_tiny, worst
 
 from ptexport.exporters.autotune import PAUSE_S, ROUNDS, SIZES, time_candidates, winner
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.parity.texts import texts_to_check
 from ptexport.exporters.targets import targets

@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 from tiny import Quiet, train_tiny
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.runtime.bundle.folder import file_entry
 from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.model_file import OnnxFile

@@ -1,7 +1,6 @@
 """What needs no PyTorch does not import it: help, predictions, and whatever can be refused without a model."""
 
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -80,12 +79,24 @@ REFUSALS = {
     "--sweep lr=fast": "'fast' is not a valid",
 }
 
+OTHERS = {
+    "predict nothing hello": "nothing/manifest.json: missing",
+    "install nothing.ptpack --backbone bundle --out new": "nothing.ptpack: ",
+    "export nothing --out new": "nothing: no such folder",
+    "export kept --out new": "kept: has neither metrics.json (a run), nor adapter_config.json",
+    "export run --out kept": "kept: exists already",
+    "export run --target tensorrt --opset 23 --out new": "tensorrt",
+    "export run --labels a,b --out new": "--labels: is for PEFT adapters and classifiers",
+    "import peft kept --out new": "kept: not a PEFT adapter",
+    "import classifier kept --out kept": "kept: exists already",
+}
+
 
 def test_what_is_refused_without_pytorch(folder: Path) -> None:
     commands = [f"train --model model --data rows.csv --out new {options}" for options in REFUSALS]
-    commands += [f"predict nothing hello{shlex.quote('')}", "install nothing.ptpack --backbone bundle --out new"]
+    commands += OTHERS
     found = outcomes(commands, folder)
-    messages = [*REFUSALS.values(), "nothing", "nothing.ptpack"]
+    messages = [*REFUSALS.values(), *OTHERS.values()]
     for command, message, (code, heavy, said) in zip(commands, messages, found, strict=True):
         assert (command, code in (1, 2), heavy) == (command, True, []), said
         assert message in said

@@ -10,7 +10,8 @@ import pytest
 from commands import ptexport
 from tiny import Quiet
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 
 README = Path(__file__).parents[3] / "README.md"
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import LABELS, Quiet, train_tiny
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.runtime import Engine
 from ptexport.runtime.rows.read import read_rows
 from ptexport.toolkit.run.run import Run

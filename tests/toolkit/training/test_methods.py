@@ -12,7 +12,8 @@ import torch
 from baked import bake_run, check_parity
 from tiny import LABELS, Quiet, sample, train_tiny, worst
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.parity.compare import fail_on_difference
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import ExportError, ModelError, PtexportError, TrainError

@@ -17,7 +17,8 @@ import torch
 from click.testing import CliRunner
 from tiny import Quiet, sample, train_tiny
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.parity.compare import TOLERANCE
 from ptexport.exporters.parity.reference import expected_logits
 from ptexport.runtime import Engine

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from tiny import Quiet, train_tiny, worst
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, ExportError, OutputError, VerbalizerError

@@ -160,6 +160,7 @@ def _check_supported(config: RunConfig) -> None:
         f"method {config.method} (trained backbone)": config.trained_backbone is not None,
         f"template {config.template!r} (several texts)": config.template.count("{") > 1,
         "an open vocabulary": config.open_vocabulary,
+        "an imported classifier": config.imported is not None and config.imported.peft_type is None,
         "contextual calibration": config.contextual_calibration,
     }
     for what, applies in unsupported.items():

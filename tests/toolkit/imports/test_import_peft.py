@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from commands import ptexport
 from numpy.typing import NDArray
 from peft import (
     LoraConfig,
@@ -20,16 +21,17 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
-from tiny import LABELS, Quiet, sample, save_model, worst
+from tiny import LABELS, Quiet, sample, save_model, train_tiny, worst
 from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ptexport.exporters.export import ExportConfig, export
+from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.export import export
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, PtexportError
 from ptexport.toolkit.cli.main import cli
-from ptexport.toolkit.peft.import_run import import_peft
-from ptexport.toolkit.peft.plan import ImportConfig
+from ptexport.toolkit.imports.import_peft import import_peft
+from ptexport.toolkit.imports.peft_plan import ImportConfig
 from ptexport.toolkit.run.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
@@ -187,6 +189,68 @@ def test_the_command(llama: Path, rows_file: Path, tmp_path: Path) -> None:
     assert "PROMPT_TUNING" in CliRunner().invoke(cli, ["inspect", str(tmp_path / "run")], catch_exceptions=False).stdout
 
 
+@pytest.mark.parametrize(
+    ("architecture", "own_layers"),
+    sample(
+        [
+            ("llama", []),
+            ("roberta", []),
+            ("electra", []),
+            ("distilbert", ["pre_classifier", "classifier"]),
+            ("albert", ["pooler", "classifier"]),
+            ("bert", ["pooler", "classifier"]),
+        ],
+        ("roberta", []),
+        ("bert", ["pooler", "classifier"]),
+    ),
+)
+def test_lora_is_exported_in_one_go(
+    architecture: str, own_layers: list[str], model_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With the classifier's own layers, which PEFT trains too; the merged backbone is in the temporary run only."""
+    base = model_of(architecture)
+    config = CONFIGS["LORA"]("SEQ_CLS")
+    if own_layers:
+        config.modules_to_save = own_layers
+    adapted = save_adapter(base, config, tmp_path / "adapter")
+    done = ptexport("export", tmp_path / "adapter", "--out", tmp_path / "bundle", "--labels", "no,yes")
+    assert done.returncode == 0, done.stderr
+    expected = np.stack([peft_logits(adapted, base, text) for text in TEXTS])
+    assert np.ptp(expected) > 0.1
+    engine = Engine.open(tmp_path / "bundle")
+    assert engine.labels == ["no", "yes"]
+    assert np.abs(engine.logits(TEXTS) - expected).max() <= 1e-4
+
+
+def test_an_adapter_and_a_run_in_one_bundle(rows_file: Path, tmp_path: Path) -> None:
+    llama = save_model(tmp_path / "llama", "llama", num_hidden_layers=1)
+    run = train_tiny(llama, rows_file, "[P] {text}", tmp_path / "run")
+    adapted = save_adapter(llama, CONFIGS["PROMPT_TUNING"]("CAUSAL_LM"), tmp_path / "moods")
+    options = ["--labels", LABELS, "--template", TEMPLATE]
+    done = ptexport("export", run, tmp_path / "moods", "--out", tmp_path / "bundle", *options)
+    assert done.returncode == 0, done.stderr
+    engine = Engine.open(tmp_path / "bundle")
+    assert sorted(engine.tasks) == ["moods", "run"]
+    expected = np.stack([peft_logits(adapted, llama, text) for text in TEXTS])
+    assert np.abs(engine.tasks["moods"].logits(TEXTS) - expected).max() <= 1e-4
+
+
+def test_options_of_imports(llama: Path, llama_run: Path, tmp_path: Path) -> None:
+    save_adapter(llama, CONFIGS["PROMPT_TUNING"]("CAUSAL_LM"), tmp_path / "adapter")
+    export = ["export", "--out", tmp_path / "bundle"]
+    for option, value in (("--labels", "a,b"), ("--template", "{text}"), ("--max-length", 8), ("--model", llama)):
+        done = ptexport(*export, llama_run, option, value)
+        assert done.returncode == 2
+        assert f"{option}: is for PEFT adapters and classifiers, a run has its own; leave it out." in done.stderr
+    done = ptexport(*export, tmp_path / "adapter")
+    assert (done.returncode, "has no label words; give --labels" in done.stderr) == (1, True)
+    done = ptexport(*export, tmp_path / "adapter", tmp_path / "adapter", "--rows", tmp_path / "rows.csv")
+    assert (done.returncode, "rows: got 2 runs, need one" in done.stderr) == (1, True)
+    (tmp_path / "bundle").mkdir()
+    done = ptexport(*export, tmp_path / "adapter", "--labels", LABELS)
+    assert "bundle: exists already" in done.stderr, "before the import"
+
+
 def change_config(folder: Path, **changes: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -277,7 +341,8 @@ def test_what_is_refused(
     [
         ("bert", {}, "tiny-bert: the checkpoint lacks bert.pooler.dense.bias, bert.pooler.dense.weight"),
         ("roberta", {}, "the layers classifier.dense, classifier.out_proj, need one"),
-        ("albert", {}, "albert has no pooler like BERT's"),
+        ("albert", {}, "tiny-albert: the checkpoint lacks albert.pooler.bias, albert.pooler.weight"),
+        ("electra", {}, "electra has no pooler like BERT's"),
         (
             "pooled-bert",
             {"modules_to_save": ["pooler", "classifier"]},
@@ -304,6 +369,6 @@ def test_what_peft_answers_otherwise_is_refused(llama: Path, tmp_path: Path) -> 
     """LoRA on an output layer that is the embedding table too: merged, it changes both."""
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"])
     save_adapter(llama, config, tmp_path / "adapter")
-    with pytest.raises(PtexportError, match="the logits of the run differ from PEFT's by up to"):
+    with pytest.raises(PtexportError, match="the logits of the run differ from those of PEFT by up to"):
         imported(tmp_path / "adapter", tmp_path / "run", "CAUSAL_LM")
     assert not (tmp_path / "run").exists()

@@ -3,11 +3,9 @@
 Adapters that cannot become a bundle are rejected by name.
 """
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -16,25 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from ptexport.runtime.errors import AdapterError, reason
-from ptexport.toolkit.methods import MethodName
+from ptexport.runtime.errors import CheckpointError, reason
+from ptexport.toolkit.imports.source import ADAPTER_CONFIG, WEIGHTS, check_adapter
 from ptexport.toolkit.models.checkpoint import Checkpoint
 
-METHODS: dict[str, MethodName] = {
-    "P_TUNING": "p-tuning",
-    "PROMPT_TUNING": "prompt-tuning",
-    "PREFIX_TUNING": "prefix",
-    "LORA": "lora",
-}
-"""PEFT's name of each method -> ptexport's."""
-TASKS = ("SEQ_CLS", "CAUSAL_LM")
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
 """The tensor of virtual tokens: embeddings [n, e], or keys and values [n, 2 * l * k * d]."""
-
-# The first applies to some rows only, the second imports any module by name, the third shares weights between layers.
-_REFUSED_SETTINGS = ("alora_invocation_tokens", "megatron_config", "layer_replication")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +28,8 @@ class Adapter:
 
     Attributes:
         folder: its folder.
-        kind: one of METHODS.
-        task: one of TASKS.
+        kind: PEFT's name of the method.
+        task: PEFT's name of the task.
         config: PEFT's configuration object.
         tensors: its weights, by their name in the file.
     """
@@ -64,7 +49,7 @@ class Adapter:
         """Load the model and the adapter with PEFT, in fp32 on the CPU.
 
         Raises:
-            AdapterError: the adapter is for another model, or the checkpoint lacks weights that it needs.
+            CheckpointError: the adapter is for another model, or the checkpoint lacks weights that it needs.
         """
         model = self._task_model(checkpoint)
         where = f"{self.folder}: not for model {checkpoint.name}"
@@ -78,30 +63,31 @@ class Adapter:
             loaded = get_peft_model_state_dict(adapted.eval(), save_embedding_layers=False)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
             why = (str(e).strip() or type(e).__name__).splitlines()[-1].strip()  # the first line names a class of PEFT
-            raise AdapterError(f"{where} ({why}); give its base model with --model") from e
+            raise CheckpointError(f"{where} ({why}); give its base model with --model") from e
         # PEFT also loads the weights of an adapted output layer or embedding table.
         different = sorted((set(loaded) ^ set(self.tensors)) - set(adapted.state_dict()))
         if different:
             place = "the adapter file" if different[0] in self.tensors else "the adapted model"
-            raise AdapterError(f"{where}: {different[0]} is only in {place}; give its base model with --model")
+            raise CheckpointError(f"{where}: {different[0]} is only in {place}; give its base model with --model")
         return adapted
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """Return weights and biases of the classification layer, float [c, h] and [c].
+        """Return weights and biases of the classification layer, the last one, float [c, h] and [c].
 
         Raises:
-            AdapterError: the adapter has no classification layer.
+            CheckpointError: the adapter has no classification layer.
         """
-        found = {name.split(".")[-1]: tensor.float() for name, tensor in self.tensors.items() if _is_of_head(name)}
+        found = {name.split(".")[-1]: self.tensors[name].float() for name in sorted(self.tensors) if _is_of_head(name)}
         if "weight" not in found:
-            raise AdapterError(f"{self.folder / WEIGHTS}: has no classification layer; train it with the adapter")
+            raise CheckpointError(f"{self.folder / WEIGHTS}: has no classification layer; train it with the adapter")
         return found["weight"], found.get("bias", torch.zeros(len(found["weight"])))
 
     def _task_model(self, checkpoint: Checkpoint) -> PreTrainedModel:
         where, options = f"model {checkpoint.name}", {}
         loader = AutoModelForCausalLM
         if self.task == "SEQ_CLS":
-            _check_head(checkpoint)
+            if self.kind != "LORA":  # which is merged into the whole classifier
+                _check_head(checkpoint)
             options["num_labels"] = len(self.head()[0])
             loader = AutoModelForSequenceClassification
         try:
@@ -114,10 +100,10 @@ class Adapter:
                 **options,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-            raise AdapterError(f"{where}: Transformers cannot load it for {self.task} ({reason(e)})") from e
+            raise CheckpointError(f"{where}: Transformers cannot load it for {self.task} ({reason(e)})") from e
         missing = sorted(set(loading["missing_keys"]) - {self._own_name(name) for name in self.tensors})
         if missing:
-            raise AdapterError(
+            raise CheckpointError(
                 f"{where}: the checkpoint lacks {', '.join(missing)}, which {self.folder} does not hold either, so "
                 "logits would be random; give the base model of the adapter with --model"
             )
@@ -132,53 +118,30 @@ def read_adapter(folder: Path) -> Adapter:
     """Read an adapter.
 
     Raises:
-        AdapterError: the folder holds no adapter, or its kind or task is not supported.
+        CheckpointError: the folder holds no adapter, or its kind or task is not supported.
     """
-    record = _read_config(folder)
-    kind, task = record.get("peft_type"), record.get("task_type")
-    if kind not in METHODS:
-        raise AdapterError(f"{folder}: got peft_type {kind}, need {', '.join(METHODS)}; not supported")
-    if task not in TASKS:
-        raise AdapterError(f"{folder}: got task_type {task}, need {' or '.join(TASKS)}; not supported")
-    for name in _REFUSED_SETTINGS:
-        if record.get(name):
-            raise AdapterError(f"{folder / CONFIG}: sets {name}, which cannot be merged; not supported")
+    kind, task = check_adapter(folder)
     tensors = _read_weights(folder)
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (KeyError, TypeError, ValueError) as e:
-        raise AdapterError(f"{folder / CONFIG}: PEFT cannot read it ({reason(e)}); save the adapter again") from e
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG}: PEFT cannot read it ({reason(e)}); save the adapter again"
+        ) from e
     adapter = Adapter(folder=folder, kind=kind, task=task, config=config, tensors=tensors)
     others = [name for name in tensors if name != PROMPT and not (task == "SEQ_CLS" and _is_of_head(name))]
     if kind != "LORA" and (PROMPT not in tensors or others):
         got = f"holds {others[0]} too" if others else f"holds no {PROMPT}"
-        raise AdapterError(f"{folder / WEIGHTS}: {got}; need only virtual tokens and a classification layer")
+        raise CheckpointError(f"{folder / WEIGHTS}: {got}; need only virtual tokens and a classification layer")
     return adapter
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{folder}: not a PEFT adapter, has no {CONFIG}; give the folder that save_pretrained wrote")
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
-        raise AdapterError(f"{path}: cannot be read ({reason(e)}); save the adapter again") from e
-    if not isinstance(record, dict):
-        raise AdapterError(f"{path}: got {type(record).__name__}, need an object; save the adapter again")
-    return record
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS
-    if not path.is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        why = "has only adapter_model.bin, a pickle, which can run code" if pickled else f"has no {WEIGHTS}"
-        raise AdapterError(f"{folder}: {why}; load it with PEFT and save it with safe_serialization=True")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as e:
-        raise AdapterError(f"{path}: cannot be read ({reason(e)}); save the adapter again") from e
+        raise CheckpointError(f"{path}: cannot be read ({reason(e)}); save the adapter again") from e
 
 
 def _is_of_head(name: str) -> bool:
@@ -190,7 +153,7 @@ def _check_head(checkpoint: Checkpoint) -> None:
     """Check that the classification head is one linear layer on the last token or BERT's pooler.
 
     Raises:
-        AdapterError: the head has other layers (the message names them).
+        CheckpointError: the head has other layers (the message names them).
     """
     where = f"model {checkpoint.name}"
     try:
@@ -198,13 +161,13 @@ def _check_head(checkpoint: Checkpoint) -> None:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
-        raise AdapterError(f"{where}: Transformers has no classifier for it ({reason(e)}); not supported") from e
+        raise CheckpointError(f"{where}: Transformers has no classifier for it ({reason(e)}); not supported") from e
     heads = [child for child in model.children() if child is not model.base_model and list(child.parameters())]
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         of_base = {id(parameter) for parameter in model.base_model.parameters()}
         names = [name for name, parameter in model.named_parameters() if id(parameter) not in of_base]
         layers = dict.fromkeys(name.rpartition(".")[0] for name in names)
-        raise AdapterError(
+        raise CheckpointError(
             f"{where}: the classification head of {config.model_type} has the layers {', '.join(layers)}, need one "
             "linear layer; not supported, train label words or a linear head with ptexport"
         )

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptexport.runtime.bundle.manifest import Pooling
-from ptexport.runtime.errors import AdapterError
+from ptexport.runtime.errors import CheckpointError
+from ptexport.toolkit.imports.adapter import PROMPT, Adapter
+from ptexport.toolkit.imports.source import WEIGHTS
 from ptexport.toolkit.models.backbone import Backbone, load_backbone
 from ptexport.toolkit.models.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.models.facts import BackboneFacts
-from ptexport.toolkit.peft.adapter import PROMPT, WEIGHTS, Adapter
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.prompt.prompt_model import choose_max_length
 from ptexport.toolkit.template.compile import CompiledTemplate, compile_template
@@ -52,25 +53,25 @@ def parse_template(config: ImportConfig, adapter: Adapter) -> Template:
     """Parse the template and check the labels before a model is loaded.
 
     Raises:
-        AdapterError: the template or the labels do not fit the adapter.
+        CheckpointError: the template or the labels do not fit the adapter.
         TemplateError: the template cannot be parsed.
         VerbalizerError: the labels cannot be parsed.
     """
     if adapter.task == "SEQ_CLS" and config.template is not None:
-        raise AdapterError(
+        raise CheckpointError(
             f"template {config.template!r}: a classification layer takes the text alone; leave out --template"
         )
     if adapter.task == "CAUSAL_LM":
         if config.labels is None:
-            raise AdapterError(f"{adapter.folder}: has no label words; give --labels name=word,name=word")
+            raise CheckpointError(f"{adapter.folder}: has no label words; give --labels name=word,name=word")
         Verbalizer.parse(config.labels, linear=False)
     template = Template.parse(config.template or "{text}")
     if template.n_prompt or template.has("mask"):
-        raise AdapterError(
+        raise CheckpointError(
             f"template {config.template!r}: PEFT puts its virtual tokens first; leave out [P] and [MASK]"
         )
     if "choice" in template.fields:
-        raise AdapterError(f"template {config.template!r}: PEFT models do not take {{choice}}; use {{text_b}}")
+        raise CheckpointError(f"template {config.template!r}: PEFT models do not take {{choice}}; use {{text_b}}")
     return template
 
 
@@ -78,12 +79,12 @@ def find_model(config: ImportConfig, adapter: Adapter, progress: Progress) -> Ch
     """Find the files of the given model, or of the base model of the adapter.
 
     Raises:
-        AdapterError: neither is known.
+        CheckpointError: neither is known.
         ModelError: the files cannot be found.
     """
     name = config.model or adapter.base
     if name is None:
-        raise AdapterError(f"{adapter.folder}: names no base model; give it with --model")
+        raise CheckpointError(f"{adapter.folder}: names no base model; give it with --model")
     from_hub = config.model is None and not Path(name).is_dir()
     return find_checkpoint(name, revision=adapter.config.revision if from_hub else None, stage=progress.stage)
 
@@ -101,7 +102,7 @@ class Parts:
         word_ids: token ids of the words of each label; empty for a classification layer.
         compiled: the template, with virtual tokens where PEFT puts them, compiled for the backbone.
         source: the same template as text.
-        prompt_embeddings: float [p, e]; one embedding of zeros if no virtual token has an embedding.
+        prompt_embeddings: float [p, e]; None if no virtual token has an embedding.
         prefix_kv: float [l, 2, 1, k, n, d]; None if no virtual token is keys and values.
     """
 
@@ -113,7 +114,7 @@ class Parts:
     word_ids: list[list[int]]
     compiled: CompiledTemplate
     source: str
-    prompt_embeddings: Tensor
+    prompt_embeddings: Tensor | None
     prefix_kv: Tensor | None
 
     @classmethod
@@ -127,7 +128,7 @@ class Parts:
             template: the template without virtual tokens.
 
         Raises:
-            AdapterError: the adapter is for another model, or its head is not supported.
+            CheckpointError: the adapter is for another model, or its head is not supported.
             ModelError: the model cannot be loaded, or is not supported.
             TemplateError: the template does not fit the model.
             VerbalizerError: a label word is not one token.
@@ -157,7 +158,7 @@ class Parts:
             word_ids=word_ids,
             compiled=compiled,
             source=source,
-            prompt_embeddings=torch.zeros(1, facts.embedding_width) if embeddings is None else embeddings,
+            prompt_embeddings=embeddings,
             prefix_kv=prefix_kv,
         )
 
@@ -182,18 +183,27 @@ def put_in_front(n_prompt: int, template: Template, facts: BackboneFacts, words:
         words: tokenizer of the backbone.
 
     Raises:
-        AdapterError: the tokenizer adds a token that templates cannot express.
+        CheckpointError: the tokenizer adds a token that templates cannot express.
     """
     before, after = ([], []) if template.has("cls", "sep", "bos") else words.surrounding()
-    written = {facts.tokens[role]: f"[{role.upper()}]" for role in ("bos", "sep", "cls") if role in facts.tokens}
-    for name in map(words.name, (*before, *after)):
-        if name not in written:
-            raise AdapterError(
-                f"model {facts.name}: adds {name} to texts, which templates cannot express; not supported"
-            )
-    opening, closing = ([written[words.name(id_)] for id_ in ids] for ids in (before, after))
+    opening, closing = (write_special(ids, facts, words) for ids in (before, after))
     # A space would become part of the first token of the text on byte-level BPE, where PEFT has none.
     return ("" if words.space_matters else " ").join([f"[P*{n_prompt}]", *opening, template.source, *closing])
+
+
+def write_special(ids: list[int], facts: BackboneFacts, words: WordTokenizer) -> list[str]:
+    """Write special tokens that the tokenizer adds to texts as parts of a template, such as [CLS].
+
+    Raises:
+        CheckpointError: templates cannot express one of them.
+    """
+    written = {facts.tokens[role]: f"[{role.upper()}]" for role in ("bos", "sep", "cls") if role in facts.tokens}
+    for name in map(words.name, ids):
+        if name not in written:
+            raise CheckpointError(
+                f"model {facts.name}: adds {name} to texts, which templates cannot express; not supported"
+            )
+    return [written[words.name(id_)] for id_ in ids]
 
 
 def _choose_pooling(adapter: Adapter, backbone: Backbone) -> Pooling:
@@ -202,11 +212,12 @@ def _choose_pooling(adapter: Adapter, backbone: Backbone) -> Pooling:
     if facts.causal:
         return "last"
     if adapter.task == "CAUSAL_LM":
-        raise AdapterError(f"{adapter.folder}: is for CAUSAL_LM, got the masked model {facts.name}; give a causal one")
-    pooler = getattr(backbone.model, "pooler", None)
-    if pooler is None or isinstance(pooler, nn.Linear):  # ALBERT's pooler has its activation outside
-        raise AdapterError(f"model {facts.name}: {facts.model_type} has no pooler like BERT's; not supported")
-    return "pooled"
+        raise CheckpointError(
+            f"{adapter.folder}: is for CAUSAL_LM, got the masked model {facts.name}; give a causal one"
+        )
+    if adapter.kind != "LORA" and getattr(backbone.model, "pooler", None) is None:
+        raise CheckpointError(f"model {facts.name}: {facts.model_type} has no pooler like BERT's; not supported")
+    return backbone.own_pooling
 
 
 def _verbalizer(config: ImportConfig, adapter: Adapter, adapted: PeftModel) -> Verbalizer:
@@ -215,20 +226,22 @@ def _verbalizer(config: ImportConfig, adapter: Adapter, adapted: PeftModel) -> V
         return Verbalizer.parse(config.labels, linear=False)
     n_label = len(adapter.head()[0])
     if n_label < 2:
-        raise AdapterError(f"{adapter.folder}: has one output, a regression; need a classifier of two or more labels")
+        raise CheckpointError(
+            f"{adapter.folder}: has one output, a regression; need a classifier of two or more labels"
+        )
     if config.labels is None:
         names = adapted.config.id2label
         return Verbalizer(labels=tuple(str(names[i]) for i in range(n_label)), words=None)
     verbalizer = Verbalizer.parse(config.labels, linear=True)
     if len(verbalizer.labels) != n_label:
-        raise AdapterError(f"labels {config.labels!r}: got {len(verbalizer.labels)}, {adapter.folder} has {n_label}")
+        raise CheckpointError(f"labels {config.labels!r}: got {len(verbalizer.labels)}, {adapter.folder} has {n_label}")
     return verbalizer
 
 
 def _prompt_embeddings(adapter: Adapter, facts: BackboneFacts) -> Tensor:
     embeddings = adapter.tensors[PROMPT].float()
     if embeddings.ndim != 2 or embeddings.shape[1] != facts.embedding_width:
-        raise AdapterError(
+        raise CheckpointError(
             f"{adapter.folder / WEIGHTS}: {PROMPT} is {list(embeddings.shape)}, the embeddings of {facts.name} are "
             f"{facts.embedding_width} wide; give the model it was trained on with --model"
         )

@@ -1,0 +1,82 @@
+"""The options of an export, and the checks that need no PyTorch and no run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ptexport.exporters.targets.targets import check_precision, choose_opsets
+from ptexport.runtime.bundle.folder import FILES
+from ptexport.runtime.bundle.manifest import Precision, TargetName
+from ptexport.runtime.errors import ExportError
+from ptexport.runtime.ort.providers import load_onnxruntime
+from ptexport.toolkit.store.folders import check_free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """Options of an export.
+
+    Attributes:
+        runs: run folders. One becomes a task with the bundle's name; several, on one frozen backbone, become tasks with
+            their folders' names.
+        out: folder of the bundle; its name is the model name that the server uses.
+        target: deployment target; see exporters/targets/targets.py.
+        opset: 18, portable, or 23, with one Attention node per layer; None: the target's default.
+        autotune: time the graphs that the target accepts on this machine, and use the fastest; for one run.
+        rows: file of rows to compare instead of the run's own; for one run.
+        force: replace a bundle that exists.
+        precision: what the graph computes in; several runs are exported in fp32.
+        keep_fp32: for int8 and int4, names or patterns of weights whose products stay in fp32; "auto": the products
+            that cost most, as few as `max_accuracy_drop` needs.
+        max_accuracy_drop: points of accuracy on the rows that a lower precision may lose.
+    """
+
+    runs: tuple[Path, ...]
+    out: Path
+    target: TargetName = "cpu"
+    opset: int | None = None
+    autotune: bool = False
+    rows: Path | None = None
+    force: bool = False
+    precision: Precision = "fp32"
+    keep_fp32: Sequence[str] | Literal["auto"] = ()
+    max_accuracy_drop: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check that the options go together.
+
+        Raises:
+            ExportError: they do not.
+        """
+        if self.keep_fp32 and self.precision not in ("int8", "int4"):
+            raise ExportError(f"keep-fp32: goes with int8 or int4, got {self.precision}; leave it out")
+        if self.autotune and self.precision != "fp32":
+            raise ExportError(f"tune: times graphs in fp32, got {self.precision}; tune first, then give its --opset")
+        if not self.runs:
+            raise ExportError("runs: got none, need at least one run folder; name one")
+        for option, given in (
+            ("rows", self.rows is not None),
+            ("tune", self.autotune),
+            (f"precision {self.precision}", self.precision != "fp32"),
+        ):
+            if given and len(self.runs) > 1:
+                raise ExportError(
+                    f"{option}: got {len(self.runs)} runs, need one (several are exported in fp32 and compared on "
+                    "their own rows); leave it out, or export the runs one by one"
+                )
+
+
+def check_options(config: ExportConfig) -> tuple[int, ...]:
+    """Check what can be checked before the runs are read, and return the opsets to export.
+
+    Raises:
+        OutputError: the bundle exists.
+        MissingExtraError: ONNX Runtime is not installed.
+        ExportError: the target does not support the opset or the precision.
+    """
+    opsets = choose_opsets(config.target, config.opset, autotune=config.autotune)
+    check_precision(config.target, config.precision)
+    check_free(config.out, force=config.force, files=FILES)
+    load_onnxruntime()  # fails before the work, not after it
+    return opsets

@@ -1,0 +1,192 @@
+"""Task tensors of a checkpoint -> a run, if its logits equal the original model's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ptexport.runtime.bundle.manifest import Pooling
+from ptexport.runtime.engine.text_encoder import Text, TextEncoder
+from ptexport.runtime.errors import CheckpointError
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row, check_texts
+from ptexport.toolkit.data.cities import load_cities
+from ptexport.toolkit.models.backbone import Backbone, last_layer
+from ptexport.toolkit.prompt.scoring import TaskTensors, forward
+from ptexport.toolkit.run.check_rows import choose_check_rows
+from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
+from ptexport.toolkit.run.run import Run, TaskArrays
+from ptexport.toolkit.template.compile import CompiledTemplate
+from ptexport.toolkit.template.verbalizer import Verbalizer
+
+TOLERANCE = 1e-3
+"""Maximum difference of a logit through fp32 rounding; a checkpoint that is converted incorrectly gives more."""
+N_COMPARED = 8
+"""Number of check rows compared with the original model; `ptexport export` compares all of them with the run."""
+
+
+def read_check_rows(path: Path | None, fields: Sequence[str]) -> list[Row]:
+    """Read the rows for the parity check, before a model is loaded.
+
+    Args:
+        path: a file of rows; None: the built-in cities, without labels, which belong to another task.
+        fields: texts that the template takes.
+
+    Raises:
+        DataError: the file cannot be read, or its rows have other texts.
+    """
+    built_in = [replace(row, label=None) for row in load_cities()]
+    rows = choose_check_rows(built_in if path is None else list(read_rows(path)))
+    for row in rows:
+        check_texts(row, fields)
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """A checkpoint, converted to task tensors on a backbone.
+
+    Attributes:
+        backbone: the backbone that the tensors belong to.
+        compiled: the template.
+        pooling: hidden state that becomes logits.
+        folded_ids: ids of the leading tokens whose keys and values are in `tensors`.
+        tensors: the task tensors.
+    """
+
+    backbone: Backbone
+    compiled: CompiledTemplate
+    pooling: Pooling
+    folded_ids: list[int]
+    tensors: TaskTensors
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        backbone: Backbone,
+        compiled: CompiledTemplate,
+        pooling: Pooling,
+        *,
+        label_weights: Tensor,
+        label_bias: Tensor,
+        prompt_embeddings: Tensor | None = None,
+        prefix_kv: Tensor | None = None,
+    ) -> "Conversion":
+        """Convert a checkpoint; on a causal model without a prefix, the leading tokens are folded.
+
+        Args:
+            backbone: see the class.
+            compiled: see the class.
+            pooling: see the class.
+            label_weights: float [c, h].
+            label_bias: float [c].
+            prompt_embeddings: float [p, e]; None: no virtual token has an embedding.
+            prefix_kv: float [l, 2, 1, k, n, d]; None: no virtual token is keys and values.
+        """
+        facts, folded_ids = backbone.facts, []
+        if prompt_embeddings is None:
+            prompt_embeddings = torch.zeros(1, facts.embedding_width)  # the table needs a row
+        if facts.causal and prefix_kv is None:
+            folded_ids = compiled.leading_ids
+            prefix_kv = backbone.classifier("last").prefix_kv(folded_ids, prompt_embeddings)
+        tensors = TaskTensors(
+            prompt_embeddings=prompt_embeddings,
+            label_weights=label_weights,
+            label_bias=label_bias,
+            prefix_kv=prefix_kv,
+        )
+        return cls(backbone=backbone, compiled=compiled, pooling=pooling, folded_ids=folded_ids, tensors=tensors)
+
+    @torch.no_grad()
+    def logits(self, texts: Sequence[Text]) -> Tensor:
+        """Compute the logits of the run, one text at a time; float [texts, c]."""
+        folded = self.compiled.tokenizer_json(n_folded=len(self.folded_ids))
+        encodings = TextEncoder.from_json(folded, fields=self.compiled.fields).encode(texts)
+        classifier = self.backbone.classifier(self.pooling)
+        return torch.cat([forward(classifier, [encoding], self.tensors) for encoding in encodings])
+
+    def run(
+        self, options: TaskOptions, imported: Imported, verbalizer: Verbalizer, rows: list[Row], *, backbone: Backbone
+    ) -> Run:
+        """Make a run without metrics.
+
+        Args:
+            options: what is known of the training.
+            imported: where the run comes from.
+            verbalizer: labels and label words.
+            rows: rows for the parity check.
+            backbone: the backbone before training; another one than `self.backbone`, if that was trained.
+        """
+        config = RunConfig.of(
+            options,
+            backbone=backbone.facts,
+            commit=backbone.commit,
+            verbalizer=verbalizer,
+            compiled=self.compiled,
+            pooling=self.pooling,
+            n_folded=len(self.folded_ids),
+            trained_backbone=None if self.backbone is backbone else self.backbone.facts,
+            imported=imported,
+        )
+        tensors = self.tensors
+        arrays = TaskArrays(
+            prompt_embeddings=tensors.prompt_embeddings.numpy(),
+            label_weights=tensors.label_weights.numpy(),
+            label_bias=tensors.label_bias.numpy(),
+            prefix_kv=None if tensors.prefix_kv is None else tensors.prefix_kv.numpy(),
+        )
+        return Run(
+            config=config,
+            metrics=None,
+            trained={},
+            arrays=arrays,
+            tokenizer_json=self.compiled.base,
+            check_rows=rows,
+        )
+
+
+def head_of(model: PreTrainedModel, where: str) -> tuple[Tensor, Tensor]:
+    """Return weights and biases of the last linear layer of a classifier, float [c, h] and [c].
+
+    Raises:
+        CheckpointError: that layer has not one output per label.
+    """
+    last, n_labels = last_layer(model), model.config.num_labels
+    if last is None or last[1].out_features != n_labels:
+        raise CheckpointError(
+            f"{where}: its last linear layer is {last and last[0]}, need one with an output for each of its {n_labels} "
+            "labels; not supported"
+        )
+    weight, bias = last[1].weight.detach(), last[1].bias
+    return weight, weight.new_zeros(n_labels) if bias is None else bias.detach()
+
+
+def largest_difference(where: object, original: str, expected: Tensor, got: Tensor) -> float:
+    """Return the largest difference of a logit between a run and the original model.
+
+    Args:
+        where: the checkpoint, for messages.
+        original: what computed `expected`, for messages.
+        expected: float [rows, c].
+        got: float [rows, c].
+
+    Raises:
+        CheckpointError: the logits differ by more than rounding.
+    """
+    largest = (got - expected).abs().max().item()
+    if not largest <= TOLERANCE:
+        raise CheckpointError(
+            f"{where}: the logits of the run differ from those of {original} by up to {largest:.2g}, need at most "
+            f"{TOLERANCE:g}; not supported, please report its configuration"
+        )
+    return largest
+
+
+def versions(*others: str) -> dict[str, str]:
+    """Return the versions of the packages that take part in an import."""
+    return {name: version(name) for name in ("ptexport", "torch", "transformers", "tokenizers", *others)}
