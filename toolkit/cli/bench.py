@@ -188,12 +188,12 @@ def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
 @bench.command()
 @shared.bundles
 @click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="A .jsonl or .csv file of rows with labels."
+    "--data", required=True, help="Labelled rows, as for evaluate; columns are read as the first bundle reads them."
 )
 @_quick
 @reported
 def quality(
-    progress: "Progress", bundles: tuple[Path, ...], data: Path, threads: int | None, *, quick: bool
+    progress: "Progress", bundles: tuple[Path, ...], data: str, threads: int | None, *, quick: bool
 ) -> "BenchReport":
     """Compare BUNDLES of one task, of other precisions or methods, with the first: accuracy, size and latency."""
     from ptexport.toolkit.bench.quality.quality import QualityConfig, bench_quality

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import Bundle
-from ptexport.runtime.errors import BenchError
 from ptexport.runtime.ort.cpus import available_cpus
-from ptexport.runtime.rows.read import read_rows
 from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.bench.interleaved import (
     QUICK,
@@ -25,6 +23,7 @@ from ptexport.toolkit.bench.quality.report import Accuracy, quality_report
 from ptexport.toolkit.bench.report import BenchReport
 from ptexport.toolkit.bench.synthetic_texts import only_task
 from ptexport.toolkit.bench.workers import Hardware, bundle_worker
+from ptexport.toolkit.data.splits import read_test_rows
 from ptexport.toolkit.evaluation.evaluate import check_comparable, evaluate
 from ptexport.toolkit.progress import Progress
 
@@ -39,14 +38,14 @@ class QualityConfig:
 
     Attributes:
         bundles: folders of bundles; the others are compared with the first.
-        data: file of labelled rows that are not in any training data.
+        data: labelled rows that are not in any training data, as in `read_test_rows`; columns as of the first bundle.
         threads: number of CPUs that each bundle may use; None: all that this process may use.
         quick: whether to measure fewer rounds.
         command: command line, for the report.
     """
 
     bundles: Sequence[Path]
-    data: Path
+    data: str
     threads: int | None
     quick: bool
     command: str
@@ -62,12 +61,11 @@ def bench_quality(config: QualityConfig, progress: Progress) -> BenchReport:
     Raises:
         DataError: the bundles have different labels or fields, or a row does not fit them (the message has its line).
         BundleError: a bundle does not match its manifest, or has several tasks.
-        BenchError: two bundles have the same name, or there are no rows.
+        BenchError: two bundles have the same name.
     """
     threads = min(config.threads or available_cpus(), available_cpus())
-    rows = list(read_rows(config.data))
-    if not rows:
-        raise BenchError(f"{config.data}: has no rows, need labelled ones; give another file")
+    columns = only_task(Bundle.open(config.bundles[0])).columns
+    rows = list(read_test_rows(config.data, columns, progress.choice))
     accuracies = _evaluate(config.bundles, rows, threads, progress)
     hardware = Hardware(threads=threads)
     contenders = [
@@ -82,7 +80,7 @@ def bench_quality(config: QualityConfig, progress: Progress) -> BenchReport:
         accuracies,
         results,
         plan,
-        data=config.data.name,
+        data=Path(config.data).name,
         batches=BATCHES,
         command=config.command,
         hardware=hardware,
