@@ -13,7 +13,7 @@ from ptexport.runtime.engine.predictions import Prediction, predictions
 from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.engine.turns import Work, at_once, in_chunks, in_slices
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.rows.row import check_choices
+from ptexport.runtime.rows.row import check_choices, check_texts
 
 OPEN_VOCABULARY_TOP_K = 5
 """Default `top_k` of an open vocabulary, where every word is a label."""
@@ -32,6 +32,19 @@ class Task:
         self.labels = labels
         self._number = number
         self._state = state
+
+    def text_of(self, record: Mapping[str, object]) -> Text:
+        """Join the columns of a record into the text or the pair that this task takes, as its training did.
+
+        Args:
+            record: values by column, such as a row of `csv.DictReader`.
+
+        Raises:
+            DataError: a column is missing, or holds neither a string nor a number.
+        """
+        row = self.entry.columns.row(record, "record")
+        check_texts(row, self.entry.fields)
+        return row.texts
 
     def predict(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Prediction]:
         """Predict the labels of texts; see `Engine.predict`."""

@@ -11,6 +11,8 @@ import pytest
 from commands import ptexport
 from tiny import ROWS
 
+from ptexport.runtime import Engine
+from ptexport.runtime.errors import DataError
 from ptexport.toolkit.run.run import Run
 
 
@@ -64,6 +66,13 @@ def test_answers_carry_the_columns_that_are_kept(bundle: Path, tickets: Path, tm
     printed = ptexport("predict", bundle, "--input", tickets, "--keep", "all").stdout.splitlines()
     assert json.loads(printed[0]) == {"title": ROWS[0][0], "class": "0", **answers[0]}
     assert ptexport("predict", bundle, "--input", tickets, "--output", out, "--resume").returncode == 1
+
+
+def test_a_record_becomes_the_text_of_the_task(bundle: Path) -> None:
+    with Engine.open(bundle) as engine:
+        assert engine.task().text_of({"id": 1, "title": "great"}) == "great"
+        with pytest.raises(DataError, match=r"record: no column 'title', got \['id'\]"):
+            engine.task().text_of({"id": 1})
 
 
 def test_kept_columns_do_not_hide_the_answer(bundle: Path, tmp_path: Path) -> None:
