@@ -171,6 +171,8 @@ def train(
     """
     if force and (resume or axes):
         raise click.UsageError("--force cannot be used with --resume or --sweep; remove the folder instead.")
+    if options["data"] == "-" and distributed.is_distributed():
+        raise click.UsageError("--data - is for one process, since several cannot share standard input; give a file.")
     if axes and distributed.is_distributed():
         raise click.UsageError("--sweep is for one process; leave 'accelerate launch' out.")
     with shared.extra("train"):

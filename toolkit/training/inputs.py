@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptexport.runtime.bundle.manifest import TextField
-from ptexport.runtime.errors import ModelError
+from ptexport.runtime.errors import DataError, ModelError
+from ptexport.runtime.rows.columns import Columns
 from ptexport.runtime.rows.read import read_rows
 from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.data import cities
@@ -127,6 +128,8 @@ def read_all(config: TrainConfig, progress: Progress) -> Splits:
     Raises:
         DataError: a file cannot be read, or a row is not as described (names the line).
     """
+    if config.data == CITIES and config.columns != Columns():
+        raise DataError("data cities: has the columns text and label only; leave out the options about columns")
     splits = read_splits(config.data, config.columns, progress.choice)
     for name, path in (("dev", config.dev), ("test", config.test)):
         if path is not None:

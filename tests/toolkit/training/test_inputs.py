@@ -164,6 +164,11 @@ def test_what_fits_nothing_is_refused(llama: Path, tmp_path: Path) -> None:
             read(Path(str(model)), rows, **options)
 
 
+def test_the_built_in_data_has_its_own_columns(llama: Path) -> None:
+    with pytest.raises(DataError, match="cities: has the columns text and label only; leave out the options"):
+        read(llama, "cities")
+
+
 def test_the_output_is_checked_before_anything_is_read(tmp_path: Path) -> None:
     out = tmp_path / "run"
     check_out(out, resume=False, force=False)
