@@ -1,15 +1,20 @@
-"""The options of an export, and the checks that need no PyTorch and no run."""
+"""The options of an export, its runs and rows; everything that is checked before PyTorch is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.targets.targets import check_precision, choose_opsets
 from ptexport.runtime.bundle.folder import FILES
 from ptexport.runtime.bundle.manifest import Precision, TargetName
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.ort.providers import load_onnxruntime
+from ptexport.runtime.rows.columns import Columns
+from ptexport.runtime.rows.read import read_rows
+from ptexport.runtime.rows.row import Row, check_texts
+from ptexport.toolkit.run.run import Run
 from ptexport.toolkit.store.folders import check_free
 
 
@@ -25,6 +30,7 @@ class ExportConfig:
         opset: 18, portable, or 23, with one Attention node per layer; None: the target's default.
         autotune: time the graphs that the target accepts on this machine, and use the fastest; for one run.
         rows: file of rows to compare instead of the run's own; for one run.
+        columns: columns of `rows`; None: those of the run.
         force: replace a bundle that exists.
         precision: what the graph computes in; several runs are exported in fp32.
         keep_fp32: for int8 and int4, names or patterns of weights whose products stay in fp32; "auto": the products
@@ -38,16 +44,22 @@ class ExportConfig:
     opset: int | None = None
     autotune: bool = False
     rows: Path | None = None
+    columns: Columns | None = None
     force: bool = False
     precision: Precision = "fp32"
     keep_fp32: Sequence[str] | Literal["auto"] = ()
     max_accuracy_drop: float = 0.5
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the tasks."""
+        return [path.resolve().name for path in (self.runs if len(self.runs) > 1 else [self.out])]
+
     def __post_init__(self) -> None:
         """Check that the options go together.
 
         Raises:
-            ExportError: they do not.
+            ExportError: they do not, or two folders have one name.
         """
         if self.keep_fp32 and self.precision not in ("int8", "int4"):
             raise ExportError(f"keep-fp32: goes with int8 or int4, got {self.precision}; leave it out")
@@ -65,6 +77,9 @@ class ExportConfig:
                     f"{option}: got {len(self.runs)} runs, need one (several are exported in fp32 and compared on "
                     "their own rows); leave it out, or export the runs one by one"
                 )
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise ExportError(f"tasks: got the name {twice[0]} twice, need a name for each; rename a run's folder")
 
 
 def check_options(config: ExportConfig) -> tuple[int, ...]:
@@ -80,3 +95,34 @@ def check_options(config: ExportConfig) -> tuple[int, ...]:
     check_free(config.out, force=config.force, files=FILES)
     load_onnxruntime()  # fails before the work, not after it
     return opsets
+
+
+def read_inputs(config: ExportConfig) -> tuple[JointTasks, list[list[Row]]]:
+    """Read the runs, and the rows to compare of each.
+
+    Raises:
+        RunError: a run cannot be read.
+        ExportError: the runs do not fit together.
+        DataError: `rows` holds no rows, or rows with other texts than the template takes.
+    """
+    joint = read_runs(config)
+    return joint, [_rows(run, config) for run in joint.runs.values()]
+
+
+def read_runs(config: ExportConfig) -> JointTasks:
+    """Read the runs of a bundle: one with the bundle's name, several with their folders' names.
+
+    Raises:
+        RunError: a run cannot be read.
+        ExportError: the runs do not fit together.
+    """
+    return JointTasks({name: Run.read(path) for name, path in zip(config.names, config.runs, strict=True)})
+
+
+def _rows(run: Run, config: ExportConfig) -> list[Row]:
+    """Choose the rows to compare; raises before any work if the template takes other texts."""
+    columns = config.columns or run.config.columns
+    rows = run.check_rows if config.rows is None else list(read_rows(config.rows, columns))
+    for row in rows:
+        check_texts(row, run.config.fields)
+    return rows

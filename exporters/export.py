@@ -13,7 +13,7 @@ import numpy as np
 from ptexport.exporters.autotune import time_candidates, winner
 from ptexport.exporters.bake import BakedGraph, bake, pipeline
 from ptexport.exporters.card import model_card
-from ptexport.exporters.config import ExportConfig, check_options
+from ptexport.exporters.config import ExportConfig, check_options, read_inputs
 from ptexport.exporters.manifest_entries import backbone_entry, task_entry
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.parity.compare import compare_graph, fail_on_difference
@@ -31,8 +31,7 @@ from ptexport.runtime.engine.golden import check_golden, golden_texts
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.providers import load_onnxruntime
-from ptexport.runtime.rows.read import read_rows
-from ptexport.runtime.rows.row import Row, check_label, check_texts
+from ptexport.runtime.rows.row import Row, check_label
 from ptexport.toolkit.data.splits import pairs
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.progress import Progress
@@ -54,8 +53,7 @@ def export(config: ExportConfig, progress: Progress) -> Manifest:
             does not accept the graph. No bundle is left then.
     """
     opsets = check_options(config)
-    joint = read_runs(config.runs, config.out)
-    rows = [_rows(run, config.rows) for run in joint.runs.values()]
+    joint, rows = read_inputs(config)
     progress.stage("loading the backbone")
     backbone = load_backbone_of(joint.first.config, config.runs[0], stage=progress.stage)
     with ExitStack() as stack:
@@ -79,28 +77,6 @@ def export(config: ExportConfig, progress: Progress) -> Manifest:
         manifest = _manifest(config, joint, traced, baked, tasks, autotuned)
         _write_records(folder, manifest, joint, reports)
     return manifest
-
-
-def read_runs(runs: Sequence[Path], out: Path) -> JointTasks:
-    """Read the runs of a bundle: one with the bundle's name, several with their folders' names.
-
-    Raises:
-        RunError: a run cannot be read.
-        ExportError: the runs do not fit together, or two folders have one name.
-    """
-    names = [path.resolve().name for path in (runs if len(runs) > 1 else [out])]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ExportError(f"tasks: got the name {twice[0]} twice, need a name for each; rename a run's folder")
-    return JointTasks({name: Run.read(path) for name, path in zip(names, runs, strict=True)})
-
-
-def _rows(run: Run, path: Path | None) -> list[Row]:
-    """Choose the rows to compare; raises before any work if the template takes other texts."""
-    rows = run.check_rows if path is None else list(read_rows(path, run.config.columns))
-    for row in rows:
-        check_texts(row, run.config.fields)
-    return rows
 
 
 def _traced(joint: JointTasks, backbone: Backbone, opset: int, stack: ExitStack, progress: Progress) -> Trace:

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ptexport.exporters.config import ExportConfig
-from ptexport.exporters.export import export, read_runs
+from ptexport.exporters.config import ExportConfig, read_runs
+from ptexport.exporters.export import export
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.packs.pack_file import Pack
 from ptexport.exporters.targets.targets import TARGETS
@@ -26,7 +26,7 @@ def pack(config: ExportConfig, progress: Progress) -> Pack:
         DataError: `config.rows` holds no rows, or rows with other texts than the template takes.
     """
     check_absent(config.out, force=config.force)
-    joint = read_runs(config.runs, config.out)
+    joint = read_runs(config)
     _check_runs(joint, config)
     with disk_errors(config.out):
         config.out.parent.mkdir(parents=True, exist_ok=True)

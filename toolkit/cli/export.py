@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,13 @@ import click
 
 from ptexport.runtime.bundle.manifest import Precision
 from ptexport.runtime.errors import HubError, PtexportError
+from ptexport.runtime.rows.read import STDIN
 from ptexport.toolkit.cli import options as shared
+from ptexport.toolkit.cli.import_ import columns_of_rows, make_run, read_source
 
 if TYPE_CHECKING:
+    from ptexport.exporters.config import ExportConfig
+    from ptexport.toolkit.cli.import_ import ImportInputs
     from ptexport.toolkit.imports.source import Source
     from ptexport.toolkit.progress import Progress
 
@@ -34,10 +39,15 @@ _OF_IMPORT = ("model", "labels", "template", "max_length")
 @click.option(
     "--rows", type=click.Path(path_type=Path), help="Rows to compare [default: the run's own, or the built-in cities]."
 )
-@click.option("--model", help="Of an adapter: as for 'import peft'.")
-@click.option("--labels", help="Of an adapter or a classifier: as for 'import'.")
-@click.option("--template", help="Of an adapter or a classifier: as for 'import'.")
-@click.option("--max-length", type=click.IntRange(2), help="Of an adapter or a classifier: as for 'import'.")
+@shared.columns
+@click.option("--model", help="For a PEFT adapter: see 'ptexport import peft --help'.")
+@click.option("--labels", help="For a PEFT adapter or a classifier: see 'ptexport import peft|classifier --help'.")
+@click.option("--template", help="For a PEFT adapter or a classifier: see 'ptexport import peft|classifier --help'.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(2),
+    help="For a PEFT adapter or a classifier: maximum tokens per row [default: 512, or the model's].",
+)
 @shared.lowering
 @click.option(
     "--push", metavar="OWNER/NAME", help="Also put the bundle on the Hugging Face hub, as 'ptexport push' does."
@@ -69,32 +79,39 @@ def export(
     Several on one frozen backbone make a multi-task bundle: each is a task with the name of its folder.
     """
     given = {name: value for name in _OF_IMPORT if (value := options.pop(name)) is not None}
+    columns = columns_of_rows(options, rows)
+    if rows == STDIN:
+        raise click.UsageError("--rows - is read twice, which standard input cannot be; give a file.")
     lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)
     options["opset"] = None if opset is None else int(opset)
     with shared.extra("train"), TemporaryDirectory(prefix="ptexport-") as place:
-        from ptexport.toolkit.imports.source import find_source
-
-        sources = [find_source(folder) for folder in folders]
-        _check_given(given, sources)
         from ptexport.exporters.config import ExportConfig, check_options
         from ptexport.toolkit.cli import tables
         from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
+        from ptexport.toolkit.imports.source import find_source
 
+        sources = [find_source(folder) for folder in folders]
+        if given and set(sources) == {"run"}:
+            option = next(iter(given)).replace("_", "-")
+            raise click.UsageError(
+                f"--{option}: is for PEFT adapters and classifiers, a run has its own; leave it out."
+            )
         runs = tuple(
             folder if source == "run" else Path(place) / str(number) / folder.resolve().name
             for number, (folder, source) in enumerate(zip(folders, sources, strict=True))
         )
-        config = ExportConfig(runs=runs, out=out, rows=rows, autotune=autotune, **lowered, **options)
+        config = ExportConfig(runs=runs, out=out, rows=rows, columns=columns, autotune=autotune, **lowered, **options)
         check_options(config)
         _check_push(push, private=private)
         with reporting(as_json=as_json, log_file=log_file) as report:
+            imports = _read_all(config, folders, sources, given, report)
             report.stage("loading PyTorch")
             from ptexport.exporters.export import export as run_export
 
             if not verbose:
                 silence_libraries()
-            for source, folder, run in zip(sources, folders, runs, strict=True):
-                _import(source, folder, run, rows, given, report)
+            for inputs in imports:
+                make_run(inputs, report)
             manifest = run_export(config, report)
     if not as_json:
         tables.print_export(manifest, out)
@@ -128,27 +145,31 @@ def _push(out: Path, repository: str, *, private: bool) -> str:
         raise HubError(f"{out}: exported, but not on the hub ({e}); push it with: {again}") from e
 
 
-def _check_given(given: dict[str, Any], sources: Sequence["Source"]) -> None:
-    """Raise UsageError for an option of imports that nothing among the sources takes."""
-    for name in given:
-        option = f"--{name.replace('_', '-')}"
-        if set(sources) == {"run"}:
-            raise click.UsageError(f"{option}: is for PEFT adapters and classifiers, a run has its own; leave it out.")
-        if name == "model" and "adapter" not in sources:
-            raise click.UsageError(f"{option}: is for PEFT adapters, a classifier is its own model; leave it out.")
+def _read_all(
+    config: "ExportConfig",
+    folders: Sequence[Path],
+    sources: "Sequence[Source]",
+    given: dict[str, Any],
+    progress: "Progress",
+) -> "list[ImportInputs]":
+    """Check runs, adapters and classifiers without PyTorch; returns the inputs of the imports.
 
+    Args:
+        config: options of the export, with a run for each folder.
+        folders: runs, adapters and classifiers.
+        sources: what each folder holds.
+        given: options of imports.
+        progress: receives stages.
+    """
+    from ptexport.exporters.config import read_inputs
+    from ptexport.toolkit.imports.config import ImportConfig
 
-def _import(
-    source: "Source", folder: Path, run: Path, rows: Path | None, given: dict[str, Any], progress: "Progress"
-) -> None:
-    """Import an adapter or a classifier into a temporary run; leave a run as it is."""
-    if source == "adapter":
-        from ptexport.toolkit.imports.import_peft import import_peft
-        from ptexport.toolkit.imports.peft_plan import ImportConfig
-
-        import_peft(ImportConfig(adapter=folder, out=run, rows=rows, **given), progress)
-    elif source == "classifier":
-        from ptexport.toolkit.imports.import_classifier import ClassifierConfig, import_classifier
-
-        given = {name: value for name, value in given.items() if name != "model"}
-        import_classifier(ClassifierConfig(classifier=str(folder), out=run, rows=rows, **given), progress)
+    inputs = []
+    for folder, source, run in zip(folders, sources, config.runs, strict=True):
+        if source != "run":
+            options = ImportConfig(source=str(folder), out=run, rows=config.rows, columns=config.columns, **given)
+            inputs.append(read_source(source, options, progress))
+    trained = tuple(run for run, source in zip(config.runs, sources, strict=True) if source == "run")
+    if trained:
+        read_inputs(replace(config, runs=trained))
+    return inputs

@@ -1,14 +1,20 @@
 """`ptexport import`: a checkpoint trained elsewhere -> a run. Needs the extra `train`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ptexport.runtime.rows.columns import Columns
 from ptexport.toolkit.cli import options as shared
 
 if TYPE_CHECKING:
+    from ptexport.toolkit.imports.config import ImportConfig
+    from ptexport.toolkit.imports.inputs import AdapterInputs, ClassifierInputs
+    from ptexport.toolkit.progress import Progress
     from ptexport.toolkit.run.run import Run
+
+    ImportInputs = AdapterInputs | ClassifierInputs
 
 
 @click.group("import")
@@ -26,7 +32,7 @@ _rows = click.option(
 
 
 @import_.command("peft")
-@click.argument("adapter", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="DIR")
 @_out
 @click.option("--model", help="smollm2, minilm, a folder, or a name on the hub [default: the base model in DIR].")
 @click.option(
@@ -39,34 +45,21 @@ _rows = click.option(
 )
 @_max_length
 @_rows
+@shared.columns
 @shared.force
 @shared.as_json
 @shared.log_file
 @shared.verbose
-def peft(adapter: Path, as_json: bool, log_file: Path | None, verbose: bool, **options: Any) -> None:
+def peft(**options: Any) -> None:
     """Import a PEFT checkpoint, and compare the run with PEFT's forward pass.
 
     Supports P_TUNING, PROMPT_TUNING, PREFIX_TUNING and LORA for SEQ_CLS and CAUSAL_LM.
     """
-    with shared.extra("train"):
-        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
-        from ptexport.toolkit.imports.source import check_adapter
-
-        _check_out(options)
-        check_adapter(adapter)
-        with reporting(as_json=as_json, log_file=log_file) as progress:
-            progress.stage("loading PyTorch")
-            from ptexport.toolkit.imports.import_peft import import_peft
-            from ptexport.toolkit.imports.peft_plan import ImportConfig
-
-            if not verbose:
-                silence_libraries()
-            run = import_peft(ImportConfig(adapter=adapter, **options), progress)
-    _print(run, options["out"], as_json=as_json)
+    _import("adapter", **options)
 
 
 @import_.command("classifier")
-@click.argument("classifier", metavar="DIR")
+@click.argument("source", metavar="DIR")
 @_out
 @click.option("--labels", help="Names in the order of the outputs, or a file of them [default: the model's].")
 @click.option(
@@ -76,34 +69,74 @@ def peft(adapter: Path, as_json: bool, log_file: Path | None, verbose: bool, **o
 )
 @_max_length
 @_rows
+@shared.columns
 @shared.force
 @shared.as_json
 @shared.log_file
 @shared.verbose
-def classifier(as_json: bool, log_file: Path | None, verbose: bool, **options: Any) -> None:
+def classifier(**options: Any) -> None:
     """Import a text classifier, and compare the run with Transformers.
 
     DIR is the folder or the hub name of an AutoModelForSequenceClassification that gives a text one of several labels.
     """
+    _import("classifier", **options)
+
+
+def _import(
+    kind: Literal["adapter", "classifier"],
+    *,
+    rows: Path | None,
+    as_json: bool,
+    log_file: Path | None,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    columns = columns_of_rows(options, rows)
     with shared.extra("train"):
         from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
+        from ptexport.toolkit.imports.config import ImportConfig
 
-        _check_out(options)
+        config = ImportConfig(rows=rows, columns=columns, **options)
         with reporting(as_json=as_json, log_file=log_file) as progress:
+            inputs = read_source(kind, config, progress)
             progress.stage("loading PyTorch")
-            from ptexport.toolkit.imports.import_classifier import ClassifierConfig, import_classifier
-
             if not verbose:
                 silence_libraries()
-            run = import_classifier(ClassifierConfig(**options), progress)
-    _print(run, options["out"], as_json=as_json)
+            run = make_run(inputs, progress)
+    _print(run, config.out, as_json=as_json)
 
 
-def _check_out(options: dict[str, Any]) -> None:
-    from ptexport.toolkit.run.run import POSSIBLE_FILES
-    from ptexport.toolkit.store.folders import check_free
+def columns_of_rows(options: dict[str, Any], rows: Path | None) -> Columns | None:
+    """Take the options about columns out of others, and parse them; None: none is given.
 
-    check_free(options["out"], force=options["force"], files=POSSIBLE_FILES)
+    Raises:
+        DataError: an option is not as described in its help.
+        UsageError: there are no rows that have such columns.
+    """
+    columns = shared.parse_columns(options)
+    if columns is not None and rows is None:
+        raise click.UsageError("The options about columns go with --rows FILE; give both or neither.")
+    return columns
+
+
+def read_source(kind: Literal["adapter", "classifier"], config: "ImportConfig", progress: "Progress") -> "ImportInputs":
+    """Check the options of an import, and find its files; without PyTorch."""
+    from ptexport.toolkit.imports.inputs import read_adapter, read_classifier
+
+    return read_adapter(config, progress) if kind == "adapter" else read_classifier(config, progress)
+
+
+def make_run(inputs: "ImportInputs", progress: "Progress") -> "Run":
+    """Import an adapter or a classifier; loads PyTorch."""
+    from ptexport.toolkit.imports.inputs import AdapterInputs
+
+    if isinstance(inputs, AdapterInputs):
+        from ptexport.toolkit.imports.import_peft import import_peft
+
+        return import_peft(inputs, progress)
+    from ptexport.toolkit.imports.import_classifier import import_classifier
+
+    return import_classifier(inputs, progress)
 
 
 def _print(run: "Run", out: Path, *, as_json: bool) -> None:

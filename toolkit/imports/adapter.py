@@ -1,11 +1,7 @@
-"""A folder that PEFT wrote -> its configuration, its weights and the model they adapt.
-
-Adapters that cannot become a bundle are rejected by name.
-"""
+"""The files of an adapter -> PEFT's model: the adapter on its base model."""
 
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -15,11 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from ptexport.runtime.errors import CheckpointError, reason
-from ptexport.toolkit.imports.source import ADAPTER_CONFIG, WEIGHTS, check_adapter
+from ptexport.toolkit.imports.adapter_files import ADAPTER_CONFIG, WEIGHTS, AdapterFiles
 from ptexport.toolkit.models.checkpoint import Checkpoint
-
-PROMPT = "prompt_embeddings"
-"""The tensor of virtual tokens: embeddings [n, e], or keys and values [n, 2 * l * k * d]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,23 +20,29 @@ class Adapter:
     """An adapter.
 
     Attributes:
-        folder: its folder.
-        kind: PEFT's name of the method.
-        task: PEFT's name of the task.
+        files: its files.
         config: PEFT's configuration object.
         tensors: its weights, by their name in the file.
     """
 
-    folder: Path
-    kind: str
-    task: str
+    files: AdapterFiles
     config: PeftConfig
     tensors: dict[str, Tensor]
 
-    @property
-    def base(self) -> str | None:
-        """The base model named in the configuration."""
-        return self.config.base_model_name_or_path or None
+    @classmethod
+    def read(cls, files: AdapterFiles) -> "Adapter":
+        """Read an adapter.
+
+        Raises:
+            CheckpointError: PEFT cannot read its configuration.
+        """
+        try:
+            config = PeftConfig.from_pretrained(str(files.folder))
+        except (KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"{files.folder / ADAPTER_CONFIG}: PEFT cannot read it ({reason(e)}); save the adapter again"
+            ) from e
+        return cls(files=files, config=config, tensors=load_file(files.folder / WEIGHTS))
 
     def load(self, checkpoint: Checkpoint) -> PeftModel:
         """Load the model and the adapter with PEFT, in fp32 on the CPU.
@@ -52,13 +51,15 @@ class Adapter:
             CheckpointError: the adapter is for another model, or the checkpoint lacks weights that it needs.
         """
         model = self._task_model(checkpoint)
-        where = f"{self.folder}: not for model {checkpoint.name}"
+        where = f"{self.files.folder}: not for model {checkpoint.name}"
         try:
             with warnings.catch_warnings():
                 # PEFT 0.21 uses a name that Transformers 5.23 deprecates.
                 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
                 warnings.filterwarnings("ignore", "Found missing adapter keys")  # checked below
-                adapted = PeftModel.from_pretrained(model, str(self.folder), config=self.config, torch_device="cpu")
+                adapted = PeftModel.from_pretrained(
+                    model, str(self.files.folder), config=self.config, torch_device="cpu"
+                )
             # Otherwise PEFT queries the hub to decide whether embeddings belong to the adapter.
             loaded = get_peft_model_state_dict(adapted.eval(), save_embedding_layers=False)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
@@ -72,23 +73,17 @@ class Adapter:
         return adapted
 
     def head(self) -> tuple[Tensor, Tensor]:
-        """Return weights and biases of the classification layer, the last one, float [c, h] and [c].
-
-        Raises:
-            CheckpointError: the adapter has no classification layer.
-        """
-        found = {name.split(".")[-1]: self.tensors[name].float() for name in sorted(self.tensors) if _is_of_head(name)}
-        if "weight" not in found:
-            raise CheckpointError(f"{self.folder / WEIGHTS}: has no classification layer; train it with the adapter")
+        """Return weights and biases of the classification layer, float [c, h] and [c]."""
+        found = {part: self.tensors[name].float() for part, name in self.files.head.items()}
         return found["weight"], found.get("bias", torch.zeros(len(found["weight"])))
 
     def _task_model(self, checkpoint: Checkpoint) -> PreTrainedModel:
         where, options = f"model {checkpoint.name}", {}
         loader = AutoModelForCausalLM
-        if self.task == "SEQ_CLS":
-            if self.kind != "LORA":  # which is merged into the whole classifier
+        if self.files.task == "SEQ_CLS":
+            if self.files.kind != "LORA":  # which is merged into the whole classifier
                 _check_head(checkpoint)
-            options["num_labels"] = len(self.head()[0])
+            options["num_labels"] = self.files.n_labels
             loader = AutoModelForSequenceClassification
         try:
             model, loading = loader.from_pretrained(
@@ -100,53 +95,18 @@ class Adapter:
                 **options,
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-            raise CheckpointError(f"{where}: Transformers cannot load it for {self.task} ({reason(e)})") from e
+            raise CheckpointError(f"{where}: Transformers cannot load it for {self.files.task} ({reason(e)})") from e
         missing = sorted(set(loading["missing_keys"]) - {self._own_name(name) for name in self.tensors})
         if missing:
             raise CheckpointError(
-                f"{where}: the checkpoint lacks {', '.join(missing)}, which {self.folder} does not hold either, so "
-                "logits would be random; give the base model of the adapter with --model"
+                f"{where}: the checkpoint lacks {', '.join(missing)}, which {self.files.folder} does not hold either, "
+                "so logits would be random; give the base model of the adapter with --model"
             )
         return model
 
     def _own_name(self, name: str) -> str:
         """Return the name of a tensor in the model without the adapter."""
-        return name.removeprefix("base_model.model." if self.kind == "LORA" else "base_model.")
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter.
-
-    Raises:
-        CheckpointError: the folder holds no adapter, or its kind or task is not supported.
-    """
-    kind, task = check_adapter(folder)
-    tensors = _read_weights(folder)
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG}: PEFT cannot read it ({reason(e)}); save the adapter again"
-        ) from e
-    adapter = Adapter(folder=folder, kind=kind, task=task, config=config, tensors=tensors)
-    others = [name for name in tensors if name != PROMPT and not (task == "SEQ_CLS" and _is_of_head(name))]
-    if kind != "LORA" and (PROMPT not in tensors or others):
-        got = f"holds {others[0]} too" if others else f"holds no {PROMPT}"
-        raise CheckpointError(f"{folder / WEIGHTS}: {got}; need only virtual tokens and a classification layer")
-    return adapter
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(f"{path}: cannot be read ({reason(e)}); save the adapter again") from e
-
-
-def _is_of_head(name: str) -> bool:
-    """Return whether a tensor belongs to the classification head, by the names that PEFT uses."""
-    return name.removeprefix("base_model.").removeprefix("model.").startswith(("score.", "classifier."))
+        return name.removeprefix("base_model.model." if self.files.kind == "LORA" else "base_model.")
 
 
 def _check_head(checkpoint: Checkpoint) -> None:

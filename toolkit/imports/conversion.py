@@ -1,9 +1,8 @@
 """Task tensors of a checkpoint -> a run, if its logits equal the original model's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,38 +11,20 @@ from transformers import PreTrainedModel
 from ptexport.runtime.bundle.manifest import Pooling
 from ptexport.runtime.engine.text_encoder import Text, TextEncoder
 from ptexport.runtime.errors import CheckpointError
-from ptexport.runtime.rows.read import read_rows
-from ptexport.runtime.rows.row import Row, check_texts
-from ptexport.toolkit.data.cities import load_cities
+from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.models.backbone import Backbone, last_layer
+from ptexport.toolkit.models.facts import BackboneFacts
 from ptexport.toolkit.prompt.scoring import TaskTensors, forward
-from ptexport.toolkit.run.check_rows import choose_check_rows
 from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
 from ptexport.toolkit.run.run import Run, TaskArrays
 from ptexport.toolkit.template.compile import CompiledTemplate
 from ptexport.toolkit.template.verbalizer import Verbalizer
+from ptexport.toolkit.template.words import WordTokenizer
 
 TOLERANCE = 1e-3
 """Maximum difference of a logit through fp32 rounding; a checkpoint that is converted incorrectly gives more."""
 N_COMPARED = 8
 """Number of check rows compared with the original model; `ptexport export` compares all of them with the run."""
-
-
-def read_check_rows(path: Path | None, fields: Sequence[str]) -> list[Row]:
-    """Read the rows for the parity check, before a model is loaded.
-
-    Args:
-        path: a file of rows; None: the built-in cities, without labels, which belong to another task.
-        fields: texts that the template takes.
-
-    Raises:
-        DataError: the file cannot be read, or its rows have other texts.
-    """
-    built_in = [replace(row, label=None) for row in load_cities()]
-    rows = choose_check_rows(built_in if path is None else list(read_rows(path)))
-    for row in rows:
-        check_texts(row, fields)
-    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +131,13 @@ class Conversion:
         )
 
 
-def head_of(model: PreTrainedModel, where: str) -> tuple[Tensor, Tensor]:
+def head_of(model: PreTrainedModel, n_labels: int, where: str) -> tuple[Tensor, Tensor]:
     """Return weights and biases of the last linear layer of a classifier, float [c, h] and [c].
 
     Raises:
         CheckpointError: that layer has not one output per label.
     """
-    last, n_labels = last_layer(model), model.config.num_labels
+    last = last_layer(model)
     if last is None or last[1].out_features != n_labels:
         raise CheckpointError(
             f"{where}: its last linear layer is {last and last[0]}, need one with an output for each of its {n_labels} "
@@ -164,6 +145,21 @@ def head_of(model: PreTrainedModel, where: str) -> tuple[Tensor, Tensor]:
         )
     weight, bias = last[1].weight.detach(), last[1].bias
     return weight, weight.new_zeros(n_labels) if bias is None else bias.detach()
+
+
+def write_special(ids: list[int], facts: BackboneFacts, words: WordTokenizer) -> list[str]:
+    """Write special tokens that the tokenizer adds to texts as parts of a template, such as [CLS].
+
+    Raises:
+        CheckpointError: templates cannot express one of them.
+    """
+    written = {facts.tokens[role]: f"[{role.upper()}]" for role in ("bos", "sep", "cls") if role in facts.tokens}
+    for name in map(words.name, ids):
+        if name not in written:
+            raise CheckpointError(
+                f"model {facts.name}: adds {name} to texts, which templates cannot express; not supported"
+            )
+    return [written[words.name(id_)] for id_ in ids]
 
 
 def largest_difference(where: object, original: str, expected: Tensor, got: Tensor) -> float:

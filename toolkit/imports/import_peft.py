@@ -13,18 +13,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptexport.runtime.engine.text_encoder import TextEncoder
-from ptexport.runtime.rows.row import Row
-from ptexport.toolkit.imports.adapter import read_adapter
+from ptexport.runtime.rows.columns import Columns
+from ptexport.toolkit.imports.adapter_files import METHODS, WEIGHTS
 from ptexport.toolkit.imports.conversion import (
     N_COMPARED,
     Conversion,
     head_of,
     largest_difference,
-    read_check_rows,
     versions,
 )
-from ptexport.toolkit.imports.peft_plan import ImportConfig, Parts, find_model, parse_template
-from ptexport.toolkit.imports.source import METHODS, WEIGHTS
+from ptexport.toolkit.imports.inputs import AdapterInputs
+from ptexport.toolkit.imports.peft_plan import Parts
 from ptexport.toolkit.methods import Head
 from ptexport.toolkit.models.backbone import Backbone
 from ptexport.toolkit.models.facts import sha256_files
@@ -32,44 +31,41 @@ from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.prompt.trainable import TrainableBackbone
 from ptexport.toolkit.run.config import Imported, TaskOptions
 from ptexport.toolkit.run.run import BACKBONE, POSSIBLE_FILES, Run
-from ptexport.toolkit.store.folders import check_free, new_folder
+from ptexport.toolkit.store.folders import new_folder
 
 
-def import_peft(config: ImportConfig, progress: Progress) -> Run:
+def import_peft(inputs: AdapterInputs, progress: Progress) -> Run:
     """Import an adapter into a folder; the folder is written atomically.
 
     Raises:
         OutputError: the run exists, or cannot be written.
-        CheckpointError: the folder holds no adapter, an adapter that is not supported or is for another model, or the
-            logits of the run differ from PEFT's.
-        PtexportError: the model, labels, template or rows do not fit.
+        CheckpointError: the adapter is for another model, its head is not supported, or the logits of the run differ
+            from PEFT's.
+        PtexportError: the model cannot be loaded, or the labels or the template do not fit it.
     """
-    check_free(config.out, force=config.force, files=POSSIBLE_FILES)
-    adapter = read_adapter(config.adapter)
-    template = parse_template(config, adapter)
-    rows = read_check_rows(config.rows, template.fields)
-    checkpoint = find_model(config, adapter, progress)
+    config = inputs.config
     with new_folder(config.out, force=config.force, files=POSSIBLE_FILES) as folder:
         progress.stage("loading the model, and PEFT's")
-        parts = Parts.fit(config, adapter, checkpoint, template)
+        parts = Parts.fit(inputs)
         progress.stage("comparing with PEFT")
-        run = _make_run(config, parts, rows, folder)
+        run = _make_run(inputs, parts, folder)
         run.write(folder)
     return run
 
 
-def _make_run(config: ImportConfig, parts: Parts, rows: list[Row], folder: Path) -> Run:
+def _make_run(inputs: AdapterInputs, parts: Parts, folder: Path) -> Run:
     """Convert the adapter, and compare the run with PEFT; a backbone that LoRA changes is written into the folder."""
-    compiled, adapter = parts.compiled, parts.adapter
-    texts = [row.texts for row in rows][:N_COMPARED]
+    compiled, adapter, files, config = parts.compiled, parts.adapter, inputs.files, inputs.config
+    texts = [row.texts for row in inputs.rows[:N_COMPARED]]
     whole = TextEncoder.from_json(compiled.tokenizer_json(), fields=compiled.fields).encode(texts)
     expected = torch.cat([_peft_logits(parts, encoding) for encoding in whole])
-    merged = parts.adapted.merge_and_unload() if adapter.kind == "LORA" else None
+    merged = parts.adapted.merge_and_unload() if files.kind == "LORA" else None
     backbone = parts.backbone if merged is None else _write(merged, parts, folder / BACKBONE)
     if parts.word_ids:
         label_weights, label_bias = backbone.label_weights(parts.word_ids)
     else:
-        label_weights, label_bias = adapter.head() if merged is None else head_of(merged, str(adapter.folder))
+        head = adapter.head() if merged is None else head_of(merged, files.n_labels, config.source)
+        label_weights, label_bias = head
     conversion = Conversion.of(
         backbone,
         compiled,
@@ -79,24 +75,25 @@ def _make_run(config: ImportConfig, parts: Parts, rows: list[Row], folder: Path)
         prompt_embeddings=parts.prompt_embeddings,
         prefix_kv=parts.prefix_kv,
     )
-    largest = largest_difference(adapter.folder, "PEFT", expected, conversion.logits(texts))
+    largest = largest_difference(config.source, "PEFT", expected, conversion.logits(texts))
     options = TaskOptions(
-        method=METHODS[adapter.kind],
-        model=config.model or str(adapter.base),
+        method=METHODS[files.kind],
+        model=config.model or str(files.base),
         template=parts.source,
+        columns=config.columns or Columns(),
         init=None,
         truncate=compiled.truncate,
     )
     imported = Imported(
-        folder=str(adapter.folder),
-        peft_type=adapter.kind,
-        task_type=adapter.task,
-        weights_sha256=sha256_files([adapter.folder / WEIGHTS]),
+        folder=config.source,
+        peft_type=files.kind,
+        task_type=files.task,
+        weights_sha256=sha256_files([files.folder / WEIGHTS]),
         max_abs_diff=largest,
         rows=len(texts),
         versions=versions("peft"),
     )
-    return conversion.run(options, imported, parts.verbalizer, rows, backbone=parts.backbone)
+    return conversion.run(options, imported, parts.verbalizer, inputs.rows, backbone=parts.backbone)
 
 
 @torch.no_grad()
