@@ -85,9 +85,6 @@ def export(
     lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)
     options["opset"] = None if opset is None else int(opset)
     with shared.extra("train"), TemporaryDirectory(prefix="ptexport-") as place:
-        from ptexport.exporters.config import ExportConfig, check_options
-        from ptexport.toolkit.cli import tables
-        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
         from ptexport.toolkit.imports.source import find_source
 
         sources = [find_source(folder) for folder in folders]
@@ -96,6 +93,10 @@ def export(
             raise click.UsageError(
                 f"--{option}: is for PEFT adapters and classifiers, a run has its own; leave it out."
             )
+        from ptexport.exporters.config import ExportConfig, check_options
+        from ptexport.toolkit.cli import tables
+        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
+
         runs = tuple(
             folder if source == "run" else Path(place) / str(number) / folder.resolve().name
             for number, (folder, source) in enumerate(zip(folders, sources, strict=True))

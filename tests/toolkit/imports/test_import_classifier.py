@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,9 @@ from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.errors import PtexportError
 from ptexport.toolkit.bench.systems.case import make_case
 from ptexport.toolkit.imports import import_classifier as module
-from ptexport.toolkit.imports.import_classifier import ClassifierConfig, import_classifier
+from ptexport.toolkit.imports.config import ImportConfig
+from ptexport.toolkit.imports.import_classifier import import_classifier
+from ptexport.toolkit.imports.inputs import read_classifier
 from ptexport.toolkit.models.backbone import Backbone, load_backbone
 from ptexport.toolkit.models.checkpoint import Checkpoint, find_checkpoint
 from ptexport.toolkit.run.backbone import load_backbone_of
@@ -72,7 +72,7 @@ def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], obje
 
 
 def imported(folder: Path, out: Path, **options: Any) -> Run:
-    import_classifier(ClassifierConfig(classifier=str(folder), out=out, **options), Quiet())
+    import_classifier(read_classifier(ImportConfig(source=str(folder), out=out, **options), Quiet()), Quiet())
     return Run.read(out)
 
 
@@ -177,7 +177,11 @@ def drop_tensor(folder: Path, name: str) -> None:
         ("roberta", lambda f: change_config(f, id2label={"0": "a", "1": "b", "2": "a"}), {}, "need different names"),
         ("roberta", lambda f: change_config(f, model_type="t5"), {}, "Transformers cannot load it"),
         ("roberta", lambda f: drop_tensor(f, "classifier.dense.weight"), {}, "lacks classifier.dense.weight, so"),
+        ("roberta", lambda f: change_config(f, id2label={"1": "a", "2": "b"}), {}, "need names of 0, 1, …"),
+        ("roberta", lambda f: change_config(f, id2label={str(i): str(i) for i in range(4)}), {},
+         "Transformers cannot load it"),
         ("roberta", pickle_alone, {}, "has only pytorch_model.bin, a pickle"),
+        ("roberta", lambda f: (f / "model.safetensors").unlink(), {}, "has no weights in safetensors"),
         ("roberta", lambda f: (f / "model.safetensors").write_bytes(b"x"), {}, "cannot load it as a classifier"),
         ("roberta", lambda f: None, {"labels": "a,b"}, "labels 'a,b': got 2, .*model has 3"),
         ("roberta", lambda f: None, {"labels": "a=b,c=d"}, "'a' has words, and a linear head uses none"),
@@ -209,7 +213,7 @@ def test_what_is_refused(
 
 
 def test_a_language_model_is_no_classifier(roberta: Path, tmp_path: Path) -> None:
-    with pytest.raises(PtexportError, match=r"lacks classifier\.dense\.bias, .*, so logits would be random"):
+    with pytest.raises(PtexportError, match="holds a RobertaForMaskedLM, need a …ForSequenceClassification"):
         imported(roberta, tmp_path / "run")
 
 
@@ -223,7 +227,7 @@ def test_the_command(rows_file: Path, tmp_path: Path) -> None:
     assert (record["labels"], record["settings"], record["pooling"]) == (["x", "negative", "positive"], None, "pooled")
     assert "distilbert" in ptexport("inspect", tmp_path / "run").stdout
     done = ptexport("export", folder, "--out", tmp_path / "bundle", "--model", folder)
-    assert (done.returncode, "--model: is for PEFT adapters, a classifier is its own model" in done.stderr) == (2, True)
+    assert (done.returncode, "a classifier is its own model; leave out --model" in done.stderr) == (1, True)
     with pytest.raises(PtexportError, match="run: has an imported classifier, need virtual tokens"):
         make_case(Run.read(tmp_path / "run"), find_checkpoint(str(folder)))
     gone = ptexport("import", "classifier", "somebody/nothing", "--out", tmp_path / "none")
@@ -240,27 +244,3 @@ def test_a_classifier_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run = imported(Path("somebody/tiny"), tmp_path / "run")
     assert (run.config.model, run.config.revision) == ("somebody/tiny", commit)
     assert load_backbone_of(run.config, tmp_path / "run").facts.name == "somebody/tiny"
-
-
-def test_a_wrong_folder_fails_before_torch_is_imported(roberta: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "config.json").write_text("{")
-    code = (
-        "import sys\n"
-        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'onnx_ir']))  # None: cannot be imported\n"
-        "from ptexport.toolkit.cli.main import main\n"
-        "main()\n"
-    )
-    for folder, message in (
-        (tmp_path / "nothing", "nothing: no such folder; give a run, a PEFT adapter or a classifier"),
-        (
-            tmp_path / "photos",
-            "photos: has neither metrics.json (a run), nor adapter_config.json (a PEFT adapter), nor",
-        ),
-        (tmp_path / "odd", "odd/config.json: cannot be read"),
-        (roberta, "holds a RobertaForMaskedLM, need a …ForSequenceClassification"),
-    ):
-        command = [sys.executable, "-c", code, "export", str(folder), "--out", str(tmp_path / "bundle")]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert (done.returncode, message in done.stderr) == (1, True), done.stderr

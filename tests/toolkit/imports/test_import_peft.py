@@ -30,8 +30,9 @@ from ptexport.exporters.export import export
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, PtexportError
 from ptexport.toolkit.cli.main import cli
+from ptexport.toolkit.imports.config import ImportConfig
 from ptexport.toolkit.imports.import_peft import import_peft
-from ptexport.toolkit.imports.peft_plan import ImportConfig
+from ptexport.toolkit.imports.inputs import read_adapter
 from ptexport.toolkit.run.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT's
@@ -97,7 +98,7 @@ def peft_logits(adapted: PeftModel, base: Path, text: str) -> NDArray[np.float32
 def imported(adapter: Path, out: Path, task: str, **options: Any) -> Run:
     if task == "CAUSAL_LM":
         options = {"labels": LABELS, "template": TEMPLATE, **options}
-    import_peft(ImportConfig(adapter=adapter, out=out, **options), Quiet())
+    import_peft(read_adapter(ImportConfig(source=str(adapter), out=out, **options), Quiet()), Quiet())
     return Run.read(out)
 
 
