@@ -15,7 +15,6 @@ N_RUNS = 3
 TRAIN = "train --model minilm --data rows.csv --out new"
 REFUSALS = {
     "an unknown option": f"{TRAIN} --speed 3",
-    "no data": "train --model minilm --out new",
     "a missing file": f"{TRAIN} --data nothing.csv",
     "a file of another kind": f"{TRAIN} --data rows.xlsx",
     "a missing column": f"{TRAIN} --columns text=title",
@@ -25,10 +24,11 @@ REFUSALS = {
     "a method that needs label words": f"{TRAIN} --method pet",
     "an output that exists": f"{TRAIN} --out kept",
     "an unknown model": f"{TRAIN} --model nothing/here",
-    "a missing run": "export nothing --out new",
-    "a missing bundle": "predict nothing hello",
+    "a damaged run": "export damaged --out new",
+    "an import of a language model": "import classifier minilm --out new",
+    "a classifier's missing rows": "export classifier --rows nothing.csv --out new",
     "a folder that is no adapter": "import peft kept --out new",
-    "a missing pack": "install nothing.ptpack --backbone kept --out new",
+    "a missing bundle": "predict nothing hello",
 }
 
 
@@ -36,7 +36,10 @@ def main() -> None:
     """Print the median time of each refusal."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "kept").mkdir()
+        for name in ("kept", "damaged", "classifier"):
+            (folder / name).mkdir()
+        (folder / "damaged" / "metrics.json").write_text("{}")
+        (folder / "classifier" / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
         rows = [f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(40)]
         (folder / "rows.csv").write_text("text,label\n" + "".join(rows))
         for what, command in REFUSALS.items():

@@ -6,7 +6,7 @@ Rooms, each above what it imports; `docs/architecture.md` has the picture:
 
     packs        tasks <-> one .ptpack file
     export.py    runs -> bundle: every step in order
-    config.py    options of an export, and checks before PyTorch is loaded
+    config.py    options of an export, its runs and rows, and checks before PyTorch is loaded
     bake.py      runs + traced graph -> files of a bundle
     card.py      manifest -> model card
     manifest_entries.py  run -> what the manifest records about its task

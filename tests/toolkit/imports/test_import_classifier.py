@@ -244,3 +244,29 @@ def test_a_classifier_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run = imported(Path("somebody/tiny"), tmp_path / "run")
     assert (run.config.model, run.config.revision) == ("somebody/tiny", commit)
     assert load_backbone_of(run.config, tmp_path / "run").facts.name == "somebody/tiny"
+
+
+def test_columns_of_the_rows(tmp_path: Path) -> None:
+    """They are those of the bundle too; for a run, export reads another file by other columns."""
+    folder = save_classifier(tmp_path / "model", "distilbert")
+    (tmp_path / "titles.csv").write_text("title,body,class\nthe film,was bright,0\nslow,and dull,2\n")
+    (tmp_path / "bodies.csv").write_text("body\nwas bright\n")
+    columns = ["--text-format", "{title} {body}", "--columns", "label=class", "--label-names", "no,maybe,yes"]
+    read = ["--rows", tmp_path / "titles.csv", *columns]
+    done = ptexport("import", "classifier", folder, "--out", tmp_path / "run", *read)
+    assert done.returncode == 0, done.stderr
+    run = Run.read(tmp_path / "run")
+    assert [(row.text, row.label) for row in run.check_rows] == [("the film was bright", "no"), ("slow and dull", "yes")]
+    for source, options, rows in (
+        (folder, read, 2),
+        (tmp_path / "run", ["--rows", tmp_path / "titles.csv"], 2),
+        (tmp_path / "run", ["--rows", tmp_path / "bodies.csv", "--columns", "text=body"], 1),
+    ):
+        done = ptexport("export", source, "--out", tmp_path / "bundle", "--force", *options)
+        assert done.returncode == 0, done.stderr
+        assert Bundle.open(tmp_path / "bundle").manifest.task.columns == run.config.columns
+        (report,) = json.loads((tmp_path / "bundle" / "parity.json").read_text())["tasks"]
+        assert report["rows"] - report["always"] == rows
+    for command in (["import", "classifier", folder], ["export", folder], ["export", tmp_path / "run"]):
+        done = ptexport(*command, "--out", tmp_path / "new", *columns)
+        assert (done.returncode, "go with --rows FILE" in done.stderr) == (2, True)
