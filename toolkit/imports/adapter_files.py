@@ -75,7 +75,7 @@ class AdapterFiles:
             folder=folder,
             kind=kind,
             task=task,
-            base=record.get("base_model_name_or_path") or None,
+            base=str(record.get("base_model_name_or_path") or "") or None,
             revision=record.get("revision"),
             shapes=_read_shapes(folder),
         )
@@ -101,7 +101,7 @@ class AdapterFiles:
             raise CheckpointError(f"{where}: {got}; need only virtual tokens and a classification layer")
         if not of_head:
             return
-        if "weight" not in self.head:
+        if len(self.shapes.get(self.head.get("weight", ""), [])) != 2:
             raise CheckpointError(f"{where}: has no classification layer; train it with the adapter")
         if self.n_labels < 2:
             raise CheckpointError(

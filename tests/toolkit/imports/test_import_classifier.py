@@ -256,7 +256,7 @@ def test_columns_of_the_rows(tmp_path: Path) -> None:
     done = ptexport("import", "classifier", folder, "--out", tmp_path / "run", *read)
     assert done.returncode == 0, done.stderr
     run = Run.read(tmp_path / "run")
-    assert [(row.text, row.label) for row in run.check_rows] == [("the film was bright", "no"), ("slow and dull", "yes")]
+    assert {row.text: row.label for row in run.check_rows} == {"the film was bright": "no", "slow and dull": "yes"}
     for source, options, rows in (
         (folder, read, 2),
         (tmp_path / "run", ["--rows", tmp_path / "titles.csv"], 2),
