@@ -99,7 +99,8 @@ def read_inputs(config: TrainConfig, progress: Progress, source: Source | None =
         choices.append(f"head {head}: {reason}")
     _check_head(config, head, checkpoint)
     template = config.template or choose_template(config.method, method, lm_head, head, fields)
-    config = fill_in(config, method, head, template, len(data.train))
+    n_train = sum(len(row.choices or ("",)) for row in data.train)
+    config = fill_in(config, method, head, template, n_train)
     parsed, manual = check_templates(config, method)
     verbalizer = labels.with_head(linear=head == "linear", drop_words=config.labels is None)
     if head == "words":

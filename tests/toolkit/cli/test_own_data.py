@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import click
+import msgspec
 import pytest
 from commands import ptexport
-from tiny import ROWS
+from tiny import ROWS, Quiet
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError
+from ptexport.toolkit.cli.main import cli
+from ptexport.toolkit.cli.train import _config, full_command, train
 from ptexport.toolkit.data import cities
 from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.training.inputs import Inputs, read_inputs
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,42 @@ def test_the_full_command_chooses_the_same(trained: tuple[Path, str]) -> None:
     assert Run.read(again).config == Run.read(run).config
     for option in ("--template", "--labels", "--head", "--encoder", "--lr", "--patience"):
         assert option in words
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--columns", "label=class", "--text-format", "{id}: {title}", "--label-names", "0=a,1=b"],
+        ["--columns", "text=title,label=class", "--head", "linear", "--label-names", "0=yes|no,1=other"],
+        ["--columns", "text=title,label=class", "--method", "p-tuning-v2", "--max-length", "40", "--seed", "3"],
+        ["--columns", "text=title,label=class", "--method", "lora", "--lora-rank", "2", "--strict", "--epochs", "2"],
+        [
+            "--columns",
+            "text=title,label=class",
+            "--manual",
+            "{text} so",
+            "--manual",
+            "it's {text}",
+            "--labels",
+            "0=a,1=b",
+        ],
+    ],
+)
+def test_every_full_command_chooses_the_same(options: list[str], tickets: Path, llama: Path) -> None:
+    def inputs_of(words: list[str]) -> Inputs:
+        parent = click.Context(cli, **cli.context_settings)
+        params = train.make_context("train", [*words], parent).params
+        own = ("out", "axes", "resume", "as_json", "log_file", "force", "verbose")
+        return read_inputs(_config({name: value for name, value in params.items() if name not in own}), Quiet())
+
+    first = inputs_of(["--model", str(llama), "--data", str(tickets), *options, "--out", "run"])
+    again = inputs_of(shlex.split(full_command(first, Path("run")))[2:])
+    assert (again.config.settings, again.verbalizer, again.template) == (
+        first.config.settings,
+        first.verbalizer,
+        first.template,
+    )
+    assert msgspec.structs.replace(again.config, labels=None) == msgspec.structs.replace(first.config, labels=None)
 
 
 def test_answers_carry_the_columns_that_are_kept(bundle: Path, tickets: Path, tmp_path: Path) -> None:
