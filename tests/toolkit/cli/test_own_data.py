@@ -79,7 +79,7 @@ def test_the_full_command_chooses_the_same(trained: tuple[Path, str]) -> None:
             "--manual",
             "it's {text}",
             "--labels",
-            "0=a,1=b",
+            "0=great,1=bad",
         ],
     ],
 )
