@@ -1,6 +1,8 @@
 """The first hour: a CSV with columns of its own, one short command, and answers that can be joined."""
 
+import functools
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from unittest import mock
 import click
 import msgspec
 import pytest
-from commands import ptexport
+from commands import Process, ptexport
 from tiny import ROWS, Quiet
 
 from ptexport.runtime import Engine
@@ -165,14 +167,22 @@ def test_evaluate_reads_what_train_read(bundle: Path, tickets: Path) -> None:
     assert (done.returncode, "data hub:: names no data set" in done.stderr) == (1, True)
 
 
+def read_from(path: Path) -> None:
+    """Make a file the standard input of this process."""
+    os.dup2(os.open(path, os.O_RDONLY), 0)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing gives a process none
+
+
 def test_standard_input(bundle: Path, tickets: Path, llama: Path, tmp_path: Path) -> None:
     """In processes of their own, since this one has no standard input to give."""
-    program = [sys.executable, "-c", "from ptexport.toolkit.cli.main import main; main()"]
-    content = tickets.read_bytes()
-    done = subprocess.run([*program, "predict", bundle, "--input", "-"], input=content, capture_output=True, check=True)
-    assert len(done.stdout.splitlines()) == len(ROWS)
-    done = subprocess.run([*program, "evaluate", bundle, "--data", "-"], input=content, capture_output=True, check=True)
-    columns = ["--columns", "text=title,label=class", "--epochs", "1"]
-    train = [*program, "train", "--model", llama, "--data", "-", *columns, "--labels", "0=great,1=terrible"]
-    subprocess.run([*train, "--out", tmp_path / "run"], input=content, capture_output=True, check=True)
+
+    def piped(*arguments: object) -> subprocess.CompletedProcess[str]:
+        done = Process(*arguments, prepare=functools.partial(read_from, tickets)).wait()
+        assert done.returncode == 0, done.stderr
+        return done
+
+    assert len(piped("predict", bundle, "--input", "-").stdout.splitlines()) == len(ROWS)
+    assert "data standard input: CSV with semicolons" in piped("evaluate", bundle, "--data", "-").stderr
+    columns = ("--columns", "text=title,label=class", "--labels", "0=great,1=terrible")
+    piped("train", "--model", llama, "--data", "-", *columns, "--epochs", 1, "--out", tmp_path / "run")
     assert Run.read(tmp_path / "run").config.labels == ["0", "1"]
