@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from unittest import mock
 import click
 import msgspec
 import pytest
-from commands import Process, ptexport
+from commands import Process, ptexport, read_from
 from tiny import ROWS, Quiet
 
 from ptexport.runtime import Engine
@@ -165,12 +164,6 @@ def test_evaluate_reads_what_train_read(bundle: Path, tickets: Path) -> None:
         assert (done.returncode, f"needs the package '{name}'; pip install" in done.stderr) == (1, True), done.stderr
     done = ptexport("evaluate", bundle, "--data", "hub:")
     assert (done.returncode, "data hub:: names no data set" in done.stderr) == (1, True)
-
-
-def read_from(path: Path) -> None:
-    """Make a file the standard input of this process."""
-    os.dup2(os.open(path, os.O_RDONLY), 0)
-    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing gives a process none
 
 
 def test_standard_input(bundle: Path, tickets: Path, llama: Path, tmp_path: Path) -> None:
