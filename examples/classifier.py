@@ -14,16 +14,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ptexport.toolkit.models.checkpoint import find_checkpoint
 
-REQUESTS = Path(__file__).with_name("requests.csv")
+TICKETS = Path(__file__).with_name("tickets.csv")
 EPOCHS, BATCH = 4, 10
 
 
 def main() -> None:
-    """Train on the requests and save model and tokenizer."""
+    """Train on the tickets and save model and tokenizer."""
     torch.manual_seed(0)
     base = find_checkpoint("minilm").path
-    with REQUESTS.open(encoding="utf-8") as file:
-        rows = [(row["text"], row["label"]) for row in csv.DictReader(file)]
+    with TICKETS.open(encoding="utf-8") as file:
+        rows = [(row["subject"], row["queue"]) for row in csv.DictReader(file, delimiter=";")]
     labels = sorted({label for _, label in rows})
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(

@@ -105,7 +105,7 @@ def export(out: Path) -> dict[str, object]:
     from ptexport.runtime.rows.columns import Columns
     from ptexport.toolkit.data.splits import read_test_rows
 
-    test = list(read_test_rows("cities", Columns(), print))
+    test = list(read_test_rows("cities", Columns(), print, fields=["text"], by_label=True, seed=0))
     rows = out / "test.jsonl"
     rows.write_text("".join(json.dumps({"text": row.text, "label": row.label}) + "\n" for row in test))
     with tempfile.TemporaryDirectory(dir=out) as cold:

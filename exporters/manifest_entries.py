@@ -30,6 +30,7 @@ def task_entry(
         template=config.template,
         fields=template.fields,
         columns=config.columns,
+        seed=0 if config.settings is None else config.settings.seed,
         labels=None if config.open_vocabulary else config.labels,
         label_words=None if words is None else dict(zip(config.labels, words, strict=True)),
         max_length=config.max_length - config.n_prefix - config.n_folded,

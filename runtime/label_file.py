@@ -178,7 +178,8 @@ class _Lines:
             ):
                 where = "the end of the input" if row is None else row.where
                 raise OutputError(
-                    f"{path}: got other rows, or columns kept, than the input from {where} on; start again with --force"
+                    f"{path}: its rows or kept columns differ from the input's from {where} on; start again with "
+                    "--force"
                 )
             for line, name in zip(lines, self._names, strict=True):
                 if self._strict and row is not None and truncated in line:

@@ -109,6 +109,12 @@ def _run(
     main()
 
 
+def read_from(path: Path) -> None:
+    """Make a file the standard input of this process."""
+    os.dup2(os.open(path, os.O_RDONLY), 0)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing gives a process none
+
+
 def without_privileges() -> None:
     """Hold root to the permissions of files, as everybody else is: drop all capabilities (capset(2))."""
     version_3, this_process = 0x20080522, 0

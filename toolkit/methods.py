@@ -40,6 +40,11 @@ class Method:
     heads: tuple[Head, ...] = ("words", "linear")
     encoders: tuple[EncoderKind, ...] = ("none",)
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the method takes optimizer steps."""
+        return self.virtual_token in ("embedding", "prefix_kv") or self.backbone_training != "nothing"
+
 
 METHODS: dict[MethodName, Method] = {
     # Liu et al. 2021, arXiv:2103.10385

@@ -22,8 +22,9 @@ from ptexport.runtime.bundle.manifest import (
     TargetName,
     TaskEntry,
 )
-from ptexport.runtime.bundle.measured import Candidate, Golden, Parity, PrecisionEntry
+from ptexport.runtime.bundle.measured import Candidate, Comparison, Golden, Parity, PrecisionEntry
 from ptexport.runtime.errors import BundleError
+from ptexport.runtime.rows.columns import Columns
 
 
 class _Graph(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +60,22 @@ class _OneTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     digest: str
 
 
+class _Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    method: str
+    template: str
+    fields: Fields
+    labels: Labels | None
+    label_words: dict[str, list[str]] | None
+    max_length: Length
+    abstain_below: float | None
+    prompt_tokens: int
+    folded_tokens: int
+    parity: Parity | None
+    fan_out: Comparison | None
+    golden: Golden
+
+
 class _SeveralTasks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     format: Literal[1]
     name: str
@@ -70,7 +87,7 @@ class _SeveralTasks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     precision: Literal["fp32"]
     read: Pooling
     fan_out: bool
-    tasks: list[TaskEntry]
+    tasks: list[_Task]
     versions: dict[str, str]
     digest: str
 
@@ -94,7 +111,7 @@ def upgrade(record: dict[str, Any], where: str) -> Manifest:
 
 
 def _from_one(old: _OneTask) -> Manifest:
-    task = TaskEntry(
+    task = _Task(
         name=old.name,
         method=old.method,
         template=old.template,
@@ -126,7 +143,7 @@ def _from_one(old: _OneTask) -> Manifest:
         backbone=old.backbone,
         graph=graph,
         fan_out=False,
-        tasks=[task],
+        tasks=[_with_data(task)],
         installed=old.installed,
         versions=old.versions,
         digest=old.digest,
@@ -153,8 +170,13 @@ def _from_several(old: _SeveralTasks, where: str) -> Manifest:
         backbone=old.backbone,
         graph=graph,
         fan_out=old.fan_out,
-        tasks=old.tasks,
+        tasks=[_with_data(task) for task in old.tasks],
         installed=None,
         versions=old.versions,
         digest=old.digest,
     )
+
+
+def _with_data(task: _Task) -> TaskEntry:
+    """Add what format 1 does not say of the training rows: the default columns and seed."""
+    return TaskEntry(**msgspec.structs.asdict(task), columns=Columns(), seed=0)

@@ -123,6 +123,7 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         template: template as the user wrote it.
         fields: texts of a row, in order.
         columns: columns of a file that become the parts of a row.
+        seed: seed of the training's split, by which the test rows of a data set are found again.
         labels: label names in the order of the logits; None for an open vocabulary, whose labels are in `config.json`.
         label_words: words per label; None for a linear head or an open vocabulary.
         max_length: longest `input_ids` of a row; longer texts are truncated.
@@ -139,7 +140,8 @@ class TaskEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     method: str
     template: str
     fields: Fields
-    columns: Columns = Columns()
+    columns: Columns
+    seed: int
     labels: Labels | None
     label_words: dict[str, list[str]] | None
     max_length: Length

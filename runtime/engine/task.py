@@ -42,7 +42,7 @@ class Task:
         Raises:
             DataError: a column is missing, or holds neither a string nor a number.
         """
-        row = self.entry.columns.row(record, "record")
+        row = self.entry.columns.without_label().row(record, "record")
         check_texts(row, self.entry.fields)
         return row.texts
 

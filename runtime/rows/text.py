@@ -1,11 +1,12 @@
 """Lines of CSV or JSON -> records."""
 
 import csv
+import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ptexport.runtime.errors import DataError
@@ -25,10 +26,12 @@ class Records:
     Attributes:
         kind: kind of the file, in words.
         records: the records, in order.
+        classes: names of the classes by column that a data set defines itself.
     """
 
     kind: str
     records: Iterator[Record]
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def read_text(name: str, ending: str, lines: Iterator[str], *, has_header: bool = True) -> Records:
@@ -43,43 +46,56 @@ def read_text(name: str, ending: str, lines: Iterator[str], *, has_header: bool 
     Raises:
         DataError: a line is not what the others are (names it).
     """
-    head: list[str] = []
-    for line in lines:
-        head.append(line)
-        if line.strip():
-            break
-    first = head[-1].strip()[:1] if head else ""
-    lines = itertools.chain(head, lines)
-    if ending in DELIMITED or (not ending and first not in ("{", "[")):
-        delimiter = _find_delimiter(ending, head[-1] if head else "")
-        kind = f"CSV with {_DELIMITERS[delimiter]}{'' if has_header else ' and no header'}"
-        names = None if has_header else [str(i) for i, _ in enumerate(_split(head[-1] if head else "", delimiter), 1)]
-        return Records(kind=kind, records=_csv_records(name, lines, delimiter, names))
-    if first == "[":
+    blank = 0
+    first = next(lines, "")
+    while first and not first.strip():
+        blank, first = blank + 1, next(lines, "")
+    start = first.strip()[:1]
+    if ending in DELIMITED or (not ending and start not in ("{", "[")):
+        return _read_csv(name, ending, first, lines, blank, has_header=has_header)
+    lines = itertools.chain([first], lines)
+    if start == "[":
         return Records(kind="JSON array", records=_array_records(name, lines))
-    return Records(kind="JSON lines", records=_jsonl_records(name, lines))
+    return Records(kind="JSON lines", records=_jsonl_records(name, lines, blank))
 
 
-def _find_delimiter(ending: str, line: str) -> str:
-    """Return the delimiter that splits the first line into most columns; a tab if there is one, commas if none does."""
-    if ending == ".tsv" or "\t" in line:
+def _read_csv(name: str, ending: str, first: str, lines: Iterator[str], skipped: int, *, has_header: bool) -> Records:
+    """Read CSV after `skipped` lines; Excel may say the delimiter in a first line `sep=;`."""
+    said = first.strip().removeprefix("sep=") if first.startswith("sep=") else ""
+    if said in _DELIMITERS:
+        skipped, first = skipped + 1, next(lines, "")
+    head = [first]
+    while "".join(head).count('"') % 2 and (line := next(lines, "")):
+        head.append(line)  # a line break within quotes
+    header = "".join(head)
+    delimiter = said if said in _DELIMITERS else _find_delimiter(ending, header)
+    kind = f"CSV with {_DELIMITERS[delimiter]}{'' if has_header else ' and no header'}"
+    names = None if has_header else [str(i) for i, _ in enumerate(_split(header, delimiter), 1)]
+    return Records(kind=kind, records=_csv_records(name, itertools.chain(head, lines), delimiter, names, skipped))
+
+
+def _find_delimiter(ending: str, header: str) -> str:
+    """Return the delimiter that splits a header into most columns; commas if none does."""
+    if ending == ".tsv":
         return "\t"
-    return max(_DELIMITERS, key=lambda delimiter: len(_split(line, delimiter)))
+    return max(_DELIMITERS, key=lambda delimiter: len(_split(header, delimiter)))
 
 
-def _split(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [])
+def _split(header: str, delimiter: str) -> list[str]:
+    return next(csv.reader(io.StringIO(header, newline=""), delimiter=delimiter), [])
 
 
-def _csv_records(name: str, lines: Iterable[str], delimiter: str, names: list[str] | None) -> Iterator[Record]:
+def _csv_records(
+    name: str, lines: Iterable[str], delimiter: str, names: list[str] | None, skipped: int
+) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # for the whole process; the default limit is 131,072 characters
     reader = csv.DictReader(lines, names, strict=True, delimiter=delimiter)
     try:
-        header = reader.fieldnames or []
+        header = reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
         if len(set(header)) < len(header):
-            raise DataError(f"{name} line 1: got columns {list(header)}, need each name once; rename one")
+            raise DataError(f"{name} line 1: got columns {header}, need each name once; rename one")
         for record in reader:
-            where = f"{name} line {reader.line_num}"
+            where = f"{name} line {skipped + reader.line_num}"
             if None in record or None in record.values():
                 raise DataError(
                     f"{where}: got more or fewer fields than the first line, need {len(header)}; "
@@ -87,11 +103,11 @@ def _csv_records(name: str, lines: Iterable[str], delimiter: str, names: list[st
                 )
             yield where, record
     except csv.Error as e:
-        raise DataError(f"{name} line {reader.line_num}: not CSV ({e}); check its quotes") from e
+        raise DataError(f"{name} line {skipped + max(reader.line_num, 1)}: not CSV ({e}); check its quotes") from e
 
 
-def _jsonl_records(name: str, lines: Iterable[str]) -> Iterator[Record]:
-    for number, line in enumerate(lines, 1):
+def _jsonl_records(name: str, lines: Iterable[str], skipped: int) -> Iterator[Record]:
+    for number, line in enumerate(lines, skipped + 1):
         if not line.strip():
             continue
         where = f"{name} line {number}"
@@ -114,5 +130,6 @@ def _array_records(name: str, lines: Iterable[str]) -> Iterator[Record]:
 
 def _object(record: object, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise DataError(f'{where}: got {type(record).__name__}, need an object, such as {{"text": "…"}}')
+        got = "null" if record is None else type(record).__name__
+        raise DataError(f'{where}: got {got}, need an object, such as {{"text": "…"}}')
     return record

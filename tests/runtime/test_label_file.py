@@ -74,7 +74,7 @@ def test_it_goes_on_after_the_rows_that_are_there(
     with pytest.raises(OutputError, match="got fewer rows than the input; start again with --force"):
         label(engine, rows(N_ROWS + 1), out, resume=True)
     with pytest.raises(
-        OutputError, match="got other rows, or columns kept, than the input from the end of the input on"
+        OutputError, match="its rows or kept columns differ from the input's from the end of the input on"
     ):
         label(engine, rows(N_ROWS - 1), out, resume=True)
     before = out.stat().st_mtime_ns
@@ -139,12 +139,12 @@ def test_other_rows_are_not_mixed_in(engine: Engine, whole: bytes, tmp_path: Pat
     partial.write_bytes(whole[:5000])
     others = (Row(where=row.where, text=row.text + "!") if i == 3 else row for i, row in enumerate(rows()))
     with pytest.raises(
-        OutputError, match=r"got other rows, or columns kept, than the input from rows line 4 on; start again"
+        OutputError, match=r"its rows or kept columns differ from the input's from rows line 4 on; start again"
     ):
         label(engine, others, out, resume=True)
     assert partial.read_bytes() == whole[:5000]
     with pytest.raises(
-        OutputError, match=r"got other rows, or columns kept, than the input from the end of the input on"
+        OutputError, match=r"its rows or kept columns differ from the input's from the end of the input on"
     ):
         label(engine, rows(2), out, resume=True)
     label(engine, rows(2), out, force=True)
@@ -276,7 +276,7 @@ def test_predictions_of_other_tasks_are_not_mixed(both: Engine, tmp_path: Path) 
     out = tmp_path / "out.jsonl"
     label_tasks(both, rows(20), out, "tone")
     for task in ("mood", "all"):
-        with pytest.raises(OutputError, match="got other rows, or columns kept, than the input from rows line 1 on"):
+        with pytest.raises(OutputError, match="its rows or kept columns differ from the input's from rows line 1 on"):
             label_tasks(both, rows(20), out, task, resume=True)
     assert label_tasks(both, rows(20), out, "tone", resume=True) == Counts()
     out.rename(tmp_path / f"other.jsonl.{both.manifest.digest[:8]}.tone.partial")

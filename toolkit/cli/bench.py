@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -187,18 +187,22 @@ def compare(old: Path, new: Path, band: float, *, as_json: bool) -> None:
 
 @bench.command()
 @shared.bundles
-@click.option(
-    "--data", required=True, help="Labelled rows, as for evaluate; columns are read as the first bundle reads them."
-)
+@click.option("--data", required=True, help="Labelled rows, as for evaluate.")
+@shared.columns
 @_quick
 @reported
 def quality(
-    progress: "Progress", bundles: tuple[Path, ...], data: str, threads: int | None, *, quick: bool
+    progress: "Progress", bundles: tuple[Path, ...], data: str, threads: int | None, *, quick: bool, **options: Any
 ) -> "BenchReport":
     """Compare BUNDLES of one task, of other precisions or methods, with the first: accuracy, size and latency."""
+    from ptexport.runtime.bundle.folder import Bundle
     from ptexport.toolkit.bench.quality.quality import QualityConfig, bench_quality
+    from ptexport.toolkit.bench.synthetic_texts import only_task
 
-    config = QualityConfig(bundles=bundles, data=data, threads=threads, quick=quick, command=_command_line())
+    columns = shared.columns_parser(options)(only_task(Bundle.open(bundles[0])).columns)
+    config = QualityConfig(
+        bundles=bundles, data=data, columns=columns, threads=threads, quick=quick, command=_command_line()
+    )
     return bench_quality(config, progress)
 
 

@@ -47,10 +47,11 @@ def evaluate(
     from ptexport.runtime.rows.read import count_lines
     from ptexport.toolkit.cli.progress_bars import reporting
     from ptexport.toolkit.cli.tables import print_evaluations
+    from ptexport.toolkit.data.sources import source_name
     from ptexport.toolkit.data.splits import read_test_rows
     from ptexport.toolkit.evaluation.evaluate import check_comparable, contrast, evaluate
 
-    columns = shared.parse_columns(options)
+    parse_columns = shared.columns_parser(options)
     _check_usage(bundles, data, html, force=force)
     engines = [Engine.open(bundle, **options) for bundle in bundles]
     # Of two bundles, one may have this task only, under its own name.
@@ -60,7 +61,15 @@ def evaluate(
     results = []
     with reporting(as_json=as_json, log_file=log_file) as report:
         for engine, name in zip(engines, names, strict=True):
-            rows = read_test_rows(data, columns or engine.task(name).entry.columns, report.choice)
+            entry = engine.task(name).entry
+            rows = read_test_rows(
+                data,
+                parse_columns(entry.columns),
+                report.choice,
+                fields=entry.fields,
+                by_label=entry.labels is not None,
+                seed=entry.seed,
+            )
             done = evaluate(engine, rows, lambda n: report.rows(n, total), task=name, keep_texts=show_texts)
             results.append(done)
             report.all_rows()
@@ -73,7 +82,7 @@ def evaluate(
     if html is not None:
         from ptexport.toolkit.evaluation.html_page import write_page
 
-        write_page(html, evaluations, both, data=Path(data).name, force=force)
+        write_page(html, evaluations, both, data=source_name(data), force=force)
 
 
 def _check_usage(bundles: tuple[Path, ...], data: str, html: Path | None, *, force: bool) -> None:

@@ -109,20 +109,26 @@ _COLUMNS = (
 
 
 def columns(command: _Command) -> _Command:
-    """Add the options about the columns of rows, which `parse_columns` reads."""
+    """Add the options about the columns of rows, which `columns_parser` reads."""
     for option in reversed(_COLUMNS):
         command = option(command)
     return command
 
 
-def parse_columns(options: dict[str, Any]) -> Columns | None:
-    """Take the options of `columns` out of others, and parse them; None: none is given.
+def columns_parser(options: dict[str, Any]) -> Callable[[Columns], Columns]:
+    """Take the options of `columns` out of others; returns a function that puts them over what a bundle reads.
 
     Raises:
         DataError: an option is not as described in its help.
     """
     given = [options.pop(name) for name in ("columns", "text_format", "text_b_format", "label_names")]
-    return None if given == [None] * len(given) else Columns.parse(*given)
+    Columns.parse(*given)
+    return lambda base: Columns.parse(*given, base=base)
+
+
+def has_columns(options: dict[str, Any]) -> bool:
+    """Return whether an option of `columns` is given."""
+    return any(options[name] is not None for name in ("columns", "text_format", "text_b_format", "label_names"))
 
 
 verbose = click.option("-v", "--verbose", is_flag=True, help="Show the messages of Transformers and PyTorch too.")

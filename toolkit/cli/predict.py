@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ptexport.runtime.errors import OutputError
+from ptexport.runtime.errors import DataError, OutputError
 from ptexport.toolkit.cli import options as shared
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def predict(
     from ptexport.runtime.rows.read import count_lines, read_rows
     from ptexport.toolkit.cli.progress_bars import reporting
 
-    columns = shared.parse_columns(options)
-    if rows is None and (keep is not None or columns is not None):
+    if rows is None and (keep is not None or shared.has_columns(options)):
         raise click.UsageError("--keep and the options about columns go with --input.")
+    parse_columns = shared.columns_parser(options)
     kept = _kept(keep)
     _check_usage(texts, rows, output, resume=resume, force=force, log_file=log_file)
     engine = Engine.open(bundle, **options)
@@ -90,7 +90,7 @@ def predict(
         if rows is None:
             return iter(typed)
         tasks = engine.tasks.values() if task == ALL else [engine.task(task)]
-        return read_rows(rows, columns or columns_of(tasks), keep=kept, say=say)
+        return read_rows(rows, parse_columns(columns_of(tasks)).without_label(), keep=kept, say=say)
 
     if output is None:
         read = given(lambda said: None if as_json else click.echo(said, err=True))
@@ -104,7 +104,7 @@ def predict(
         click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
     else:
         low = f"; {counts.unlabelled} prediction(s) have no label, since the probability is too low"
-        click.echo(f"{output}: {counts.rows} rows labelled now{low if counts.unlabelled else ''}")
+        click.echo(f"{output}: {counts.rows} rows predicted{low if counts.unlabelled else ''}")
 
 
 def _kept(keep: str | None) -> tuple[str, ...] | None:
@@ -137,7 +137,8 @@ def _check_usage(
 
     Raises:
         UsageError: they do not.
-        OutputError: the output is the input.
+        DataError: the input does not exist.
+        OutputError: the output is the input, or exists.
     """
     if bool(texts) == (rows is not None):
         raise click.UsageError("Give TEXTS or --input, one of the two.")
@@ -145,8 +146,12 @@ def _check_usage(
         raise click.UsageError("--resume goes with --output and without --force.")
     if output is None and (log_file is not None or force):
         raise click.UsageError(f"{'--force' if force else '--log-file'} goes with --output; predictions are printed.")
+    if rows is not None and str(rows) != "-" and not rows.exists():
+        raise DataError(f"{rows}: cannot be read (No such file or directory); check the path")
     if rows is not None and output is not None and output.is_file() and rows.exists() and output.samefile(rows):
         raise OutputError(f"{output}: got the input as output, need another file; choose another name")
+    if output is not None and output.is_file() and not resume and not force:
+        raise OutputError(f"{output}: exists already; choose another name, or replace it with --force")
 
 
 def _write_predictions(

@@ -179,7 +179,7 @@ def train(
         from ptexport.toolkit.cli import tables
         from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
         from ptexport.toolkit.run.run import METRICS, Run
-        from ptexport.toolkit.training.inputs import check_out, read_all, read_inputs
+        from ptexport.toolkit.training.inputs import check_out, read_inputs, read_source
         from ptexport.toolkit.training.sweep_table import SWEEP, Outcome, SweepTable, check_new, combine
 
         config, values = _config(options), parse_axes(axes)
@@ -189,10 +189,10 @@ def train(
             check_out(out, resume=resume, force=force)
         configs = combine(config, values) if axes else {"": config}
         with reporting(as_json=as_json, log_file=log_file, quiet=not distributed.is_rank_0()) as progress:
-            splits = read_all(config, progress)
-            inputs = {name: read_inputs(each, progress, splits) for name, each in configs.items()}
+            source = read_source(config, progress)
+            inputs = {name: read_inputs(each, progress, source) for name, each in configs.items()}
             if not axes:
-                progress.choice(f"the same as: {full_command(inputs[''], out)}")
+                progress.choice(f"full command: {full_command(inputs[''], out)}")
             progress.stage("loading PyTorch")
             from ptexport.toolkit.training.sweep import sweep
             from ptexport.toolkit.training.train import train_into
@@ -218,13 +218,12 @@ def train(
 
 def _config(options: dict[str, Any]) -> "TrainConfig":
     """Build the configuration from the command-line options."""
+    from ptexport.runtime.rows.columns import Columns
     from ptexport.toolkit.run.config import TrainConfig, TrainSettings
 
-    columns = shared.parse_columns(options)
+    columns = shared.columns_parser(options)(Columns())
     settings = {name: value for name in SETTINGS if (value := options.pop(name)) is not None}
-    return TrainConfig(
-        settings=TrainSettings(**settings), **options | ({} if columns is None else {"columns": columns})
-    )
+    return TrainConfig(settings=TrainSettings(**settings), columns=columns, **options)
 
 
 def full_command(inputs: "Inputs", out: Path) -> str:

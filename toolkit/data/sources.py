@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ptexport.runtime.errors import DataError, reason
+from ptexport.runtime.errors import DataError, MissingExtraError, reason
 from ptexport.runtime.rows.columns import Columns
 from ptexport.runtime.rows.read import read_rows
 from ptexport.runtime.rows.row import Row
-from ptexport.runtime.rows.tables import name_class
 from ptexport.toolkit.data.cities import load_cities
 
 CITIES = "cities"
@@ -22,6 +21,11 @@ Say = Callable[[str], None]
 def is_file(source: str) -> bool:
     """Return whether a source is a file, rather than a hub data set or the built-in data."""
     return source != CITIES and not source.startswith(_HUB)
+
+
+def source_name(source: str) -> str:
+    """Return the name of a source for a page: of a file, without its folder."""
+    return Path(source).name if is_file(source) else source
 
 
 def read_splits(source: str, columns: Columns, say: Say) -> dict[str, list[Row]]:
@@ -39,37 +43,50 @@ def read_splits(source: str, columns: Columns, say: Say) -> dict[str, list[Row]]
         DataError: the source cannot be read, or a row is not as described (names the line).
         MissingExtraError: it needs a package that is not installed.
     """
-    if source == CITIES:
-        return {"train": load_cities()}
-    if not source.startswith(_HUB):
+    if is_file(source):
         return {"train": list(read_rows(Path(source), columns, say=say))}
-    splits = {ours: list(rows) for ours, rows in _hub_splits(source, columns, say).items()}
-    return {name: rows for name, rows in splits.items() if name == "train" or all(row.label for row in rows)}
+    try:
+        return {"train": load_cities()} if source == CITIES else _read_hub(source, columns, say)
+    except ModuleNotFoundError as e:
+        raise MissingExtraError(f"data {source}: needs the package {e.name!r}; pip install 'ptexport[train]'") from e
 
 
-def _hub_splits(source: str, columns: Columns, say: Say) -> dict[str, Iterator[Row]]:
+def _read_hub(source: str, columns: Columns, say: Say) -> dict[str, list[Row]]:
+    dataset = _load_hub(source)
+    if "train" not in dataset:
+        raise DataError(f"data {source}: has {sorted(dataset)}, need a split 'train'; name another data set")
+    say(f"data {source}: splits {', '.join(dataset)}, {columns.describe()}")
+    splits: dict[str, list[Row]] = {}
+    for part, ours in _SPLITS:
+        if part in dataset:
+            rows = list(_hub_rows(source, part, dataset[part], columns))
+            if ours == "train" or all(row.label for row in rows):
+                splits[ours] = rows
+            else:
+                say(f"data {source}: the split {part} has rows without a label, so it is not used")
+    return splits
+
+
+def _load_hub(source: str) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
     name = source.removeprefix(_HUB)
+    if not name.strip("/"):
+        raise DataError(f"data {source}: names no data set; write hub:NAME or hub:OWNER/NAME/CONFIG")
     owner_and_name, config = (name, None) if name.count("/") < 2 else name.rsplit("/", 1)
     try:
-        dataset = load_dataset(owner_and_name, config)
+        return load_dataset(owner_and_name, config)
     except (DatasetNotFoundError, OSError, ValueError, RuntimeError) as e:
         raise DataError(
             f"data {source}: cannot be loaded from the hub ({reason(e)}); check the name, or give a file"
         ) from e
-    if "train" not in dataset:
-        raise DataError(f"data {source}: has {sorted(dataset)}, need a split 'train'; name another data set")
-    say(f"data {source}: splits {', '.join(dataset)}, {columns.describe()}")
-    return {ours: _hub_rows(source, part, dataset[part], columns) for part, ours in _SPLITS if part in dataset}
 
 
 def _hub_rows(source: str, part: str, records: Any, columns: Columns) -> Iterator[Row]:
     from datasets import ClassLabel
 
-    feature = records.features.get(columns.label)
-    names = feature.names if isinstance(feature, ClassLabel) and not columns.label_names else None
+    classes = {name: feature.names for name, feature in records.features.items() if isinstance(feature, ClassLabel)}
+    columns = columns.with_classes(classes)
     for number, record in enumerate(records, 1):
-        named = record if names is None else record | {columns.label: name_class(record[columns.label], names)}
-        yield columns.row(named, f"{source} {part} row {number}")
+        yield columns.row(record, f"{source} {part} row {number}")

@@ -18,7 +18,8 @@ Fractions = tuple[float, float]
 _OWN_DATA: Fractions = (0.15, 0.15)
 _CITIES: Fractions = (0.10, 0.55)  # few rows to learn from, many to measure on
 _LONGEST_LABEL = 80  # characters
-_ROWS_PER_LABEL = 2
+_ROWS_PER_LABEL = 2  # at least, on average, unless there are few rows
+_FEW_ROWS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,8 @@ def count_labels(rows: Sequence[Row], where: str) -> dict[str, int]:
     if len(counts) < 2:
         raise DataError(f"data {where}: every label is {next(iter(counts))!r}, need two or more different ones")
     longest = max(counts, key=len)
-    if len(longest) > _LONGEST_LABEL or len(rows) < _ROWS_PER_LABEL * len(counts):
+    repeated = len(rows) < _FEW_ROWS or len(rows) >= _ROWS_PER_LABEL * len(counts)
+    if len(longest) > _LONGEST_LABEL or not repeated:
         raise DataError(
             f"data {where}: got {len(counts)} different labels in {len(rows)} rows, such as {longest[:40]!r}, which "
             "looks like free text; name another column with --columns label=NAME, or list the labels with --labels"
@@ -117,18 +119,24 @@ def split_rows(
     return data
 
 
-def read_test_rows(source: str, columns: Columns, say: Say) -> Iterator[Row]:
+def read_test_rows(
+    source: str, columns: Columns, say: Say, *, fields: Sequence[str], by_label: bool, seed: int
+) -> Iterator[Row]:
     """Read the rows to measure on: all rows of a file; otherwise the test rows, or the dev rows if those have no label.
 
-    Of the built-in data, and of a hub data set with neither, these are the test rows of a training with seed 0.
+    Of a source with neither, these are the test rows of a training with the same seed.
 
     Args:
         source: as in `read_splits`.
         columns: which columns are read.
         say: called with a sentence about the source and its columns.
+        fields: names of the texts that the template takes.
+        by_label: whether the training stratified its split.
+        seed: seed of the training's split.
 
     Raises:
         DataError: the source cannot be read, or a row is not as described (names the line).
+        MissingExtraError: it needs a package that is not installed.
     """
     if is_file(source):
         yield from read_rows(Path(source), columns, say=say)
@@ -136,12 +144,10 @@ def read_test_rows(source: str, columns: Columns, say: Say) -> Iterator[Row]:
     splits = read_splits(source, columns, say)
     name = next((name for name in ("test", "dev") if name in splits), None)
     if name is None:
-        train = splits["train"]
-        fields = ["text"] if train[0].text_b is None else ["text", "text_b"]
-        labels = sorted({row.label for row in train if row.label})
-        splits = {"test": split_rows(splits, source=source, labels=labels, fields=fields, seed=0).test}
+        labels = sorted({row.label for row in splits["train"] if row.label}) if by_label else None
+        splits = {"test": split_rows(splits, source=source, labels=labels, fields=fields, seed=seed).test}
     rows = splits[name or "test"]
-    say(f"data {source}: {len(rows)} {name or 'test'} rows{'' if name else ' of a training with seed 0'}")
+    say(f"data {source}: {len(rows)} {name or 'test'} rows{'' if name else f' of a training with seed {seed}'}")
     yield from rows
 
 

@@ -28,6 +28,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
         seed: the seed, as in the config.
         data_sha256: sha256 over the texts and labels of all rows.
         versions: package versions at the time of the training.
+        choices: what the training said about the rows, and about what it chose.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     data_sha256: str
     versions: dict[str, str]
+    choices: list[str] = []
 
     def shortfall(self, abstain: float | None) -> str | None:
         """Say in which respect the training fell short of its options; None: in none.

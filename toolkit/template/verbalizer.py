@@ -66,11 +66,26 @@ class Verbalizer:
         if len(labels) < 2 or len(set(labels)) < len(labels) or "" in labels:
             raise VerbalizerError(f"{where}: got {list(labels)}, need two or more different names separated by commas")
         for label, has, (_, equals, _) in zip(labels, words, pairs, strict=True):
-            if linear and has:
-                raise VerbalizerError(f"{where}: {label!r} has words, and a linear head uses none; give names alone")
             if equals and not has:
                 raise VerbalizerError(f"{where}: {label!r} has no word; write {label}=WORD, or {label} alone")
-        return cls(labels=labels, words=None if linear else words)
+        return cls(labels=labels, words=words).with_head(linear=linear)
+
+    def with_head(self, *, linear: bool, drop_words: bool = False) -> "Verbalizer":
+        """Return the labels for a head; a label without words gets one when it is `filled`.
+
+        Args:
+            linear: whether the head is linear.
+            drop_words: whether a linear head may ignore words.
+
+        Raises:
+            VerbalizerError: a label has words, and the head is linear.
+        """
+        if not linear:
+            return replace(self, words=((),) * len(self.labels)) if self.words is None else self
+        for label, has in zip(self.labels, self.words or (), strict=False):
+            if has and not drop_words:
+                raise VerbalizerError(f"label {label!r}: has words, and a linear head uses none; give names alone")
+        return replace(self, words=None)
 
     def filled(self, tokenizer: WordTokenizer, *, spaced: bool) -> "Verbalizer":
         """Fill in what depends on the tokenizer.

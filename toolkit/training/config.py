@@ -27,6 +27,8 @@ def check_config(config: TrainConfig) -> Method:
     if config.head is not None and config.head not in method.heads:
         raise TrainError(f"head {config.head}: {name} has {' or '.join(method.heads)}; leave --head out")
     _check_options(config, method, encoder)
+    if not method.takes_steps:
+        _check_without_steps(config)
     if config.template is not None:
         _check_trained(config, method, Template.parse(config.template))
     return method
@@ -48,8 +50,6 @@ def fill_in(config: TrainConfig, method: Method, head: Head, template: str, n_tr
     name, given = config.method, config.settings
     encoder = choose_encoder(name, method, config.encoder)
     lr, backbone_lr = choose_rates(name, method, encoder, head, lr=given.lr, backbone_lr=given.backbone_lr)
-    if lr is None and backbone_lr is None:
-        _check_without_steps(config)
     epochs, patience = choose_epochs(name, n_train, given.epochs, given.patience)
     settings = msgspec.structs.replace(given, lr=lr, backbone_lr=backbone_lr, epochs=epochs, patience=patience)
     return msgspec.structs.replace(config, encoder=encoder, head=head, template=template, settings=settings)

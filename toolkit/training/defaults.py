@@ -34,13 +34,13 @@ def choose_head(
         The head, and the reason in words.
     """
     if len(method.heads) == 1:
-        return method.heads[0], "the only one of the method"
+        return method.heads[0], "since the method has no other"
     if lm_head is None or tokenizer is None:
         return "linear", "since the model has no language-model head"
     for name in names or ():
         if tokenizer.single_word(name, spaced=True) is None:
-            return "linear", f"since {name!r} is not one token of the model, so no label word"
-    return method.heads[0], "the model has a language-model head"
+            return "linear", f"since {name!r} is not a single token, so it cannot be a label word"
+    return method.heads[0], "since the model has a language-model head"
 
 
 def choose_template(
@@ -58,9 +58,10 @@ def choose_template(
     Raises:
         TemplateError: only the user can write the template.
     """
-    if "choice" in fields or name == "manual":
-        why = "rows with 'choices' need" if "choice" in fields else "manual needs"
-        raise TemplateError(f"template: {why} one of your own; give --template, such as '{{text}} because {{choice}}'")
+    if "choice" in fields:
+        raise TemplateError("template: rows with 'choices' need one of your own; give --template with {choice}")
+    if name == "manual":
+        raise TemplateError("template: manual measures one of your own; give --template, such as '{text} It was'")
     texts = "{text} {text_b}" if "text_b" in fields else "{text}"
     answer = " [MASK]" if head == "words" and lm_head == "masked" else ""
     if method.virtual_token is None:

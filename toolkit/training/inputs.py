@@ -3,7 +3,6 @@
 Whatever can be refused without loading the model is refused here.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,18 @@ from ptexport.toolkit.training.defaults import choose_head, choose_template
 _MOST_LABELS_SAID = 20
 _CHOICE = "right", "wrong"  # labels of a choice, unless others are given
 
-Splits = Mapping[str, list[Row]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The rows of a configuration.
+
+    Attributes:
+        splits: rows by split: "train", and "dev" and "test" where they are given.
+        said: what was said about their files and columns.
+    """
+
+    splits: dict[str, list[Row]]
+    said: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +56,7 @@ class Inputs:
         verbalizer: labels and label words; an open vocabulary is filled in.
         checkpoint: files of the model.
         data: all rows.
+        choices: what was said about the rows, and about what was chosen.
     """
 
     config: TrainConfig
@@ -55,41 +66,49 @@ class Inputs:
     verbalizer: Verbalizer
     checkpoint: Checkpoint
     data: DataSplits
+    choices: list[str]
 
 
-def read_inputs(config: TrainConfig, progress: Progress, splits: Splits | None = None) -> Inputs:
+def read_inputs(config: TrainConfig, progress: Progress, source: Source | None = None) -> Inputs:
     """Read the rows, find the files of the model, and choose what the configuration leaves open.
 
     Args:
         config: all options of the training.
         progress: receives stages and choices.
-        splits: the rows of the configuration, if they are read already.
+        source: the rows of the configuration, if they are read already.
 
     Raises:
         PtexportError: parts do not fit together; see `ptexport.runtime.errors`.
     """
     method = check_config(config)
-    splits = splits or read_all(config, progress)
-    names, read_off = _label_names(config, splits["train"], progress)
-    fields = Template.parse(config.template).fields if config.template else _fields(splits["train"][0])
-    data = split_rows(splits, source=config.data, labels=names, fields=fields, seed=config.settings.seed)
+    source = source or read_source(config, progress)
+    choices = [*source.said]
+    rows = source.splits["train"]
+    labels, said = _labels(config, rows)
+    choices += [said] if said else []
+    fields = Template.parse(config.template).fields if config.template else _fields(rows[0])
+    names = None if labels.open_vocabulary else labels.labels
+    data = split_rows(source.splits, source=config.data, labels=names, fields=fields, seed=config.settings.seed)
     with distributed.rank_0_first():
         checkpoint = find_checkpoint(config.model, revision=config.revision, stage=progress.stage)
     lm_head = checkpoint.lm_head
     words = None if lm_head is None else WordTokenizer(checkpoint.read_tokenizer())
     head = config.head
     if head is None:
-        head, reason = choose_head(method, lm_head, names if read_off else None, words)
-        progress.choice(f"head {head}: {reason}")
+        head, reason = choose_head(method, lm_head, names if said else None, words)
+        choices.append(f"head {head}: {reason}")
     _check_head(config, head, checkpoint)
     template = config.template or choose_template(config.method, method, lm_head, head, fields)
-    config = fill_in(config, method, head, template, len(data.train))
+    n_train = sum(len(row.choices or ("",)) for row in data.train)
+    config = fill_in(config, method, head, template, n_train)
     parsed, manual = check_templates(config, method)
-    verbalizer = _verbalizer(config, head, names if read_off else None)
+    verbalizer = labels.with_head(linear=head == "linear", drop_words=config.labels is None)
     if head == "words":
         words = words or WordTokenizer(checkpoint.read_tokenizer())
         verbalizer = verbalizer.filled(words, spaced=parsed.answer_spaced)
         verbalizer.word_ids(words, spaced=parsed.answer_spaced, unknown=None)
+    for choice in choices[len(source.said) :]:
+        progress.choice(choice)
     return Inputs(
         config=config,
         method=method,
@@ -98,6 +117,7 @@ def read_inputs(config: TrainConfig, progress: Progress, splits: Splits | None =
         verbalizer=verbalizer,
         checkpoint=checkpoint,
         data=data,
+        choices=choices,
     )
 
 
@@ -122,42 +142,45 @@ def is_finished(out: Path) -> bool:
     return (out / METRICS).is_file() and not any(path.exists() for path in states)
 
 
-def read_all(config: TrainConfig, progress: Progress) -> Splits:
-    """Read the rows of a configuration by split: "train", and "dev" and "test" where they are given.
+def read_source(config: TrainConfig, progress: Progress) -> Source:
+    """Read the rows of a configuration.
 
     Raises:
         DataError: a file cannot be read, or a row is not as described (names the line).
+        MissingExtraError: the data needs a package that is not installed.
     """
     if config.data == CITIES and config.columns != Columns():
         raise DataError("data cities: has the columns text and label only; leave out the options about columns")
-    splits = read_splits(config.data, config.columns, progress.choice)
+    said: list[str] = []
+
+    def say(message: str) -> None:
+        said.append(message)
+        progress.choice(message)
+
+    splits = read_splits(config.data, config.columns, say)
     for name, path in (("dev", config.dev), ("test", config.test)):
         if path is not None:
             splits[name] = list(read_rows(Path(path), config.columns))
-    return splits
+    return Source(splits=splits, said=tuple(said))
 
 
-def _label_names(config: TrainConfig, rows: list[Row], progress: Progress) -> tuple[tuple[str, ...] | None, bool]:
-    """Return the names of the labels, and whether they were read from the rows, most frequent first.
-
-    The names are None for an open vocabulary.
-    """
+def _labels(config: TrainConfig, rows: list[Row]) -> tuple[Verbalizer, str | None]:
+    """Return the labels before the head is known, and, if they come from the rows, a sentence about them."""
     if config.labels is not None:
-        # Whether the labels fit the head is checked when it is known.
         verbalizer = Verbalizer.parse(config.labels, linear=config.head == "linear")
         if config.template is not None and "choice" in Template.parse(config.template).fields:
             check_multiple_choice(config, verbalizer)
-        return None if verbalizer.open_vocabulary else verbalizer.labels, False
+        return verbalizer, None
     if config.data == CITIES:
-        return tuple(cities.labels(linear=True).split(",")), False
+        return Verbalizer.parse(cities.labels(linear=False), linear=False), None
     if rows[0].choices is not None:
-        check_multiple_choice(config, Verbalizer(labels=_CHOICE, words=None))
-        progress.choice(f"labels: {', '.join(_CHOICE)}, of the right choice and of the others")
-        return _CHOICE, True
+        verbalizer = Verbalizer(labels=_CHOICE, words=None)
+        check_multiple_choice(config, verbalizer)
+        return verbalizer, f"labels: {', '.join(_CHOICE)}, of the right choice and of the others"
     counts = count_labels(rows, config.data)
     said = [f"{label} ({count} rows)" for label, count in counts.items()][:_MOST_LABELS_SAID]
-    progress.choice(f"labels: {', '.join(said)}{', …' * (len(counts) > len(said))}")
-    return tuple(counts), True
+    names = f"labels: {', '.join(said)}{', …' * (len(counts) > len(said))}"
+    return Verbalizer(labels=tuple(counts), words=None), names
 
 
 def _check_head(config: TrainConfig, head: Head, checkpoint: Checkpoint) -> None:
@@ -168,13 +191,6 @@ def _check_head(config: TrainConfig, head: Head, checkpoint: Checkpoint) -> None
             f"model {checkpoint.name}: {checkpoint.architecture} has no language-model head, which label words need; "
             f"use {advice}"
         )
-
-
-def _verbalizer(config: TrainConfig, head: Head, names: tuple[str, ...] | None) -> Verbalizer:
-    linear = head == "linear"
-    if names is not None:
-        return Verbalizer(labels=names, words=None if linear else ((),) * len(names))
-    return Verbalizer.parse(config.labels or cities.labels(linear=linear), linear=linear)
 
 
 def _fields(row: Row) -> list[TextField]:

@@ -20,7 +20,7 @@ from ptexport.toolkit.prompt.scoring import EncodedRows, Scorer
 from ptexport.toolkit.prompt.trainable import TrainableBackbone
 from ptexport.toolkit.run.config import RunConfig, TrainConfig
 from ptexport.toolkit.template.compile import CompiledTemplate
-from ptexport.toolkit.template.template import Shot, Template
+from ptexport.toolkit.template.template import Shot
 from ptexport.toolkit.template.verbalizer import Verbalizer
 from ptexport.toolkit.training.data_checks import find_data_problems
 from ptexport.toolkit.training.inputs import Inputs
@@ -34,36 +34,30 @@ class Plan:
     """A training whose parts fit together.
 
     Attributes:
-        config: the configuration, with defaults filled in.
-        template: the template to train.
+        inputs: the rows and the complete configuration.
         shots: labelled rows before the template.
         prompt_model: template and labels on the backbone.
         compiled: the template, compiled for the backbone.
         scorer: computes logits as the bundle will.
-        data: all rows.
         train: training rows, encoded for the scorer.
         dev: dev rows, encoded for the scorer.
         test: test rows, encoded for the scorer.
-        manual: hand-written templates, by their text.
     """
 
-    config: TrainConfig
-    template: Template
+    inputs: Inputs
     shots: list[Shot]
     prompt_model: PromptModel
     compiled: CompiledTemplate
     scorer: Scorer
-    data: DataSplits
     train: EncodedRows
     dev: EncodedRows
     test: EncodedRows
-    manual: dict[str, Template]
 
     @property
     def run_config(self) -> RunConfig:
         """The configuration of the run, before the backbone is trained."""
         return RunConfig.of(
-            self.config,
+            self.inputs.config,
             backbone=self.prompt_model.backbone.facts,
             commit=self.prompt_model.backbone.commit,
             verbalizer=self.prompt_model.verbalizer,
@@ -98,17 +92,14 @@ def make_plan(inputs: Inputs, progress: Progress, backbone: Backbone | None) -> 
     scorer = prompt_model.scorer(compiled)
     train, dev, test = (EncodedRows.encode(rows, scorer.encoder, verbalizer.labels) for rows in data.parts)
     plan = Plan(
-        config=config,
-        template=template,
+        inputs=inputs,
         shots=shots,
         prompt_model=prompt_model,
         compiled=compiled,
         scorer=scorer,
-        data=data,
         train=train,
         dev=dev,
         test=test,
-        manual=inputs.manual,
     )
     _check_rows(plan, progress)
     return plan
@@ -192,8 +183,8 @@ def _check_single_tokens(data: DataSplits, labels: Sequence[str]) -> None:
 
 def _check_rows(plan: Plan, progress: Progress) -> None:
     """Raise DataError for rows that `strict` forbids, and warn of other problems of the rows."""
-    config, verbalizer = plan.config, plan.prompt_model.verbalizer
-    pairs = plan.data.pairs(verbalizer.labels)
+    config, verbalizer = plan.inputs.config, plan.prompt_model.verbalizer
+    pairs = plan.inputs.data.pairs(verbalizer.labels)
     rows = list(itertools.chain(*pairs.parts))
     encodings = [*plan.train.encodings, *plan.dev.encodings, *plan.test.encodings]
     truncated = [row for row, encoding in zip(rows, encodings, strict=True) if encoding.overflowing]
@@ -202,12 +193,12 @@ def _check_rows(plan: Plan, progress: Progress) -> None:
             f"data: {len(truncated)} of {len(rows)} rows are longer than {plan.compiled.max_length} tokens with the "
             f"template, the first at {truncated[0].where}; shorten them, raise --max-length, or leave out --strict"
         )
-    if (config.calibrate or config.abstain is not None) and len(plan.data.dev) < FEW_DEV_ROWS:
+    if (config.calibrate or config.abstain is not None) and len(plan.inputs.data.dev) < FEW_DEV_ROWS:
         progress.warning(
-            f"{len(plan.data.dev)} dev rows are few to estimate probabilities from (need {FEW_DEV_ROWS}); "
+            f"{len(plan.inputs.data.dev)} dev rows are few to estimate probabilities from (need {FEW_DEV_ROWS}); "
             "give more with --dev"
         )
     tokenizer_json = plan.prompt_model.backbone.tokenizer_json
     declared = () if verbalizer.open_vocabulary else verbalizer.labels
-    for sentence in find_data_problems(pairs, declared, plan.template, tokenizer_json, encodings):
+    for sentence in find_data_problems(pairs, declared, plan.inputs.template, tokenizer_json, encodings):
         progress.warning(sentence)

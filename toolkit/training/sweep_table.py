@@ -127,7 +127,9 @@ def _with(base: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
     options = dict(options)
     template = options.pop("template", base.template)
     if "rows" in options:
-        template = _with_virtual_tokens(template or "", options.pop("rows"))
+        if template is None:
+            raise TrainError("sweep rows: got no template, need one with one group of virtual tokens; give --template")
+        template = _with_virtual_tokens(template, options.pop("rows"))
     of_settings = {name: options.pop(name) for name in list(options) if name in TrainSettings.__struct_fields__}
     settings = msgspec.structs.replace(base.settings, **of_settings)
     return msgspec.structs.replace(base, template=template, settings=settings, **options)

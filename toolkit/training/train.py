@@ -56,21 +56,21 @@ def train(inputs: Inputs, progress: Progress, *, folder: Path | None = None, bac
         raise TrainError(f"{config.method}: trains the language model, which needs a folder; give one")
     plan = make_plan(inputs, progress, backbone)
     ticket = _ticket(plan)
-    settings, prompt_model = plan.config.settings, plan.prompt_model
+    settings, prompt_model = plan.inputs.config.settings, plan.prompt_model
     torch.manual_seed(settings.seed)
-    prompt = prompt_model.prompt(plan.template)
+    prompt = prompt_model.prompt(plan.inputs.template)
     training = Training(prompt, prompt_model.trainable.parameters, settings, len(plan.train.targets))
     found_words, stopped = None, None
     with _explain_out_of_memory(settings.batch_size, plan.train):
         # Before training, so that a hand-written template that does not fit costs no training.
         manual_accuracy = _measure_manual(plan, progress)
         if config.contextual_calibration:
-            prompt.log_prior = measure_log_prior(plan.scorer, prompt, plan.template.fields)
+            prompt.log_prior = measure_log_prior(plan.scorer, prompt, plan.inputs.template.fields)
         if prompt_model.method.virtual_token == "word":
             found_words = _search(plan, training, progress)
         else:
             stopped = _fit(plan, training, ticket, folder, progress)
-        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256, found_words)
+        metrics = _measure(plan, training, stopped, manual_accuracy, ticket.data_sha256, found_words, inputs.choices)
     return _make_run(plan, metrics, training, folder)
 
 
@@ -117,7 +117,7 @@ def _search(plan: Plan, training: Training, progress: Progress) -> list[str]:
         train=plan.train,
         dev=plan.dev,
         candidates=word_ids(words, plan.prompt_model.backbone.facts.vocab),
-        settings=plan.config.settings,
+        settings=plan.inputs.config.settings,
         progress=progress,
     )
     training.tick()
@@ -140,7 +140,7 @@ def _make_run(plan: Plan, metrics: Metrics, training: Training, folder: Path | N
         trained={name: value.detach().cpu().numpy() for name, value in prompt.named_parameters()},
         arrays=_task_arrays(plan, prompt, backbone, metrics.temperature),
         tokenizer_json=prompt_model.backbone.tokenizer_json,
-        check_rows=choose_check_rows(plan.data.test),
+        check_rows=choose_check_rows(plan.inputs.data.test),
     )
 
 
@@ -205,7 +205,7 @@ def _read_finished(folder: Path, inputs: Inputs, progress: Progress, backbone: B
 
 
 def _ticket(plan: Plan) -> Ticket:
-    return Ticket(config=plan.run_config, data_sha256=hash_data(plan.data), manual=list(plan.manual))
+    return Ticket(config=plan.run_config, data_sha256=hash_data(plan.inputs.data), manual=list(plan.inputs.manual))
 
 
 def _measure(
@@ -215,8 +215,9 @@ def _measure(
     manual_accuracy: dict[str, float],
     data_sha256: str,
     found_words: list[str] | None,
+    choices: list[str],
 ) -> Metrics:
-    config, scorer, prompt = plan.config, plan.scorer, training.prompt
+    config, scorer, prompt = plan.inputs.config, plan.scorer, training.prompt
     temperature, abstain_below = 1.0, None
     if config.calibrate or config.abstain is not None:
         logits, targets = scorer.logits(prompt, plan.dev.encodings).cpu(), torch.tensor(plan.dev.targets)
@@ -225,9 +226,9 @@ def _measure(
     return Metrics(
         method=config.method,
         model=config.model,
-        n_train=len(plan.data.train),
-        n_dev=len(plan.data.dev),
-        n_test=len(plan.data.test),
+        n_train=len(plan.inputs.data.train),
+        n_dev=len(plan.inputs.data.dev),
+        n_test=len(plan.inputs.data.test),
         trainable_parameters=training.n_trained,
         epochs=training.at.epochs,
         stopped=stopped,
@@ -239,18 +240,19 @@ def _measure(
         found_words=found_words,
         manual_accuracy=manual_accuracy,
         train_seconds=training.at.seconds,
-        seed=plan.config.settings.seed,
+        seed=plan.inputs.config.settings.seed,
         data_sha256=data_sha256,
         versions={name: version(name) for name in VERSIONED},
+        choices=choices,
     )
 
 
 def _measure_manual(plan: Plan, progress: Progress) -> dict[str, float]:
     """Measure the test accuracy, 0 to 1, of hand-written templates with the same label words and rows."""
     prompt_model, accuracies = plan.prompt_model, {}
-    for source, template in plan.manual.items():
+    for source, template in plan.inputs.manual.items():
         scorer = prompt_model.scorer(prompt_model.compile(template))
-        rows = EncodedRows.encode(plan.data.test, scorer.encoder, prompt_model.verbalizer.labels)
+        rows = EncodedRows.encode(plan.inputs.data.test, scorer.encoder, prompt_model.verbalizer.labels)
         accuracies[source] = scorer.accuracy(prompt_model.prompt(template), rows)[0]
         progress.note(f"hand-written {source!r}: test accuracy {accuracies[source]:.1%}")
     return accuracies

@@ -16,6 +16,7 @@ from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.errors import BundleError
 
 FORMAT_1 = Path(__file__).parents[2] / "golden" / "format-1"
+DEFAULT_COLUMNS = {"text": "{text}", "text_b": None, "label": "label", "choices": "choices", "label_names": {}}
 TASKS = {"reviews": ["reviews"], "both": ["tone", "mood"]}
 
 
@@ -44,7 +45,8 @@ def test_the_upgrade_loses_nothing(bundle: str) -> None:
     for name in ("name", "files", "backbone", "versions"):
         assert new[name] == old[name]
     if bundle == "both":
-        assert (new["tasks"], new["fan_out"]) == (old["tasks"], old["fan_out"])
+        data = {"columns": DEFAULT_COLUMNS, "seed": 0}
+        assert (new["tasks"], new["fan_out"]) == ([{**task, **data} for task in old["tasks"]], old["fan_out"])
         assert new["graph"]["pooling"] == old["read"]
         return
     (task,) = new["tasks"]

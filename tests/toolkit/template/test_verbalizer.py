@@ -36,7 +36,7 @@ def test_more_labels_than_a_file_name_has_letters() -> None:
         ("=great,b=bad", False, "need two or more different names"),
         ("a=great,b=", False, "'b' has no word"),
         ("a=great,b=|", False, "'b' has no word; write b=WORD, or b alone"),
-        ("a=great,b=bad", True, "'a' has words, and a linear head uses none; give names alone"),
+        ("a=great,b=bad", True, "label 'a': has words, and a linear head uses none; give names alone"),
     ],
 )
 def test_labels_that_cannot_be_parsed(spec: str, linear: bool, message: str) -> None:

@@ -50,7 +50,7 @@ def test_labels_come_from_the_rows_most_frequent_first(llama: Path, tmp_path: Pa
     assert told.choices == [
         "data rows.csv: CSV with semicolons, text from 'title', label from 'class'",
         "labels: story (20 rows), bad (10 rows), Great (10 rows)",
-        "head words: the model has a language-model head",
+        "head words: since the model has a language-model head",
     ]
     assert (inputs.config.template, inputs.config.encoder) == ("[P*3] {text} [P*3]", "lstm")
 
@@ -58,7 +58,9 @@ def test_labels_come_from_the_rows_most_frequent_first(llama: Path, tmp_path: Pa
 def test_labels_that_are_not_words_get_a_linear_head(llama: Path, tmp_path: Path) -> None:
     told = Choices()
     inputs = read(llama, write(tmp_path / "rows.csv", ["great", "delivery problem"]), told)
-    assert told.choices[-1] == "head linear: since 'delivery problem' is not one token of the model, so no label word"
+    assert (
+        told.choices[-1] == "head linear: since 'delivery problem' is not a single token, so it cannot be a label word"
+    )
     assert (inputs.config.head, inputs.config.template) == ("linear", "[P*4] {text}")
     assert (inputs.verbalizer.labels, inputs.verbalizer.words) == (("great", "delivery problem"), None)
 
@@ -153,7 +155,7 @@ def test_what_fits_nothing_is_refused(llama: Path, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.csv", ["great", "bad"])
     refused: list[tuple[dict[str, object], type[PtexportError], str]] = [
         ({"template": "{text"}, TemplateError, "lone"),
-        ({"method": "manual"}, TemplateError, "manual needs one of your own; give --template"),
+        ({"method": "manual"}, TemplateError, "manual measures one of your own; give --template"),
         ({"labels": LABELS}, DataError, r"line 2: got label 'great', need one of \['positive', 'negative'\]"),
         ({"model": "nothing/here"}, ModelError, "not in the cache"),
         ({"head": "linear", "method": "pet"}, PtexportError, "head linear: pet has words"),

@@ -191,7 +191,7 @@ def test_search_finds_words(llama: Path, rows_file: Path, tmp_path: Path) -> Non
     assert run.metrics.found_words is not None
     assert (len(run.metrics.found_words), run.metrics.trainable_parameters) == (2, 0)
     plan = make_plan(read_inputs(config, Quiet()), Quiet(), None)
-    table, prompt = plan.prompt_model.classifier.table.weight, plan.prompt_model.prompt(plan.template)
+    table, prompt = plan.prompt_model.classifier.table.weight, plan.prompt_model.prompt(plan.inputs.template)
     assert all((table == torch.from_numpy(row)).all(1).any() for row in run.arrays.prompt_embeddings[:2])
 
     def loss(rows: torch.Tensor) -> float:
@@ -285,14 +285,14 @@ def test_what_decays_and_what_counts_as_trained(bert: Path, rows_file: Path) -> 
         settings=TrainSettings(),
     )  # fmt: skip
     plan = make_plan(read_inputs(config, Quiet()), Quiet(), None)
-    prompt = plan.prompt_model.prompt(plan.template)
-    training = Training(prompt, plan.prompt_model.trainable.parameters, plan.config.settings, 2)
+    prompt = plan.prompt_model.prompt(plan.inputs.template)
+    training = Training(prompt, plan.prompt_model.trainable.parameters, plan.inputs.config.settings, 2)
     assert training.optimizer is not None
     decay = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
     for name, parameter in training.parameters.items():
         assert (decay[id(parameter)] == 0) == (name.endswith("bias") or "LayerNorm" in name), name
     score = plan.scorer.score_batch(plan.train.encodings)
-    Loss(prompt, plan.config.settings, plan.scorer, plan.train, score).with_gradients([[0, 1]])
+    Loss(prompt, plan.inputs.config.settings, plan.scorer, plan.train, score).with_gradients([[0, 1]])
     training.step()
     sizes = {name: parameter.numel() for name, parameter in training.parameters.items()}
     of_pooler = sum(size for name, size in sizes.items() if "pooler" in name)

@@ -59,9 +59,9 @@ def plan_of(model: Path, rows: Path, template: str, **settings: object) -> Plan:
 
 def losses_and_gradients(plan: Plan, *, caches_prefixes: bool) -> list[Tensor]:
     """Of a batch of each three rows, and the dev rows' logits."""
-    settings = plan.config.settings
+    settings = plan.inputs.config.settings
     torch.manual_seed(0)
-    prompt = plan.prompt_model.prompt(plan.template)
+    prompt = plan.prompt_model.prompt(plan.inputs.template)
     training = Training(prompt, {}, settings, len(plan.train.encodings))
     scorer = dataclasses.replace(plan.scorer, caches_prefixes=caches_prefixes)
     score_train, score_dev = score_batches(scorer, prompt, (plan.train, plan.dev), settings)
@@ -106,9 +106,9 @@ def test_the_comparison_finds_faults(fault: str, causal: Path, rows: Path, monke
 
 def read_whole(plan: Plan) -> Plan:
     """The same, with what stands before the texts in every row."""
-    encoder = TextEncoder.from_json(plan.compiled.tokenizer_json(), fields=plan.template.fields)
+    encoder = TextEncoder.from_json(plan.compiled.tokenizer_json(), fields=plan.inputs.template.fields)
     labels = plan.prompt_model.verbalizer.labels
-    learn, dev = (EncodedRows.encode(rows, encoder, labels) for rows in (plan.data.train, plan.data.dev))
+    learn, dev = (EncodedRows.encode(rows, encoder, labels) for rows in (plan.inputs.data.train, plan.inputs.data.dev))
     scorer = dataclasses.replace(plan.scorer, encoder=encoder, folded_ids=[])
     return dataclasses.replace(plan, train=learn, dev=dev, scorer=scorer)
 
@@ -163,7 +163,7 @@ def test_each_text_is_read_once_as_far_as_there_is_room(
     cut = PrefixCache(plan.prompt_model.classifier, plan.train.encodings, leading, cache_bytes=room + 255, batch_rows=3)
     assert n_compute == [3, 1]
     assert cut.free_bytes == 255
-    tensors = plan.scorer.task_tensors(plan.prompt_model.prompt(plan.template))
+    tensors = plan.scorer.task_tensors(plan.prompt_model.prompt(plan.inputs.template))
     kept, mixed = cut.logits([0, 1, 2], tensors), cut.logits([0, 1, 2, 5], tensors)
     assert n_compute == [3, 1, 1]
     torch.testing.assert_close(kept, mixed[:3], rtol=0, atol=1e-5)
@@ -206,11 +206,11 @@ def test_accumulated_batches_are_one_batch(llama: Path, rows: Path) -> None:
     """Same loss and gradients as all rows at once, classes weighed or not; fewer steps."""
     for balance, template in ((False, "{text} [P*3]"), (True, "{text} [P*3]"), (False, "[P*3] {text} it was")):
         plan = plan_of(llama, rows, template, balance=balance, accumulate=3, batch_size=4)
-        prompt = plan.prompt_model.prompt(plan.template)
-        training = Training(prompt, {}, plan.config.settings, 25)
+        prompt = plan.prompt_model.prompt(plan.inputs.template)
+        training = Training(prompt, {}, plan.inputs.config.settings, 25)
         assert training.steps_per_epoch == 3  # of seven batches
         loss = Loss(
-            prompt, plan.config.settings, plan.scorer, plan.train, plan.scorer.score_batch(plan.train.encodings)
+            prompt, plan.inputs.config.settings, plan.scorer, plan.train, plan.scorer.score_batch(plan.train.encodings)
         )
         found = []
         for batches in ([[0, 1, 2, 3, 4, 5, 6]], [[0, 1, 2], [3, 4, 5], [6]]):

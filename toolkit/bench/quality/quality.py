@@ -9,6 +9,7 @@ from pathlib import Path
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.ort.cpus import available_cpus
+from ptexport.runtime.rows.columns import Columns
 from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.bench.interleaved import (
     QUICK,
@@ -23,6 +24,7 @@ from ptexport.toolkit.bench.quality.report import Accuracy, quality_report
 from ptexport.toolkit.bench.report import BenchReport
 from ptexport.toolkit.bench.synthetic_texts import only_task
 from ptexport.toolkit.bench.workers import Hardware, bundle_worker
+from ptexport.toolkit.data.sources import source_name
 from ptexport.toolkit.data.splits import read_test_rows
 from ptexport.toolkit.evaluation.evaluate import check_comparable, evaluate
 from ptexport.toolkit.progress import Progress
@@ -38,7 +40,8 @@ class QualityConfig:
 
     Attributes:
         bundles: folders of bundles; the others are compared with the first.
-        data: labelled rows that are not in any training data, as in `read_test_rows`; columns as of the first bundle.
+        data: labelled rows that are not in any training data, as in `read_test_rows`;
+        columns: which columns are read.
         threads: number of CPUs that each bundle may use; None: all that this process may use.
         quick: whether to measure fewer rounds.
         command: command line, for the report.
@@ -46,6 +49,7 @@ class QualityConfig:
 
     bundles: Sequence[Path]
     data: str
+    columns: Columns
     threads: int | None
     quick: bool
     command: str
@@ -64,8 +68,17 @@ def bench_quality(config: QualityConfig, progress: Progress) -> BenchReport:
         BenchError: two bundles have the same name.
     """
     threads = min(config.threads or available_cpus(), available_cpus())
-    columns = only_task(Bundle.open(config.bundles[0])).columns
-    rows = list(read_test_rows(config.data, columns, progress.choice))
+    first = only_task(Bundle.open(config.bundles[0]))
+    rows = list(
+        read_test_rows(
+            config.data,
+            config.columns,
+            progress.choice,
+            fields=first.fields,
+            by_label=first.labels is not None,
+            seed=first.seed,
+        )
+    )
     accuracies = _evaluate(config.bundles, rows, threads, progress)
     hardware = Hardware(threads=threads)
     contenders = [
@@ -80,7 +93,7 @@ def bench_quality(config: QualityConfig, progress: Progress) -> BenchReport:
         accuracies,
         results,
         plan,
-        data=Path(config.data).name,
+        data=source_name(config.data),
         batches=BATCHES,
         command=config.command,
         hardware=hardware,
