@@ -12,6 +12,7 @@ import click
 
 from ptexport.runtime.bundle.manifest import Precision
 from ptexport.runtime.errors import HubError, PtexportError
+from ptexport.runtime.rows.columns import Columns
 from ptexport.runtime.rows.read import STDIN
 from ptexport.toolkit.cli import options as shared
 from ptexport.toolkit.cli.import_ import columns_of_rows, make_run, read_source
@@ -79,7 +80,7 @@ def export(
     Several on one frozen backbone make a multi-task bundle: each is a task with the name of its folder.
     """
     given = {name: value for name in _OF_IMPORT if (value := options.pop(name)) is not None}
-    columns = columns_of_rows(options, rows)
+    put_over = columns_of_rows(options, rows)
     if rows == STDIN:
         raise click.UsageError("--rows - is read twice, which standard input cannot be; give a file.")
     lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)
@@ -96,11 +97,15 @@ def export(
         from ptexport.exporters.config import ExportConfig, check_options
         from ptexport.toolkit.cli import tables
         from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
+        from ptexport.toolkit.run.run import Run
 
         runs = tuple(
             folder if source == "run" else Path(place) / str(number) / folder.resolve().name
             for number, (folder, source) in enumerate(zip(folders, sources, strict=True))
         )
+        columns = None
+        if put_over is not None:
+            columns = put_over(Run.read(folders[0]).config.columns if sources[0] == "run" else Columns())
         config = ExportConfig(runs=runs, out=out, rows=rows, columns=columns, autotune=autotune, **lowered, **options)
         check_options(config)
         _check_push(push, private=private)

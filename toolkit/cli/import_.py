@@ -1,5 +1,6 @@
 """`ptexport import`: a checkpoint trained elsewhere -> a run. Needs the extra `train`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,7 +92,8 @@ def _import(
     verbose: bool,
     **options: Any,
 ) -> None:
-    columns = columns_of_rows(options, rows)
+    put_over = columns_of_rows(options, rows)
+    columns = None if put_over is None else put_over(Columns())
     with shared.extra("train"):
         from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
         from ptexport.toolkit.imports.config import ImportConfig
@@ -106,17 +108,18 @@ def _import(
     _print(run, config.out, as_json=as_json)
 
 
-def columns_of_rows(options: dict[str, Any], rows: Path | None) -> Columns | None:
-    """Take the options about columns out of others, and parse them; None: none is given.
+def columns_of_rows(options: dict[str, Any], rows: Path | None) -> Callable[[Columns], Columns] | None:
+    """Take the options about columns out of others; None: none is given. See `shared.columns_parser`.
 
     Raises:
         DataError: an option is not as described in its help.
         UsageError: there are no rows that have such columns.
     """
-    columns = shared.parse_columns(options)
-    if columns is not None and rows is None:
+    given = shared.has_columns(options)
+    if given and rows is None:
         raise click.UsageError("The options about columns go with --rows FILE; give both or neither.")
-    return columns
+    put_over = shared.columns_parser(options)
+    return put_over if given else None
 
 
 def read_source(kind: Literal["adapter", "classifier"], config: "ImportConfig", progress: "Progress") -> "ImportInputs":

@@ -132,7 +132,7 @@ OTHERS = {
     "import classifier score --out new": "is a regression, need a classifier of two or more labels",
     "import classifier tags --out new": "gives a text several labels (multi_label_classification)",
     "import classifier classifier --labels a,b --out new": "labels 'a,b': got 2, classifier has 3",
-    "import classifier classifier --labels a=b,c=d --out new": "'a' has words, and a linear head uses none",
+    "import classifier classifier --labels a=b,c=d --out new": "label 'a': has words, and a linear head uses none",
     "import classifier classifier --template '{text} it' --out new": "a classifier takes texts alone",
     "import classifier classifier --rows nothing.csv --out new": "nothing.csv: cannot be read",
     "import classifier classifier --rows rows.csv --text-format '{title}' --out new": "no column 'title'",

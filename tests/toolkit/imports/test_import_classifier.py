@@ -250,7 +250,7 @@ def test_columns_of_the_rows(tmp_path: Path) -> None:
     """They are those of the bundle too; for a run, export reads another file by other columns."""
     folder = save_classifier(tmp_path / "model", "distilbert")
     (tmp_path / "titles.csv").write_text("title,body,class\nthe film,was bright,0\nslow,and dull,2\n")
-    (tmp_path / "bodies.csv").write_text("body\nwas bright\n")
+    (tmp_path / "bodies.csv").write_text("body,class\nwas bright,0\n")
     columns = ["--text-format", "{title} {body}", "--columns", "label=class", "--label-names", "no,maybe,yes"]
     read = ["--rows", tmp_path / "titles.csv", *columns]
     done = ptexport("import", "classifier", folder, "--out", tmp_path / "run", *read)
