@@ -110,7 +110,7 @@ def test_warnings_are_seen_where_no_terminal_is(llama: Path, rows_file: Path, tm
     assert warnings[0] == "warning: no training row has the label 'odd'"
     assert warnings[1].endswith("test rows are in the training rows too; accuracy looks too good")
     assert len(warnings) == 2
-    assert [line.split(" ")[0] for line in said[: -len(warnings)]] == ["data", "head", "the"]
+    assert [line.split(" ")[0] for line in said[: -len(warnings)]] == ["data", "head", "full"]
 
 
 def test_a_missing_package_says_what_to_install(llama_bundle: Path) -> None:
