@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
 
 from ptexport.toolkit.models.checkpoint import find_checkpoint
 
@@ -20,6 +21,8 @@ EPOCHS, BATCH = 4, 10
 
 def main() -> None:
     """Train on the tickets and save model and tokenizer."""
+    logging.set_verbosity_error()  # of the new head, which the checkpoint lacks
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     base = find_checkpoint("minilm").path
     with TICKETS.open(encoding="utf-8") as file:

@@ -112,6 +112,17 @@ def file_entry(path: Path) -> FileEntry:
         return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
 
 
+def _missing(path: Path, name: str) -> BundleError:
+    """Make the error about a file that a bundle lacks; a run lacks all of them."""
+    if not path.exists():
+        return BundleError(f"{path}: no such folder, need one made by 'ptexport export'; check the path")
+    if name != MANIFEST:
+        return BundleError(f"{path / name}: missing; copy the bundle again")
+    if (path / "metrics.json").is_file():
+        return BundleError(f"{path}: is a run, need a bundle; export it with: ptexport export {path} --out BUNDLE")
+    return BundleError(f"{path / name}: missing; need a bundle folder made by 'ptexport export'")
+
+
 def _look(path: Path, names: tuple[str, ...]) -> dict[str, FileStatus]:
     """Check before any is opened that all are regular files, and that the manifest is small enough."""
     if path.is_file():
@@ -121,8 +132,7 @@ def _look(path: Path, names: tuple[str, ...]) -> dict[str, FileStatus]:
         try:
             status = (path / name).lstat()
         except FileNotFoundError as e:
-            need = "need a bundle folder made by 'ptexport export'" if name == MANIFEST else "copy the bundle again"
-            raise BundleError(f"{path / name}: missing; {need}") from e
+            raise _missing(path, name) from e
         except OSError as e:
             raise BundleError(
                 f"{path / name}: cannot be read ({e.strerror}); check the path and its permissions"

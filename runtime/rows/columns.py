@@ -1,7 +1,9 @@
 """The columns of a record -> a Row. Knows nothing about files."""
 
+import difflib
 import functools
 import json
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -158,12 +160,14 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         name = label.strip() if isinstance(label, str) else json.dumps(label)
         if not self.label_names:
             return name
-        if name not in self.label_names and label == _UNPUBLISHED:
+        if name in self.label_names:
+            return self.label_names[name]
+        if name in self.label_names.values():
+            return name
+        if label == _UNPUBLISHED:
             return None
-        if name not in self.label_names:
-            known = ", ".join(self.label_names)
-            raise DataError(f"{where}: label {name!r} has no name, got names for {known}; add it to --label-names")
-        return self.label_names[name]
+        known = ",".join(f"{value}={named}" for value, named in self.label_names.items())
+        raise DataError(f"{where}: label {name!r} has no name in --label-names {known}; add {name}=NAME")
 
 
 def _is_bare(format_: str) -> bool:
@@ -197,8 +201,9 @@ def _parse_label_names(names: str) -> dict[str, str]:
         parsed = {value.strip(): name.strip() for value, _, name in pairs}
     else:
         parsed = {str(value): entry for value, entry in enumerate(entries)}
-    if len(parsed) < len(entries) or "" in parsed.values() or len(have_values) > 1:
-        raise DataError(f"label-names {names!r}: need NAME,NAME for 0, 1, …, or VALUE=NAME,VALUE=NAME; correct it")
+    numbered = any(re.match(r"\d+\s*:", entry) for entry in entries)  # 1:NAME is meant as 1=NAME
+    if numbered or len(parsed) < len(entries) or "" in parsed.values() or len(have_values) > 1:
+        raise DataError(f"label-names {names!r}: need VALUE=NAME,VALUE=NAME; or NAME,NAME for 0, 1, …")
     return parsed
 
 
@@ -224,27 +229,36 @@ def _placeholders(format_: str) -> list[str]:
 
 def _fill(format_: str, part: str, record: Mapping[str, Any], where: str) -> str:
     text = "".join(
-        words + ("" if name is None else _value(record, name, part, where)) for words, name in _pieces(format_)
+        words + ("" if name is None else _value(record, name, part, where, format_)) for words, name in _pieces(format_)
     )
     _check_unicode(text, part, where)
     return text
 
 
-def _value(record: Mapping[str, Any], name: str, part: str, where: str) -> str:
+def _value(record: Mapping[str, Any], name: str, part: str, where: str, format_: str) -> str:
     if name not in record:
-        raise _no_column(name, part, record, where)
+        raise _no_column(name, part, record, where, format_)
     value = record[name]
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise DataError(f"{where}: '{name}' is {_json(value)}, need a string; correct the row, or name another column")
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _no_column(name: str | None, part: str, record: Mapping[str, Any], where: str) -> DataError:
-    advice = f"--columns {part}=NAME" + (",label=NAME" if part == "text" and "label" not in record else "")
-    return DataError(
-        f"{where}: no column {name!r}, got {_names(record)}; say which one it is with {advice}; a number, if the file "
-        "has no header"
-    )
+def _no_column(
+    name: str | None, part: str, record: Mapping[str, Any], where: str, format_: str | None = None
+) -> DataError:
+    """Make the error about a column that is not there; `format_` is the format that names it, if any."""
+    close = difflib.get_close_matches(name or "", record, n=1)
+    if format_ is not None and not _is_bare(format_):
+        advice = f"correct --{part.replace('_', '-')}-format {format_!r}"
+    else:
+        advice = f"say which one it is with --columns {part}={close[0] if close else 'NAME'}"
+        advice += "; a number, if the file has no header"
+    only = next(iter(record)) if len(record) == 1 else ""
+    if not only.replace("_", "").replace(" ", "").isalnum() and only:
+        advice += "; commas, semicolons, tabs or bars separate columns"
+    hint = f", did you mean {close[0]!r}" if close else ""
+    return DataError(f"{where}: no column {name!r}, got {_names(record)}{hint}; {advice}")
 
 
 def _kept(record: Mapping[str, Any], name: str, where: str) -> object:

@@ -94,7 +94,8 @@ _COLUMNS = (
         "--columns",
         metavar="PART=NAME,…",
         help="Columns of the rows, such as text=title,text_b=description,label=class; numbers from 1, if the file has "
-        "no header [default: text, text_b, choices and label].",
+        "no header. PART is text, text_b, choices or label [default: as in training, which reads columns of these "
+        "names].",
     ),
     click.option(
         "--text-format", metavar="FORMAT", help="Text made of several columns, such as '{title}. {description}'."
@@ -103,7 +104,7 @@ _COLUMNS = (
     click.option(
         "--label-names",
         metavar="NAMES",
-        help="Names of the labels 0, 1, … in the rows, such as world,sports; or VALUE=NAME,VALUE=NAME.",
+        help="Names for the values of the label column, such as 1=world,2=sports; names alone are for 0, 1, …",
     ),
 )
 

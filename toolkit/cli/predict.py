@@ -11,6 +11,8 @@ import click
 from ptexport.runtime.errors import DataError, OutputError
 from ptexport.toolkit.cli import options as shared
 
+_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")  # of files of rows
+
 if TYPE_CHECKING:
     from ptexport.runtime import Engine
     from ptexport.runtime.label_file import Counts
@@ -85,6 +87,9 @@ def predict(
     how: dict[str, Any] = {"task": task, "strict": strict, "top_k": top_k}
     first = next(iter(engine.tasks)) if task == ALL else task
     typed = _typed(texts, engine.task(first).entry.fields) if texts else []
+    for text in texts:
+        if Path(text).suffix in _ENDINGS and Path(text).is_file():
+            click.echo(f"warning: {text!r} is read as a text; to predict the rows of a file, use --input", err=True)
 
     def given(say: Callable[[str], None]) -> Iterator["Row"]:
         if rows is None:
@@ -103,8 +108,9 @@ def predict(
     if as_json:
         click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
     else:
-        low = f"; {counts.unlabelled} prediction(s) have no label, since the probability is too low"
-        click.echo(f"{output}: {counts.rows} rows predicted{low if counts.unlabelled else ''}")
+        low = f"; {counts.unlabelled} without a label, since the probability is too low" if counts.unlabelled else ""
+        all_there = " now, the others were there already" if resume else ""
+        click.echo(f"{output}: {counts.rows} rows predicted{all_there}{low}")
 
 
 def _kept(keep: str | None) -> tuple[str, ...] | None:
@@ -138,7 +144,7 @@ def _check_usage(
     Raises:
         UsageError: they do not.
         DataError: the input does not exist.
-        OutputError: the output is the input, or exists.
+        OutputError: the output is the input, exists, or is named like another kind of file.
     """
     if bool(texts) == (rows is not None):
         raise click.UsageError("Give TEXTS or --input, one of the two.")
@@ -150,6 +156,10 @@ def _check_usage(
         raise DataError(f"{rows}: cannot be read (No such file or directory); check the path")
     if rows is not None and output is not None and output.is_file() and rows.exists() and output.samefile(rows):
         raise OutputError(f"{output}: got the input as output, need another file; choose another name")
+    if output is not None and output.suffix.lower() in (".csv", ".tsv", ".parquet", ".xlsx"):
+        raise OutputError(
+            f"{output}: got a name that ends in {output.suffix!r}, but JSON lines are written; use .jsonl"
+        )
     if output is not None and output.is_file() and not resume and not force:
         raise OutputError(f"{output}: exists already; choose another name, or replace it with --force")
 
@@ -209,4 +219,4 @@ def _print_predictions(
 
 
 def _truncated(count: int) -> str:
-    return f"{count} text(s) were longer than the bundle takes and were truncated; --strict refuses them"
+    return f"{count} of the texts were longer than the bundle takes and were truncated; --strict refuses them"

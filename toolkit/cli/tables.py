@@ -40,6 +40,8 @@ def print_metrics(run: "Run", out: Path) -> None:
         f"{out}: {metrics.trainable_parameters:,} parameters trained on {metrics.n_train} rows in "
         f"{metrics.train_seconds:.0f} s, dev accuracy {metrics.dev_accuracy:.1%}"
     )
+    if metrics.abstain_below is not None:
+        say(f"the bundle gives no label to a row whose probability is below {metrics.abstain_below:.3f}")
     if metrics.found_words is not None:
         say(f"found the words {', '.join(metrics.found_words)}")
         if metrics.manual_accuracy and metrics.test_accuracy <= statistics.median(metrics.manual_accuracy.values()):
@@ -85,15 +87,16 @@ def print_outcomes(outcomes: list["Outcome"], out: Path) -> None:
 
 def print_export(manifest: Manifest, out: Path) -> None:
     """Print an exported bundle, and its comparison with Transformers."""
+    say(_parity_verdict(manifest), style="bold")
     for task in manifest.tasks:
         title = "" if len(manifest.tasks) == 1 else f"{task.name}: "
-        if task.parity is None:
-            say("not run: ONNX Runtime's CPU provider cannot run bf16")
-        else:
+        if task.parity is not None:
             _print_parity(task.parity, task.fan_out, title)
     graph, lowered = manifest.graph, manifest.graph.lowered
     if lowered is not None and lowered.accuracy is not None:
         accuracy = f"accuracy {lowered.accuracy:.1%} on {lowered.rows} rows, {lowered.accuracy_fp32:.1%} in fp32"
+        if lowered.accuracy_fp32 == 1:  # also without labels, where the predictions in fp32 are the reference
+            accuracy = f"the label of fp32 on {lowered.accuracy:.1%} of {lowered.rows} rows"
         kept = f"; in fp32: {', '.join(lowered.kept_fp32)}" if lowered.kept_fp32 else ""
         say(f"{graph.precision}: {accuracy}{kept}")
     if graph.autotuned:
@@ -102,9 +105,25 @@ def print_export(manifest: Manifest, out: Path) -> None:
     say(f"{out}: {size / 1e6:.0f} MB, for {graph.target}, opset {graph.opset}, {_contents(manifest)}")
 
 
+def _parity_verdict(manifest: Manifest) -> str:
+    """State in one sentence how the bundle compares with Transformers."""
+    measured = [task.parity for task in manifest.tasks if task.parity is not None]
+    if not measured:
+        return f"The bundle was not run, since ONNX Runtime's CPU provider cannot run {manifest.graph.precision}."
+    batches = [batch for parity in measured for batch in (parity.alone, parity.padded_right, parity.padded_left)]
+    rows, flips = sum(parity.rows for parity in measured), max(len(batch.flips) for batch in batches)
+    same = "all" if not flips else f"all but {flips}"
+    largest = max(batch.max_abs_diff for batch in batches)
+    return (
+        f"The bundle predicts the label of Transformers for {same} of {rows} check rows; the largest difference of a "
+        f"logit is {largest:.1e}."
+    )
+
+
 def _contents(manifest: Manifest) -> str:
     if len(manifest.tasks) == 1:
-        return f"{manifest.task.folded_tokens} leading tokens folded into constants"
+        folded = manifest.task.folded_tokens
+        return f"{folded} leading tokens folded into constants" if folded else "no leading tokens to fold"
     passes = "one forward pass per text" if manifest.fan_out else "one forward pass per text and task"
     return f"{len(manifest.tasks)} tasks, {passes}"
 
@@ -121,13 +140,13 @@ def _print_parity(parity: Parity, fan_out: Comparison | None, title: str) -> Non
         if result is not None
     ]
     for name, largest in (
-        ("texts of any length", parity.all_lengths),
-        ("the graph with itself, among 64 others", parity.among_neighbours),
+        ("lengths from 1 token to the longest", parity.all_lengths),
+        ("a row among 64 others, against alone", parity.among_neighbours),
     ):
         if largest is not None:
             rows.append([name, f"{largest:.1e}", "", ""])
-    columns = ("batches", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
-    print_table(columns, rows, title=f"{title}{parity.rows} rows against untouched Transformers")
+    columns = ("check rows", "largest |Δlogit|", "mean |Δlogit|", "labels that differ")
+    print_table(columns, rows, title=f"{title}{parity.rows} check rows, compared with untouched Transformers")
 
 
 def _print_timings(candidates: list[Candidate]) -> None:
@@ -149,13 +168,16 @@ def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) 
     names = headings(evaluations)
     say(verdict(evaluations, contrast), style="bold")
     if contrast is not None:
-        rows = ", ".join(map(str, contrast.differing[:10])) or "none"
-        say(
-            f"Both predict the same label for {100 * contrast.agreement:.1f} % of the rows; only {names[0]} is correct "
-            f"on {contrast.only_first_right}, only {names[1]} on {contrast.only_second_right} "
-            f"(rows {rows}{' …' * (len(contrast.differing) > 10)})."
-        )
-    figures = [summary(evaluation) for evaluation in evaluations]
+        said = f"Their most probable labels are the same for {100 * contrast.agreement:.1f} % of the rows"
+        if contrast.differing:
+            rows = ", ".join(map(str, contrast.differing[:10])) + " …" * (len(contrast.differing) > 10)
+            said += (
+                f"; only {names[0]} is correct on {contrast.only_first_right}, only {names[1]} on "
+                f"{contrast.only_second_right} (rows {rows})"
+            )
+        say(f"{said}.")
+    abstains = any(evaluation.coverage < 1 for evaluation in evaluations)
+    figures = [summary(evaluation, abstains=abstains) for evaluation in evaluations]
     say("")
     print_table(
         ("figure", *names),
@@ -170,5 +192,5 @@ def print_evaluations(evaluations: list[Evaluation], contrast: Contrast | None) 
             title = f"{name}: most confident mistakes, by row number from 1"
             say("")
             print_table(MISTAKE_HEADINGS[: len(mistakes[0])], mistakes, title=title)
-    if any(evaluation.coverage < 1 for evaluation in evaluations):
+    if abstains:
         say(ABSTENTION_NOTE)

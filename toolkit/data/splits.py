@@ -72,7 +72,10 @@ def count_labels(rows: Sequence[Row], where: str) -> dict[str, int]:
     """
     for row in rows:
         if not row.label:
-            raise DataError(f"{row.where}: no label, need one in every row; name its column with --columns label=NAME")
+            raise DataError(
+                f"{row.where}: no label, need one in every row; fill it in, or name its column with "
+                "--columns label=NAME"
+            )
     counts = collections.Counter(row.label or "" for row in rows)
     if len(counts) < 2:
         raise DataError(f"data {where}: every label is {next(iter(counts))!r}, need two or more different ones")

@@ -40,7 +40,9 @@ def write_page(path: Path, evaluations: list[Evaluation], contrast: Contrast | N
     Raises:
         OutputError: the file exists and `force` is false, or the file cannot be written.
     """
-    names, figures = headings(evaluations), [summary(evaluation) for evaluation in evaluations]
+    abstains = any(evaluation.coverage < 1 for evaluation in evaluations)
+    names = headings(evaluations)
+    figures = [summary(evaluation, abstains=abstains) for evaluation in evaluations]
     html = render(
         f"{' and '.join(names)}: evaluation",
         read_template("ptexport.toolkit.evaluation", "evaluation.jinja"),

@@ -80,14 +80,17 @@ def mistake_rows(evaluation: Evaluation, *, most_characters: int) -> list[list[s
     return rows
 
 
-def summary(evaluation: Evaluation) -> dict[str, str]:
-    """Format the scalar figures, for tables and pages."""
+def summary(evaluation: Evaluation, *, abstains: bool) -> dict[str, str]:
+    """Format the scalar figures, for tables and pages; with `abstains`, also those of rows with a predicted label."""
     latency, top_k = evaluation.latency, evaluation.top_k_accuracy
+    covered = {
+        "rows with a predicted label": f"{evaluation.coverage:.1%}",
+        "accuracy on those rows": f"{evaluation.answered_accuracy:.1%}",
+    }
     return {
         "accuracy": f"{evaluation.accuracy:.1%}",
         **({} if top_k is None else {f"top-{OPEN_VOCABULARY_TOP_K} accuracy": f"{top_k:.1%}"}),
-        "rows with a predicted label": f"{evaluation.coverage:.1%}",
-        "accuracy on those rows": f"{evaluation.answered_accuracy:.1%}",
+        **(covered if abstains else {}),
         "macro-F1": f"{evaluation.macro_f1:.3f}",
         "expected calibration error": f"{evaluation.calibration_error:.3f}",
         "latency of one row, median (ms)": f"{latency.p50_ms:.1f}",

@@ -12,6 +12,8 @@ from pathlib import Path
 from ptexport.runtime.errors import VerbalizerError
 from ptexport.toolkit.template.words import WordTokenizer
 
+_MOST_SIMILAR = 5  # words in a message
+
 OPEN_VOCABULARY = "vocab"
 """Value of `--labels` that makes every word of the vocabulary a label, as in LAMA (Petroni et al. 2019)."""
 
@@ -84,7 +86,10 @@ class Verbalizer:
             return replace(self, words=((),) * len(self.labels)) if self.words is None else self
         for label, has in zip(self.labels, self.words or (), strict=False):
             if has and not drop_words:
-                raise VerbalizerError(f"label {label!r}: has words, and a linear head uses none; give names alone")
+                raise VerbalizerError(
+                    f"label {label!r}: has words, and a linear head uses none; give names alone, or rename the "
+                    "values of the column with --label-names"
+                )
         return replace(self, words=None)
 
     def filled(self, tokenizer: WordTokenizer, *, spaced: bool) -> "Verbalizer":
@@ -155,6 +160,10 @@ def _not_one_token(label: str, word: str, tokens: list[int], tokenizer: WordToke
         for near in [*pieces, *difflib.get_close_matches(word, vocabulary, n=10, cutoff=0.6)]
         if len(near) > 1 and near.isalpha() and len(tokenizer.ids(near, spaced=spaced)) == 1
     ]
-    advice = f"similar single tokens: {', '.join(dict.fromkeys(close))}" if close else "choose a more common word"
+    advice = (
+        f"similar single tokens: {', '.join([*dict.fromkeys(close)][:_MOST_SIMILAR])}"
+        if close
+        else "choose a more common word"
+    )
     got = f"{len(tokens)} tokens ({' + '.join(map(tokenizer.name, tokens))})"
     return f"label {label!r}: its word {word!r} is {got} here, need 1; {advice}, or use --head linear"

@@ -180,7 +180,9 @@ def _labels(config: TrainConfig, rows: list[Row]) -> tuple[Verbalizer, str | Non
     counts = count_labels(rows, config.data)
     said = [f"{label} ({count} rows)" for label, count in counts.items()][:_MOST_LABELS_SAID]
     names = f"labels: {', '.join(said)}{', …' * (len(counts) > len(said))}"
-    return Verbalizer(labels=tuple(counts), words=None), names
+    unused = [repr(name) for name in config.columns.label_names.values() if name not in counts]
+    unused_names = f"; no row has the label {', '.join(unused)} of --label-names" if unused else ""
+    return Verbalizer(labels=tuple(counts), words=None), names + unused_names
 
 
 def _check_head(config: TrainConfig, head: Head, checkpoint: Checkpoint) -> None:

@@ -39,6 +39,10 @@ def test_blank_and_unpublished_labels_are_none() -> None:
     assert parse("text=title,label=class", names="a,b,c").row({**RECORD, "class": -1}, "here").label is None
 
 
+def test_a_label_may_be_a_name_already() -> None:
+    assert parse("text=title,label=title", names="1=Oil").row(RECORD, "here").label == "Oil"
+
+
 def test_rows_to_predict_need_no_label() -> None:
     for columns in (parse("text=title,label=class", names="a,b"), parse("text=title,label=gone")):
         assert columns.without_label().row(RECORD, "here").label is None
@@ -65,11 +69,15 @@ def test_kept_columns() -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (parse(), "no column 'text', got .*; say which one it is with --columns text=NAME,label=NAME"),
-        (parse("text=titel,label=class"), "no column 'titel'"),
+        (parse(), "no column 'text', got .*; say which one it is with --columns text=NAME; a number, if"),
+        (parse("text=titel,label=class"), "no column 'titel', .*, did you mean 'title'; say .* --columns text=title"),
+        (parse("label=class", "{titel}. {id}"), "did you mean 'title'; correct --text-format '{titel}. {id}'"),
         (parse("text=title,text_b=body"), "no column 'body', got .*; say which one it is with --columns text_b=NAME"),
         (parse("text=empty"), "'empty' is null, need a string"),
-        (parse("text=title,label=class", names="world,sports"), "label '2' has no name, got names for 0, 1; add it"),
+        (
+            parse("text=title,label=class", names="world,sports"),
+            "label '2' has no name in --label-names 0=world,1=sports; add 2=NAME",
+        ),
     ],
 )
 def test_rows_that_do_not_fit(columns: Columns, message: str) -> None:
@@ -90,9 +98,10 @@ def test_rows_that_do_not_fit(columns: Columns, message: str) -> None:
         ({"text": "{title"}, "format '{title': .*; write columns as {NAME}"),
         ({"text": "{}"}, "need plain columns"),
         ({"text": "{title:>10}"}, "need plain columns, {NAME}; leave out what follows a name"),
-        ({"names": "a,b=c"}, "label-names 'a,b=c': need NAME,NAME for 0, 1, …, or VALUE=NAME"),
+        ({"names": "a,b=c"}, "label-names 'a,b=c': need VALUE=NAME,VALUE=NAME; or NAME,NAME for 0, 1"),
         ({"names": "1=a,1=b"}, "label-names '1=a,1=b'"),
         ({"names": "a,"}, "label-names 'a,'"),
+        ({"names": "1:a,2:b"}, "need VALUE=NAME"),
     ],
 )
 def test_options_that_are_refused(options: dict[str, str], message: str) -> None:

@@ -202,7 +202,7 @@ def test_a_quoted_line_break_keeps_the_line_numbers(tmp_path: Path) -> None:
         (
             "a.jsonl",
             b'{"txt": "a"}\n',
-            r"no column 'text', got \['txt'\]; say which one it is with --columns text=NAME,label=NAME",
+            r"no column 'text', got \['txt'\], did you mean 'txt'; say which one it is with --columns text=txt",
         ),
         ("a.jsonl", b'{"text": true}\n', "'text' is true, need a string"),
         ("a.jsonl", b'{"text": null}\n', "'text' is null, need a string"),
@@ -212,6 +212,7 @@ def test_a_quoted_line_break_keeps_the_line_numbers(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a", "id": ' + b"1" * 5000 + b"}", "line 1: not JSON"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: 'text' holds half of a surrogate pair"),
         ("a.jsonl", b'{"text": "\xff"}\n', "not UTF-8"),
+        ("a.csv", b"id~text\n1~a\n", "no column 'text', got .*; commas, semicolons, tabs or bars separate columns"),
         ("a.csv", b"text,label\na,b,c\n", "line 2: got more or fewer fields than the first line, need 2"),
         ("a.csv", b"text,label\na\n", "line 2: got more or fewer fields"),
         ("a.csv", b'text,label\n"a"b,c\n', "not CSV"),

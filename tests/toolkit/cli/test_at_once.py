@@ -104,7 +104,7 @@ REFUSALS = {
 }
 
 OTHERS = {
-    "predict nothing hello": "nothing/manifest.json: missing",
+    "predict nothing hello": "nothing: no such folder, need one made by 'ptexport export'",
     "install nothing.ptpack --backbone bundle --out new": "nothing.ptpack: ",
     "export nothing --out new": "nothing: no such folder",
     "export kept --out new": "kept: has neither metrics.json (a run), nor adapter_config.json",

@@ -84,7 +84,7 @@ def test_a_text_of_100_000_characters_is_truncated_and_a_missing_bundle_named(
     assert ptexport("predict", llama_bundle, "slow " * 20_000).returncode == 0
     done = ptexport("predict", tmp_path / "nothing", "slow")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "manifest.json: missing; need a bundle folder" in done.stderr
+    assert "nothing: no such folder, need one made by 'ptexport export'" in done.stderr
 
 
 def test_odd_texts_take_one_line_each_and_no_rows_are_no_answer(llama_bundle: Path, tmp_path: Path) -> None:

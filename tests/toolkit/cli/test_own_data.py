@@ -144,6 +144,17 @@ def test_columns_that_are_not_there(arguments: list[str], code: int, message: st
     assert (done.returncode, message in done.stderr) == (code, True), done.stderr
 
 
+def test_what_is_probably_meant_otherwise(
+    trained: tuple[Path, str], bundle: Path, tickets: Path, tmp_path: Path
+) -> None:
+    done = ptexport("predict", bundle, tickets)
+    assert (done.returncode, f"warning: {str(tickets)!r} is read as a text" in done.stderr) == (0, True)
+    done = ptexport("predict", bundle, "--input", tickets, "--output", tmp_path / "answers.csv")
+    assert (done.returncode, "ends in '.csv', but JSON lines are written; use .jsonl" in done.stderr) == (1, True)
+    done = ptexport("predict", trained[0], "great")
+    assert (done.returncode, "is a run, need a bundle; export it with: ptexport export" in done.stderr) == (1, True)
+
+
 def test_rows_without_labels_are_predicted(bundle: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     for content in ("title\ngreat\n", "title,class\ngreat,\n", "title,class\ngreat,7\n"):
