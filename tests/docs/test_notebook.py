@@ -21,6 +21,6 @@ def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     said = ["".join(output.get("text", "") for output in cell.outputs) for cell in notebook.cells if "outputs" in cell]
     assert "labels: billing (20 rows)" in said[1]
-    assert "The bundle predicts the label of Transformers for all of" in said[2]
+    assert "The bundle predicts the label of Transformers for all" in said[2]
     assert {line.split()[0] for line in said[3].splitlines()} <= {"billing", "delivery", "technical"}
     assert said[4].count('"id":"100') == 3

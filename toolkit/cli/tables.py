@@ -112,11 +112,10 @@ def _parity_verdict(manifest: Manifest) -> str:
         return f"The bundle was not run, since ONNX Runtime's CPU provider cannot run {manifest.graph.precision}."
     batches = [batch for parity in measured for batch in (parity.alone, parity.padded_right, parity.padded_left)]
     rows, flips = sum(parity.rows for parity in measured), max(len(batch.flips) for batch in batches)
-    same = "all" if not flips else f"all but {flips}"
+    same = f"all {rows} check rows" if not flips else f"all but {flips} of {rows} check rows"
     largest = max(batch.max_abs_diff for batch in batches)
     return (
-        f"The bundle predicts the label of Transformers for {same} of {rows} check rows; the largest difference of a "
-        f"logit is {largest:.1e}."
+        f"The bundle predicts the label of Transformers for {same}; the largest difference of a logit is {largest:.1e}."
     )
 
 
