@@ -1,11 +1,19 @@
 """`ptexport evaluate`: one or two bundles on labelled rows. Needs no torch."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ptexport.toolkit.cli import options as shared
+
+if TYPE_CHECKING:
+    from ptexport.runtime.bundle.manifest import TaskEntry
+    from ptexport.runtime.rows.columns import Columns
+    from ptexport.runtime.rows.row import Row
+    from ptexport.toolkit.cli.progress_bars import ProgressBars
+    from ptexport.toolkit.evaluation.evaluate import Result
 
 
 @click.command()
@@ -41,38 +49,45 @@ def evaluate(
     **options: Any,
 ) -> None:
     """Evaluate one bundle on labelled rows, or compare two bundles."""
-    import msgspec
-
     from ptexport.runtime import Engine
     from ptexport.runtime.rows.read import count_lines
     from ptexport.toolkit.cli.progress_bars import reporting
-    from ptexport.toolkit.cli.tables import print_evaluations
-    from ptexport.toolkit.data.sources import source_name
-    from ptexport.toolkit.data.splits import read_test_rows
-    from ptexport.toolkit.evaluation.evaluate import check_comparable, contrast, evaluate
+    from ptexport.toolkit.evaluation.evaluate import check_comparable, evaluate
 
     parse_columns = shared.columns_parser(options)
     _check_usage(bundles, data, html, force=force)
     engines = [Engine.open(bundle, **options) for bundle in bundles]
     # Of two bundles, one may have this task only, under its own name.
     names = [task if len(engine.tasks) > 1 or len(engines) == 1 else None for engine in engines]
-    check_comparable([engine.task(name) for engine, name in zip(engines, names, strict=True)])
+    tasks = [engine.task(name) for engine, name in zip(engines, names, strict=True)]
+    check_comparable(tasks)
     total = count_lines(Path(data))
     results = []
     with reporting(as_json=as_json, log_file=log_file) as report:
-        for engine, name in zip(engines, names, strict=True):
-            entry = engine.task(name).entry
-            rows = read_test_rows(
-                data,
-                parse_columns(entry.columns),
-                report.choice,
-                fields=entry.fields,
-                by_label=entry.labels is not None,
-                seed=entry.seed,
-            )
+        for engine, chosen in zip(engines, tasks, strict=True):
+            rows = _rows(data, chosen.entry, parse_columns(chosen.entry.columns), report)
+            name = chosen.entry.name
             done = evaluate(engine, rows, lambda n: report.rows(n, total), task=name, keep_texts=show_texts)
             results.append(done)
             report.all_rows()
+    _show(results, data, html, as_json=as_json, force=force)
+
+
+def _rows(data: str, task: "TaskEntry", columns: "Columns", report: "ProgressBars") -> Iterator["Row"]:
+    from ptexport.toolkit.data.splits import read_test_rows
+
+    by_label = task.labels is not None
+    return read_test_rows(data, columns, report.choice, fields=task.fields, by_label=by_label, seed=task.seed)
+
+
+def _show(results: list["Result"], data: str, html: Path | None, *, as_json: bool, force: bool) -> None:
+    """Print the evaluations, and write the page."""
+    import msgspec
+
+    from ptexport.toolkit.cli.tables import print_evaluations
+    from ptexport.toolkit.data.sources import source_name
+    from ptexport.toolkit.evaluation.evaluate import contrast
+
     evaluations = [result.evaluation for result in results]
     both = contrast(*results) if len(results) == 2 else None
     if as_json:

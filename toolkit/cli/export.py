@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ptexport.runtime.bundle.manifest import Precision
+from ptexport.runtime.bundle.manifest import Manifest, Precision
 from ptexport.runtime.errors import HubError, PtexportError
 from ptexport.runtime.rows.columns import Columns
 from ptexport.runtime.rows.read import STDIN
@@ -86,17 +86,9 @@ def export(
     lowered = shared.lowered(precision, max_accuracy_drop, keep_fp32)
     options["opset"] = None if opset is None else int(opset)
     with shared.extra("train"), TemporaryDirectory(prefix="ptexport-") as place:
-        from ptexport.toolkit.imports.source import find_source
-
-        sources = [find_source(folder) for folder in folders]
-        if given and set(sources) == {"run"}:
-            option = next(iter(given)).replace("_", "-")
-            raise click.UsageError(
-                f"--{option}: is for PEFT adapters and classifiers, a run has its own; leave it out."
-            )
+        sources = _find_sources(folders, given)
         from ptexport.exporters.config import ExportConfig, check_options
-        from ptexport.toolkit.cli import tables
-        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
+        from ptexport.toolkit.cli.progress_bars import reporting
         from ptexport.toolkit.run.run import Run
 
         runs = tuple(
@@ -111,14 +103,41 @@ def export(
         _check_push(push, private=private)
         with reporting(as_json=as_json, log_file=log_file) as report:
             imports = _read_all(config, folders, sources, given, report)
-            report.stage("loading PyTorch")
-            from ptexport.exporters.export import export as run_export
+            manifest = _export(config, imports, report, verbose=verbose)
+    _finish(manifest, out, push, private=private, as_json=as_json)
 
-            if not verbose:
-                silence_libraries()
-            for inputs in imports:
-                make_run(inputs, report)
-            manifest = run_export(config, report)
+
+def _find_sources(folders: Sequence[Path], given: dict[str, Any]) -> "list[Source]":
+    """Find out what the folders hold; UsageError for options of imports if they are all runs."""
+    from ptexport.toolkit.imports.source import find_source
+
+    sources = [find_source(folder) for folder in folders]
+    if given and set(sources) == {"run"}:
+        option = next(iter(given)).replace("_", "-")
+        raise click.UsageError(f"--{option}: is for PEFT adapters and classifiers, a run has its own; leave it out.")
+    return sources
+
+
+def _export(
+    config: "ExportConfig", imports: "Sequence[ImportInputs]", report: "Progress", *, verbose: bool
+) -> Manifest:
+    """Make the imports, and export the runs."""
+    from ptexport.toolkit.cli.progress_bars import silence_libraries
+
+    report.stage("loading PyTorch")
+    from ptexport.exporters.export import export
+
+    if not verbose:
+        silence_libraries()
+    for inputs in imports:
+        make_run(inputs, report)
+    return export(config, report)
+
+
+def _finish(manifest: Manifest, out: Path, push: str | None, *, private: bool, as_json: bool) -> None:
+    """Print the manifest, and push the bundle."""
+    from ptexport.toolkit.cli import tables
+
     if not as_json:
         tables.print_export(manifest, out)
     pushed = {} if push is None else {"commit_url": _push(out, push, private=private)}

@@ -14,8 +14,9 @@ from ptexport.toolkit.cli import options as shared
 _ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")  # of files of rows
 
 if TYPE_CHECKING:
-    from ptexport.runtime import Engine
+    from ptexport.runtime import Engine, Task
     from ptexport.runtime.label_file import Counts
+    from ptexport.runtime.rows.columns import Columns
     from ptexport.runtime.rows.row import Row
     from ptexport.toolkit.cli.progress_bars import ProgressBars
 
@@ -72,7 +73,6 @@ def predict(
     """
     from ptexport.runtime import Engine
     from ptexport.runtime.bundle.manifest import ALL
-    from ptexport.runtime.label_rows import columns_of
     from ptexport.runtime.rows.read import count_lines, read_rows
     from ptexport.toolkit.cli.progress_bars import reporting
 
@@ -85,32 +85,45 @@ def predict(
     if task is None and len(engine.tasks) > 1:
         raise click.UsageError(f"The bundle has the tasks {', '.join(engine.tasks)}; give --task NAME or --task all.")
     how: dict[str, Any] = {"task": task, "strict": strict, "top_k": top_k}
-    first = next(iter(engine.tasks)) if task == ALL else task
-    typed = _typed(texts, engine.task(first).entry.fields) if texts else []
-    for text in texts:
-        if Path(text).suffix in _ENDINGS and Path(text).is_file():
-            click.echo(f"warning: {text!r} is read as a text; to predict the rows of a file, use --input", err=True)
+    tasks = list(engine.tasks.values()) if task == ALL else [engine.task(task)]
+    _warn_of_files(texts)
 
     def given(say: Callable[[str], None]) -> Iterator["Row"]:
         if rows is None:
-            return iter(typed)
-        tasks = engine.tasks.values() if task == ALL else [engine.task(task)]
-        return read_rows(rows, parse_columns(columns_of(tasks)).without_label(), keep=kept, say=say)
+            return iter(_typed(texts, tasks[0].entry.fields))
+        return read_rows(rows, _columns(tasks, parse_columns), keep=kept, say=say)
 
     if output is None:
         read = given(lambda said: None if as_json else click.echo(said, err=True))
         _print_predictions(engine, read, as_json=as_json or rows is not None, **how)
         return
-    total = len(typed) if rows is None else count_lines(rows)
+    total = None if rows is None else count_lines(rows)
     with reporting(as_json=as_json, log_file=log_file) as report:
         read = given(report.choice)
         counts = _write_predictions(engine, read, total, output, report, resume=resume, force=force, **how)
+    _print_counts(counts, output, as_json=as_json, resume=resume)
+
+
+def _columns(tasks: Sequence["Task"], parse_columns: Callable[["Columns"], "Columns"]) -> "Columns":
+    from ptexport.runtime.label_rows import columns_of
+
+    return parse_columns(columns_of(tasks)).without_label()
+
+
+def _warn_of_files(texts: tuple[str, ...]) -> None:
+    """Warn of a text that is the name of a file of rows."""
+    for text in texts:
+        if Path(text).suffix in _ENDINGS and Path(text).is_file():
+            click.echo(f"warning: {text!r} is read as a text; to predict the rows of a file, use --input", err=True)
+
+
+def _print_counts(counts: "Counts", output: Path, *, as_json: bool, resume: bool) -> None:
     if as_json:
         click.echo(json.dumps({"output": str(output), **dataclasses.asdict(counts)}))
-    else:
-        low = f"; {counts.unlabelled} without a label, since the probability is too low" if counts.unlabelled else ""
-        all_there = " now, the others were there already" if resume else ""
-        click.echo(f"{output}: {counts.rows} rows predicted{all_there}{low}")
+        return
+    low = f"; {counts.unlabelled} without a label, since the probability is too low" if counts.unlabelled else ""
+    all_there = " now, the others were there already" if resume else ""
+    click.echo(f"{output}: {counts.rows} rows predicted{all_there}{low}")
 
 
 def _kept(keep: str | None) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ from ptexport.toolkit.methods import METHODS
 from ptexport.toolkit.prompt import distributed
 
 if TYPE_CHECKING:
+    from ptexport.toolkit.cli.progress_bars import ProgressBars
     from ptexport.toolkit.run.config import TrainConfig  # needs the extra `train`
     from ptexport.toolkit.training.inputs import Inputs
 
@@ -169,51 +170,94 @@ def train(
 
     Ctrl-C stops the training and keeps the best epoch so far. --resume continues after Ctrl-C or a kill.
     """
+    _check_usage(options["data"], axes, resume=resume, force=force)
+    with shared.extra("train"):
+        from ptexport.toolkit.cli.progress_bars import reporting
+
+        config, values = _config(options), parse_axes(axes)
+        with reporting(as_json=as_json, log_file=log_file, quiet=not distributed.is_rank_0()) as progress:
+            if axes:
+                _sweep(config, values, out, progress, resume=resume, verbose=verbose)
+            else:
+                _train(config, out, progress, resume=resume, force=force, verbose=verbose)
+    if distributed.is_rank_0():
+        _print(out, is_sweep=bool(axes), as_json=as_json)
+
+
+def _check_usage(data: str, axes: tuple[str, ...], *, resume: bool, force: bool) -> None:
+    """Raise UsageError for options that do not go together."""
     if force and (resume or axes):
         raise click.UsageError("--force cannot be used with --resume or --sweep; remove the folder instead.")
-    if options["data"] == "-" and distributed.is_distributed():
+    if data == "-" and distributed.is_distributed():
         raise click.UsageError("--data - is for one process, since several cannot share standard input; give a file.")
     if axes and distributed.is_distributed():
         raise click.UsageError("--sweep is for one process; leave 'accelerate launch' out.")
-    with shared.extra("train"):
-        from ptexport.toolkit.cli import tables
-        from ptexport.toolkit.cli.progress_bars import reporting, silence_libraries
-        from ptexport.toolkit.run.run import METRICS, Run
-        from ptexport.toolkit.training.inputs import check_out, read_inputs, read_source
-        from ptexport.toolkit.training.sweep_table import SWEEP, Outcome, SweepTable, check_new, combine
 
-        config, values = _config(options), parse_axes(axes)
-        if axes:
-            check_new(out, resume=resume)
-        else:
-            check_out(out, resume=resume, force=force)
-        configs = combine(config, values) if axes else {"": config}
-        with reporting(as_json=as_json, log_file=log_file, quiet=not distributed.is_rank_0()) as progress:
-            source = read_source(config, progress)
-            inputs = {name: read_inputs(each, progress, source) for name, each in configs.items()}
-            if not axes:
-                progress.choice(f"full command: {full_command(inputs[''], out)}")
-            progress.stage("loading PyTorch")
-            from ptexport.toolkit.training.sweep import sweep
-            from ptexport.toolkit.training.train import train_into
 
-            if not verbose:
-                silence_libraries()
-            made: Run | list[Outcome]
-            if axes:
-                made = sweep(inputs, SweepTable(out, config, values, resume=resume), progress)
-            else:
-                made = train_into(out, inputs[""], progress, resume=resume, force=force)
-    if not distributed.is_rank_0():
-        return
+def _train(
+    config: "TrainConfig", out: Path, progress: "ProgressBars", *, resume: bool, force: bool, verbose: bool
+) -> None:
+    from ptexport.toolkit.training.inputs import check_out, read_inputs
+
+    check_out(out, resume=resume, force=force)
+    inputs = read_inputs(config, progress)
+    progress.choice(f"full command: {full_command(inputs, out)}")
+    _load_pytorch(progress, verbose=verbose)
+    from ptexport.toolkit.training.train import train_into
+
+    train_into(out, inputs, progress, resume=resume, force=force)
+
+
+def _sweep(
+    config: "TrainConfig",
+    values: dict[str, list[Any]],
+    out: Path,
+    progress: "ProgressBars",
+    *,
+    resume: bool,
+    verbose: bool,
+) -> None:
+    from ptexport.toolkit.training.inputs import read_inputs, read_source
+    from ptexport.toolkit.training.sweep_table import SweepTable, check_new, combine
+
+    check_new(out, resume=resume)
+    configs, source = combine(config, values), read_source(config, progress)
+    inputs = {name: read_inputs(each, progress, source) for name, each in configs.items()}
+    _load_pytorch(progress, verbose=verbose)
+    from ptexport.toolkit.training.sweep import sweep
+
+    sweep(inputs, SweepTable(out, config, values, resume=resume), progress)
+
+
+def _load_pytorch(progress: "ProgressBars", *, verbose: bool) -> None:
+    from ptexport.toolkit.cli.progress_bars import silence_libraries
+
+    progress.stage("loading PyTorch")
+    if not verbose:
+        silence_libraries()
+
+
+def _print(out: Path, *, is_sweep: bool, as_json: bool) -> None:
+    """Print what was trained.
+
+    Raises:
+        TrainError: the training fell short of its options.
+    """
+    from ptexport.toolkit.cli import tables
+    from ptexport.toolkit.run.run import METRICS, Run
+    from ptexport.toolkit.training.sweep_table import SWEEP, read_outcomes
+
     if as_json:
-        click.echo((out / (SWEEP if axes else METRICS)).read_text(encoding="utf-8"), nl=False)
-    elif isinstance(made, Run):
-        tables.print_metrics(made, out)
-    else:
-        tables.print_outcomes(made, out)
-    if isinstance(made, Run) and made.shortfall is not None:
-        raise TrainError(f"{out}: {made.shortfall}")
+        click.echo((out / (SWEEP if is_sweep else METRICS)).read_text(encoding="utf-8"), nl=False)
+    if is_sweep:
+        if not as_json:
+            tables.print_outcomes(read_outcomes(out), out)
+        return
+    run = Run.read(out)
+    if not as_json:
+        tables.print_metrics(run, out)
+    if run.shortfall is not None:
+        raise TrainError(f"{out}: {run.shortfall}")
 
 
 def _config(options: dict[str, Any]) -> "TrainConfig":

@@ -104,9 +104,7 @@ def read_inputs(config: TrainConfig, progress: Progress, source: Source | None =
     parsed, manual = check_templates(config, method)
     verbalizer = labels.with_head(linear=head == "linear", drop_words=config.labels is None)
     if head == "words":
-        words = words or WordTokenizer(checkpoint.read_tokenizer())
-        verbalizer = verbalizer.filled(words, spaced=parsed.answer_spaced)
-        verbalizer.word_ids(words, spaced=parsed.answer_spaced, unknown=None)
+        verbalizer = _with_words(verbalizer, words or WordTokenizer(checkpoint.read_tokenizer()), parsed)
     for choice in choices[len(source.said) :]:
         progress.choice(choice)
     return Inputs(
@@ -193,6 +191,13 @@ def _check_head(config: TrainConfig, head: Head, checkpoint: Checkpoint) -> None
             f"model {checkpoint.name}: {checkpoint.architecture} has no language-model head, which label words need; "
             f"use {advice}"
         )
+
+
+def _with_words(verbalizer: Verbalizer, words: WordTokenizer, template: Template) -> Verbalizer:
+    """Fill in label words, and check that each is one token."""
+    filled = verbalizer.filled(words, spaced=template.answer_spaced)
+    filled.word_ids(words, spaced=template.answer_spaced, unknown=None)
+    return filled
 
 
 def _fields(row: Row) -> list[TextField]:

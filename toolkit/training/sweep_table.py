@@ -89,6 +89,11 @@ class SweepTable:
                 link.replace(best)
 
 
+def read_outcomes(out: Path) -> list[Outcome]:
+    """Read the outcomes of a sweep, the highest dev accuracy first."""
+    return msgspec.convert(msgspec.json.decode((out / SWEEP).read_bytes())["outcomes"], list[Outcome])
+
+
 def check_new(out: Path, *, resume: bool) -> None:
     """Check that a folder is free for a sweep.
 
