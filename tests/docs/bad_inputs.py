@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1", "COLUMNS": "200"}
-
 TRAIN = "train --model model --data rows.csv --labels positive=great,negative=bad --template '[P] {text}' --out new"
 
 CASES = (
@@ -227,5 +225,6 @@ def tiny_workplace() -> Iterator[Path]:
 
 
 if __name__ == "__main__":
+    os.environ |= {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1", "COLUMNS": "200"}
     with tiny_workplace() as place:
         Path(sys.argv[1]).write_text(page(place), encoding="utf-8")
