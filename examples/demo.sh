@@ -7,7 +7,7 @@ out=${1:-build/demo}
 
 echo "== P-Tuning of SmolLM2-135M: which continent is a city on? =="
 ptexport train --model smollm2 --data cities --out "$out/run" --force \
-    --template "The city of {text} is in [P*3]" --encoder lstm --epochs 4 \
+    --template "The city of {text} is in [P*3]" --encoder lstm --epochs 4 --patience 4 \
     --manual "The city of {text} is in" \
     --manual "{text} is a city on the continent of" \
     --manual "{text} is located in the continent of" \

@@ -35,7 +35,7 @@ CASES: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {
         ("manual", CITY, ()),
         ("manual", CITY, ("--prior-correction",)),
         ("manual", CITY, ("--shots", "6")),
-        ("search", f"{CITY} [P*3]", ("--epochs", "4")),
+        ("search", f"{CITY} [P*3]", ("--epochs", "4", "--patience", "4")),
         ("p-tuning", f"{CITY} [P*3]", ()),
         ("prompt-tuning", f"[P*8] {CITY}", ("--init", "words")),
         ("p-tuning-v2", f"[P*8] {CITY}", ()),

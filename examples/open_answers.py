@@ -51,6 +51,7 @@ def main() -> None:
     for method, template in TEMPLATES.items():
         run, bundle = folder / f"{method}-run", folder / method
         given = ["--model", "smollm2", "--labels", "vocab", "--method", method, "--template", template]
+        given += ["--epochs", "10", "--patience", "4"]
         ptexport("train", *given, "--data", str(train), "--test", str(test), "--out", str(run), "--resume")
         ptexport("export", str(run), "--out", str(bundle), "--force")
         (found,) = json.loads(ptexport("evaluate", str(bundle), "--data", str(test), "--json"))["evaluations"]
