@@ -84,7 +84,8 @@ def accuracy(out: Path) -> dict[str, object]:
         manual = [word for template in MANUAL for word in ("--manual", template)]
         ptexport(
             "train", "--model", "smollm2", "--data", "cities", "--template", TEMPLATE,
-            "--epochs", "4", "--patience", "4", "--seed", str(seed), "--out", str(out / f"run{seed}"), "--force", *manual,
+            "--epochs", "4", "--patience", "4", "--seed", str(seed),
+            "--out", str(out / f"run{seed}"), "--force", *manual,
         )  # fmt: skip
         metrics.append(json.loads((out / f"run{seed}" / "metrics.json").read_text()))
     learned = [m["test_accuracy"] for m in metrics]
