@@ -107,12 +107,14 @@ def test_processes_that_do_not_add_their_gradients_train_something_else(
     assert furthest(weights(alone("p-tuning")), weights(tmp_path / "deaf")) > 1e-3
 
 
-def test_an_error_is_said_once_by_each_and_ends_all(llama: Path, rows_file: Path, tmp_path: Path) -> None:
+def test_an_error_ends_all_and_no_process_says_it_twice(llama: Path, rows_file: Path, tmp_path: Path) -> None:
     launch = [*LAUNCH, BIN / "ptexport"]
     said = train(tmp_path / "run", llama, rows_file, "p-tuning", "--labels", "one=great", launch=launch)
     assert not said.startswith("0\n")
-    assert "ptexport: labels 'one=great': got ['one'], need two or more different names" in said
-    assert "ptexport, process 1: labels 'one=great'" in said
+    # The launcher ends the other process when one has failed, which may be before it says anything.
+    error = "labels 'one=great': got ['one'], need two or more different names"
+    counts = [said.count(f"{name}: {error}") for name in ("ptexport", "ptexport, process 1")]
+    assert counts in ([1, 1], [1, 0], [0, 1]), said
     assert not (tmp_path / "run").exists()
 
 
