@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from ptexport.runtime.errors import CheckpointError, reason
 from ptexport.toolkit.imports.adapter_files import ADAPTER_CONFIG, WEIGHTS, AdapterFiles
+from ptexport.toolkit.imports.conversion import load_for
 from ptexport.toolkit.models.checkpoint import Checkpoint
 
 
@@ -78,29 +78,19 @@ class Adapter:
         return found["weight"], found.get("bias", torch.zeros(len(found["weight"])))
 
     def _task_model(self, checkpoint: Checkpoint) -> PreTrainedModel:
-        where, options = f"model {checkpoint.name}", {}
+        options = {}
         loader = AutoModelForCausalLM
         if self.files.task == "SEQ_CLS":
             if self.files.kind != "LORA":  # which is merged into the whole classifier
                 _check_head(checkpoint)
             options["num_labels"] = self.files.n_labels
             loader = AutoModelForSequenceClassification
-        try:
-            model, loading = loader.from_pretrained(
-                checkpoint.path,
-                dtype=torch.float32,
-                use_safetensors=True,  # no pickle
-                trust_remote_code=False,
-                output_loading_info=True,
-                **options,
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-            raise CheckpointError(f"{where}: Transformers cannot load it for {self.files.task} ({reason(e)})") from e
-        missing = sorted(set(loading["missing_keys"]) - {self._own_name(name) for name in self.tensors})
+        model, lacking = load_for(loader, checkpoint, self.files.task, **options)
+        missing = sorted(lacking - {self._own_name(name) for name in self.tensors})
         if missing:
             raise CheckpointError(
-                f"{where}: the checkpoint lacks {', '.join(missing)}, which {self.files.folder} does not hold either, "
-                "so logits would be random; give the base model of the adapter with --model"
+                f"model {checkpoint.name}: the checkpoint lacks {', '.join(missing)}, which {self.files.folder} does "
+                "not hold either, so logits would be random; give the base model of the adapter with --model"
             )
         return model
 

@@ -63,7 +63,7 @@ class AdapterFiles:
                 f"{folder}: not a PEFT adapter, has no {ADAPTER_CONFIG}; give the folder that save_pretrained wrote"
             )
         record = read_object(path)
-        kind, task = record.get("peft_type"), record.get("task_type")
+        kind, task = str(record.get("peft_type")), str(record.get("task_type"))
         if kind not in METHODS:
             raise CheckpointError(f"{folder}: got peft_type {kind}, need {', '.join(METHODS)}; not supported")
         if task not in TASKS:

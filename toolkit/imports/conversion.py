@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ptexport.runtime.bundle.manifest import Pooling
 from ptexport.runtime.engine.text_encoder import Text, TextEncoder
-from ptexport.runtime.errors import CheckpointError
+from ptexport.runtime.errors import CheckpointError, reason
 from ptexport.runtime.rows.row import Row
 from ptexport.toolkit.models.backbone import Backbone, last_layer
+from ptexport.toolkit.models.checkpoint import Checkpoint
 from ptexport.toolkit.models.facts import BackboneFacts
 from ptexport.toolkit.prompt.scoring import TaskTensors, forward
 from ptexport.toolkit.run.config import Imported, RunConfig, TaskOptions
@@ -129,6 +133,35 @@ class Conversion:
             tokenizer_json=self.compiled.base,
             check_rows=rows,
         )
+
+
+def load_for(loader: Any, checkpoint: Checkpoint, task: str, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """Load a model in fp32 on the CPU, from safetensors alone.
+
+    Args:
+        loader: a class such as `AutoModelForSequenceClassification`.
+        checkpoint: its files.
+        task: what it is loaded for, for messages.
+        options: other arguments of `from_pretrained`.
+
+    Returns:
+        The model, and the names of weights that the checkpoint lacks, which Transformers fills at random.
+
+    Raises:
+        CheckpointError: Transformers cannot load it.
+    """
+    try:
+        model, loading = loader.from_pretrained(
+            checkpoint.path,
+            dtype=torch.float32,
+            use_safetensors=True,  # no pickle
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as e:
+        raise CheckpointError(f"model {checkpoint.name}: Transformers cannot load it for {task} ({reason(e)})") from e
+    return model, set(loading["missing_keys"])
 
 
 def head_of(model: PreTrainedModel, n_labels: int, where: str) -> tuple[Tensor, Tensor]:

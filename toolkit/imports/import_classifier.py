@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
@@ -25,6 +23,7 @@ from ptexport.toolkit.imports.conversion import (
     Conversion,
     head_of,
     largest_difference,
+    load_for,
     versions,
     write_special,
 )
@@ -85,22 +84,15 @@ class Original:
             CheckpointError: Transformers cannot load it as a classifier, or its layers would be random.
         """
         where = f"model {checkpoint.name}"
+        model, missing = load_for(AutoModelForSequenceClassification, checkpoint, "classification")
         try:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint.path,
-                dtype=torch.float32,
-                use_safetensors=True,  # no pickle
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as e:
-            raise CheckpointError(f"{where}: Transformers cannot load it as a classifier ({reason(e)})") from e
-        missing = sorted(loading["missing_keys"])
+        except (OSError, ValueError, KeyError, RuntimeError) as e:
+            raise CheckpointError(f"{where}: Transformers cannot load its tokenizer ({reason(e)})") from e
         if missing:
             raise CheckpointError(
-                f"{where}: the checkpoint lacks {', '.join(missing)}, so logits would be random; give a classifier "
-                "that was fine-tuned"
+                f"{where}: the checkpoint lacks {', '.join(sorted(missing))}, so logits would be random; give a "
+                "classifier that was fine-tuned"
             )
         return cls(checkpoint=checkpoint, model=model.requires_grad_(False).eval(), tokenizer=tokenizer)
 

@@ -182,7 +182,7 @@ def drop_tensor(folder: Path, name: str) -> None:
          "Transformers cannot load it"),
         ("roberta", pickle_alone, {}, "has only pytorch_model.bin, a pickle"),
         ("roberta", lambda f: (f / "model.safetensors").unlink(), {}, "has no weights in safetensors"),
-        ("roberta", lambda f: (f / "model.safetensors").write_bytes(b"x"), {}, "cannot load it as a classifier"),
+        ("roberta", lambda f: (f / "model.safetensors").write_bytes(b"x"), {}, "cannot load it for classification"),
         ("roberta", lambda f: None, {"labels": "a,b"}, "labels 'a,b': got 2, .*model has 3"),
         ("roberta", lambda f: None, {"labels": "a=b,c=d"}, "label 'a': has words, and a linear head uses none"),
         ("roberta", lambda f: None, {"template": "{text} was"}, "a classifier takes texts alone"),
