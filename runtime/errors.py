@@ -4,6 +4,7 @@
       TemplateError    a template that cannot be parsed, or does not fit the backbone
       VerbalizerError  labels or label words that cannot be scored
       DataError        rows that cannot be read, or do not fit the task
+        TooLongError     a text that is longer than the task takes, and may not be truncated
       ModelError       a backbone that cannot be loaded, or lacks a part that the method needs
       TrainError       training that cannot continue
       RunError         a run folder that is incomplete or was changed
@@ -12,6 +13,7 @@
       BundleError      a bundle folder that is incomplete or was changed
         SignatureError   a bundle that is not signed with the required key
       HubError         a repository on the hub that cannot be reached, read or written
+      BusyError        texts that are not taken now, since too many others wait
       EngineError      an engine that cannot predict, in this process or any longer
       PackError        a pack that was changed, or is for another backbone
       ProviderError    an execution provider that does not run the graph
@@ -59,6 +61,10 @@ class DataError(PtexportError, ValueError):
     """Rows that cannot be read or do not fit the task: for example a row with an undeclared label."""
 
 
+class TooLongError(DataError):
+    """A text that is longer than the task takes, and may not be truncated."""
+
+
 class ModelError(PtexportError, ValueError):
     """A backbone that cannot be loaded or lacks a part that the method needs: for example a language-model head."""
 
@@ -81,6 +87,18 @@ class ExportError(PtexportError, RuntimeError):
 
 class BundleError(PtexportError, ValueError):
     """A bundle folder that is incomplete or was changed: for example by one flipped byte."""
+
+
+class BusyError(PtexportError, RuntimeError):
+    """Texts that are not taken now, since too many others wait.
+
+    Attributes:
+        retry_after_s: seconds after which there should be room.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class EngineError(PtexportError, RuntimeError):

@@ -17,8 +17,7 @@ except ImportError:  # Windows
 
 from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K
-from ptexport.runtime.engine.turns import CHUNK_TEXTS
+from ptexport.runtime.engine.task import CHUNK_TEXTS, OPEN_VOCABULARY_TOP_K
 from ptexport.runtime.errors import OutputError, PtexportError, disk_errors
 from ptexport.runtime.label_rows import TRUNCATED, json_lines, line_starts, predict_rows_of, too_long
 from ptexport.runtime.rows.row import Row

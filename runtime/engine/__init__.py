@@ -3,10 +3,11 @@
 engine.py         Engine: the public class
 task.py           one task of an open bundle
 lifetime.py       what an open engine holds, and closing it
-batching.py       encodings -> logits, batch by batch
+batching.py       encoded rows -> logits and items, batch by batch
 text_encoder.py   texts -> encodings and padded ids
 task_encoders.py  a bundle -> the text encoders of its tasks
-turns.py          predictions in chunks, and async callers that take turns
+batcher.py        texts of concurrent callers -> batches on one engine thread
+forks.py          which process made an object
 predictions.py    logits -> Prediction
 golden.py         golden rows: does this machine compute what the model did?
 info.py           EngineInfo: provider, placement, versions

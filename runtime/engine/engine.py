@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -12,15 +13,15 @@ from tokenizers import Encoding
 
 from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, Bundle, check_unchanged
 from ptexport.runtime.bundle.manifest import Manifest
-from ptexport.runtime.engine.batching import logits_of
+from ptexport.runtime.engine.batcher import Answer, Batcher
+from ptexport.runtime.engine.batching import Encoded, EncodedRow, logits_of, run_all
 from ptexport.runtime.engine.golden import check_golden, golden_texts, tolerance_of
 from ptexport.runtime.engine.info import EngineInfo, info_of
 from ptexport.runtime.engine.lifetime import OpenState
 from ptexport.runtime.engine.predictions import Prediction
-from ptexport.runtime.engine.task import Task, check_call, predicting, predicting_all
+from ptexport.runtime.engine.task import DecodeTask, Task, check_call, encode_for_all, in_chunks
 from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
 from ptexport.runtime.engine.text_encoder import Text
-from ptexport.runtime.engine.turns import Work, at_once, in_chunks, in_slices
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.hub.pull import local_folder
 from ptexport.runtime.ort.execution import Execution
@@ -56,6 +57,7 @@ class Engine:
         cuda_graph: bool = False,
         build: Build = "allowed",
         require_signature: str | Path | None = None,
+        batcher: Batcher | None = None,
     ) -> "Engine":
         """Verify a bundle, load it, and compare its golden rows with the expected logits.
 
@@ -75,6 +77,7 @@ class Engine:
             build: whether TensorRT may build an engine now, which takes minutes; "never": raise unless
                 `ptexport warmup` built it before.
             require_signature: PEM file with the public key of the required signature; None: none is required.
+            batcher: forms the batches of `predict_async`; engines that share one take turns. None: one of its own.
 
         Raises:
             BundleError: the folder does not match its manifest (checked before ONNX Runtime reads a byte), or the
@@ -90,7 +93,7 @@ class Engine:
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed
         golden_max_abs_diff = _check_golden_rows(bundle, encoders, graph)
         check_unchanged(bundle)
-        return cls(bundle, OpenState(encoders, graph), golden_max_abs_diff=golden_max_abs_diff)
+        return cls(bundle, OpenState(encoders, graph, batcher), golden_max_abs_diff=golden_max_abs_diff)
 
     def close(self) -> None:
         """Free the tokenizers and, with the last engine of its backbone, the session.
@@ -180,14 +183,15 @@ class Engine:
         for own in dict.fromkeys(tasks):
             rows = [row for row, its in enumerate(tasks) if its is own]
             encodings.update(zip(rows, own.encode(loaded, [texts[row] for row in rows], rows), strict=True))
-        return at_once(predicting(loaded, [encodings[row] for row in range(len(texts))], tasks, top_k))
+        decoded = [EncodedRow(encodings[row], DecodeTask(its, top_k)) for row, its in enumerate(tasks)]
+        return run_all(loaded.graph, Encoded(decoded))
 
     def predict_iter(
         self, texts: Iterable[Text], *, task: str | None = None, top_k: int | None = None
     ) -> Iterator[Prediction]:
         """Predict the labels of texts as they come, in order and in constant memory.
 
-        Lazy: the first prediction reads `turns.CHUNK_TEXTS` texts and predicts them together; the next texts are read
+        Lazy: the first prediction reads `task.CHUNK_TEXTS` texts and predicts them together; the next texts are read
         when those predictions have been consumed. Use `predict` for texts that arrive slowly.
 
         Args:
@@ -203,10 +207,10 @@ class Engine:
     async def predict_async(
         self, texts: Sequence[Text], *, task: str | None = None, top_k: int | None = None
     ) -> list[Prediction]:
-        """Predict like `predict`, in a thread of the engine, without blocking the event loop.
+        """Predict like `predict`, among the texts of all other callers, without blocking the event loop.
 
-        All callers share that thread and take turns of one batch, on a CPU at most `batch_shapes.CPU_BATCH_TOKENS`
-        tokens with padding, or one text. Cancellation takes effect after the current batch.
+        The batcher forms batches of all texts that wait. Callers take turns of one batch, so a few texts wait for one
+        batch of many others, not for all of them. Cancellation drops what no batch has taken.
 
         Args:
             texts: as in `predict`.
@@ -238,25 +242,36 @@ class Engine:
             DataError: as in `predict`.
         """
         check_call(texts, top_k)
-        return at_once(self._predicting_all(texts, 0, top_k))
+        return self._predict_all(texts, 0, top_k)
 
     def predict_all_iter(self, texts: Iterable[Text], *, top_k: int | None = None) -> Iterator[dict[str, Prediction]]:
         """Predict like `predict_all`, for texts as they come, in constant memory."""
         check_call(texts, top_k, once=True)
-        return in_chunks(lambda some, first: at_once(self._predicting_all(some, first, top_k)), iter(texts))
+        return in_chunks(lambda some, first: self._predict_all(some, first, top_k), iter(texts))
 
     async def predict_all_async(
         self, texts: Sequence[Text], *, top_k: int | None = None
     ) -> list[dict[str, Prediction]]:
-        """Predict like `predict_all`, in the thread and turns of `predict_async`."""
-        check_call(texts, top_k)
-        turns = self._state.get().turns
-        return await turns.do(in_slices(lambda some, first: self._predicting_all(some, first, top_k), [*texts]))
+        """Predict like `predict_all`, among the texts of all other callers as `predict_async` does."""
+        from asyncio import wrap_future  # not loaded by programs that do not await
 
-    def _predicting_all(
-        self, texts: Sequence[Text], first: int, top_k: int | None
-    ) -> Work[list[dict[str, Prediction]]]:
-        return predicting_all(self._state.get(), list(self._tasks.values()), texts, first, top_k)
+        return (await wrap_future(self.submit_all(texts, top_k=top_k))).items
+
+    def submit_all(
+        self, texts: Sequence[Text], *, top_k: int | None = None, within_s: float | None = None
+    ) -> "Future[Answer[dict[str, Prediction]]]":
+        """Have the batcher predict the labels of texts for every task; see `Task.submit`."""
+        check_call(texts, top_k)
+        loaded, tasks, given = self._state.get(), list(self._tasks.values()), [*texts]
+
+        def encode(first: int, until: int) -> Encoded[dict[str, Prediction]]:
+            return encode_for_all(loaded, tasks, given[first:until], first, top_k)
+
+        return loaded.batcher.submit(loaded.graph, len(given), encode, within_s=within_s)
+
+    def _predict_all(self, texts: Sequence[Text], first: int, top_k: int | None) -> list[dict[str, Prediction]]:
+        loaded = self._state.get()
+        return run_all(loaded.graph, encode_for_all(loaded, list(self._tasks.values()), texts, first, top_k))
 
     def choose(
         self, rows: Sequence[tuple[str, Sequence[str]]], *, task: str | None = None, top_k: int | None = None

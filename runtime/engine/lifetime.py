@@ -5,8 +5,9 @@ import os
 from typing import NamedTuple, NoReturn
 from weakref import WeakSet
 
+from ptexport.runtime.engine.batcher import Batcher
+from ptexport.runtime.engine.forks import Process
 from ptexport.runtime.engine.task_encoders import TaskEncoders
-from ptexport.runtime.engine.turns import Turns
 from ptexport.runtime.errors import EngineError
 from ptexport.runtime.ort.graph import Graph
 
@@ -16,7 +17,7 @@ class Loaded(NamedTuple):
 
     encoders: TaskEncoders
     graph: Graph
-    turns: Turns
+    batcher: Batcher
 
 
 class OpenState:
@@ -25,12 +26,13 @@ class OpenState:
     Args:
         encoders: text encoders of the tasks.
         graph: the loaded graph.
+        batcher: computes the texts of async callers; None: one of its own.
     """
 
-    def __init__(self, encoders: TaskEncoders, graph: Graph) -> None:
+    def __init__(self, encoders: TaskEncoders, graph: Graph, batcher: Batcher | None = None) -> None:
         global _any
-        self._held: Loaded | None = Loaded(encoders, graph, Turns())
-        self._process = _process
+        self._held: Loaded | None = Loaded(encoders, graph, batcher or Batcher())
+        self._process = Process.current()
         _any = True
         _all.add(self)
 
@@ -40,11 +42,7 @@ class OpenState:
         Raises:
             EngineError: the engine was closed, or this process was forked from the one that opened it.
         """
-        if self._process is not _process:
-            raise EngineError(
-                "engine: was opened before this process was forked, and its threads stayed behind; "
-                "open the bundle again in this process"
-            )
+        self._process.check("engine: was opened")
         held = self._held
         if held is None:
             raise EngineError("engine: is closed; open the bundle again")
@@ -62,9 +60,6 @@ class OpenState:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._held))
 
 
-_process = object()
-"""A token for this process, replaced after a fork. Process ids are reused, so they cannot serve as tokens."""
-
 _all: WeakSet[OpenState] = WeakSet()
 _any = False
 """Whether an OpenState was ever made."""
@@ -77,12 +72,10 @@ def _forked() -> None:
     the latest when the process ends (onnxruntime 1.31). Its memory is shared with the parent. Tokenizers, new ones too,
     would wait for their library's threads if TOKENIZERS_PARALLELISM were true; the library reads it before each batch.
     """
-    global _process
     if _any:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for state in _all:
         state.keep_for_ever()
-    _process = object()
 
 
 if hasattr(os, "register_at_fork"):  # Windows cannot fork

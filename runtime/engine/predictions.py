@@ -16,11 +16,13 @@ class Prediction:
         probabilities: probability by label, in the order of the task's labels; they sum to 1. With `top_k`, the `top_k`
             most probable labels, the most probable first.
         truncated: whether the text was longer than the task takes, so that its end was not read.
+        logits: logit of each label in `probabilities`; None: not asked for.
     """
 
     label: str | None
     probabilities: dict[str, float]
     truncated: bool = False
+    logits: dict[str, float] | None = None
 
     @property
     def surest(self) -> str:
@@ -35,6 +37,7 @@ def predictions(
     truncated: Sequence[bool],
     *,
     top_k: int | None = None,
+    with_logits: bool = False,
 ) -> list[Prediction]:
     """Turn logits into predictions.
 
@@ -44,18 +47,20 @@ def predictions(
         abstain_below: probability below which a prediction has no label; None: each has one.
         truncated: whether each row was truncated.
         top_k: number of labels with probabilities, the most probable first; None: all, in order.
+        with_logits: keep the logits too.
     """
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = scores / scores.sum(axis=1, keepdims=True)
     least = abstain_below or 0.0
     made = []
-    for row, best, cut in zip(probabilities, logits.argmax(axis=1).tolist(), truncated, strict=True):
+    for row, given, best, cut in zip(probabilities, logits, logits.argmax(axis=1).tolist(), truncated, strict=True):
         indices = range(len(labels)) if top_k is None else _largest(row, top_k)
         made.append(
             Prediction(
                 label=labels[best] if row[best] >= least else None,
                 probabilities={labels[i]: float(row[i]) for i in indices},
                 truncated=cut,
+                logits={labels[i]: float(given[i]) for i in indices} if with_logits else None,
             )
         )
     return made

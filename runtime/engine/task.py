@@ -1,22 +1,32 @@
 """One task of an open bundle: texts -> predictions."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from ptexport.runtime.bundle.manifest import TaskEntry
-from ptexport.runtime.engine.batching import batches, logits_of, score
+from ptexport.runtime.engine.batcher import Answer
+from ptexport.runtime.engine.batching import Encoded, EncodedRow, logits_of, run_all
 from ptexport.runtime.engine.lifetime import Loaded, OpenState
 from ptexport.runtime.engine.predictions import Prediction, predictions
-from ptexport.runtime.engine.text_encoder import Text
-from ptexport.runtime.engine.turns import Work, at_once, in_chunks, in_slices
-from ptexport.runtime.errors import DataError
+from ptexport.runtime.engine.text_encoder import Text, TokenIds, Tokens
+from ptexport.runtime.errors import DataError, TooLongError
 from ptexport.runtime.rows.row import check_choices, check_texts
 
 OPEN_VOCABULARY_TOP_K = 5
 """Default `top_k` of an open vocabulary, where every word is a label."""
+
+CHUNK_TEXTS = 1024
+"""Texts in memory at a time: enough to sort by length, so that batches have little padding."""
+
+_Text = TypeVar("_Text")
+_Item = TypeVar("_Item")
 
 
 class Task:
@@ -49,18 +59,50 @@ class Task:
     def predict(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Prediction]:
         """Predict the labels of texts; see `Engine.predict`."""
         check_call(texts, top_k)
-        return at_once(self.predicting(texts, 0, top_k))
+        return self._predict(texts, 0, top_k)
 
     def predict_iter(self, texts: Iterable[Text], *, top_k: int | None = None) -> Iterator[Prediction]:
         """Predict the labels of texts as they come; see `Engine.predict_iter`."""
         check_call(texts, top_k, once=True)
-        return in_chunks(lambda some, first: at_once(self.predicting(some, first, top_k)), iter(texts))
+        return in_chunks(lambda some, first: self._predict(some, first, top_k), iter(texts))
 
     async def predict_async(self, texts: Sequence[Text], *, top_k: int | None = None) -> list[Prediction]:
-        """Predict the labels of texts in the engine's own thread; see `Engine.predict_async`."""
+        """Predict the labels of texts among those of other callers; see `Engine.predict_async`."""
+        from asyncio import wrap_future  # not loaded by programs that do not await
+
+        return (await wrap_future(self.submit(texts, top_k=top_k))).items
+
+    def submit(
+        self,
+        texts: Sequence[Text | TokenIds],
+        *,
+        top_k: int | None = None,
+        truncate: bool = True,
+        with_logits: bool = False,
+        within_s: float | None = None,
+    ) -> "Future[Answer[Prediction]]":
+        """Have the batcher predict the labels of texts, or of ids that are encoded already.
+
+        Args:
+            texts: as `Engine.predict` takes them, or `TokenIds`, all of one kind.
+            top_k: as in `Engine.predict`.
+            truncate: truncate texts that are too long; False: refuse them.
+            with_logits: give the predictions logits too.
+            within_s: seconds after which the predictions are of no use; None: any time.
+
+        Raises:
+            BusyError: as `Batcher.submit` raises it.
+            DataError: `texts` or `top_k` is of another kind. One that does not fit the task is the future's exception.
+        """
         check_call(texts, top_k)
-        turns = self._state.get().turns
-        return await turns.do(in_slices(lambda some, first: self.predicting(some, first, top_k), [*texts]))
+        loaded, given = self._state.get(), [*texts]
+        decode = DecodeTask(self, top_k, with_logits=with_logits)
+
+        def encode(first: int, until: int) -> Encoded[Prediction]:
+            rows = self._tokens(loaded, given[first:until], first, truncate=truncate)
+            return Encoded([EncodedRow(tokens, decode) for tokens in rows])
+
+        return loaded.batcher.submit(loaded.graph, len(given), encode, within_s=within_s)
 
     def choose(self, rows: Sequence[tuple[str, Sequence[str]]], *, top_k: int | None = None) -> list[Prediction]:
         """Choose one of each text's candidates; see `Engine.choose`."""
@@ -84,21 +126,40 @@ class Task:
         """Encode texts; `numbers` are theirs, for messages."""
         return loaded.encoders.of_task[self._number].encode(texts, numbers=numbers)
 
-    def predicting(self, texts: Sequence[Text], first: int, top_k: int | None) -> Work[list[Prediction]]:
-        """Predict the labels of texts, one batch per turn."""
-        loaded = self._state.get()
+    def _tokens(
+        self, loaded: Loaded, texts: Sequence[Text | TokenIds], first: int, *, truncate: bool
+    ) -> Sequence[Tokens]:
+        """Encode texts, or check ids; `first` is the number of the first one."""
+        numbers = range(first, first + len(texts))
+        ids = [text for text in texts if isinstance(text, TokenIds)]
+        if ids:
+            encoder = loaded.encoders.of_task[self._number]
+            for number, row in zip(numbers, ids, strict=True):
+                encoder.check_ids(row, f"row {number}", self.entry.max_length)
+            return ids
+        encodings = self.encode(loaded, [text for text in texts if not isinstance(text, TokenIds)], numbers)
+        for number, encoding in zip(numbers, encodings, strict=True):
+            if encoding.overflowing and not truncate:
+                raise TooLongError(
+                    f"text {number}: got more tokens than the {self.entry.max_length} that fit; shorten it, or allow "
+                    "to truncate it"
+                )
+        return encodings
+
+    def _predict(self, texts: Sequence[Text], first: int, top_k: int | None) -> list[Prediction]:
+        loaded, decode = self._state.get(), DecodeTask(self, top_k)
         encodings = self.encode(loaded, texts, range(first, first + len(texts)))
-        return predicting(loaded, encodings, [self] * len(texts), top_k)
+        return run_all(loaded.graph, Encoded([EncodedRow(encoding, decode) for encoding in encodings]))
 
     def predictions(
-        self, logits: NDArray[np.float32], encodings: Sequence[Encoding], top_k: int | None
+        self, logits: NDArray[np.float32], rows: Sequence[Tokens], top_k: int | None, *, with_logits: bool = False
     ) -> list[Prediction]:
         """Turn the graph's logits of all tasks, float32 [rows, tasks, most labels], into predictions of this one."""
         if top_k is None and self.entry.labels is None:
             top_k = OPEN_VOCABULARY_TOP_K
-        truncated = [bool(encoding.overflowing) for encoding in encodings]
+        truncated = [bool(row.overflowing) for row in rows]
         own = logits[:, self._number, : len(self.labels)]
-        return predictions(own, self.labels, self.entry.abstain_below, truncated, top_k=top_k)
+        return predictions(own, self.labels, self.entry.abstain_below, truncated, top_k=top_k, with_logits=with_logits)
 
     def _logits(self, loaded: Loaded, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
         rows = [logits[self._number, : len(self.labels)] for logits in logits_of(loaded.graph, encodings)]
@@ -128,52 +189,72 @@ class Task:
         return chosen
 
 
-def predicting(
-    loaded: Loaded, encodings: Sequence[Encoding], tasks: Sequence[Task], top_k: int | None
-) -> Work[list[Prediction]]:
-    """Predict labels of encodings, each for its own task, one batch per turn."""
-    made: dict[int, Prediction] = {}
-    for rows in batches([len(encoding) for encoding in encodings], loaded.graph.batch_tokens):
-        if made:
-            yield
-        logits = score(loaded.graph, [encodings[row] for row in rows])
-        for task in dict.fromkeys(tasks[row] for row in rows):
-            own = [at for at, row in enumerate(rows) if tasks[row] is task]
-            numbers = [rows[at] for at in own]
-            made.update(
-                zip(numbers, task.predictions(logits[own], [encodings[n] for n in numbers], top_k), strict=True)
-            )
-    return [made[row] for row in range(len(encodings))]
+@dataclass(frozen=True, slots=True)
+class DecodeTask:
+    """Logits -> predictions of one task."""
+
+    task: Task
+    top_k: int | None
+    with_logits: bool = False
+
+    def __call__(self, logits: NDArray[np.float32], rows: Sequence[Tokens]) -> list[Prediction]:
+        """Return a prediction per row."""
+        return self.task.predictions(logits, rows, self.top_k, with_logits=self.with_logits)
 
 
-def predicting_all(
+@dataclass(frozen=True, slots=True)
+class DecodeTasks:
+    """Logits -> predictions of several tasks, by name."""
+
+    tasks: tuple[Task, ...]
+    top_k: int | None
+
+    def __call__(self, logits: NDArray[np.float32], rows: Sequence[Tokens]) -> list[dict[str, Prediction]]:
+        """Return the predictions of each row."""
+        names = [task.entry.name for task in self.tasks]
+        of_task = [task.predictions(logits, rows, self.top_k) for task in self.tasks]
+        return [dict(zip(names, of_row, strict=True)) for of_row in zip(*of_task, strict=True)]
+
+
+def encode_for_all(
     loaded: Loaded, tasks: Sequence[Task], texts: Sequence[Text], first: int, top_k: int | None
-) -> Work[list[dict[str, Prediction]]]:
-    """Predict the labels of texts for every task, one batch per turn; `first` is the number of the first text."""
-    names = [task.entry.name for task in tasks]
+) -> Encoded[dict[str, Prediction]]:
+    """Encode texts for every task: one row per text, or one per task where a text is too long for that.
+
+    Each task truncates a long text as it would alone. `first` is the number of the first text.
+    """
     numbers = range(first, first + len(texts))
-    of_all = loaded.encoders.of_all
-    encodings = [] if of_all is None else of_all.encode(texts, numbers=numbers)
-    made: dict[int, dict[str, Prediction]] = {}
-    whole = [row for row, encoding in enumerate(encodings) if not encoding.overflowing]
-    for batch in batches([len(encodings[row]) for row in whole], loaded.graph.batch_tokens):
-        if made:
-            yield
-        fitting = [encodings[whole[at]] for at in batch]
-        logits = score(loaded.graph, fitting)
-        of_task = [task.predictions(logits, fitting, top_k) for task in tasks]
-        for at, *of_row in zip(batch, *of_task, strict=True):
-            made[whole[at]] = dict(zip(names, of_row, strict=True))
-    rows = sorted(set(range(len(texts))) - set(whole))  # each task truncates these as it would alone
-    if rows:
-        if made:
-            yield
-        some, their_numbers = [texts[row] for row in rows], [numbers[row] for row in rows]
-        own = [encoding for task in tasks for encoding in task.encode(loaded, some, their_numbers)]
-        predicted = yield from predicting(loaded, own, [task for task in tasks for _ in rows], top_k)
-        for at, row in enumerate(rows):
-            made[row] = dict(zip(names, predicted[at :: len(rows)], strict=True))
-    return [made[row] for row in range(len(texts))]
+    of_all, decode = loaded.encoders.of_all, DecodeTasks(tuple(tasks), top_k)
+    encodings: list[Encoding] = [] if of_all is None else of_all.encode(texts, numbers=numbers)
+    whole = {row for row, encoding in enumerate(encodings) if not encoding.overflowing}
+    cut = [row for row in range(len(texts)) if row not in whole]
+    of_task = [
+        task.encode(loaded, [texts[row] for row in cut], [numbers[row] for row in cut]) if cut else [] for task in tasks
+    ]
+    rows: list[EncodedRow] = []
+    for row in range(len(texts)):
+        if row in whole:
+            rows.append(EncodedRow(encodings[row], decode))
+        else:
+            at = cut.index(row)
+            rows += [EncodedRow(own[at], DecodeTask(task, top_k)) for task, own in zip(tasks, of_task, strict=True)]
+
+    def join(items: list[Any]) -> list[dict[str, Prediction]]:
+        given = iter(items)
+        return [
+            next(given) if row in whole else {task.entry.name: next(given) for task in tasks}
+            for row in range(len(texts))
+        ]
+
+    return Encoded(rows, join)
+
+
+def in_chunks(predict: Callable[[list[_Text], int], list[_Item]], texts: Iterator[_Text]) -> Iterator[_Item]:
+    """Predict texts in order, `CHUNK_TEXTS` at a time; the next chunk is read once the last has been consumed."""
+    first = 0
+    while chunk := list(itertools.islice(texts, CHUNK_TEXTS)):
+        yield from predict(chunk, first)
+        first += len(chunk)
 
 
 def check_call(texts: object, top_k: object = None, *, once: bool = False) -> None:

@@ -4,6 +4,8 @@ The template is the post-processor of the tokenizer, so `encode` returns the ids
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -14,6 +16,28 @@ from ptexport.runtime.ort.io_binding import Ids
 
 Text = str | tuple[str, str]
 """One text, or the two texts of a pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """A row of ids that a caller gives instead of a text, with the template's.
+
+    Attributes:
+        ids: token ids, without padding.
+        type_ids: token types, as many.
+        overflowing: as an Encoding has it; ids are never truncated.
+    """
+
+    ids: list[int]
+    type_ids: list[int]
+    overflowing: tuple[()] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Tokens = Encoding | TokenIds
+"""An encoded text, or ids."""
 
 
 def load_tokenizer(tokenizer_json: str) -> Tokenizer:
@@ -47,6 +71,11 @@ class TextEncoder:
             BundleError: it is not a tokenizer.
         """
         return cls(load_tokenizer(tokenizer_json), fields=fields)
+
+    @cached_property
+    def n_ids(self) -> int:
+        """Number past the largest id that the graph takes."""
+        return 1 + max(self._tokenizer.get_vocab().values())
 
     def encode(self, texts: Sequence[Text], *, numbers: Sequence[int] | None = None) -> list[Encoding]:
         """Encode each text with its template, truncated to the tokenizer's length, without padding.
@@ -82,6 +111,19 @@ class TextEncoder:
                 )
         return encodings
 
+    def check_ids(self, row: TokenIds, where: str, max_length: int) -> None:
+        """Check ids that a caller gives instead of a text.
+
+        Raises:
+            DataError: there are none or too many, one is not the tokenizer's, or a token type is not 0 or 1.
+        """
+        if not 0 < len(row.ids) <= max_length:
+            raise DataError(f"{where}: got {len(row.ids)} ids, need 1 to {max_length}; encode it with tokenizer.json")
+        if not (min(row.ids) >= 0 and max(row.ids) < self.n_ids):
+            raise DataError(f"{where}: got an id out of range, need 0 to {self.n_ids - 1}; use the bundle's tokenizer")
+        if not {*row.type_ids} <= {0, 1}:
+            raise DataError(f"{where}: got a token type other than 0 and 1; use the bundle's tokenizer")
+
     def _refusal(self, texts: Sequence[Text], numbers: Sequence[int]) -> DataError:
         """Return the error of the first text that cannot be encoded."""
         for number, text in zip(numbers, texts, strict=True):
@@ -95,7 +137,7 @@ class TextEncoder:
         raise AssertionError("each text can be encoded alone")
 
     @staticmethod
-    def pad(encodings: Sequence[Encoding], *, side: Literal["left", "right"] = "right") -> Ids:
+    def pad(encodings: Sequence[Tokens], *, side: Literal["left", "right"] = "right") -> Ids:
         """Stack encodings into arrays, int64 [rows, longest]; padding has attention mask 0 and id 0.
 
         The graph computes position ids from the attention mask, so both sides give the same logits. The engine pads on

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.predictions import Prediction
-from ptexport.runtime.engine.task import Task
-from ptexport.runtime.engine.turns import CHUNK_TEXTS
+from ptexport.runtime.engine.task import CHUNK_TEXTS, Task
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.label_rows import predict_rows
 from ptexport.runtime.rows.row import Row, check_label, check_texts

@@ -17,10 +17,11 @@ from tokenizers import Tokenizer, processors
 
 from ptexport.runtime import Engine, Prediction
 from ptexport.runtime.bundle.folder import MODEL, TOKENIZER, Bundle
+from ptexport.runtime.engine.batcher import SLICE_TEXTS
 from ptexport.runtime.engine.lifetime import OpenState
+from ptexport.runtime.engine.task import CHUNK_TEXTS
 from ptexport.runtime.engine.task_encoders import TaskEncoders
 from ptexport.runtime.engine.text_encoder import TextEncoder
-from ptexport.runtime.engine.turns import CHUNK_TEXTS, SLICE_TEXTS
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.ort.batch_shapes import CPU_BATCH_TOKENS
 from ptexport.runtime.ort.graph import Graph

@@ -1,0 +1,335 @@
+"""Texts of concurrent callers -> batches on one engine thread.
+
+    submit -> tokenising thread -> waiting rows -> engine thread -> result
+
+A batch starts as soon as the engine thread is free; rows that arrive while it runs form the next one. The first row of
+the caller that has waited longest is in it, and rows of similar length fill it up to the token budget. Callers take
+turns: one with rows left goes to the end of the queue, so a small request waits for one batch of a large one.
+
+Source: continuous batching by token budget, as in text-embeddings-inference (core/src/queue.rs).
+"""
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ptexport.runtime.engine.batching import Encoded, EncodedRow, run_batch
+from ptexport.runtime.engine.forks import Process
+from ptexport.runtime.errors import BusyError
+from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
+from ptexport.runtime.ort.graph import Graph
+
+SLICE_TEXTS = 64
+"""Texts of one caller that are tokenised at a time."""
+
+PADDING_TOKENS = 16
+"""A row joins a batch unless this adds more padding. Measured on the CPU: a batch of its own costs about as much."""
+
+_CANDIDATES = 512  # waiting rows that are looked at for one batch
+_SMOOTHING = 0.1  # weight of the newest batch in the mean time per text
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """One batch.
+
+    Attributes:
+        rows: rows in it.
+        tokens: their tokens.
+        padded_tokens: tokens with padding.
+        compute_s: seconds from its start to its predictions.
+        waiting: texts that were submitted and are not answered.
+    """
+
+    rows: int
+    tokens: int
+    padded_tokens: int
+    compute_s: float
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of a request went.
+
+    Attributes:
+        tokenise_s: seconds of tokenising its texts.
+        queue_s: all other seconds, in queues.
+        compute_s: seconds of the batches that had its rows.
+    """
+
+    tokenise_s: float
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[_Item]):
+    """What a caller gets.
+
+    Attributes:
+        items: one per text, in order.
+        tokens: tokens of its rows, without padding.
+        timing: where the time went.
+    """
+
+    items: list[_Item]
+    tokens: int
+    timing: Timing
+
+
+class _Request:
+    """Texts of one caller, while they are computed."""
+
+    def __init__(self, graph: Graph, n: int, encode: Callable[[int, int], Encoded[Any]]) -> None:
+        self.graph = graph
+        self.n = n
+        self.encode = encode
+        self.future: Future[Answer[Any]] = Future()
+        self.submitted = time.perf_counter()
+        self.n_encoded = 0
+        self.tokenising = True  # whether a slice of it is in the tokenising thread's queue
+        self.waiting: dict[int, EncodedRow] = {}  # rows that no batch has taken, by number
+        self.joins: list[tuple[int, Callable[[list[Any]], list[Any]]]] = []  # rows of each slice, and its `join`
+        self.made: dict[int, Any] = {}  # items of rows
+        self.n_rows = self.tokens = 0
+        self.tokenise_s = self.compute_s = 0.0
+
+    def add(self, encoded: Encoded[Any], until: int, seconds: float) -> None:
+        """Add the rows of texts up to number `until`."""
+        self.waiting.update(zip(itertools.count(self.n_rows), encoded.rows, strict=False))
+        self.joins.append((len(encoded.rows), encoded.join))
+        self.n_rows += len(encoded.rows)
+        self.tokens += sum(len(row.tokens) for row in encoded.rows)
+        self.n_encoded = until
+        self.tokenise_s += seconds
+
+    @property
+    def complete(self) -> bool:
+        return self.n_encoded == self.n and len(self.made) == self.n_rows
+
+    def answer(self) -> Answer[Any]:
+        items: list[Any] = []
+        made = (self.made[number] for number in range(self.n_rows))
+        for n_rows, join in self.joins:
+            items += join(list(itertools.islice(made, n_rows)))
+        queued = time.perf_counter() - self.submitted - self.tokenise_s - self.compute_s
+        return Answer(items, self.tokens, Timing(self.tokenise_s, max(queued, 0.0), self.compute_s))
+
+
+_Taken = list[tuple[_Request, int, EncodedRow]]
+"""The rows of a batch, each with its request and its number there."""
+
+
+class Batcher:
+    """Computes the texts of concurrent callers in batches, on one engine thread. Thread-safe.
+
+    Engines that are opened with one batcher take turns on its thread. It belongs to the process that made it.
+
+    Args:
+        max_batch_tokens: most tokens of a batch of several rows, padding included; None: what suits the device.
+        max_delay_s: longest time that the first row of a batch waits for it to fill up while the engine is idle.
+        max_waiting: most texts that may be submitted and not answered; None: any number. A request alone may be larger.
+        on_batch: called after each batch, on the engine thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_tokens: int | None = None,
+        max_delay_s: float = 0.0,
+        max_waiting: int | None = None,
+        on_batch: Callable[[BatchRecord], None] | None = None,
+    ) -> None:
+        self.max_waiting = max_waiting
+        self._max_batch_tokens = max_batch_tokens
+        self._max_delay_s = max_delay_s
+        self._on_batch = on_batch
+        self._process = Process.current()
+        self._changed = threading.Condition()
+        self._queue: deque[_Request] = deque()  # requests with waiting rows
+        self._served: list[_Request] = []  # those with rows in the last batch
+        self._busy = False  # whether the engine thread forms or runs batches
+        self._waiting = 0
+        self._s_per_text = 0.0
+        self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="ptexport-tokenise")
+        self._engine = ThreadPoolExecutor(1, thread_name_prefix="ptexport-engine")
+
+    @property
+    def waiting(self) -> int:
+        """Texts that are submitted and not answered."""
+        return self._waiting
+
+    def submit(
+        self, graph: Graph, n: int, encode: Callable[[int, int], Encoded[_Item]], *, within_s: float | None = None
+    ) -> "Future[Answer[_Item]]":
+        """Compute some texts; cancelling the future drops the rows that no batch has taken.
+
+        Args:
+            graph: runs the rows.
+            n: number of texts.
+            encode: encodes the texts from one number up to another; called on the tokenising thread, slice by slice.
+            within_s: seconds after which the result is of no use; None: any time.
+
+        Raises:
+            BusyError: too many texts wait, or those that wait are expected to take longer than `within_s`.
+            EngineError: this process was forked from the one that made the batcher.
+        """
+        self._process.check("batcher: was made")
+        request = _Request(graph, n, encode)
+        with self._changed:
+            self._admit(n, within_s)
+            self._waiting += n
+        request.future.add_done_callback(lambda _: self._forget(n))  # without the request: no cycle
+        if n:
+            self._tokeniser.submit(self._encode_next, request)
+        else:
+            request.future.set_result(request.answer())
+        return request.future
+
+    def _admit(self, n: int, within_s: float | None) -> None:
+        expected_s = self._waiting * self._s_per_text
+        if self.max_waiting is not None and self._waiting and self._waiting + n > self.max_waiting:
+            raise BusyError(
+                f"queue: got {n} texts with {self._waiting} waiting, need at most {self.max_waiting} together; "
+                f"send them again in {expected_s:.1f} s",
+                retry_after_s=expected_s,
+            )
+        if within_s is not None and expected_s > within_s:
+            raise BusyError(
+                f"queue: got {within_s:.3g} s for an answer, need about {expected_s:.1f} s; send them again later",
+                retry_after_s=expected_s - within_s,
+            )
+
+    def _forget(self, n: int) -> None:
+        with self._changed:
+            self._waiting -= n
+
+    def _encode_next(self, request: _Request) -> None:
+        """Tokenise the next slice of a request."""
+        if request.future.done():
+            return
+        first = request.n_encoded
+        until = min(first + SLICE_TEXTS, request.n)
+        started = time.perf_counter()
+        try:
+            encoded = request.encode(first, until)
+        except Exception as e:  # whatever it is, the caller gets it
+            _fail(request, e)
+            return
+        seconds = time.perf_counter() - started
+        with self._changed:
+            if not request.waiting:
+                self._queue.append(request)
+            request.add(encoded, until, seconds)
+            request.tokenising = False
+            self._tokenise_ahead(request)
+            starts = not self._busy
+            self._busy = True
+            self._changed.notify()
+        if starts:
+            self._engine.submit(self._run)
+
+    def _tokenise_ahead(self, request: _Request) -> None:
+        """Have the next slice of a request tokenised, once at most one waits."""
+        if request.n_encoded < request.n and len(request.waiting) <= SLICE_TEXTS and not request.tokenising:
+            request.tokenising = True
+            self._tokeniser.submit(self._encode_next, request)
+
+    def _run(self) -> None:
+        """Run batches until no row waits."""
+        while taken := self._next_batch():
+            started = time.perf_counter()
+            try:
+                items = run_batch(taken[0][0].graph, [row for _, _, row in taken])
+                seconds = time.perf_counter() - started
+                self._record(taken, seconds)
+            except Exception as e:  # as above
+                for request in dict.fromkeys(request for request, _, _ in taken):
+                    _fail(request, e)
+                continue
+            for (request, number, _), item in zip(taken, items, strict=True):
+                request.made[number] = item
+            for request in dict.fromkeys(request for request, _, _ in taken):
+                request.compute_s += seconds
+                if request.complete and request.future.set_running_or_notify_cancel():
+                    request.future.set_result(request.answer())
+
+    def _record(self, taken: _Taken, seconds: float) -> None:
+        each = seconds / len(taken)
+        self._s_per_text += (each - self._s_per_text) * (_SMOOTHING if self._s_per_text else 1.0)
+        if self._on_batch is not None:
+            lengths = [len(row.tokens) for _, _, row in taken]
+            padded = max(lengths) * len(lengths)
+            self._on_batch(BatchRecord(len(taken), sum(lengths), padded, seconds, self._waiting))
+
+    def _next_batch(self) -> _Taken:
+        """Take the rows of the next batch; none if no row waits."""
+        with self._changed:
+            for request in self._served:  # behind those that came while they were served
+                if request.waiting:
+                    self._queue.remove(request)
+                    self._queue.append(request)
+            self._served = []
+            while True:
+                taken, full = self._choose()
+                if not taken:
+                    self._busy = False
+                    return taken
+                since_s = time.perf_counter() - taken[0][0].submitted
+                if full or since_s >= self._max_delay_s:
+                    break
+                self._changed.wait(self._max_delay_s - since_s)
+            self._take(taken)
+            return taken
+
+    def _choose(self) -> tuple[_Taken, bool]:
+        """Choose the rows of a batch: the first one, and others that add little padding; and whether no more fit."""
+        while self._queue and self._queue[0].future.done():
+            self._queue.popleft().waiting.clear()
+        if not self._queue:
+            return [], False
+        graph = self._queue[0].graph
+        budget = self._max_batch_tokens or graph.batch_tokens
+        candidates = list(itertools.islice(self._rows_for(graph), _CANDIDATES))
+        longest = len(candidates[0][2].tokens)
+        candidates.sort(key=lambda taken: abs(len(taken[2].tokens) - longest))
+        taken = candidates[:1]
+        for candidate in candidates[1:]:
+            length, n = len(candidate[2].tokens), len(taken)
+            padded = max(longest, length) * (n + 1)
+            if n == MAX_BATCH_ROWS or padded > budget:
+                break
+            if padded - longest * n - length <= PADDING_TOKENS:
+                taken.append(candidate)
+                longest = max(longest, length)
+        return taken, len(taken) == MAX_BATCH_ROWS or longest * (len(taken) + 1) > budget
+
+    def _rows_for(self, graph: Graph) -> Iterator[tuple[_Request, int, EncodedRow]]:
+        for request in self._queue:
+            if request.graph is graph and not request.future.done():
+                for number, row in request.waiting.items():
+                    yield request, number, row
+
+    def _take(self, taken: _Taken) -> None:
+        """Remove rows from the queue, and requests without further rows."""
+        for request, number, _ in taken:
+            del request.waiting[number]
+        self._served = list(dict.fromkeys(request for request, _, _ in taken))
+        for request in self._served:
+            if not request.waiting:
+                self._queue.remove(request)
+            self._tokenise_ahead(request)
+
+
+def _fail(request: _Request, error: Exception) -> None:
+    """Give the caller an error, unless it has gone."""
+    if not request.future.done() and request.future.set_running_or_notify_cancel():
+        request.future.set_exception(error)
