@@ -20,7 +20,10 @@
       BenchError       a measurement that cannot be made, or would compare different things
       OutputError      a path that cannot be written
       ServeError       an address that the server cannot listen on
-      RequestError     an HTTP request that does not follow the protocol
+      RequestError     a request that does not follow the protocol
+        LargeRequestError  one that is larger than the server takes
+        UnknownModelError  one for a model that the server does not have
+      DeadlineError    a request whose time was over before it was answered
       MissingExtraError  a package that this command needs and that is not installed
 
 Messages read *where: got what, need what; do what*.
@@ -134,7 +137,19 @@ class ServeError(PtexportError, OSError):
 
 
 class RequestError(PtexportError, ValueError):
-    """An HTTP request that does not follow the protocol: for example a shape that does not match its data."""
+    """A request that does not follow the protocol: for example a shape that does not match its data."""
+
+
+class LargeRequestError(RequestError):
+    """A request that is larger than this server takes: for example a text of a million characters."""
+
+
+class UnknownModelError(RequestError):
+    """A request for a model, or a version of it, that this server does not have."""
+
+
+class DeadlineError(PtexportError, TimeoutError):
+    """A request whose time was over before it was answered."""
 
 
 class MissingExtraError(PtexportError, ImportError):

@@ -194,6 +194,15 @@ class Batcher:
             request.future.set_result(request.answer())
         return request.future
 
+    def check_room(self) -> None:
+        """Refuse a caller before its texts are known, if none more can be submitted.
+
+        Raises:
+            BusyError: as many texts wait as may.
+        """
+        if self.max_waiting is not None and self._waiting >= self.max_waiting:
+            self._admit(1, None)
+
     def _admit(self, n: int, within_s: float | None) -> None:
         expected_s = self._waiting * self._s_per_text
         if self.max_waiting is not None and self._waiting and self._waiting + n > self.max_waiting:

@@ -1,32 +1,33 @@
-"""An engine -> an HTTP server, with the Open Inference Protocol and `POST /predict`."""
+"""A service -> an HTTP application: the Open Inference Protocol, and `POST /predict`."""
 
 import asyncio
-import errno
-import signal
-import socket
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 import msgspec
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from ptexport.runtime.bundle.manifest import ALL
-from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.engine.task import Task
-from ptexport.runtime.errors import DataError, RequestError, ServeError
-from ptexport.runtime.server import oip
+from ptexport.runtime.errors import RequestError
+from ptexport.runtime.server import bodies, openapi
+from ptexport.runtime.server.page import page_routes
+from ptexport.runtime.serving.metrics import Metrics
+from ptexport.runtime.serving.records import RequestRecord, timing_headers
+from ptexport.runtime.serving.service import Call, Failure, Service, failure_of
+from ptexport.runtime.serving.tracing import trace_id
+from ptexport.runtime.serving.logs import request_id
 
 _T = TypeVar("_T")
 
-MAX_BODY_BYTES = 1 << 20
-DRAIN_S = 29
-"""Together with uvicorn's own shutdown this stays below the 30 s after which Kubernetes kills a process."""
+EXTENSIONS = ["binary_tensor_data", "classification", "model_repository(index)", "parameters"]
+TIMEOUT_HEADER = "x-request-timeout-ms"
 
 _SENTENCES = {
     "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol, such as /v2",
@@ -34,167 +35,163 @@ _SENTENCES = {
 }
 """Messages of Starlette -> messages of this server."""
 
+_Answer = Callable[[Request, Call], Awaitable[Response]]
 
-def make_app(engine: Engine) -> Starlette:
-    """Make the application.
 
-    Args:
-        engine: the open bundle; requests take turns in `predict_async`, since one session uses all CPUs.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Where the server's doings go.
+
+    Attributes:
+        metrics: counts and times of requests.
+        on_request: gets the record of each request that asked for predictions.
+        is_ready: whether the server accepts requests; False once it stops.
     """
-    routes = [
-        Route("/v2", _server),
-        Route("/v2/health/live", _live),
-        Route("/v2/health/ready", _ready),
-        *_routes_of(engine),
-    ]
+
+    metrics: Metrics
+    on_request: Callable[[RequestRecord, Sequence[tuple[bytes, bytes]]], None]
+    is_ready: Callable[[], bool]
+
+
+def make_app(service: Service, seen: Seen) -> Starlette:
+    """Make the application, without the limits that stand in front of it."""
     app = Starlette(
-        routes=routes,
-        exception_handlers={
-            HTTPException: _http_error,
-            RequestError: _bad_request,
-            DataError: _bad_request,
-            ClientDisconnect: _gone,
-            Exception: _failed,
-        },
+        routes=_routes(service, seen),
+        exception_handlers={HTTPException: _http_error, RequestError: _request_error, Exception: _failed},
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _routes_of(engine: Engine) -> list[Route]:
-    """Make the routes of the models; each task is a model."""
+def _routes(service: Service, seen: Seen) -> list[BaseRoute]:
+    async def live(_: Request) -> Response:
+        return _json({"live": True})
 
-    def find(request: Request) -> Task:
-        name = request.path_params["name"]
-        if name not in engine.tasks:
-            need = " or ".join(map(repr, engine.tasks))
-            raise HTTPException(404, f"model: got another name, need {need}; change the path")
-        return engine.tasks[name]
+    async def ready(_: Request) -> Response:
+        is_ready = seen.is_ready()
+        return _json({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def server(_: Request) -> Response:
+        return _json({"name": "ptexport", "version": version("ptexport"), "extensions": EXTENSIONS})
+
+    async def models(_: Request) -> Response:
+        return _json({"models": service.names()})
+
+    async def index(_: Request) -> Response:
+        return _json(service.index())
 
     async def model(request: Request) -> Response:
-        return _json(oip.model_metadata(find(request).entry))
+        return _json(service.metadata(*_name(request)))
 
-    async def ready(request: Request) -> Response:
-        return _json({"name": find(request).entry.name, "ready": True})
+    async def model_ready(request: Request) -> Response:
+        name, version_ = _name(request)
+        service.metadata(name, version_)
+        return _json({"name": name, "ready": seen.is_ready()})
 
-    async def infer(request: Request) -> Response:
-        task = find(request)
-        if "inference-header-content-length" in request.headers:
-            raise RequestError("body: got binary tensors, need JSON; send the texts in `data`")
-        body = oip.decode(await _body(request), oip.InferRequest)
-        predictions = await _finished(task.predict_async(oip.texts_of_infer(body, task.entry)))
-        return _json(oip.infer_response(body, task.entry, predictions))
+    async def infer(request: Request, call: Call) -> Response:
+        service.check_room()
+        header = request.headers.get(bodies.HEADER_LENGTH)
+        decoded, binary = bodies.decode_infer(await request.body(), header)
+        answer = await _unless_gone(request, service.infer(*_name(request), decoded, call))
+        body, length = bodies.encode_infer(answer, binary)
+        if length is None:
+            return Response(body, media_type="application/json")
+        return Response(body, media_type="application/octet-stream", headers={bodies.HEADER_LENGTH: str(length)})
 
-    async def predict(request: Request) -> Response:
-        body = oip.decode(await _body(request), oip.PredictRequest)
-        if body.task == ALL:
-            texts = oip.texts_of_predict(body, next(iter(engine.tasks.values())).entry.fields)
-            return _json(oip.predict_all_response(await _finished(engine.predict_all_async(texts))))
-        if body.task is not None and body.task not in engine.tasks:
-            raise RequestError(
-                f"task: got another name, need {' or '.join(map(repr, engine.tasks))}; send one of these"
-            )
-        task = engine.task(body.task)
-        predictions = await _finished(task.predict_async(oip.texts_of_predict(body, task.entry.fields)))
-        return _json(oip.predict_response(predictions))
+    async def predict(request: Request, call: Call) -> Response:
+        service.check_room()
+        texts, task, options = bodies.decode_predict(await request.body(), service.fields_of)
+        answer = await _unless_gone(request, service.predict(texts, task, options, call))
+        return Response(bodies.encode_predictions(answer), media_type="application/json")
 
+    async def metrics(request: Request) -> Response:
+        kind, body = seen.metrics.render(request.headers.get("accept", ""))
+        return Response(body, media_type=kind)
+
+    async def document(_: Request) -> Response:
+        return _json(openapi.document())
+
+    measured_infer, measured_predict = _measured(infer, seen), _measured(predict, seen)
+    of_model = "/v2/models/{name}"
     return [
-        Route("/v2/models/{name}", model),
-        Route("/v2/models/{name}/ready", ready),
-        Route("/v2/models/{name}/infer", infer, methods=["POST"]),
-        Route("/predict", predict, methods=["POST"]),
+        Route("/v2", server),
+        Route("/v2/health/live", live),
+        Route("/v2/health/ready", ready),
+        Route("/v2/models", models),
+        Route("/v2/repository/index", index, methods=["POST"]),
+        *(
+            route
+            for path in (of_model, f"{of_model}/versions/{{version}}")
+            for route in (
+                Route(path, model),
+                Route(f"{path}/ready", model_ready),
+                Route(f"{path}/infer", measured_infer, methods=["POST"]),
+            )
+        ),
+        Route("/predict", measured_predict, methods=["POST"]),
+        Route("/metrics", metrics),
+        Route("/openapi.json", document),
+        *page_routes(),
     ]
 
 
-async def _finished(predictions: Awaitable[_T]) -> _T:
-    """Wait for predictions, which a server that stops cancels."""
-    try:
-        return await predictions
-    except asyncio.CancelledError as e:
-        raise HTTPException(503, f"server: stopped, {DRAIN_S} s after it was told to; send the texts again") from e
+def _name(request: Request) -> tuple[str, str | None]:
+    return request.path_params["name"], request.path_params.get("version")
 
 
-async def _live(_: Request) -> Response:
-    return _json({"live": True})
+def _measured(answer: _Answer, seen: Seen) -> Callable[[Request], Awaitable[Response]]:
+    """Answer a request, or say in one sentence why not; with its id and where its time went; and keep its record."""
 
-
-async def _ready(_: Request) -> Response:
-    return _json({"ready": True})
-
-
-async def _server(_: Request) -> Response:
-    return _json({"name": "ptexport", "version": version("ptexport"), "extensions": []})
-
-
-def serve(engine: Engine, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then refuse connections, finish open requests and return.
-
-    Requests that are not finished after `DRAIN_S` get status 503. The engine's current batch may still run when this
-    function returns, so a process that must end at once must not wait for its threads.
-
-    Call it on the main thread. The handlers of both signals stay replaced afterwards.
-
-    Args:
-        engine: the open bundle.
-        host: address to listen on.
-        port: port to listen on; 0: any free one.
-        on_ready: called with the address, "http://host:port", once requests are accepted.
-
-    Raises:
-        ServeError: the address cannot be listened on.
-    """
-    listener = _listen(host, port)
-
-    class Announcing(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
-
-    config = uvicorn.Config(
-        make_app(engine),
-        http="httptools",
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=DRAIN_S,
-    )
-    server = Announcing(config)
-    # uvicorn raises the signal again after its shutdown, for the handlers that it replaced. With these, a requested
-    # stop is a success, and a signal that arrives before uvicorn's own handlers are set is not lost.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, server.handle_exit)
-    server.run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
+    async def measured(request: Request) -> Response:
+        call = Call(
+            protocol="http",
+            request_id=request_id(request.headers.get("x-request-id")),
+            trace=trace_id(request.headers.get("traceparent")),
+        )
+        failure: Failure | None = None
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            # Without this a second server could bind the same port before uvicorn listens.
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            raise
-        return listener
-    except (OSError, UnicodeError) as e:  # UnicodeError: the host is not a valid name
-        in_use = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
-        why = "already in use" if in_use else f"cannot listen there ({getattr(e, 'strerror', None) or e})"
-        raise ServeError(f"{host} port {port}: {why}; choose another with --host or --port") from e
+            call.timeout_s = _timeout_s(request.headers.get(TIMEOUT_HEADER))
+            response = await answer(request, call)
+        except (Exception, asyncio.CancelledError) as e:
+            failure = failure_of(e)
+            response = _refusal(failure)
+            if failure.code == 500:
+                seen.metrics.failed(e)
+        record = call.record(response.status_code, failure.reason if failure else None)
+        response.headers["x-request-id"] = call.request_id
+        response.headers.update(timing_headers(call.timing, record.total_s))
+        seen.on_request(record, request.scope["headers"])
+        return response
+
+    return measured
 
 
-async def _body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"body: got more than {MAX_BODY_BYTES} bytes; send fewer texts at once")
-        body += chunk
-    return bytes(body)
+def _refusal(failure: Failure) -> Response:
+    response = _json({"error": failure.message}, failure.code)
+    if failure.retry_after_s is not None:
+        response.headers["retry-after"] = str(max(1, math.ceil(failure.retry_after_s)))
+    return response
+
+
+def _timeout_s(header: str | None) -> float | None:
+    if header is None:
+        return None
+    if not (header.isascii() and header.isdigit() and 0 < len(header) < 10 and int(header)):
+        raise RequestError(f"header {TIMEOUT_HEADER}: got another value, need whole milliseconds from 1; correct it")
+    return int(header) / 1000
+
+
+async def _unless_gone(request: Request, answer: Awaitable[_T]) -> _T:
+    """Wait for an answer, and drop it if the client goes away."""
+    asked, gone = asyncio.ensure_future(answer), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientGoneError
+        return asked.result()
+    finally:
+        asked.cancel()
+        gone.cancel()
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -208,13 +205,9 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return response
 
 
-async def _bad_request(_: Request, error: Exception) -> Response:
-    return _json({"error": str(error)}, 400)
+async def _request_error(_: Request, error: Exception) -> Response:
+    return _refusal(failure_of(error))
 
 
-async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # the client has disconnected, so this is not read
-
-
-async def _failed(_: Request, __: Exception) -> Response:
-    return _json({"error": "server: failed with an internal error; see its log"}, 500)
+async def _failed(_: Request, error: Exception) -> Response:
+    return _refusal(failure_of(error))

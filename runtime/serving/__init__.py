@@ -1,0 +1,8 @@
+"""Requests -> responses, on models that come and go; knows neither HTTP nor gRPC.
+
+service.py   a request, answered
+questions.py tensors of a request -> texts or ids
+answers.py   predictions -> tensors of a response
+tensors.py   the values of the Open Inference Protocol
+models.py    names -> tasks
+"""

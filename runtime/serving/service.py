@@ -1,0 +1,319 @@
+"""A request -> its answer, with what is known of it on the way."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ptexport.runtime.bundle.manifest import ALL
+from ptexport.runtime.bundle.measured import Parity
+from ptexport.runtime.engine.batcher import Answer, Batcher, Timing
+from ptexport.runtime.engine.predictions import Prediction
+from ptexport.runtime.engine.text_encoder import Text, TokenIds
+from ptexport.runtime.errors import (
+    BusyError,
+    DataError,
+    DeadlineError,
+    LargeRequestError,
+    RequestError,
+    TooLongError,
+    UnknownModelError,
+)
+from ptexport.runtime.serving.answers import all_output_tensors, model_metadata, needs_logits, output_tensors
+from ptexport.runtime.serving.models import Model, Models
+from ptexport.runtime.serving.questions import Options, check_texts, options_of, rows_of
+from ptexport.runtime.serving.records import Protocol, Reason, RequestRecord
+from ptexport.runtime.serving.tensors import InferRequest, InferResponse
+
+_Item = TypeVar("_Item")
+
+ByTask = dict[str, Prediction]
+"""Predictions of one text by the names of tasks."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One request while it is answered; the service fills in what it learns.
+
+    Attributes:
+        protocol: how it came.
+        request_id: its id in logs and in the response.
+        trace: trace id of the caller's; None: it sent none.
+        timeout_s: seconds that the transport gives it; None: any time.
+        started: when it began, by `time.perf_counter`.
+    """
+
+    protocol: Protocol
+    request_id: str
+    trace: str | None = None
+    timeout_s: float | None = None
+    started: float = field(default_factory=time.perf_counter)
+    model: str = ""
+    version: str = ""
+    texts: int = 0
+    tokens: int = 0
+    timing: Timing | None = None
+
+    def record(self, code: int, reason: Reason | None) -> RequestRecord:
+        """Return the record of the request, which has ended with an HTTP status."""
+        return RequestRecord(
+            model=self.model,
+            version=self.version,
+            protocol=self.protocol,
+            request_id=self.request_id,
+            code=code,
+            reason=reason,
+            texts=self.texts,
+            tokens=self.tokens,
+            timing=self.timing,
+            total_s=time.perf_counter() - self.started,
+            trace=self.trace,
+        )
+
+    def left_s(self, timeout_s: float | None) -> float | None:
+        """Return the seconds until its deadline, the earlier one of the transport's and the request's own."""
+        given = [seconds for seconds in (self.timeout_s, timeout_s) if seconds is not None]
+        return min(given) - (time.perf_counter() - self.started) if given else None
+
+
+class Service:
+    """Answers requests with the models of a server.
+
+    Args:
+        models: the models, which may change at any time.
+        batcher: computes the texts of all of them.
+    """
+
+    def __init__(self, models: Models, batcher: Batcher) -> None:
+        self.models = models
+        self.batcher = batcher
+
+    def check_room(self) -> None:
+        """Refuse a request before it is read, if no text more can wait.
+
+        Raises:
+            BusyError: none can.
+        """
+        self.batcher.check_room()
+
+    async def infer(self, name: str, version: str | None, request: InferRequest, call: Call) -> InferResponse:
+        """Answer an inference request.
+
+        Args:
+            name: name of a model, or "all".
+            version: version of the model; None: whichever is served.
+            request: its tensors and parameters.
+            call: learns the model, the number of texts and the timing.
+
+        Raises:
+            UnknownModelError: there is no such model.
+            RequestError: the request does not fit the model.
+            DataError: a text does not fit the model.
+            BusyError: too many texts wait.
+            DeadlineError: its time is over.
+        """
+        options = options_of(request.parameters)
+        if self._means_all(name, version):
+            if options.task is None:
+                return await self._infer_all(request, options, call)
+            name = options.task
+        elif options.task not in (None, name):
+            raise RequestError("parameters.task: got another task than the model's, need none; change the path")
+        model = self._find(name, version, call)
+        entry = model.task.entry
+        rows = rows_of(request, entry.fields)
+        with_logits = needs_logits(request.outputs, options)
+        predictions = await self._ask(model, rows, options, call, with_logits=with_logits)
+        outputs = output_tensors(predictions, request.outputs, options, entry)
+        return InferResponse(model=name, version=model.version, id=request.id, outputs=outputs)
+
+    async def predict(
+        self, texts: Sequence[Text], task: str | None, options: Options, call: Call
+    ) -> list[Prediction] | list[ByTask]:
+        """Predict the labels of texts.
+
+        Args:
+            texts: texts or pairs, as the task takes them.
+            task: name of a task; "all": every one; None: the only one.
+            options: how to predict.
+            call: as in `infer`.
+
+        Raises:
+            RequestError: there are several tasks and none is named; or as `infer` raises it.
+        """
+        if task is not None and self._means_all(task, None):
+            check_texts(texts)
+            return await self._ask_all(self._all(), texts, options, call)
+        names = self.models.names()
+        if task is None and len(names) != 1:
+            raise RequestError(f"task: got none, need one of {', '.join(names)}; name it")
+        model = self._find(names[0] if task is None else task, None, call)
+        check_texts(texts)
+        return await self._ask(model, texts, options, call, with_logits=options.raw_scores)
+
+    def metadata(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """Lay out the metadata of a model.
+
+        Raises:
+            UnknownModelError: there is no such model.
+        """
+        if self._means_all(name, version):
+            return _metadata_of_all(self._all())
+        model = self.models.find(name, version)
+        return model_metadata(name, [model.version], model.task.entry, card_of(model))
+
+    def names(self) -> list[str]:
+        """Return the names of all models, with "all" where it stands for several."""
+        names = self.models.names()
+        return [*names, ALL] if ALL not in names and self.models.all() else names
+
+    def _means_all(self, name: str, version: str | None) -> bool:
+        return name == ALL and version is None and ALL not in self.models.names()
+
+    def _all(self) -> list[Model]:
+        models = self.models.all()
+        if not models:
+            raise UnknownModelError(
+                f"model: got {ALL!r}, need several tasks with the same texts for it; name {self._need()}"
+            )
+        return models
+
+    def _find(self, name: str, version: str | None, call: Call) -> Model:
+        model = self.models.find(name, version)
+        call.model, call.version = model.name, model.version
+        return model
+
+    def _need(self) -> str:
+        return " or ".join(map(repr, self.models.names()))
+
+    async def _infer_all(self, request: InferRequest, options: Options, call: Call) -> InferResponse:
+        models = self._all()
+        rows = rows_of(request, models[0].task.entry.fields)
+        texts = [row for row in rows if not isinstance(row, TokenIds)]
+        if len(texts) < len(rows):
+            raise RequestError(f"inputs: got ids, need texts for {ALL!r}, since each task has a template; name a model")
+        by_text = await self._ask_all(models, texts, options, call)
+        entries = {model.name: model.task.entry for model in models}
+        outputs = all_output_tensors(by_text, request.outputs, entries)
+        return InferResponse(model=ALL, version="", id=request.id, outputs=outputs)
+
+    async def _ask(
+        self, model: Model, rows: Sequence[Text | TokenIds], options: Options, call: Call, *, with_logits: bool
+    ) -> list[Prediction]:
+        call.texts = len(rows)
+        left_s = call.left_s(options.timeout_s)
+        future = model.task.submit(
+            rows, top_k=options.top_k, truncate=options.truncate, with_logits=with_logits, within_s=left_s
+        )
+        answer = await _within(left_s, future)
+        call.tokens, call.timing = answer.tokens, answer.timing
+        return answer.items
+
+    async def _ask_all(
+        self, models: Sequence[Model], texts: Sequence[Text], options: Options, call: Call
+    ) -> list[ByTask]:
+        """Ask every task: those of one engine together, in one pass where it can."""
+        if options.raw_scores or not options.truncate:
+            raise RequestError(f"task {ALL!r}: got raw_scores or truncate, need neither; ask each task by its name")
+        call.model, call.texts = ALL, len(texts)
+        left_s = call.left_s(options.timeout_s)
+        futures: list[Future[Answer[ByTask]]] = []
+        for engine in dict.fromkeys(model.engine for model in models):
+            futures.append(engine.submit_all(texts, top_k=options.top_k, within_s=left_s))
+        answers = await asyncio.gather(*(_within(left_s, future) for future in futures))
+        call.tokens = sum(answer.tokens for answer in answers)
+        call.timing = Timing(
+            tokenise_s=sum(answer.timing.tokenise_s for answer in answers),
+            queue_s=max(answer.timing.queue_s for answer in answers),
+            compute_s=sum(answer.timing.compute_s for answer in answers),
+        )
+        names = {model.name for model in models}
+        merged = [{name: p for part in parts for name, p in part.items()} for parts in zip(*(a.items for a in answers), strict=True)]
+        return [{name: p for name, p in by_task.items() if name in names} for by_task in merged]
+
+
+async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Answer[_Item]:
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(future)
+    except TimeoutError as e:
+        raise DeadlineError(
+            f"request: got {seconds or 0:.3g} s for its answer, need more; send it again, or allow more time"
+        ) from e
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a failed request ends with.
+
+    Attributes:
+        code: HTTP status.
+        reason: for metrics.
+        message: one sentence.
+        retry_after_s: seconds after which it may be sent again; None: sending it again does not help.
+    """
+
+    code: int
+    reason: Reason
+    message: str
+    retry_after_s: float | None = None
+
+
+_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (UnknownModelError, 404),
+    (LargeRequestError, 413),
+    (TooLongError, 422),
+    (RequestError, 400),
+    (DataError, 400),
+)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return what a request ends with that raised an error."""
+    if isinstance(error, BusyError):
+        return Failure(429, "REJECTED", str(error), error.retry_after_s)
+    if isinstance(error, DeadlineError):
+        return Failure(504, "CANCELED", str(error))
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return Failure(code, "OTHER", str(error))
+    if isinstance(error, asyncio.CancelledError):
+        return Failure(503, "CANCELED", "server: stopped before the answer was ready; send the texts again")
+    return Failure(500, "BACKEND", "server: failed with an internal error; see its log")
+
+
+def card_of(model: Model) -> dict[str, Any]:
+    """Return what the metadata of a model says beyond its tensors."""
+    entry, manifest, info = model.task.entry, model.engine.manifest, model.engine.info
+    return {
+        "labels": entry.labels or [],
+        "method": entry.method,
+        "template": entry.template,
+        "max_length": entry.max_length,
+        "backbone": manifest.backbone.name,
+        "licence": manifest.backbone.licence,
+        "precision": manifest.graph.precision,
+        "opset": manifest.graph.opset,
+        "provider": info.provider,
+        "parity_rows": entry.parity.rows if entry.parity else None,
+        "parity_max_abs_diff": _largest_difference(entry.parity),
+        "golden_max_abs_diff": info.golden_max_abs_diff,
+    }
+
+
+def _largest_difference(parity: Parity | None) -> float | None:
+    if parity is None:
+        return None
+    return max(compared.max_abs_diff for compared in (parity.alone, parity.padded_right, parity.padded_left))
+
+
+def _metadata_of_all(models: Sequence[Model]) -> Mapping[str, Any]:
+    made = model_metadata(ALL, [], models[0].task.entry, {"tasks": [model.name for model in models]})
+    made["outputs"] = [
+        {**output, "name": f"{model.name}.{output['name']}"}
+        for model in models
+        for output in model_metadata(model.name, [], model.task.entry, {})["outputs"]
+    ]
+    return made
