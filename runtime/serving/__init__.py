@@ -1,0 +1,10 @@
+"""Requests -> responses, on models that come and go.
+
+records.py       what is known of a request once it is answered, and of the models that answer
+metric_names.py  every metric: name, kind, unit, labels, meaning
+metric_sums.py   what is summed over requests and batches
+metrics.py       records -> Prometheus and OpenMetrics text
+logs.py          events and records -> lines of JSON on standard error
+tracing.py       traceparent of a caller -> spans in an OpenTelemetry collector
+start_report.py  what runs where -> lines and JSON
+"""
