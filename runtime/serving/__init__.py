@@ -5,6 +5,7 @@ metric_names.py  every metric: name, kind, unit, labels, meaning
 metric_sums.py   what is summed over requests and batches
 metrics.py       records -> Prometheus and OpenMetrics text
 logs.py          events and records -> lines of JSON on standard error
-tracing.py       traceparent of a caller -> spans in an OpenTelemetry collector
+tracing.py       traceparent of a caller; address of a collector
+spans.py         records -> spans of OpenTelemetry; the one file that imports the extra otel
 start_report.py  what runs where -> lines and JSON
 """
