@@ -175,12 +175,12 @@ def test_a_reader_that_stands_still_stops_no_caller_and_lost_lines_are_counted(
     read, write = os.pipe()
     os.set_blocking(write, blocking)
     log = Logs(write)
-    slowest = 0.0
+    seconds = []
     for _ in range(3000):  # 1 MB, into a pipe of 64 KB
         start = time.perf_counter()
         log.request(record())
-        slowest = max(slowest, time.perf_counter() - start)
-    assert slowest < 0.1
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[2900] < 0.01
     log.close(wait_s=0.05)  # gives up
     assert log._thread.is_alive()
     log._closing = False

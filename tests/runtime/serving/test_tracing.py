@@ -252,12 +252,12 @@ def test_opentelemetry_switched_off_by_the_environment_is_an_error(monkeypatch: 
 def test_a_collector_that_is_away_is_reported_once_and_holds_nobody_up(capfd: pytest.CaptureFixture[str]) -> None:
     lost = threading.Semaphore(0)
     tracer = open_tracer("http://127.0.0.1:9", "1", on_lost=lost.release)
-    slowest = 0.0
-    for _ in range(3000):
+    seconds = []
+    for _ in range(1000):  # 4,000 spans, twice what may wait
         start = time.perf_counter()
         tracer.request(record(TRACE), TraceContext(TRACE, PARENT, True, ""), CALL, time.time_ns())
-        slowest = max(slowest, time.perf_counter() - start)
-    assert slowest < 0.2
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[950] < 0.01
     start = time.perf_counter()
     tracer.close(wait_s=0.2)
     assert time.perf_counter() - start < 1.0
