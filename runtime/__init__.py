@@ -5,6 +5,7 @@
 Rooms, each above what it imports; `docs/architecture.md` has the picture:
 
     server         engine -> HTTP server
+    serving        requests -> responses, on models that come and go
     label_file.py  rows of a file -> predictions in a file
     label_rows.py  rows -> predictions and lines of JSON
     engine         texts -> predictions
