@@ -1,0 +1,86 @@
+"""The first signal -> a server that finishes its work and ends; the second -> one that leaves at once."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from types import FrameType
+
+import uvicorn
+
+DRAIN_S = 29
+"""Together with uvicorn's own shutdown this stays below the 30 s after which Kubernetes kills a process."""
+HANDSHAKE_S = 10.0
+"""For a client to begin TLS; asyncio's 60 s would let few clients hold many connections."""
+
+
+class StoppableServer(uvicorn.Server):
+    """A uvicorn server with the manners of a service.
+
+    At the first SIGTERM or SIGINT, `is_stopping` turns true, no connection is accepted any more, open ones get
+    `Connection: close` with their next answer, and `run_until_stopped` returns when all are closed, at latest after
+    the configuration's `timeout_graceful_shutdown`. At the second the process ends with 128 + the signal's number.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_start: Callable[[], Awaitable[None]],
+        on_stop: Sequence[Callable[[], Awaitable[None]]] = (),
+    ) -> None:
+        """Make a server.
+
+        Args:
+            config: with `lifespan="off"` and `timeout_graceful_shutdown`.
+            on_start: awaited when requests are accepted: starts what runs beside, then says that all runs.
+            on_stop: awaited together with the open requests: each stops what runs beside, such as gRPC.
+        """
+        super().__init__(config)
+        self._on_start = on_start
+        self._on_stop = on_stop
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal has come: the server is no longer ready."""
+        return self.should_exit
+
+    def run_until_stopped(self, listener: socket.socket) -> None:
+        """Serve until a signal comes. Call it on the main thread; the handlers of both signals stay replaced."""
+        # uvicorn sets its handlers later; a signal that arrives before is not lost. It puts these back at its end.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+        self.run(sockets=[listener])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop, or leave at once. uvicorn would raise the signals again at its end; a requested stop is a success."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections, as uvicorn does but with a deadline for TLS."""
+        loop, config = asyncio.get_running_loop(), self.config
+
+        def connection() -> asyncio.Protocol:
+            return config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state={}
+            )
+
+        self.servers = [
+            await loop.create_server(
+                connection,
+                sock=listener,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=HANDSHAKE_S if config.ssl else None,
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
+        await self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse connections, finish requests, and stop what runs beside at the same time."""
+        await asyncio.gather(super().shutdown(sockets), *(stop() for stop in self._on_stop))
