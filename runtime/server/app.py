@@ -21,6 +21,7 @@ from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.task import Task
 from ptexport.runtime.errors import DataError, RequestError, ServeError
 from ptexport.runtime.server import oip
+from ptexport.runtime.server.page import page_routes
 
 _T = TypeVar("_T")
 
@@ -46,6 +47,7 @@ def make_app(engine: Engine) -> Starlette:
         Route("/v2/health/live", _live),
         Route("/v2/health/ready", _ready),
         *_routes_of(engine),
+        *page_routes(),
     ]
     app = Starlette(
         routes=routes,
@@ -98,7 +100,11 @@ def _routes_of(engine: Engine) -> list[Route]:
         predictions = await _finished(task.predict_async(oip.texts_of_predict(body, task.entry.fields)))
         return _json(oip.predict_response(predictions))
 
+    async def models(_: Request) -> Response:
+        return _json({"models": list(engine.tasks)})
+
     return [
+        Route("/v2/models", models),
         Route("/v2/models/{name}", model),
         Route("/v2/models/{name}/ready", ready),
         Route("/v2/models/{name}/infer", infer, methods=["POST"]),
