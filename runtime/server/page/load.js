@@ -10,21 +10,22 @@ const NAMES = ["Requests per second", "Texts waiting", "Texts per batch", "Refus
 /**
  * Begin to read the load.
  * @param {() => Promise<boolean>} before called before each reading; false: skip it.
- * @param {(error: Error) => void} failed called with what a reading met.
+ * @param {(error: ?Error) => void} met called with what went wrong in a reading, or null.
  */
-export function watchLoad(before, failed) {
+export function watchLoad(before, met) {
   const readings = [];
   const turn = async () => {
     try {
       if (document.visibilityState === "visible" && (await before())) {
         note(readings, (await send("metrics")).text);
         show(readings);
+        met(null);
       }
     } catch (error) {
       readings.length = 0;
       show(readings);
       // 404: this server has no metrics, so the panel keeps its dashes.
-      if (error.status !== 404) failed(error);
+      met(error.status === 404 ? null : error);
     }
     setTimeout(turn, EVERY_MS);
   };

@@ -14,14 +14,19 @@ let models = []; // {name, fields, metadata, box, card}
 let listed = ""; // names as the server gave them
 let hasAll = false;
 let timer = 0;
+const told = {}; // what each part of the page met last
 let request = new AbortController();
 
 const asked = () => models.filter((model) => model.box.checked);
 const texts = () => Object.fromEntries([...at("fields").querySelectorAll("textarea")].map((t) => [t.name, t.value]));
 
-function report(...errors) {
-  const sentences = new Set(errors.map((error) => error.message));
-  at("error").replaceChildren(...[...sentences].map((textContent) => element("p", { textContent })));
+/** Show what a part of the page met last, in the server's own words, and ask for the token if one is needed. */
+function report(part, errors) {
+  told[part] = errors;
+  const sentences = [...new Set(Object.values(told).flat().map((error) => error.message))];
+  if (sentences.join("\n") !== [...at("error").children].map((p) => p.textContent).join("\n")) {
+    at("error").replaceChildren(...sentences.map((textContent) => element("p", { textContent })));
+  }
   if (errors.some((error) => error.status === 401) && at("token").hidden) {
     at("token").hidden = false;
     at("token-value").focus();
@@ -48,7 +53,7 @@ const metadataOf = (name) => read(`v2/models/${encodeURIComponent(name)}`);
 function makeModel(metadata, number, checked) {
   const { name, inputs } = metadata;
   const fields = inputs.filter((input) => input.datatype === "BYTES").map((input) => input.name);
-  const refresh = () => metadataOf(name).catch(report);
+  const refresh = () => metadataOf(name).catch((error) => report("models", [error]));
   const box = element("input", { type: "checkbox", name, checked });
   box.addEventListener("change", chosen);
   return { name, fields, box, card: new Card(metadata, number, refresh) };
@@ -87,7 +92,7 @@ async function ask() {
   const answers = await askAll(ready, typed, signal);
   if (signal.aborted) return;
   at("said").textContent = answers.said.join("; ");
-  report(...answers.errors);
+  report("answers", answers.errors);
 }
 
 /** Ask each model, or all at once where the server can. Cards are filled as answers come. */
@@ -175,11 +180,11 @@ async function start() {
     const { name, version } = await read("v2");
     at("server").textContent = `${name} ${version}`;
     await loadModels();
-    report();
+    report("models", []);
     await ask();
     at("fields").querySelector("textarea")?.focus();
   } catch (error) {
-    report(error);
+    report("models", [error]);
   }
 }
 
@@ -188,5 +193,6 @@ await start();
 watchLoad(async () => {
   if (!at("token").hidden) return false; // without a token each reading would be refused
   await loadModels();
+  report("models", []);
   return true;
-}, report);
+}, (error) => report("load", error ? [error] : []));
