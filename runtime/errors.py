@@ -23,6 +23,7 @@
       RequestError     a request that does not follow the protocol
         LargeRequestError  one that is larger than the server takes
         UnknownModelError  one for a model that the server does not have
+      ClientGoneError  a client that hung up before its answer was ready
       DeadlineError    a request whose time was over before it was answered
       MissingExtraError  a package that this command needs and that is not installed
 
@@ -150,6 +151,10 @@ class UnknownModelError(RequestError):
 
 class DeadlineError(PtexportError, TimeoutError):
     """A request whose time was over before it was answered."""
+
+
+class ClientGoneError(PtexportError, ConnectionError):
+    """A client that hung up before its answer was ready."""
 
 
 class MissingExtraError(PtexportError, ImportError):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("runtime", "toolkit", "exporters")
-SHIPPED = (".py", ".json", ".jinja", ".typed")
+SHIPPED = (".py", ".json", ".jinja", ".typed", ".html", ".css", ".js", ".svg")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
-"""An engine -> an HTTP server.
+"""A service -> HTTP and gRPC.
 
-app.py            routes, limits and shutdown
-oip.py            JSON bodies of the Open Inference Protocol <-> texts and predictions
+serve.py          engines -> a server that runs until it is told to stop
+app.py            routes: a service -> an HTTP application
+bodies.py         bodies of HTTP requests and responses <-> the protocol's values
+grpc_service.py   the same service over gRPC
+openapi.py        the routes as an OpenAPI document
+page.py           the page at `GET /` and its static files, in page/
 connections.py    bytes of a connection -> requests, within limits
 limits.py         a request -> the same with its whole body, or a refusal
 auth.py           a token file -> requests that carry the token

@@ -2,8 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -14,15 +13,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from ptexport.runtime.bundle.manifest import ALL
-from ptexport.runtime.errors import RequestError
+from ptexport.runtime.errors import ClientGoneError, RequestError
 from ptexport.runtime.server import bodies, openapi
 from ptexport.runtime.server.page import page_routes
-from ptexport.runtime.serving.metrics import Metrics
-from ptexport.runtime.serving.records import RequestRecord, timing_headers
-from ptexport.runtime.serving.service import Call, Failure, Service, failure_of
-from ptexport.runtime.serving.tracing import trace_id
 from ptexport.runtime.serving.logs import request_id
+from ptexport.runtime.serving.observer import Observer
+from ptexport.runtime.serving.records import timing_headers
+from ptexport.runtime.serving.service import Call, Failure, Service, failure_of
+from ptexport.runtime.serving.tracing import HttpCall, trace_context
 
 _T = TypeVar("_T")
 
@@ -38,38 +36,29 @@ _SENTENCES = {
 _Answer = Callable[[Request, Call], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Where the server's doings go.
+def make_app(service: Service, observer: Observer, is_ready: Callable[[], bool]) -> Starlette:
+    """Make the application, without the limits that stand in front of it.
 
-    Attributes:
-        metrics: counts and times of requests.
-        on_request: gets the record of each request that asked for predictions.
+    Args:
+        service: answers the requests.
+        observer: is told of every request that asked for predictions.
         is_ready: whether the server accepts requests; False once it stops.
     """
-
-    metrics: Metrics
-    on_request: Callable[[RequestRecord, Sequence[tuple[bytes, bytes]]], None]
-    is_ready: Callable[[], bool]
-
-
-def make_app(service: Service, seen: Seen) -> Starlette:
-    """Make the application, without the limits that stand in front of it."""
     app = Starlette(
-        routes=_routes(service, seen),
+        routes=_routes(service, observer, is_ready),
         exception_handlers={HTTPException: _http_error, RequestError: _request_error, Exception: _failed},
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _routes(service: Service, seen: Seen) -> list[BaseRoute]:
+def _routes(service: Service, observer: Observer, is_ready: Callable[[], bool]) -> list[BaseRoute]:
     async def live(_: Request) -> Response:
         return _json({"live": True})
 
     async def ready(_: Request) -> Response:
-        is_ready = seen.is_ready()
-        return _json({"ready": is_ready}, 200 if is_ready else 503)
+        now = is_ready()
+        return _json({"ready": now}, 200 if now else 503)
 
     async def server(_: Request) -> Response:
         return _json({"name": "ptexport", "version": version("ptexport"), "extensions": EXTENSIONS})
@@ -86,7 +75,7 @@ def _routes(service: Service, seen: Seen) -> list[BaseRoute]:
     async def model_ready(request: Request) -> Response:
         name, version_ = _name(request)
         service.metadata(name, version_)
-        return _json({"name": name, "ready": seen.is_ready()})
+        return _json({"name": name, "ready": is_ready()})
 
     async def infer(request: Request, call: Call) -> Response:
         service.check_room()
@@ -105,13 +94,13 @@ def _routes(service: Service, seen: Seen) -> list[BaseRoute]:
         return Response(bodies.encode_predictions(answer), media_type="application/json")
 
     async def metrics(request: Request) -> Response:
-        kind, body = seen.metrics.render(request.headers.get("accept", ""))
+        kind, body = observer.metrics.render(request.headers.get("accept"))
         return Response(body, media_type=kind)
 
     async def document(_: Request) -> Response:
         return _json(openapi.document())
 
-    measured_infer, measured_predict = _measured(infer, seen), _measured(predict, seen)
+    measured_infer, measured_predict = _measured(infer, observer), _measured(predict, observer)
     of_model = "/v2/models/{name}"
     return [
         Route("/v2", server),
@@ -139,28 +128,32 @@ def _name(request: Request) -> tuple[str, str | None]:
     return request.path_params["name"], request.path_params.get("version")
 
 
-def _measured(answer: _Answer, seen: Seen) -> Callable[[Request], Awaitable[Response]]:
+def _measured(answer: _Answer, observer: Observer) -> Callable[[Request], Awaitable[Response]]:
     """Answer a request, or say in one sentence why not; with its id and where its time went; and keep its record."""
 
     async def measured(request: Request) -> Response:
+        headers = request.headers
+        context = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
         call = Call(
             protocol="http",
-            request_id=request_id(request.headers.get("x-request-id")),
-            trace=trace_id(request.headers.get("traceparent")),
+            request_id=request_id(headers.get("x-request-id")),
+            trace=observer.trace_id(context),
         )
         failure: Failure | None = None
         try:
-            call.timeout_s = _timeout_s(request.headers.get(TIMEOUT_HEADER))
+            call.timeout_s = _timeout_s(headers.get(TIMEOUT_HEADER))
             response = await answer(request, call)
         except (Exception, asyncio.CancelledError) as e:
             failure = failure_of(e)
             response = _refusal(failure)
-            if failure.code == 500:
-                seen.metrics.failed(e)
+            if failure.reason == "BACKEND":
+                observer.logs.failed(e, call.request_id)
         record = call.record(response.status_code, failure.reason if failure else None)
         response.headers["x-request-id"] = call.request_id
         response.headers.update(timing_headers(call.timing, record.total_s))
-        seen.on_request(record, request.scope["headers"])
+        scope = request.scope
+        http = HttpCall(scope["method"], scope["route"].path, scope["path"], scope["scheme"])
+        observer.answered(record, context, http)
         return response
 
     return measured

@@ -245,7 +245,13 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
 
 _EXPECTED = re.compile(r"Expected `([a-z|]+)`(?:, got `([a-z|]+)`)?")
 _MISSING = re.compile(r"Object missing required field `([a-z_]+)`")
-_JSON_NAMES = {"array": "a list", "str": "a string", "object": "an object", "int": "a whole number", "bool": "true or false"}
+_JSON_NAMES = {
+    "array": "a list",
+    "str": "a string",
+    "object": "an object",
+    "int": "a whole number",
+    "bool": "true or false",
+}
 
 
 def _misfit(message: str, place: str, fields: str) -> str:
@@ -268,7 +274,8 @@ def _shown(prediction: Prediction) -> PredictionBody:
 def _length(header: str, whole: int) -> int:
     if not (header.isascii() and header.isdigit()) or len(header) > 18 or int(header) > whole:
         raise RequestError(
-            f"header {HEADER_LENGTH}: got a length that does not fit the body of {whole} bytes; send the bytes of its JSON"
+            f"header {HEADER_LENGTH}: got another value, need the bytes of the JSON, at most the {whole} of the body; "
+            "correct it"
         )
     return int(header)
 

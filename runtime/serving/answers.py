@@ -59,7 +59,9 @@ def needs_logits(outputs: Sequence[OutputRequest], options: Options) -> bool:
     return options.raw_scores or any(output.name.rpartition(".")[2] == "logits" for output in outputs)
 
 
-def model_metadata(name: str, versions: Sequence[str], task: TaskEntry, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def model_metadata(
+    name: str, versions: Sequence[str], task: TaskEntry, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
     """Lay out the metadata of a model."""
     n = -1 if task.labels is None else len(task.labels)
     outputs = {

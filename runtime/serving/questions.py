@@ -63,7 +63,9 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
         elif name == "timeout":
             given["timeout_s"] = _whole(name, value, "microseconds") / 1e6
         elif name in _REFUSED and value:
-            raise RequestError(f"parameters.{name}: got a value, need none, since requests are independent; leave it out")
+            raise RequestError(
+                f"parameters.{name}: got a value, need none, since no request waits for another; leave it"
+            )
         elif name not in _IGNORED and name not in _REFUSED:
             known = "top_k, raw_scores, truncate, task, timeout"
             raise RequestError(f"parameters: got an unknown name, need {known}; correct it")
@@ -76,7 +78,7 @@ def _whole(name: str, value: Any, unit: str) -> int:
     return value
 
 
-def rows_of(request: InferRequest, fields: Sequence[str]) -> list[Text] | list[TokenIds]:
+def rows_of(request: InferRequest, fields: Sequence[str]) -> Sequence[Text | TokenIds]:
     """Check the input tensors of a request, and join them into rows.
 
     Args:
@@ -92,7 +94,7 @@ def rows_of(request: InferRequest, fields: Sequence[str]) -> list[Text] | list[T
     """
     names = [tensor.name for tensor in request.inputs]
     if len(fields) == 1 and len(names) == 1 and names[0] not in IDS:
-        return [*_column(request.inputs[0], "inputs[0]")]  # whatever its name: clients have names of their own
+        return _column(request.inputs[0], "inputs[0]")  # whatever its name: clients have names of their own
     if "input_ids" in names and len(set(names)) == len(names) and set(names) <= set(IDS):
         return _ids({tensor.name: tensor for tensor in request.inputs})
     if sorted(names) != sorted(fields):

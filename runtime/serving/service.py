@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.text_encoder import Text, TokenIds
 from ptexport.runtime.errors import (
     BusyError,
+    ClientGoneError,
     DataError,
     DeadlineError,
     LargeRequestError,
@@ -28,6 +29,9 @@ from ptexport.runtime.serving.records import Protocol, Reason, RequestRecord
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse
 
 _Item = TypeVar("_Item")
+
+CLIENT_GONE = 499
+"""nginx's status of a request whose client hung up; nobody reads it."""
 
 ByTask = dict[str, Prediction]
 """Predictions of one text by the names of tasks."""
@@ -169,6 +173,22 @@ class Service:
         names = self.models.names()
         return [*names, ALL] if ALL not in names and self.models.all() else names
 
+    def fields_of(self, task: str | None) -> Sequence[str]:
+        """Return the texts of a row of a task; of "all" and None those of the first one.
+
+        Raises:
+            UnknownModelError: there is no such task.
+        """
+        if task is None or self._means_all(task, None):
+            models = self.models.all() or [self.models.find(name) for name in self.models.names()[:1]]
+            return models[0].task.entry.fields if models else ["text"]
+        return self.models.find(task).task.entry.fields
+
+    def index(self) -> list[dict[str, str]]:
+        """List the models as Triton's repository index does."""
+        models = [self.models.find(name) for name in self.models.names()]
+        return [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in models]
+
     def _means_all(self, name: str, version: str | None) -> bool:
         return name == ALL and version is None and ALL not in self.models.names()
 
@@ -230,8 +250,8 @@ class Service:
             compute_s=sum(answer.timing.compute_s for answer in answers),
         )
         names = {model.name for model in models}
-        merged = [{name: p for part in parts for name, p in part.items()} for parts in zip(*(a.items for a in answers), strict=True)]
-        return [{name: p for name, p in by_task.items() if name in names} for by_task in merged]
+        by_text = zip(*(answer.items for answer in answers), strict=True)
+        return [{name: p for part in parts for name, p in part.items() if name in names} for parts in by_text]
 
 
 async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Answer[_Item]:
@@ -274,6 +294,8 @@ def failure_of(error: BaseException) -> Failure:
     """Return what a request ends with that raised an error."""
     if isinstance(error, BusyError):
         return Failure(429, "REJECTED", str(error), error.retry_after_s)
+    if isinstance(error, ClientGoneError):
+        return Failure(CLIENT_GONE, "CANCELED", "client: hung up before the answer was ready")
     if isinstance(error, DeadlineError):
         return Failure(504, "CANCELED", str(error))
     for kind, code in _CODES:
@@ -309,7 +331,7 @@ def _largest_difference(parity: Parity | None) -> float | None:
     return max(compared.max_abs_diff for compared in (parity.alone, parity.padded_right, parity.padded_left))
 
 
-def _metadata_of_all(models: Sequence[Model]) -> Mapping[str, Any]:
+def _metadata_of_all(models: Sequence[Model]) -> dict[str, Any]:
     made = model_metadata(ALL, [], models[0].task.entry, {"tasks": [model.name for model in models]})
     made["outputs"] = [
         {**output, "name": f"{model.name}.{output['name']}"}

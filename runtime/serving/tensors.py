@@ -122,7 +122,9 @@ def _strings(where: str, raw: bytes | memoryview) -> list[str]:
         (length,) = struct.unpack_from("<I", raw, at)
         at += 4
         if length > len(raw) - at:
-            raise RequestError(f"{where}: got a length past the end of its bytes; put each string's own length before it")
+            raise RequestError(
+                f"{where}: got a length past the end of the bytes; put its own length before each string"
+            )
         texts.append(text_of(where, raw[at : at + length]))
         at += length
     return texts

@@ -1,7 +1,8 @@
-"""`ptexport serve`: a bundle over HTTP. Needs the extra `serve`, and no torch."""
+"""`ptexport serve`: bundles over HTTP and gRPC. Needs the extra `serve`, and no torch."""
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ from ptexport.toolkit.cli import options as shared
 
 
 @click.command()
-@shared.bundle
+@click.argument("bundles", nargs=-1, type=shared.BundleFolder())
+@click.option(
+    "--watch",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Serve the bundles and packs in this folder too, as they come, change and go.",
+)
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -21,33 +28,85 @@ from ptexport.toolkit.cli import options as shared
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: any free one."
 )
+@click.option(
+    "--grpc-port", type=click.IntRange(0, 65535), help="Port of gRPC; 0: any free one [default: no gRPC]."
+)
+@click.option(
+    "--max-batch-tokens",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Most tokens of a batch, padding included; 1: one text at a time [default: what suits the device].",
+)
+@click.option(
+    "--max-delay-ms",
+    metavar="MS",
+    type=shared.FiniteRange(0, 1000),
+    default=0,
+    show_default=True,
+    help="Longest time that an idle server waits for a batch to fill up.",
+)
+@click.option(
+    "--max-queue",
+    metavar="TEXTS",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Texts that may wait; requests beyond get status 429.",
+)
+@click.option(
+    "--token-file", metavar="FILE", type=click.Path(path_type=Path), help="Requests must carry the token in this file."
+)
+@click.option("--tls-cert", metavar="FILE", type=click.Path(path_type=Path), help="Certificate chain, PEM.")
+@click.option("--tls-key", metavar="FILE", type=click.Path(path_type=Path), help="Its private key, PEM.")
+@click.option("--log-requests", is_flag=True, help="Log every request, without its texts.")
+@click.option("--otlp-endpoint", metavar="URL", help="Send traces to this OpenTelemetry collector.")
 @shared.opening
-@click.option("--json", "as_json", is_flag=True, help="Print the address and the tasks as JSON.")
-def serve(bundle: Path, host: str, port: int, as_json: bool, **opening: Any) -> None:
-    """Serve a bundle over HTTP: the Open Inference Protocol, and POST /predict.
+@click.option("--json", "as_json", is_flag=True, help="Print what runs where as JSON.")
+def serve(
+    bundles: tuple[Path, ...],
+    watch: Path | None,
+    max_batch_tokens: int | None,
+    max_delay_ms: float,
+    max_queue: int,
+    token_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    log_requests: bool,
+    otlp_endpoint: str | None,
+    as_json: bool,
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    **opening: Any,
+) -> None:
+    """Serve bundles: the Open Inference Protocol over HTTP and gRPC, POST /predict, and a page at /.
 
-    SIGTERM and Ctrl-C stop the server within 30 s: it finishes open requests, or gives them status 503.
+    SIGTERM and Ctrl-C stop the server within 30 s: it finishes open requests, or gives them status 503. A second signal
+    stops it at once.
     """
+    if not bundles and watch is None:
+        raise click.UsageError("Missing argument 'BUNDLES...'; give a bundle, or a folder with --watch.")
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key: got one, need both or neither.")
     with shared.extra("serve"):
-        from ptexport.runtime.server.app import serve as run_server
-    from ptexport.runtime import Engine
+        from ptexport.runtime.server.serve import Listening, ServeConfig, run
+    config = ServeConfig(
+        bundles=bundles,
+        watch=watch,
+        at=Listening(host=host, port=port, grpc_port=grpc_port),
+        max_batch_tokens=max_batch_tokens,
+        max_delay_s=max_delay_ms / 1000,
+        max_queue=max_queue,
+        token_file=token_file,
+        tls_files=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
+        log_requests=log_requests,
+        otlp_endpoint=otlp_endpoint,
+        opening=opening,
+    )
 
-    engine = Engine.open(bundle, **opening)
-    name, info = engine.manifest.name, engine.info
-    engine.warm_up()  # so that no request is the first of its batch shape
-
-    def ready(url: str) -> None:
-        record = {
-            "url": url,
-            "model": name,
-            "models": list(engine.tasks),
-            "provider": info.provider,
-            "degraded": info.degraded,
-        }
-        tasks = f" ({', '.join(engine.tasks)})" if len(engine.tasks) > 1 else ""
-        line = f"serving {name}{tasks} on {url} with {info.provider} (Ctrl-C stops it)"
-        click.echo(json.dumps(record) if as_json else line)
+    def show(record: dict[str, Any], lines: Sequence[str]) -> None:
+        click.echo(json.dumps(record) if as_json else "\n".join(lines))
 
     with shared.extra("serve"):  # uvicorn loads its event loop and parser when it starts
-        run_server(engine, host=host, port=port, on_ready=ready)
+        run(config, show)
     os._exit(0)  # returning would wait for the engine's thread, which may still run a cancelled batch
