@@ -136,7 +136,7 @@ def as_markdown() -> str:
         ("Names of ptexport", OWN),
         ("The process", PROCESS),
     ):
-        parts += [f"## {title}", "", "| metric | kind | unit | labels | what it counts |", "|---|---|---|---|---|"]
+        parts += [f"### {title}", "", "| metric | kind | unit | labels | what it counts |", "|---|---|---|---|---|"]
         parts += [
             f"| `{m.name}` | {m.kind} | {m.unit} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} |"
             for m in metrics

@@ -65,6 +65,7 @@ class Metrics:
         self._models: dict[tuple[str, str], ModelSums] = {}
         self._no_model = ModelSums()
         self._batches = BatchSums()
+        self._answered = self._failed = 0
         self._registry = CollectorRegistry()
         self._registry.register(_ServerCollector(self._copy, state))
         self._registry.register(_ThreadCollector())
@@ -90,11 +91,20 @@ class Metrics:
         """Count a request that is answered."""
         with self._lock:
             self._models.get((record.model, record.version), self._no_model).add(record)
+            if record.reason is None:
+                self._answered += 1
+            else:
+                self._failed += 1
 
     def batch(self, record: BatchRecord) -> None:
         """Count a batch that is done."""
         with self._lock:
             self._batches.add(record)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many requests were answered and failed, of models that are gone too, and how many batches ran."""
+        with self._lock:
+            return {"answered": self._answered, "failed": self._failed, "batches": self._batches.batches}
 
     def render(self, accept: str | None) -> tuple[str, bytes]:
         """Write all metrics.

@@ -127,8 +127,8 @@ def test_what_is_rendered_is_what_the_table_says(accept: str | None) -> None:
 
 
 def test_the_documentation_has_the_same_table() -> None:
-    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert as_markdown() in page, "write docs/metrics.md's tables from metric_names.as_markdown()"
+    page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    assert as_markdown() in page, "write docs/monitoring.md's tables from metric_names.as_markdown()"
 
 
 def test_requests_for_models_that_do_not_exist_make_no_series() -> None:
@@ -155,6 +155,7 @@ def test_a_removed_model_is_dropped_once_its_last_request_is_answered() -> None:
     metrics.request(record())  # one that finished late
     assert values(metrics)("nv_inference_count", **MODEL) is None
     assert values(metrics)("nv_inference_count", model="", version="") == 1
+    assert metrics.counts() == {"answered": 2, "failed": 0, "batches": 0}
 
 
 def test_a_model_that_comes_back_while_it_drains_goes_on() -> None:
