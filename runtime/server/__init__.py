@@ -1,6 +1,7 @@
 """A service -> HTTP and gRPC.
 
-serve.py          engines -> a server that runs until it is told to stop
+serve.py          a configuration -> a server with its models, batcher, metrics and logs
+listen.py         a service -> HTTP and gRPC on their ports, until a signal comes
 app.py            routes: a service -> an HTTP application
 bodies.py         bodies of HTTP requests and responses <-> the protocol's values
 grpc_service.py   the same service over gRPC

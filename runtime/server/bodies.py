@@ -57,9 +57,15 @@ class PredictionBody(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PredictionsBody(msgspec.Struct, frozen=True):
-    """Response of `POST /predict`: per text a prediction, or for "all" one per task by its name."""
+    """Response of `POST /predict`: a prediction per text."""
 
-    predictions: list[PredictionBody | dict[str, PredictionBody]]
+    predictions: list[PredictionBody]
+
+
+class AllPredictionsBody(msgspec.Struct, frozen=True):
+    """Response of `POST /predict` for the task "all": per text a prediction of each task, by its name."""
+
+    predictions: list[dict[str, PredictionBody]]
 
 
 class TensorBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,11 +150,11 @@ def decode_predict(body: bytes, fields_of: FieldsOf) -> tuple[list[Text], str | 
 
 def encode_predictions(predictions: Sequence[Prediction] | Sequence[Mapping[str, Prediction]]) -> bytes:
     """Encode the response of `POST /predict`."""
-    shown = [
+    shown: list[Any] = [
         _shown(one) if isinstance(one, Prediction) else {name: _shown(own) for name, own in one.items()}
         for one in predictions
     ]
-    return msgspec.json.encode(PredictionsBody([*shown]))
+    return msgspec.json.encode({"predictions": shown})
 
 
 def decode_infer(body: bytes, header_length: str | None) -> tuple[InferRequest, "BinaryOutputs"]:

@@ -23,7 +23,7 @@ from ptexport.runtime.serving.tensors import InferRequest, InferResponse, Output
 from ptexport.runtime.serving.tracing import trace_context
 
 if TYPE_CHECKING:
-    from ptexport.runtime.server.serve import Listening
+    from ptexport.runtime.server.listen import Listening
 
 try:
     import grpc

@@ -6,7 +6,14 @@ from typing import Any
 
 import msgspec
 
-from ptexport.runtime.server.bodies import ErrorBody, InferBody, InferResponseBody, PredictBody, PredictionsBody
+from ptexport.runtime.server.bodies import (
+    AllPredictionsBody,
+    ErrorBody,
+    InferBody,
+    InferResponseBody,
+    PredictBody,
+    PredictionsBody,
+)
 from ptexport.runtime.server.limits import MAX_BODY_BYTES
 
 
@@ -73,7 +80,7 @@ class IndexEntry(msgspec.Struct):
 
 _TYPES = (
     *(Live, Ready, ModelReady, ServerMetadata, ModelList, ModelMetadata, IndexEntry),
-    *(InferBody, InferResponseBody, PredictBody, PredictionsBody, ErrorBody),
+    *(InferBody, InferResponseBody, PredictBody, PredictionsBody, AllPredictionsBody, ErrorBody),
 )
 _ASK_FAILURES = {
     400: "the request does not fit the protocol or the model",
@@ -96,20 +103,14 @@ def document() -> dict[str, Any]:
     _, components = msgspec.json.schema_components(_TYPES, ref_template="#/components/schemas/{name}")
     name, version_ = _path_parameter("name"), _path_parameter("version")
     index = _content({"type": "array", "items": _ref(IndexEntry)})
-    predictions = _content(_ref(PredictionsBody))
+    predictions = _content({"anyOf": [_ref(PredictionsBody), _ref(AllPredictionsBody)]})
     paths: dict[str, Any] = {
         "/v2": _get(ServerMetadata, "The server's name, version and extensions"),
         "/v2/health/live": _get(Live, "Whether the process serves"),
         "/v2/health/ready": _get(Ready, "Whether the server accepts requests", {503: "it does not"}),
         "/v2/models": _get(ModelList, "Names of the models"),
-        "/v2/repository/index": {
-            "post": _operation(
-                None, "Every model with its version", _content({"type": "array", "items": _ref(IndexEntry)})
-            )
-        },
-        "/predict": {
-            "post": _operation(PredictBody, "Labels of texts", predictions, _ASK_FAILURES)
-        },
+        "/v2/repository/index": {"post": _operation(None, "Every model with its version", index)},
+        "/predict": {"post": _operation(PredictBody, "Labels of texts", predictions, _ASK_FAILURES)},
     }
     for path, parameters in (("/v2/models/{name}", [name]), ("/v2/models/{name}/versions/{version}", [name, version_])):
         unknown = {404: "there is no such model"}

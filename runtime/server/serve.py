@@ -1,129 +1,167 @@
-"""Engines -> a server that answers over HTTP and gRPC until it is told to stop."""
+"""A configuration -> a server with its models, batcher, metrics and logs."""
 
-import errno
-import socket
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
-import uvicorn
-from starlette.types import ASGIApp
-
+from ptexport.runtime.engine.batcher import Batcher
+from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import ServeError
-from ptexport.runtime.server.app import make_app
-from ptexport.runtime.server.auth import RequireToken
-from ptexport.runtime.server.connections import Connection
-from ptexport.runtime.server.limits import LimitBodies
-from ptexport.runtime.server.stopping import DRAIN_S, StoppableServer
-from ptexport.runtime.server.tls import Tls
+from ptexport.runtime.server.auth import read_token
+from ptexport.runtime.server.limits import BODY_SECONDS, MAX_BODY_BYTES
+from ptexport.runtime.server.listen import Listening, listen
+from ptexport.runtime.server.tls import read_tls
+from ptexport.runtime.serving.logs import Logs
+from ptexport.runtime.serving.metrics import Metrics
+from ptexport.runtime.serving.models import Models
 from ptexport.runtime.serving.observer import Observer
+from ptexport.runtime.serving.questions import MAX_CHARACTERS, MAX_TEXTS
+from ptexport.runtime.serving.records import ServedModel, ServerState
 from ptexport.runtime.serving.service import Service
+from ptexport.runtime.serving.start_report import StartReport
+from ptexport.runtime.serving.tracing import open_tracer, traces_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listening:
-    """Where a server listens, and for whom.
+class ServeConfig:
+    """What to serve, where, and within which limits.
 
     Attributes:
-        host: address.
-        port: port of HTTP; 0: any free one.
-        grpc_port: port of gRPC; 0: any free one; None: no gRPC.
-        token: token that requests must carry; None: none.
-        tls: certificate and key; None: no encryption.
+        bundles: folders of bundles.
+        watch: folder whose bundles and packs are served as they come and go; None: none.
+        at: where to listen; its token and certificate are read from the files below.
+        max_batch_tokens: most tokens of a batch, padding included; None: what suits the device.
+        max_delay_s: longest time that an idle server waits for a batch to fill up.
+        max_queue: texts that may wait.
+        token_file: file with the token that requests must carry; None: they need none.
+        tls_files: certificate chain and key; None: no encryption.
+        log_requests: whether every request is logged.
+        otlp_endpoint: address of an OpenTelemetry collector; None: no traces are sent.
+        opening: further arguments of `Engine.open`.
     """
 
-    host: str
-    port: int
-    grpc_port: int | None = None
-    token: bytes | None = None
-    tls: Tls | None = None
+    bundles: Sequence[Path]
+    watch: Path | None
+    at: Listening
+    max_batch_tokens: int | None
+    max_delay_s: float
+    max_queue: int
+    token_file: Path | None
+    tls_files: tuple[Path, Path] | None
+    log_requests: bool
+    otlp_endpoint: str | None
+    opening: Mapping[str, Any]
 
 
-Hook = Callable[[], Awaitable[None]]
+Show = Callable[[dict[str, Any], Sequence[str]], None]
+"""Shows what runs where, as JSON or as lines."""
 
 
-def serve(
-    service: Service,
-    observer: Observer,
-    at: Listening,
-    *,
-    on_ready: Callable[[Sequence[str]], None],
-    on_stop: Sequence[Hook] = (),
-) -> None:
-    """Serve until SIGTERM or SIGINT, then refuse connections, finish open requests and return.
-
-    Requests that are not finished after `DRAIN_S` get status 503. A second signal ends the process at once. The
-    engine's current batch may still run when this function returns, so a process that must end at once must not wait
-    for its threads.
-
-    Call it on the main thread. The handlers of both signals stay replaced afterwards.
+def run(config: ServeConfig, show: Show) -> None:
+    """Serve until a signal comes; see `listen`.
 
     Args:
-        service: answers the requests.
-        observer: is told of them.
-        at: where to listen.
-        on_ready: called with the addresses, such as "http://127.0.0.1:8000", once requests are accepted.
-        on_stop: awaited while open requests finish.
+        config: what, where and within which limits.
+        show: called once requests are accepted.
 
     Raises:
-        ServeError: an address cannot be listened on.
-        MissingExtraError: gRPC is asked for, and its packages are not installed.
+        BundleError: a bundle does not match its manifest.
+        ProviderError: the provider does not run a graph.
+        ServeError: an address, the token file or the certificate cannot be used, or bundles have tasks of one name.
+        MissingExtraError: a package is not installed.
     """
-    listener = _listen(at.host, at.port)
-    scheme = "http" if at.tls is None else "https"
-    addresses = [f"{scheme}://{_shown(at.host)}:{listener.getsockname()[1]}"]
-    hooks = list(on_stop)
-
-    async def start() -> None:
-        if at.grpc_port is not None:
-            from ptexport.runtime.server.grpc_service import start_grpc
-
-            grpc = await start_grpc(service, observer, at, is_ready=lambda: not server.is_stopping)
-            addresses.append(f"grpc://{_shown(at.host)}:{grpc.port}")
-            hooks.append(grpc.stop)
-        on_ready(addresses)
-
-    def is_ready() -> bool:
-        return not server.is_stopping and bool(service.models.names())
-
-    app: ASGIApp = LimitBodies(make_app(service, observer, is_ready))
-    if at.token is not None:
-        app = RequireToken(app, at.token)
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        loop="uvloop",
-        ws="none",
-        lifespan="off",
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=DRAIN_S,
+    at = replace(
+        config.at,
+        token=None if config.token_file is None else read_token(config.token_file),
+        tls=None if config.tls_files is None else read_tls(*config.tls_files),
     )
-    if at.tls is not None:
-        config.load()
-        config.ssl = at.tls.context
-    server = StoppableServer(config, on_start=start, on_stop=hooks)
-    server.run_until_stopped(listener)
+    models, logs = Models(), Logs()
+    metrics = Metrics(lambda: _state(models, batcher))
+    batcher = Batcher(
+        max_batch_tokens=config.max_batch_tokens,
+        max_delay_s=config.max_delay_s,
+        max_waiting=config.max_queue,
+        on_batch=metrics.batch,
+    )
+    tracer = None
+    if config.otlp_endpoint is not None:
+        tracer = open_tracer(config.otlp_endpoint, version("ptexport"), lambda: logs.write("traces-lost", "warning"))
+    observer = Observer(metrics, logs, tracer, log_requests=config.log_requests)
+    for path in config.bundles:
+        engine = Engine.open(path, batcher=batcher, **config.opening)
+        engine.warm_up()  # so that no request is the first of its batch shape
+        _check_names(models, engine, path)
+        models.put(str(path), engine)
+        for name in engine.tasks:
+            metrics.add(name, engine.manifest.digest[:12])
+
+    def ready(addresses: Sequence[str]) -> None:
+        report = _report(config, at, models, addresses)
+        show(_record(models, report), report.lines())
+
+    listen(Service(models, batcher), observer, at, on_ready=ready)
+    observer.close()
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _check_names(models: Models, engine: Engine, path: Path) -> None:
+    both = sorted(set(models.names()) & set(engine.tasks))
+    if both:
+        raise ServeError(f"{path}: has the task {both[0]}, which another bundle has too; export one under another name")
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            # Without this a second server could bind the same port before uvicorn listens.
-            listener.listen(2048)
-        except OSError:
-            listener.close()
-            raise
-        return listener
-    except (OSError, UnicodeError) as e:  # UnicodeError: the host is not a valid name
-        in_use = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
-        why = "already in use" if in_use else f"cannot listen there ({getattr(e, 'strerror', None) or e})"
-        raise ServeError(f"{host} port {port}: {why}; choose another with --host or --port") from e
+def _served(models: Models) -> list[ServedModel]:
+    made = []
+    for name in models.names():
+        model = models.find(name)
+        info = model.engine.info
+        made.append(
+            ServedModel(
+                name=name,
+                version=model.version,
+                provider=info.provider,
+                device=info.device,
+                threads=info.threads,
+                precision=model.engine.manifest.graph.precision,
+                degraded=info.degraded,
+            )
+        )
+    return made
+
+
+def _state(models: Models, batcher: Batcher) -> ServerState:
+    return ServerState(ready=bool(models.names()), waiting=batcher.waiting, models=_served(models))
+
+
+def _record(models: Models, report: StartReport) -> dict[str, Any]:
+    """Make the record of `--json`: the report, and what scripts read most."""
+    return {"url": report.addresses[0], "names": models.names(), **report.as_dict()}
+
+
+def _report(config: ServeConfig, at: Listening, models: Models, addresses: Sequence[str]) -> StartReport:
+    return StartReport(
+        addresses=addresses,
+        models=_served(models),
+        watch=None if config.watch is None else str(config.watch),
+        max_batch_tokens=config.max_batch_tokens,
+        max_delay_ms=config.max_delay_s * 1000,
+        max_queue=config.max_queue,
+        limits={
+            "body bytes": MAX_BODY_BYTES,
+            "body seconds": BODY_SECONDS,
+            "texts": MAX_TEXTS,
+            "characters": MAX_CHARACTERS,
+        },
+        token=at.token is not None,
+        tls=at.tls is not None,
+        traces=None if config.otlp_endpoint is None else traces_url(config.otlp_endpoint),
+        log_requests=config.log_requests,
+        versions=_versions(models),
+    )
+
+
+def _versions(models: Models) -> dict[str, str]:
+    for name in models.names():
+        return dict(models.find(name).engine.info.versions)
+    return {"ptexport": version("ptexport")}

@@ -28,9 +28,7 @@ from ptexport.toolkit.cli import options as shared
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: any free one."
 )
-@click.option(
-    "--grpc-port", type=click.IntRange(0, 65535), help="Port of gRPC; 0: any free one [default: no gRPC]."
-)
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Port of gRPC; 0: any free one [default: no gRPC].")
 @click.option(
     "--max-batch-tokens",
     metavar="N",
@@ -89,7 +87,8 @@ def serve(
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key: got one, need both or neither.")
     with shared.extra("serve"):
-        from ptexport.runtime.server.serve import Listening, ServeConfig, run
+        from ptexport.runtime.server.listen import Listening
+        from ptexport.runtime.server.serve import ServeConfig, run
     config = ServeConfig(
         bundles=bundles,
         watch=watch,

@@ -1,0 +1,129 @@
+"""A service -> HTTP and gRPC on their ports, until a signal comes."""
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from ptexport.runtime.errors import ServeError
+from ptexport.runtime.server.app import make_app
+from ptexport.runtime.server.auth import RequireToken
+from ptexport.runtime.server.connections import Connection
+from ptexport.runtime.server.limits import LimitBodies
+from ptexport.runtime.server.stopping import DRAIN_S, StoppableServer
+from ptexport.runtime.server.tls import Tls
+from ptexport.runtime.serving.observer import Observer
+from ptexport.runtime.serving.service import Service
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where a server listens, and for whom.
+
+    Attributes:
+        host: address.
+        port: port of HTTP; 0: any free one.
+        grpc_port: port of gRPC; 0: any free one; None: no gRPC.
+        token: token that requests must carry; None: none.
+        tls: certificate and key; None: no encryption.
+    """
+
+    host: str
+    port: int
+    grpc_port: int | None = None
+    token: bytes | None = None
+    tls: Tls | None = None
+
+
+Hook = Callable[[], Awaitable[None]]
+
+
+def listen(
+    service: Service,
+    observer: Observer,
+    at: Listening,
+    *,
+    on_ready: Callable[[Sequence[str]], None],
+    on_stop: Sequence[Hook] = (),
+) -> None:
+    """Serve until SIGTERM or SIGINT, then refuse connections, finish open requests and return.
+
+    Requests that are not finished after `DRAIN_S` get status 503. A second signal ends the process at once. The
+    engine's current batch may still run when this function returns, so a process that must end at once must not wait
+    for its threads.
+
+    Call it on the main thread. The handlers of both signals stay replaced afterwards.
+
+    Args:
+        service: answers the requests.
+        observer: is told of them.
+        at: where to listen.
+        on_ready: called with the addresses, such as "http://127.0.0.1:8000", once requests are accepted.
+        on_stop: awaited while open requests finish.
+
+    Raises:
+        ServeError: an address cannot be listened on.
+        MissingExtraError: gRPC is asked for, and its packages are not installed.
+    """
+    listener = _bound(at.host, at.port)
+    scheme = "http" if at.tls is None else "https"
+    addresses = [f"{scheme}://{_shown(at.host)}:{listener.getsockname()[1]}"]
+    hooks = list(on_stop)
+
+    async def start() -> None:
+        if at.grpc_port is not None:
+            from ptexport.runtime.server.grpc_service import start_grpc
+
+            grpc = await start_grpc(service, observer, at, is_ready=lambda: not server.is_stopping)
+            addresses.append(f"grpc://{_shown(at.host)}:{grpc.port}")
+            hooks.append(grpc.stop)
+        on_ready(addresses)
+
+    def is_ready() -> bool:
+        return not server.is_stopping and bool(service.models.names())
+
+    app: ASGIApp = LimitBodies(make_app(service, observer, is_ready))
+    if at.token is not None:
+        app = RequireToken(app, at.token)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        loop="uvloop",
+        ws="none",
+        lifespan="off",
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    if at.tls is not None:
+        config.load()
+        config.ssl = at.tls.context
+    server = StoppableServer(config, on_start=start, on_stop=hooks)
+    server.run_until_stopped(listener)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            # Without this a second server could bind the same port before uvicorn listens.
+            listener.listen(2048)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+    except (OSError, UnicodeError) as e:  # UnicodeError: the host is not a valid name
+        in_use = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
+        why = "already in use" if in_use else f"cannot listen there ({getattr(e, 'strerror', None) or e})"
+        raise ServeError(f"{host} port {port}: {why}; choose another with --host or --port") from e
