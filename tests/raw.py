@@ -1,6 +1,7 @@
 """A uvicorn server in a thread, and a client of bytes: what no HTTP library would send."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -52,6 +53,18 @@ def read_all(connection: socket.socket) -> bytes:
         if not piece:
             return received
         received += piece
+
+
+def read_one(connection: socket.socket) -> bytes:
+    """Read one response, which gives its length, from a connection that stays open."""
+    received = b""
+    while not (match := re.search(rb"content-length: (\d+)\r\n(?:.*\r\n)*?\r\n", received)) or len(
+        received
+    ) < match.end() + int(match[1]):
+        piece = connection.recv(1 << 16)
+        assert piece
+        received += piece
+    return received
 
 
 def ask(port: int, *pieces: bytes, pause: float = 0) -> bytes:

@@ -120,7 +120,7 @@ def test_the_token_opens_everything(port: int, header: bytes) -> None:
         b"Authorization: Bearer\t0123456789abcdef\r\n",
         b"Authorization: Bearer x 0123456789abcdef\r\n",
         b"Authorization: Bearer\xc2\xa00123456789abcdef\r\n",
-        "Authorization: Bearer ０123456789abcdef\r\n".encode(),
+        "Authorization: Bearer \uff10123456789abcdef\r\n".encode(),
         RIGHT + RIGHT,
         RIGHT + b"Authorization: Bearer x\r\n",
         b"Authorization: Bearer x\r\n" + RIGHT,
@@ -288,7 +288,7 @@ def test_a_call_over_grpc_carries_the_token_in_its_metadata() -> None:
         ([("authorization", b"bearer 0123456789abcdef")], True),
         ([], False),
         ([right, right], False),
-        ([("authorization", "Bearer 0123456789abcdeｆ")], False),
+        ([("authorization", "Bearer 0123456789abcde\uff46")], False),
         ([("authorization-bin", b"Bearer 0123456789abcdef")], False),
     ):
         assert is_token(token_of_metadata(metadata), TOKEN) == expected
