@@ -33,8 +33,8 @@ TEXTS = ["the film was bright", "slow", "Владивосток"]
 def predicted(url: str, model: str) -> list[dict]:
     """What POST /predict says of the texts; tests/runtime/server compares that with `Engine.predict`."""
     body = json.dumps({"texts": TEXTS, "task": model}).encode()
-    request = urllib.request.Request(f"{url}/predict", body, {"content-type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request) as response:  # noqa: S310
+    request = urllib.request.Request(f"{url}/predict", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request) as response:
         return json.load(response)["predictions"]
 
 

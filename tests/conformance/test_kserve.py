@@ -7,7 +7,6 @@ https://github.com/kserve/kserve/blob/master/test/e2e/data/bert_sequence_classif
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
