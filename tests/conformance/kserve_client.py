@@ -6,8 +6,8 @@ kserve cannot share ptexport's environment (it pins python-dateutil and protobuf
     ptexport serve BUNDLE --port 8000 --grpc-port 8001 &
     build/kserve/bin/python tests/conformance/kserve_client.py http://127.0.0.1:8000 127.0.0.1:8001 MODEL
 
-It prints one line per call and ends with 0, or at the first difference with a traceback. Follows kserve 0.21.0 as published
-on PyPI (https://pypi.org/project/kserve/).
+It prints one line per call and ends with 0, or at the first difference with a traceback. Follows kserve 0.21.0 as
+published on PyPI (https://pypi.org/project/kserve/).
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What KServe's clients send, byte for byte, and the sample request that KServe publishes.
 
-The clients themselves: `kserve_client.py`, which needs an environment of its own. What is sent here is what kserve 0.21.0
-(https://pypi.org/project/kserve/) sent to a transport that recorded it. The sample:
+The clients themselves: `kserve_client.py`, which needs an environment of its own. What is sent here is what kserve
+0.21.0 (https://pypi.org/project/kserve/) sent to a transport that recorded it. The sample:
 https://github.com/kserve/kserve/blob/master/test/e2e/data/bert_sequence_classification_v2.json.
 """
 

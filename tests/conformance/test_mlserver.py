@@ -1,7 +1,7 @@
 """The cases that MLServer tests its REST endpoints with, in our words; each is named after theirs.
 
-https://github.com/SeldonIO/MLServer/blob/master/tests/rest/test_endpoints.py. What neither theirs nor Triton's can ask of
-this server is in `NOT_OFFERED`, with why; it must be refused, and not by an error of the server.
+https://github.com/SeldonIO/MLServer/blob/master/tests/rest/test_endpoints.py. What neither theirs nor Triton's can ask
+of this server is in `NOT_OFFERED`, with why; it must be refused, and not by an error of the server.
 """
 
 from collections.abc import Iterator
