@@ -1,8 +1,8 @@
 """Getting in without the token: Triton's CVE-2026-24206 and -24207, and Starlette's CVE-2026-48710 ("BadHost").
 
-NVIDIA's bulletins (https://www.nvidia.com/en-us/security/) say of the first two only that authentication can be got round;
-the cases are the ways known of other servers: other spellings of a path, other methods, other places for the token, and
-another protocol. BadHost: a `Host` that holds a path is taken for the path (https://github.com/Kludex/starlette/security).
+NVIDIA's bulletins (https://www.nvidia.com/en-us/security/) say of the first two only that authentication can be got
+round; the cases are the ways known of other servers: other spellings of a path, other methods, other places for the
+token, and another protocol. BadHost: a `Host` that holds a path is taken for the path (https://github.com/Kludex/starlette/security).
 """
 
 import base64
@@ -45,9 +45,8 @@ def test_without_a_token_nothing_is_told(client: httpx.Client, method: str, path
     check_locked(client.request(method, path, json={"texts": ["a"]}))
 
 
-@pytest.mark.parametrize("header", ["Authorization"])
-def test_with_the_token_all_is_answered(client: httpx.Client, token: str, header: str) -> None:
-    right = {header: f"Bearer {token}"}
+def test_with_the_token_all_is_answered(client: httpx.Client, token: str) -> None:
+    right = {"Authorization": f"Bearer {token}"}
     assert client.post("/predict", json={"texts": ["a"]}, headers=right).status_code == 200
     assert client.post(INFER, json={"inputs": [text_tensor("a")]}, headers=right).status_code == 200
     assert client.get("/metrics", headers=right).status_code == 200
@@ -91,7 +90,7 @@ def test_a_token_elsewhere_is_none(client: httpx.Client, token: str) -> None:
 
 
 def test_two_headers_are_not_one_token(locked_server: Server, token: str) -> None:
-    """Which of the two counts is not for the caller to choose: refused, or the first that a proxy would have checked."""
+    """Which of the two counts is not for the caller to choose: refused, or the first, as a proxy would check."""
     for first, second in ((f"Bearer {token}", "Bearer x"), ("Bearer x", f"Bearer {token}")):
         head = "GET /v2/models/reviews HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         both = f"Authorization: {first}\r\nAuthorization: {second}\r\n\r\n"
@@ -140,7 +139,7 @@ def test_no_other_spelling_gets_round_it(locked_server: Server, target: str, met
         "X-Forwarded-For: 127.0.0.1",
         "X-Forwarded-Prefix: /v2/health/live",
         "Forwarded: for=127.0.0.1",
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==",
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__",
         "Origin: http://127.0.0.1",
         "Expect: 100-continue",

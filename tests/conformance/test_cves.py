@@ -1,12 +1,11 @@
 """What has gone wrong in other servers, as cases.
 
-Triton: CVE-2026-24146 (more outputs asked for than there are), CVE-2026-24173 (numbers that overflow), CVE-2026-24208 (paths
-out of the folder): NVIDIA's security bulletins, https://www.nvidia.com/en-us/security/. vLLM: CVE-2025-62164 (tensors in place
-of embeddings), https://github.com/vllm-project/vllm/security/advisories. TorchServe: CVE-2023-43654 ("ShellTorch": models
-loaded by request). Getting in without a token is in `test_cve_tokens.py`.
+Triton: CVE-2026-24146 (more outputs asked for than there are), CVE-2026-24173 (numbers that overflow), CVE-2026-24208
+(paths out of the folder): NVIDIA's security bulletins, https://www.nvidia.com/en-us/security/. vLLM: CVE-2025-62164
+(tensors in place of embeddings), https://github.com/vllm-project/vllm/security/advisories. TorchServe: CVE-2023-43654
+("ShellTorch": models loaded by request). Getting in without a token is in `test_cve_tokens.py`.
 """
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -288,7 +287,7 @@ def test_nothing_is_managed_by_request(server: Server, client: httpx.Client, met
 def test_only_two_ports_of_this_machine_are_listened_on(server: Server) -> None:
     """HTTP and gRPC, on the loopback address: no port for management, none for another machine."""
     process = Path(f"/proc/{server.process.pid}")
-    links = [os.readlink(file) for file in (process / "fd").iterdir() if file.is_symlink()]
+    links = [str(file.readlink()) for file in (process / "fd").iterdir() if file.is_symlink()]
     own = {found[1] for link in links if (found := re.match(r"socket:\[(\d+)\]", link))}
     listening = set()
     for table in ("tcp", "tcp6"):
