@@ -1,10 +1,12 @@
-"""The fuzzer of `fuzz.py` on the real server; and on servers with a fault each, which it must find.
+"""The fuzzer of `fuzz.py`, which says what it follows, on the real server; and on servers with a fault each.
 
 The long form, 20,000 requests: `make soak`.
 """
 
+import contextlib
 import itertools
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ import grpc
 import pytest
 from conformance.fuzz import WARM_UP, Report, requests, run
 from conformance.started import Server, serving
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 FAULTY = """
 import re, socket, sys, time
@@ -142,6 +144,24 @@ NAMES = (
     "INT64",
     "FP32",
 )
+
+
+def test_bytes_that_are_no_grpc_do_not_stop_it(llama_bundle: Path) -> None:
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    settings = b"\0\0\0\4\0\0\0\0\0"
+    with serving(llama_bundle) as server:
+        host, _, port = server.grpc.partition(":")
+        for number in range(100):
+            draw = random.Random(number)
+            start = draw.choice((b"", preface, preface + settings, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+            with contextlib.suppress(ConnectionError), socket.create_connection((host, int(port)), 5) as connection:
+                connection.sendall(start + draw.randbytes(draw.randrange(300)))
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+        with grpc.insecure_channel(server.grpc) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5).ready
 
 
 def grpc_requests(seed: int, count: int) -> Iterator[Any]:

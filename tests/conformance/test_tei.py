@@ -1,7 +1,7 @@
 """What text-embeddings-inference offers for classifiers at its defaults, asked of this server in its own words.
 
-Follows its options, https://huggingface.co/docs/text-embeddings-inference/cli_arguments: 512 requests at once, 32 texts a
-request, bodies of 2 MB, `raw_scores`, `truncate`, the headers of each answer, metrics.
+Follows its options, https://huggingface.co/docs/text-embeddings-inference/cli_arguments: 512 requests at once, 32 texts
+a request, `raw_scores`, `truncate`, the headers of each answer, metrics.
 """
 
 from collections.abc import Iterator
