@@ -105,6 +105,16 @@ def bytes_tensor(*texts: bytes) -> bytes:
     return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
+def strings_of(data: bytes) -> list[str]:
+    """Read what `bytes_tensor` writes."""
+    found = []
+    while data:
+        end = 4 + int.from_bytes(data[:4], "little")
+        found.append(data[4:end].decode())
+        data = data[end:]
+    return found
+
+
 def binary_request(header: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
     """Arguments of httpx's `post` for a request with binary tensors."""
     start = json.dumps(header).encode()

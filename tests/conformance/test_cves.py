@@ -294,6 +294,6 @@ def test_only_two_ports_of_this_machine_are_listened_on(server: Server) -> None:
         for line in (process / "net" / table).read_text(encoding="ascii").splitlines()[1:]:
             words = line.split()
             if words[3] == "0A" and words[9] in own:
-                listening.add(words[1])
+                listening.add(words[1].removeprefix("0000000000000000FFFF0000"))  # IPv4 in IPv6
     ports = {int(url.rpartition(":")[2]) for url in (server.address, server.grpc)}
     assert listening == {f"0100007F:{port:04X}" for port in ports}

@@ -13,7 +13,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from conformance.started import Server, bytes_tensor, outputs_of
+from conformance.started import Server, bytes_tensor, outputs_of, strings_of
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ptexport.runtime import Engine
@@ -69,20 +69,11 @@ def read(response: httpx.Response) -> dict[str, np.ndarray[Any, Any]]:
         elif output["datatype"] == "FP32":
             values = np.frombuffer(rest[:size], "<f4")
         else:
-            values = np.array(strings(rest[:size]))
+            values = np.array(strings_of(rest[:size]))
         rest = rest[size or 0 :]
         read[name] = values.reshape(output["shape"])
     assert rest == b""
     return read
-
-
-def strings(data: bytes) -> list[str]:
-    found = []
-    while data:
-        end = 4 + int.from_bytes(data[:4], "little")
-        found.append(data[4:end].decode())
-        data = data[end:]
-    return found
 
 
 def check(outputs: dict[str, np.ndarray[Any, Any]], engine: Engine, texts: list[str]) -> None:
@@ -135,7 +126,7 @@ def test_what_kserve_sends_over_grpc_is_answered(server: Server, engine: Engine,
     for number, output in enumerate(answer.outputs):
         if answer.raw_output_contents:
             data = answer.raw_output_contents[number]
-            values = np.frombuffer(data, "<f4") if output.datatype == "FP32" else np.array(strings(data))
+            values = np.frombuffer(data, "<f4") if output.datatype == "FP32" else np.array(strings_of(data))
         elif output.datatype == "FP32":
             values = np.array(output.contents.fp32_contents)
         else:
