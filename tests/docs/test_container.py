@@ -1,7 +1,8 @@
-"""The steps of the Dockerfile, run without Docker: they build a root that serves a bundle as nobody, writing nothing.
+"""The Dockerfile's steps and the systemd unit, run word for word without Docker and without a second machine.
 
 No container engine runs where the project is tested, and no image registry is reached. So a minimal Debian with its own
-Python stands in for the base image, bubblewrap for the container; every COPY and RUN is the Dockerfile's own.
+Python stands in for the base image, bubblewrap for the container; every COPY and RUN is the Dockerfile's own. The same
+root then boots its own systemd in namespaces of its own, which runs the unit.
 """
 
 import json
@@ -12,14 +13,28 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dockerfile
 import pytest
 
 ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "examples" / "deploy"
 BUNDLE = ROOT / "tests" / "golden" / "format-1" / "reviews"
+HERE = Path(__file__).parent
+CAPABILITIES = ("CapEff", "CapPrm", "CapBnd", "CapAmb")
+HOST_UNITS = ("systemd-sysctl", "systemd-udevd", "systemd-modules-load", "systemd-binfmt", "systemd-timesyncd")
+"""They would change the machine outside."""
+TRIAL = """
+[Unit]
+Wants=systemd-journald.service dbus.service
+After=systemd-journald.service dbus.service
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/python3 /root/inside_systemd.py
+TimeoutStartSec=150
+"""
 ASK = """
 import json, urllib.request
 body = json.dumps({"texts": ["good film"]}).encode()
@@ -28,16 +43,23 @@ print(urllib.request.urlopen(request, timeout=5).read().decode())
 """
 
 
-@contextmanager
-def stand_in() -> Iterator[Path]:
-    """A folder that every user may enter, with a minimal Debian in `base`."""
+UNIT = (DEPLOY / "ptexport.service").read_text(encoding="utf-8")
+BARE = ("[Service]", "Exec", "LoadCredential", "Environment", "Type", "Restart")
+STAGES = dockerfile.stages_of((DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
+ABLE = os.geteuid() == 0 and all(map(shutil.which, ("debootstrap", "bwrap", "unshare", "setpriv", "nsenter")))
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not ABLE, reason="needs root, debootstrap and bubblewrap")]
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Path]:
+    """The root of the Dockerfile's last stage, in a folder that every user may enter."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         place = Path(folder)
         place.chmod(0o755)
-        packages = "--include=python3,python3-venv,python3-pip,ca-certificates"
+        packages = "--include=python3,python3-venv,python3-pip,ca-certificates,systemd,dbus"
         command = ["debootstrap", "--variant=minbase", packages, "bookworm", str(place / "base")]
         subprocess.run(command, check=True, capture_output=True)
-        yield place
+        yield dockerfile.build(STAGES, ROOT, place / "base", place)
 
 
 class Container:
@@ -53,7 +75,11 @@ class Container:
         reader, writer = os.pipe()
         words = [*self._user, "bwrap", *folders, *limits, "--die-with-parent", "--info-fd", str(writer)]
         self._process = subprocess.Popen(
-            [*words, *image.command()], env=self._env, pass_fds=[writer], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*words, *image.command()],
+            env=self._env,
+            pass_fds=[writer],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         os.close(writer)
         with os.fdopen(reader) as info:
@@ -90,31 +116,22 @@ class Container:
             self._process.wait()
 
 
-@pytest.mark.soak
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not all(map(shutil.which, ("debootstrap", "bwrap"))), reason="needs root, debootstrap, bwrap"
-)
-def test_the_dockerfile_builds_a_server_that_runs_as_nobody_and_writes_nothing() -> None:
-    stages = dockerfile.stages_of((ROOT / "examples" / "deploy" / "Dockerfile").read_text(encoding="utf-8"))
-    with stand_in() as place:
-        root = dockerfile.build(stages, ROOT, place / "base", place)
-        check_image(root)
-        container = Container(stages[-1], root)
-        try:
-            check_container(container, stages[-1])
-        finally:
-            container.kill()
-
-
-def check_image(root: Path) -> None:
-    """No pip of the server's own, no cache of pip, no compiler, no sources."""
-    site = next((root / "opt/ptexport/lib").glob("python3*/site-packages"))
+def test_the_image_has_the_server_and_nothing_to_build_with(image: Path) -> None:
+    site = next((image / "opt/ptexport/lib").glob("python3*/site-packages"))
     assert (site / "onnxruntime").is_dir()
     assert not (site / "pip").exists()
     assert not (site / "torch").exists()
-    assert not (root / "root/.cache").exists()
-    assert not list((root / "usr/bin").glob("*gcc*"))
-    assert not (root / "src").exists()
+    assert not (image / "root/.cache").exists()
+    assert not list((image / "usr/bin").glob("*gcc*"))
+    assert not (image / "src").exists()
+
+
+def test_the_container_runs_as_nobody_and_writes_nothing(image: Path) -> None:
+    container = Container(STAGES[-1], image)
+    try:
+        check_container(container, STAGES[-1])
+    finally:
+        container.kill()
 
 
 def check_container(container: Container, image: dockerfile.Stage) -> None:
@@ -124,10 +141,62 @@ def check_container(container: Container, image: dockerfile.Stage) -> None:
     assert answer["predictions"][0]["label"] in ("positive", "negative")
     status = container.status()
     assert status["Uid"].split() == ["10001"] * 4
-    assert {name: int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == dict.fromkeys(
-        ("CapEff", "CapPrm", "CapBnd", "CapAmb"), 0
-    )
+    assert [int(status[name], 16) for name in CAPABILITIES] == [0] * 4
     assert status["NoNewPrivs"] == "1"
     for folder in ("/", "/tmp", "/var/tmp", "/opt/ptexport", "/var/lib/ptexport/bundle"):
         assert "Read-only file system" in container.run("touch", f"{folder}/file").stderr, folder
+    assert container.run("touch", "/dev/shm/file").returncode == 0, "the control: in memory, as in Docker"
     assert container.stop(signal.Signals[image.settings["STOPSIGNAL"]]) == 0, container.said()
+
+
+def test_the_unit_serves_under_a_real_systemd(image: Path) -> None:
+    saw = boot(image, UNIT)
+    check_service(saw)
+    bare = [line for line in UNIT.splitlines() if line.startswith(BARE)]
+    with pytest.raises(AssertionError):  # the control: the same server without its sandbox
+        check_service(boot(image, "\n".join(bare)))
+
+
+def boot(root: Path, unit: str) -> dict[str, Any]:
+    """Boot the root's systemd with the unit installed; returns what inside_systemd.py saw."""
+    state = root / "var/lib/ptexport"
+    shutil.copytree(BUNDLE, state / "bundle", dirs_exist_ok=True)
+    (state / "models").mkdir(exist_ok=True)
+    (root / "etc/ptexport").mkdir(exist_ok=True)
+    (root / "etc/ptexport/token").write_text("secret", encoding="utf-8")
+    (root / "etc/ptexport/token").chmod(0o600)
+    shutil.copy(HERE / "probe.py", root / "opt/ptexport")
+    shutil.copy(HERE / "inside_systemd.py", root / "root")
+    units = root / "etc/systemd/system"
+    (units / "ptexport.service").write_text(unit, encoding="utf-8")
+    (units / "trial.target").write_text("[Unit]\nRequires=trial.service\nAfter=trial.service\n", encoding="utf-8")
+    (units / "trial.service").write_text(TRIAL, encoding="utf-8")
+    for name in HOST_UNITS:
+        (units / f"{name}.service").unlink(missing_ok=True)
+        (units / f"{name}.service").symlink_to("/dev/null")
+    saw = root / "root/saw.json"
+    saw.unlink(missing_ok=True)
+    done = subprocess.run([str(HERE / "boot_systemd.sh"), str(root)], capture_output=True, text=True, check=False)
+    assert saw.exists(), done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(saw.read_text(encoding="utf-8"))
+    return found
+
+
+def check_service(saw: dict[str, Any]) -> None:
+    assert saw["ready"]
+    assert saw["answer"]["predictions"][0]["label"] in ("positive", "negative")
+    assert saw["status"]["Uid"].split()[0] not in ("0", "65534"), "a user of its own"
+    assert [int(saw["status"][name], 16) for name in CAPABILITIES] == [0] * 4
+    assert (saw["status"]["NoNewPrivs"], saw["status"]["Seccomp"]) == ("1", "2")
+    assert float(saw["exposure"].split(": ")[1].split()[0]) <= 1.0, saw["exposure"]
+    assert saw["after_a_kill"] == [True, "1"]
+    assert saw["stop"][:2] == ["success", "0"]
+    assert saw["stop"][2] < 35
+    assert not saw["ready_without_an_allowed_address"]
+    probe = next(json.loads(line)["probe"] for line in saw["journal"] if line.startswith('{"probe"'))
+    assert probe["token"] == "secret"
+    assert {name for name, error in probe["files"].items() if error is None} == {"/tmp", "/var/tmp"}, "both private"
+    assert probe["unix"] == "Address family not supported by protocol"
+    assert probe["executable_memory"] == "Operation not permitted"
+    assert len(probe["processes"]) == 1, "its own"
+    assert not any("warning" in line.lower() for line in saw["journal"]), saw["journal"]

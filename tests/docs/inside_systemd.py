@@ -1,0 +1,78 @@
+"""Runs in a booted root as a service: starts, asks, stops and kills ptexport.service, and writes what it saw as JSON."""
+
+import contextlib
+import json
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+URL = "http://127.0.0.1:8000"
+
+
+def systemctl(*words: str) -> str:
+    return subprocess.run(["systemctl", *words], check=True, capture_output=True, text=True).stdout
+
+
+def shown(name: str) -> str:
+    return systemctl("show", "ptexport", "--value", "--property", name).strip()
+
+
+def ask() -> Any:
+    body = json.dumps({"texts": ["good film"]}).encode()
+    headers = {"content-type": "application/json", "authorization": "Bearer secret"}
+    with urllib.request.urlopen(urllib.request.Request(f"{URL}/predict", body, headers), timeout=3) as response:
+        return json.load(response)
+
+
+def is_ready(within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{URL}/v2/health/ready", timeout=1).close()
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def drop_in(text: str) -> None:
+    """Replace the drop-in of this program."""
+    folder = Path("/run/systemd/system/ptexport.service.d")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trial.conf").write_text(f"[Service]\n{text}\n", encoding="utf-8")
+    systemctl("daemon-reload")
+
+
+def trial() -> dict[str, Any]:
+    saw: dict[str, Any] = {}
+    drop_in("ExecStartPre=/opt/ptexport/bin/python /opt/ptexport/probe.py %d")
+    systemctl("start", "ptexport")
+    saw["ready"] = is_ready(30)
+    saw["answer"] = ask()
+    lines = Path(f"/proc/{shown('MainPID')}/status").read_text(encoding="utf-8").splitlines()
+    saw["status"] = {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
+    exposure = subprocess.run(["systemd-analyze", "security", "ptexport"], check=False, capture_output=True, text=True)
+    saw["exposure"] = exposure.stdout.splitlines()[-1]
+    systemctl("kill", "--signal", "KILL", "ptexport")
+    time.sleep(3)
+    saw["after_a_kill"] = [is_ready(30), shown("NRestarts")]
+    started = time.monotonic()
+    systemctl("stop", "ptexport")
+    saw["stop"] = [shown("Result"), shown("ExecMainStatus"), time.monotonic() - started]
+    drop_in("IPAddressAllow=")  # the control of IPAddressDeny=any: not even this machine may ask
+    systemctl("start", "ptexport")
+    saw["ready_without_an_allowed_address"] = is_ready(5)
+    systemctl("stop", "ptexport")
+    said = subprocess.run(
+        ["journalctl", "--unit", "ptexport", "--output", "cat"], capture_output=True, text=True, check=True
+    )
+    saw["journal"] = said.stdout.splitlines()
+    return saw
+
+
+try:
+    Path("/root/saw.json").write_text(json.dumps(trial()), encoding="utf-8")
+finally:
+    systemctl("exit")
