@@ -1,4 +1,4 @@
-"""Runs in a booted root as a service: starts, asks, stops and kills ptexport.service, and writes what it saw as JSON."""
+"""A service of a booted root: starts, asks, stops and kills ptexport.service, and writes what it saw as JSON."""
 
 import contextlib
 import json
