@@ -51,6 +51,7 @@ def trial() -> dict[str, Any]:
     systemctl("start", "ptexport")
     saw["ready"] = is_ready(30)
     saw["answer"] = ask()
+    saw["tmp_is_shared"] = Path("/tmp/file").exists()  # probe.py wrote it
     lines = Path(f"/proc/{shown('MainPID')}/status").read_text(encoding="utf-8").splitlines()
     saw["status"] = {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
     exposure = subprocess.run(["systemd-analyze", "security", "ptexport"], check=False, capture_output=True, text=True)
