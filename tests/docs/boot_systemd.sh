@@ -17,7 +17,11 @@ if [ "$INSIDE" = group ]; then
     timeout --kill-after=5 170 \
         unshare --cgroup --pid --fork --net --uts --ipc --mount --propagation private --kill-child "$0" "$root" || ended=$?
     echo $$ >"$groups/cgroup.procs"
-    find "$groups/ptexport-test" -depth -type d -exec rmdir {} +
+    # Its last processes may take a moment to end.
+    for _ in $(seq 100); do
+        find "$groups/ptexport-test" -depth -type d -exec rmdir {} + 2>/dev/null && break
+        sleep 0.1
+    done
     umount "$groups"
     rmdir "$groups"
     exit $ended

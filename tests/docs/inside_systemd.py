@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -20,11 +21,30 @@ def shown(name: str) -> str:
     return systemctl("show", "ptexport", "--value", "--property", name).strip()
 
 
-def ask() -> Any:
+def ask(url: str, context: ssl.SSLContext | None = None) -> Any:
     body = json.dumps({"texts": ["good film"]}).encode()
     headers = {"content-type": "application/json", "authorization": "Bearer secret"}
-    with urllib.request.urlopen(urllib.request.Request(f"{URL}/predict", body, headers), timeout=3) as response:
+    request = urllib.request.Request(f"{url}/predict", body, headers)
+    with urllib.request.urlopen(request, timeout=3, context=context) as response:
         return json.load(response)
+
+
+def through_nginx() -> list[Any]:
+    """Return an answer over TLS, and the status of /metrics there."""
+    folder = Path("/etc/nginx/tls")
+    folder.mkdir(exist_ok=True)
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    made += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    subprocess.run(made, check=True, capture_output=True)
+    systemctl("start", "nginx")
+    context = ssl.create_default_context(cafile=folder / "cert.pem")
+    answer = ask("https://127.0.0.1", context)
+    try:
+        urllib.request.urlopen("https://127.0.0.1/metrics", timeout=3, context=context).close()
+    except urllib.error.HTTPError as e:
+        return [answer, e.code]
+    return [answer, 200]
 
 
 def is_ready(within_s: float) -> bool:
@@ -50,8 +70,9 @@ def trial() -> dict[str, Any]:
     drop_in("ExecStartPre=/opt/ptexport/bin/python /opt/ptexport/probe.py %d")
     systemctl("start", "ptexport")
     saw["ready"] = is_ready(30)
-    saw["answer"] = ask()
+    saw["answer"] = ask(URL)
     saw["tmp_is_shared"] = Path("/tmp/file").exists()  # probe.py wrote it
+    saw["through_nginx"] = through_nginx()
     lines = Path(f"/proc/{shown('MainPID')}/status").read_text(encoding="utf-8").splitlines()
     saw["status"] = {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
     exposure = subprocess.run(["systemd-analyze", "security", "ptexport"], check=False, capture_output=True, text=True)
@@ -73,7 +94,4 @@ def trial() -> dict[str, Any]:
     return saw
 
 
-try:
-    Path("/root/saw.json").write_text(json.dumps(trial()), encoding="utf-8")
-finally:
-    systemctl("exit")
+Path("/root/saw.json").write_text(json.dumps(trial()), encoding="utf-8")

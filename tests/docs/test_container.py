@@ -2,7 +2,7 @@
 
 No container engine runs where the project is tested, and no image registry is reached. So a minimal Debian with its own
 Python stands in for the base image, bubblewrap for the container; every COPY and RUN is the Dockerfile's own. The same
-root then boots its own systemd in namespaces of its own, which runs the unit.
+root then boots its own systemd in namespaces of its own, which runs the unit, and nginx before it.
 """
 
 import json
@@ -33,6 +33,8 @@ After=systemd-journald.service dbus.service
 [Service]
 Type=oneshot
 ExecStart=/usr/bin/python3 /root/inside_systemd.py
+ExecStopPost=/usr/bin/systemctl exit
+StandardError=append:/root/errors
 TimeoutStartSec=150
 """
 ASK = """
@@ -56,7 +58,7 @@ def image() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         place = Path(folder)
         place.chmod(0o755)
-        packages = "--include=python3,python3-venv,python3-pip,ca-certificates,systemd,dbus"
+        packages = "--include=python3,python3-venv,python3-pip,ca-certificates,systemd,dbus,nginx-light"
         command = ["debootstrap", "--variant=minbase", packages, "bookworm", str(place / "base")]
         subprocess.run(command, check=True, capture_output=True)
         yield dockerfile.build(STAGES, ROOT, place / "base", place)
@@ -170,6 +172,7 @@ def boot(root: Path, unit: str) -> dict[str, Any]:
     (root / "etc/ptexport").mkdir(exist_ok=True)
     (root / "etc/ptexport/token").write_text("secret", encoding="utf-8")
     (root / "etc/ptexport/token").chmod(0o600)
+    shutil.copy(DEPLOY / "nginx.conf", root / "etc/nginx/conf.d/ptexport.conf")
     shutil.copy(HERE / "probe.py", root / "opt/ptexport")
     shutil.copy(HERE / "inside_systemd.py", root / "root")
     units = root / "etc/systemd/system"
@@ -180,9 +183,11 @@ def boot(root: Path, unit: str) -> dict[str, Any]:
         (units / f"{name}.service").unlink(missing_ok=True)
         (units / f"{name}.service").symlink_to("/dev/null")
     saw = root / "root/saw.json"
-    saw.unlink(missing_ok=True)
+    errors = root / "root/errors"
+    for path in (saw, errors):
+        path.unlink(missing_ok=True)
     done = subprocess.run([str(HERE / "boot_systemd.sh"), str(root)], capture_output=True, text=True, check=False)
-    assert saw.exists(), done.stdout + done.stderr
+    assert saw.exists(), done.stderr + errors.read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(saw.read_text(encoding="utf-8"))
     return found
 
@@ -191,6 +196,7 @@ def check_service(saw: dict[str, Any]) -> None:
     """What must hold with and without a sandbox."""
     assert saw["ready"]
     assert saw["answer"]["predictions"][0]["label"] in ("positive", "negative")
+    assert saw["through_nginx"] == [saw["answer"], 404]
     assert saw["after_a_kill"] == [True, "1"]
     assert saw["stop"][:2] == ["success", "0"]
     assert saw["stop"][2] < 35
