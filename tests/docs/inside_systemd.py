@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+TOKEN = Path("/etc/ptexport/token").read_text(encoding="utf-8")
 URL = "http://127.0.0.1:8000"
 
 
@@ -23,7 +24,7 @@ def shown(name: str) -> str:
 
 def ask(url: str, context: ssl.SSLContext | None = None) -> Any:
     body = json.dumps({"texts": ["good film"]}).encode()
-    headers = {"content-type": "application/json", "authorization": "Bearer secret"}
+    headers = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}
     request = urllib.request.Request(f"{url}/predict", body, headers)
     with urllib.request.urlopen(request, timeout=3, context=context) as response:
         return json.load(response)

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 CAPABILITIES = ("CapEff", "CapPrm", "CapBnd", "CapAmb")
 HOST_UNITS = ("systemd-sysctl", "systemd-udevd", "systemd-modules-load", "systemd-binfmt", "systemd-timesyncd")
 """They would change the machine outside."""
+TOKEN = "0123456789abcdef0123456789abcdef"
 TRIAL = """
 [Unit]
 Wants=systemd-journald.service dbus.service
@@ -170,7 +171,7 @@ def boot(root: Path, unit: str) -> dict[str, Any]:
     shutil.copytree(BUNDLE, state / "bundle", dirs_exist_ok=True)
     (state / "models").mkdir(exist_ok=True)
     (root / "etc/ptexport").mkdir(exist_ok=True)
-    (root / "etc/ptexport/token").write_text("secret", encoding="utf-8")
+    (root / "etc/ptexport/token").write_text(TOKEN, encoding="utf-8")
     (root / "etc/ptexport/token").chmod(0o600)
     shutil.copy(DEPLOY / "nginx.conf", root / "etc/nginx/conf.d/ptexport.conf")
     shutil.copy(HERE / "probe.py", root / "opt/ptexport")
@@ -200,7 +201,7 @@ def check_service(saw: dict[str, Any]) -> None:
     assert saw["after_a_kill"] == [True, "1"]
     assert saw["stop"][:2] == ["success", "0"]
     assert saw["stop"][2] < 35
-    assert probe_of(saw)["token"] == "secret"
+    assert probe_of(saw)["token"] == TOKEN
     assert not any("onnxruntime" in line or "warning" in line for line in saw["journal"]), saw["journal"]
 
 
