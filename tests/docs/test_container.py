@@ -184,6 +184,9 @@ def boot(root: Path, unit: str) -> dict[str, Any]:
         (units / f"{name}.service").unlink(missing_ok=True)
         (units / f"{name}.service").symlink_to("/dev/null")
     saw = root / "root/saw.json"
+    journal = root / "var/log/journal"  # of the boot before
+    if journal.exists():
+        shutil.rmtree(journal)
     errors = root / "root/errors"
     for path in (saw, errors):
         path.unlink(missing_ok=True)
