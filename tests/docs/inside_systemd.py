@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import shutil
 import ssl
 import subprocess
 import time
@@ -28,6 +30,24 @@ def ask(url: str, context: ssl.SSLContext | None = None) -> Any:
     request = urllib.request.Request(f"{url}/predict", body, headers)
     with urllib.request.urlopen(request, timeout=3, context=context) as response:
         return json.load(response)
+
+
+def arrive() -> bool:
+    """Deliver a bundle as a person would, by a rename; return whether the server then has its model."""
+    before = names()
+    new = Path(shutil.copytree("/root/arriving", "/var/lib/ptexport/.arriving"))
+    new.rename("/var/lib/ptexport/models/arriving")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and names() == before:
+        time.sleep(0.2)
+    return len(names()) > len(before)
+
+
+def names() -> list[str]:
+    """Return the names of the server's models."""
+    request = urllib.request.Request(f"{URL}/v2/models", headers={"authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=3) as response:
+        return re.findall(r'"name": ?"([^"]+)"', response.read().decode())
 
 
 def through_nginx() -> list[Any]:
@@ -73,7 +93,10 @@ def trial() -> dict[str, Any]:
     saw["ready"] = is_ready(30)
     saw["answer"] = ask(URL)
     saw["tmp_is_shared"] = Path("/tmp/file").exists()  # probe.py wrote it
+    saw["arrived"] = arrive()
     saw["through_nginx"] = through_nginx()
+    call = ["/opt/ptexport/bin/python", "/root/call.py", "127.0.0.1:8443", "/etc/nginx/tls/cert.pem", TOKEN]
+    saw["grpc_through_nginx"] = subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
     lines = Path(f"/proc/{shown('MainPID')}/status").read_text(encoding="utf-8").splitlines()
     saw["status"] = {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
     exposure = subprocess.run(["systemd-analyze", "security", "ptexport"], check=False, capture_output=True, text=True)

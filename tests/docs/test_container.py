@@ -26,6 +26,8 @@ HERE = Path(__file__).parent
 CAPABILITIES = ("CapEff", "CapPrm", "CapBnd", "CapAmb")
 HOST_UNITS = ("systemd-sysctl", "systemd-udevd", "systemd-modules-load", "systemd-binfmt", "systemd-timesyncd")
 """They would change the machine outside."""
+LIVE = "0801"
+"""ServerLiveResponse(live=True), in hexadecimal."""
 TOKEN = "0123456789abcdef0123456789abcdef"
 TRIAL = """
 [Unit]
@@ -44,8 +46,10 @@ body = json.dumps({"texts": ["good film"]}).encode()
 request = urllib.request.Request("http://127.0.0.1:8000/predict", body, {"content-type": "application/json"})
 print(urllib.request.urlopen(request, timeout=5).read().decode())
 """
-
-
+PAGE = """
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:8000/", timeout=5).read().decode())
+"""
 UNIT = (DEPLOY / "ptexport.service").read_text(encoding="utf-8")
 BARE = ("[Service]", "Exec", "LoadCredential", "Environment", "Type", "Restart")
 STAGES = dockerfile.stages_of((DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
@@ -142,6 +146,9 @@ def check_container(container: Container, image: dockerfile.Stage) -> None:
     python = "/opt/ptexport/bin/python"
     answer = json.loads(container.run(python, "-I", "-c", ASK).stdout)
     assert answer["predictions"][0]["label"] in ("positive", "negative")
+    called = container.run(python, "-I", "-c", (HERE / "call.py").read_text(encoding="utf-8"), "127.0.0.1:8001")
+    assert called.stdout.strip() == LIVE, called.stderr
+    assert "<html" in container.run(python, "-I", "-c", PAGE).stdout, "the wheel has the page"
     status = container.status()
     assert status["Uid"].split() == ["10001"] * 4
     assert [int(status[name], 16) for name in CAPABILITIES] == [0] * 4
@@ -169,13 +176,17 @@ def boot(root: Path, unit: str) -> dict[str, Any]:
     """Boot the root's systemd with the unit installed; returns what inside_systemd.py saw."""
     state = root / "var/lib/ptexport"
     shutil.copytree(BUNDLE, state / "bundle", dirs_exist_ok=True)
-    (state / "models").mkdir(exist_ok=True)
+    for path in (state / "models", state / ".arriving"):
+        shutil.rmtree(path, ignore_errors=True)
+    (state / "models").mkdir()
     (root / "etc/ptexport").mkdir(exist_ok=True)
     (root / "etc/ptexport/token").write_text(TOKEN, encoding="utf-8")
     (root / "etc/ptexport/token").chmod(0o600)
     shutil.copy(DEPLOY / "nginx.conf", root / "etc/nginx/conf.d/ptexport.conf")
     shutil.copy(HERE / "probe.py", root / "opt/ptexport")
-    shutil.copy(HERE / "inside_systemd.py", root / "root")
+    for name in ("inside_systemd.py", "call.py"):
+        shutil.copy(HERE / name, root / "root")
+    shutil.copytree(BUNDLE.parent / "both", root / "root/arriving", dirs_exist_ok=True)
     units = root / "etc/systemd/system"
     (units / "ptexport.service").write_text(unit, encoding="utf-8")
     (units / "trial.target").write_text("[Unit]\nRequires=trial.service\nAfter=trial.service\n", encoding="utf-8")
@@ -200,6 +211,8 @@ def check_service(saw: dict[str, Any]) -> None:
     """What must hold with and without a sandbox."""
     assert saw["ready"]
     assert saw["answer"]["predictions"][0]["label"] in ("positive", "negative")
+    assert saw["arrived"]
+    assert saw["grpc_through_nginx"] == LIVE
     assert saw["through_nginx"] == [saw["answer"], 404]
     assert saw["after_a_kill"] == [True, "1"]
     assert saw["stop"][:2] == ["success", "0"]
