@@ -109,8 +109,9 @@ def test_a_pair_model_has_two_fields(
     rows = folder / "rows.csv"
     first, *others = rows_file.read_text(encoding="utf-8").splitlines()
     rows.write_text("\n".join([f"text_b,{first}", *(f"it was slow,{line}" for line in others)]), encoding="utf-8")
-    run = train_tiny(llama, rows, "[P*2] {text} and {text_b} is [P*2]", folder / "run", text_b="text_b")
-    bundle = export(ExportConfig(runs=(run,), out=folder / "pairs"), Quiet()) and folder / "pairs"
+    run = train_tiny(llama, rows, "[P*2] {text} and {text_b} is [P*2]", folder / "run")
+    bundle = folder / "pairs"
+    export(ExportConfig(runs=(run,), out=bundle), Quiet())
     page = page_of(bundle)
     page.type(TEXT)
     page.type(Keys.ENTER)
