@@ -37,7 +37,8 @@ export class Card {
       const fresh = details.open && (await refresh());
       if (fresh) facts.replaceChildren(...factsOf(fresh));
     });
-    this.root = element("article", { className: "card" }, title, this.label, this.marks, this.bars, this.times, details);
+    const parts = [title, this.label, this.marks, this.bars, this.times, details];
+    this.root = element("article", { className: "card" }, ...parts);
     this.root.setAttribute("aria-labelledby", title.id);
     this.root.dataset.model = model.name;
     this.clear("No text yet");
@@ -108,7 +109,9 @@ function factsOf({ versions, parameters = {} }) {
     const over = parity_rows == null ? "" : ` on ${parity_rows} texts`;
     rows.push(["Parity", `logits differ from PyTorch's by at most ${small(parity_max_abs_diff)}${over}`]);
   }
-  if (golden_max_abs_diff != null) rows.push(["On this device", `logits differ from the export's by at most ${small(golden_max_abs_diff)}`]);
+  if (golden_max_abs_diff != null) {
+    rows.push(["On this device", `logits differ from the export's by at most ${small(golden_max_abs_diff)}`]);
+  }
   if (!rows.length) rows.push(["Facts", "this server tells none"]);
   return rows.flatMap(([name, value]) => [
     element("dt", { textContent: name }),
