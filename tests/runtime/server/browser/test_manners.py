@@ -50,13 +50,17 @@ def test_escape_clears_and_shift_enter_starts_a_line(page: Any) -> None:
     assert page.run("return document.getElementById('said').textContent") == ""
 
 
-def test_fast_typing_is_one_question(page: Any) -> None:
+def test_fast_typing_is_not_a_question_per_letter(page: Any) -> None:
     page.requests()
-    page.type(TEXT)
+    keys = ActionChains(page.browser)
+    for letter in TEXT:
+        keys.send_keys(letter).pause(0.03)
+    keys.perform()
+    page.wait("return document.getElementById('said').textContent !== ''")
     page.answers("tone", "mood")
-    sent = [json.loads(r["postData"]) for r in page.requests() if r["method"] == "POST"]
-    assert {row["texts"][0] for row in sent} == {TEXT}
-    assert len(sent) <= 2
+    asked = [json.loads(r["postData"])["texts"][0] for r in page.requests() if r["method"] == "POST"]
+    assert asked[-1] == TEXT
+    assert len(set(asked)) < len(TEXT) / 4
 
 
 def test_the_servers_sentence_is_shown_and_read_out(page: Any) -> None:
@@ -139,6 +143,9 @@ def test_texts_go_to_this_server_only_and_are_not_kept(page: Any) -> None:
     page.browser.refresh()
     page.wait("return document.querySelector('.card')")
     assert page.run("return document.getElementById('field-text').value") == ""
+    # A browser may ask a spelling service of another host, and keeps what it completes.
+    hints = "const field = document.getElementById('field-text'); return [field.spellcheck, field.form.autocomplete]"
+    assert page.run(hints) == [False, "off"]
 
 
 def test_no_script_or_style_is_blocked_and_another_host_is(page: Any) -> None:
