@@ -88,6 +88,8 @@ class StoppableServer(uvicorn.Server):
             with suppress(BlockingIOError):
                 while len(waiting) < self.config.backlog:
                     waiting.append(listener.accept()[0])
+            with suppress(OSError):  # Linux stops listening at once; the loop closes the socket only in its next round
+                listener.shutdown(socket.SHUT_RDWR)
             server.close()
         loop, ssl = asyncio.get_running_loop(), self.config.ssl
         timeout = HANDSHAKE_S if ssl else None
