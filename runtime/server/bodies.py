@@ -15,7 +15,7 @@ from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.errors import RequestError
 from ptexport.runtime.serving import tensors
-from ptexport.runtime.serving.questions import Options, options_of
+from ptexport.runtime.serving.questions import Options, check_memory, options_of
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -94,6 +94,8 @@ class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str | None = None
     parameters: dict[str, Any] = {}
     outputs: list[OutputBody] = []
+    model_name: str | None = None
+    """KServe's client repeats the path's name here."""
 
 
 class OutputTensorBody(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -290,6 +292,7 @@ def _binary_size(tensor: TensorBody, number: int, left: int) -> int:
     """Return how many bytes past the JSON belong to a tensor."""
     size = tensor.parameters.get("binary_data_size")
     where = f"inputs[{number}]"
+    check_memory(tensor.parameters, where)
     if tensor.data is not None:
         if size is not None:
             raise RequestError(f"{where}: got data and binary_data_size, need one of them; leave one out")
@@ -315,6 +318,7 @@ def _flat(data: Sequence[Any], where: str) -> list[Any]:
 
 
 def _classes(parameters: Mapping[str, Any], number: int) -> int:
+    check_memory(parameters, f"outputs[{number}]")
     k = parameters.get("classification", 0)
     if isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise RequestError(f"outputs[{number}]: got another classification, need a number of classes; correct it")

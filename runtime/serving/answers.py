@@ -62,12 +62,11 @@ def needs_logits(outputs: Sequence[OutputRequest], options: Options) -> bool:
 def model_metadata(
     name: str, versions: Sequence[str], task: TaskEntry, parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Lay out the metadata of a model."""
+    """Lay out the metadata of a model, with the outputs that a request gets which names none."""
     n = -1 if task.labels is None else len(task.labels)
     outputs = {
         "label": {"datatype": "BYTES", "shape": [-1]},
         "probabilities": {"datatype": "FP32", "shape": [-1, n]},
-        "logits": {"datatype": "FP32", "shape": [-1, n]},
     }
     return {
         "name": name,

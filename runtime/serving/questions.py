@@ -138,6 +138,16 @@ def check_outputs(outputs: Sequence[OutputRequest], known: Sequence[str]) -> Non
         raise RequestError(f"outputs: got an unknown or repeated name, need some of {[*known]}; correct the list")
 
 
+def check_memory(parameters: Mapping[str, Any], where: str) -> None:
+    """Refuse a tensor that is to be in memory which client and server share (Triton's extension).
+
+    Raises:
+        RequestError: it is.
+    """
+    if any(name.startswith("shared_memory") for name in parameters):
+        raise RequestError(f"{where}: got a region of shared memory, need the data itself; send it")
+
+
 def _column(tensor: Tensor, where: str) -> list[str]:
     n = len(tensor.data)
     if tensor.datatype != "BYTES":

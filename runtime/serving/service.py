@@ -238,6 +238,7 @@ class Service:
     ) -> list[Prediction]:
         call.texts = len(rows)
         left_s = call.left_s(options.timeout_s)
+        _check_time(left_s)
         with self._metrics.pending(model.name, model.version):
             future = model.task.submit(
                 rows, top_k=options.top_k, truncate=options.truncate, with_logits=with_logits, within_s=left_s
@@ -254,6 +255,7 @@ class Service:
             raise RequestError(f"task {ALL!r}: got raw_scores or truncate, need neither; ask each task by its name")
         call.model, call.texts = ALL, len(texts)
         left_s = call.left_s(options.timeout_s)
+        _check_time(left_s)
         engines = dict.fromkeys(model.engine for model in models)
         with self._metrics.pending(ALL, ""):
             futures = [engine.submit_all(texts, top_k=options.top_k, within_s=left_s) for engine in engines]
@@ -267,6 +269,11 @@ class Service:
         names = {model.name for model in models}
         by_text = zip(*(answer.items for answer in answers), strict=True)
         return [{name: p for part in parts for name, p in part.items() if name in names} for parts in by_text]
+
+
+def _check_time(left_s: float | None) -> None:
+    if left_s is not None and left_s <= 0:
+        raise DeadlineError("request: got no time for its answer, need more; allow more")
 
 
 async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Answer[_Item]:
