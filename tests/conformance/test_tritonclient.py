@@ -109,7 +109,7 @@ def test_metadata_of_the_model_says_its_tensors_and_version(client: Client, prot
     assert tensors["text"] == ("BYTES", [-1])
     outputs = {tensor["name"]: (tensor["datatype"], list(map(int, tensor["shape"]))) for tensor in said["outputs"]}
     assert outputs["label"] == ("BYTES", [-1])
-    assert outputs["probabilities"] == outputs["logits"] == ("FP32", [-1, 2])
+    assert outputs["probabilities"] == ("FP32", [-1, 2])
     (version,) = said["versions"]
     assert client.is_model_ready("reviews", version)
     assert client.get_model_metadata("reviews", version)
