@@ -58,12 +58,14 @@ class Bundle:
         manifest: its manifest.
         labels: label names of each task, in the order of `manifest.tasks`.
         statuses: inode, size and times of each file when it was verified.
+        contents: contents of files that are not in the folder, by name.
     """
 
     path: Path
     manifest: Manifest
     labels: list[list[str]]
     statuses: Mapping[str, FileStatus] = field(default_factory=dict)
+    contents: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, *, require_signature: str | Path | None = None) -> "Bundle":
@@ -96,7 +98,7 @@ class Bundle:
         Raises:
             BundleError: it cannot be read, or was changed since.
         """
-        data = _read(self.path / name)
+        data = self.contents.get(name) or _read(self.path / name)
         if entry_of(data) != self.manifest.files[name]:
             raise BundleError(f"{self.path / name}: was changed since the bundle was opened; open it again")
         return data
