@@ -5,6 +5,7 @@ questions.py     tensors and parameters of a request -> texts or ids
 answers.py       predictions -> tensors of a response
 tensors.py       the values of the Open Inference Protocol
 models.py        names -> tasks
+watch.py         a folder of bundles and packs -> models that come and go
 records.py       what is known of a request once it is answered, and of the models that answer
 metric_names.py  every metric: name, kind, unit, labels, meaning
 metric_sums.py   what is summed over requests and batches
