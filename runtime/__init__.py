@@ -4,8 +4,9 @@
 
 Rooms, each above what it imports; `docs/architecture.md` has the picture:
 
-    server         engine -> HTTP server
+    server         service -> HTTP and gRPC
     serving        requests -> responses, on models that come and go
+    monitoring     what became of requests and batches -> metrics, logs and traces
     label_file.py  rows of a file -> predictions in a file
     label_rows.py  rows -> predictions and lines of JSON
     engine         texts -> predictions

@@ -11,16 +11,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ptexport.runtime.errors import MissingExtraError, RequestError, ServeError
+from ptexport.runtime.monitoring.logs import request_id
+from ptexport.runtime.monitoring.observer import Observer
+from ptexport.runtime.monitoring.tracing import trace_context
 from ptexport.runtime.server.app import EXTENSIONS
 from ptexport.runtime.server.auth import SENTENCE, is_token, token_of_metadata
 from ptexport.runtime.server.limits import MAX_BODY_BYTES
 from ptexport.runtime.server.stopping import DRAIN_S
 from ptexport.runtime.serving import tensors
-from ptexport.runtime.serving.logs import request_id
-from ptexport.runtime.serving.observer import Observer
 from ptexport.runtime.serving.service import Call, Failure, Service, failure_of
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
-from ptexport.runtime.serving.tracing import trace_context
 
 if TYPE_CHECKING:
     from ptexport.runtime.server.listen import Listening
@@ -148,19 +148,21 @@ class _Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         metadata = context.invocation_metadata()
-        given = {key: value for key, value in metadata if isinstance(value, str)}
-        parents = [value for key, value in metadata if key == "traceparent" and isinstance(value, str)]
-        trace = trace_context(parents, [given["tracestate"]] if "tracestate" in given else [])
+
+        def given(name: str) -> list[str]:
+            return [value for key, value in metadata if key == name and isinstance(value, str)]
+
+        trace = trace_context(given("traceparent"), given("tracestate"))
         call = Call(
             protocol="grpc",
-            request_id=request_id(given.get("x-request-id")),
+            request_id=request_id(next(iter(given("x-request-id")), None)),
             trace=self._observer.trace_id(trace),
             timeout_s=context.time_remaining(),
         )
         failure: Failure | None = None
         try:
-            self._service.check_room()
             name, version_ = request.model_name, request.model_version or None
+            self._service.begin(call, name, version_)
             return _message(await self._service.infer(name, version_, _values(request), call), request)
         except asyncio.CancelledError:
             failure = Failure(499, "CANCELED", "client: hung up before the answer was ready")

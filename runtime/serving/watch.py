@@ -17,7 +17,7 @@ from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import BundleError, MissingBackboneError, PackError, PtexportError, reason
 from ptexport.runtime.packs.assemble import check_fits
 from ptexport.runtime.packs.pack_file import Pack
-from ptexport.runtime.serving.models import Models
+from ptexport.runtime.serving.models import Model, version_of
 
 POLL_S = 0.25
 """Seconds between two looks at the folder."""
@@ -36,8 +36,24 @@ class _Entry(NamedTuple):
     identity: Identity
 
 
+class Served(Protocol):
+    """What is served, such as `Models`."""
+
+    def put(self, source: str, engine: Engine) -> None:
+        """Serve the tasks of an engine in place of what the source had."""
+        ...
+
+    def drop(self, source: str) -> None:
+        """Serve the tasks of a source no longer."""
+        ...
+
+    def snapshot(self) -> list[Model]:
+        """Return every model."""
+        ...
+
+
 class Log(Protocol):
-    """Takes what happened, with fields to write down; nothing in them is of a request."""
+    """Takes what happened, with fields to write down; none is from a request."""
 
     def __call__(self, event: str, **fields: object) -> None:
         """Take an event: model-loaded, model-swapped, model-removed, model-refused, watch-failed or watch-resumed."""
@@ -73,7 +89,7 @@ class Watch:
 
     Args:
         folder: the folder; it may be missing or unreadable for a time.
-        models: gets the engines, under the path of the entry.
+        models: gets the engines, each under the path of its entry.
         open_bundle: opens and verifies a bundle, with the server's options and batcher.
         log: learns what happened. Fields: `source`, the path; `models`, versions by name; `reason` of a refusal.
         open_pack: opens a pack on one of the open engines.
@@ -82,7 +98,7 @@ class Watch:
     def __init__(
         self,
         folder: Path,
-        models: Models,
+        models: Served,
         *,
         open_bundle: Callable[[Path], Engine],
         log: Log,
@@ -155,7 +171,7 @@ class Watch:
         self._done[name] = entry.identity
         self._waiting.discard(name)
         try:
-            engine = self._open_pack(path, self._models.engines()) if entry.is_pack else self._open_bundle(path)
+            engine = self._open_pack(path, self._engines()) if entry.is_pack else self._open_bundle(path)
             engine.warm_up()
         except Exception as e:  # whatever is wrong with one entry, the server goes on
             if entry.is_pack and isinstance(e, BundleError | MissingBackboneError):
@@ -165,12 +181,15 @@ class Watch:
             return
         self._models.put(str(path), engine)
         swapped = name in self._served
-        self._served[name] = dict.fromkeys(engine.tasks, engine.manifest.digest[:12])
+        self._served[name] = dict.fromkeys(engine.tasks, version_of(engine))
         self._log("model-swapped" if swapped else "model-loaded", source=str(path), models=self._served[name])
         if not entry.is_pack:
             for waiting in self._waiting:
                 self._done[waiting] = ()
             self._waiting.clear()
+
+    def _engines(self) -> list[Engine]:
+        return list(dict.fromkeys(model.engine for model in self._models.snapshot()))
 
 
 def _entries(folder: Path) -> list[_Entry]:

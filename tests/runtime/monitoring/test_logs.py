@@ -12,9 +12,9 @@ import pytest
 
 from ptexport.runtime.engine.batcher import Timing
 from ptexport.runtime.errors import RequestError
-from ptexport.runtime.serving import logs
-from ptexport.runtime.serving.logs import Logs, request_id
-from ptexport.runtime.serving.records import RequestRecord
+from ptexport.runtime.monitoring import logs
+from ptexport.runtime.monitoring.logs import Logs, request_id
+from ptexport.runtime.monitoring.records import RequestRecord
 
 MARK = "a text that must not be logged"
 

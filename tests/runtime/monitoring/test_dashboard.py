@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ptexport.runtime.serving.metric_names import METRICS
+from ptexport.runtime.monitoring.metric_names import METRICS
 
 BOARD = json.loads((Path(__file__).parents[3] / "examples" / "deploy" / "grafana.json").read_text(encoding="utf-8"))
 METRIC = re.compile(r"\b(?:nv|te|ptexport|process)_\w+")

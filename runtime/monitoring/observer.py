@@ -3,13 +3,13 @@
 import time
 from typing import TYPE_CHECKING
 
-from ptexport.runtime.serving.logs import Logs
-from ptexport.runtime.serving.metrics import Metrics
-from ptexport.runtime.serving.records import RequestRecord
-from ptexport.runtime.serving.tracing import HttpCall, TraceContext, new_trace_id
+from ptexport.runtime.monitoring.logs import Logs
+from ptexport.runtime.monitoring.metrics import Metrics
+from ptexport.runtime.monitoring.records import RequestRecord
+from ptexport.runtime.monitoring.tracing import HttpCall, TraceContext, new_trace_id
 
 if TYPE_CHECKING:
-    from ptexport.runtime.serving.spans import Tracer
+    from ptexport.runtime.monitoring.spans import Tracer
 
 
 class Observer:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from ptexport.runtime.errors import MissingExtraError, ServeError
 
 if TYPE_CHECKING:
-    from ptexport.runtime.serving.spans import Tracer
+    from ptexport.runtime.monitoring.spans import Tracer
 
 _TRACEPARENT = re.compile(
     r"(?!ff)(?P<version>[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?P<parent>(?!0{16})[0-9a-f]{16})"
@@ -127,7 +127,7 @@ def open_tracer(endpoint: str, version: str, on_lost: Callable[[], None]) -> "Tr
     """
     url = traces_url(endpoint)
     try:
-        from ptexport.runtime.serving.spans import Tracer
+        from ptexport.runtime.monitoring.spans import Tracer
     except ImportError as e:
         raise MissingExtraError(f"traces need the package {e.name!r}; pip install 'ptexport[otel]'") from e
     return Tracer(url, version, on_lost)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from ptexport.runtime.serving.records import ServedModel
+from ptexport.runtime.monitoring.records import ServedModel
 
 
 class StartReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,8 +12,8 @@ from collector import Collector, running
 
 from ptexport.runtime.engine.batcher import Timing
 from ptexport.runtime.errors import MissingExtraError, ServeError
-from ptexport.runtime.serving.records import Protocol, Reason, RequestRecord
-from ptexport.runtime.serving.tracing import (
+from ptexport.runtime.monitoring.records import Protocol, Reason, RequestRecord
+from ptexport.runtime.monitoring.tracing import (
     HttpCall,
     TraceContext,
     new_trace_id,
@@ -229,7 +229,7 @@ def test_a_collector_that_is_away_is_reported_once_and_holds_nobody_up(capfd: py
 
 
 def test_without_the_extra_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ptexport.runtime.serving.spans", raising=False)
+    monkeypatch.delitem(sys.modules, "ptexport.runtime.monitoring.spans", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'ptexport\[otel\]'"):
         open_tracer("http://127.0.0.1:4318", "1", on_lost=lambda: None)
@@ -237,7 +237,7 @@ def test_without_the_extra_the_sentence_says_what_to_install(monkeypatch: pytest
 
 def test_trace_ids_need_no_package() -> None:
     program = (
-        "import sys; from ptexport.runtime.serving import logs, records, tracing; "
+        "import sys; from ptexport.runtime.monitoring import logs, records, tracing; "
         f"assert tracing.trace_context(['00-{TRACE}-{PARENT}-01'], []).trace_id == '{TRACE}'; "
         "sys.exit(bool({'opentelemetry', 'requests', 'prometheus_client'} & set(sys.modules)))"
     )

@@ -4,8 +4,8 @@ import json
 
 import msgspec
 
-from ptexport.runtime.serving.records import ServedModel
-from ptexport.runtime.serving.start_report import StartReport
+from ptexport.runtime.monitoring.records import ServedModel
+from ptexport.runtime.monitoring.start_report import StartReport
 
 REPORT = StartReport(
     addresses=["https://127.0.0.1:8000", "grpc://127.0.0.1:8001"],

@@ -11,9 +11,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from ptexport.runtime.engine.batcher import BatchRecord, Timing
-from ptexport.runtime.serving.metric_names import METRICS, as_markdown
-from ptexport.runtime.serving.metrics import Metrics
-from ptexport.runtime.serving.records import Reason, RequestRecord, ServedModel, ServerState, timing_headers
+from ptexport.runtime.monitoring.metric_names import METRICS, as_markdown
+from ptexport.runtime.monitoring.metrics import Metrics
+from ptexport.runtime.monitoring.records import Reason, RequestRecord, ServedModel, ServerState, timing_headers
 
 ROOT = Path(__file__).parents[3]
 CPU = ServedModel("city", "0123456789ab", "CPUExecutionProvider", 0, 2, "fp32", None)

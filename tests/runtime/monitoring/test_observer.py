@@ -9,11 +9,11 @@ from collector import running
 from ptexport.runtime import Engine
 from ptexport.runtime.engine.batcher import Batcher, Timing
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.serving.logs import Logs, request_id
-from ptexport.runtime.serving.metrics import Metrics
-from ptexport.runtime.serving.observer import Observer
-from ptexport.runtime.serving.records import Reason, RequestRecord, ServerState
-from ptexport.runtime.serving.tracing import HttpCall, TraceContext, open_tracer
+from ptexport.runtime.monitoring.logs import Logs, request_id
+from ptexport.runtime.monitoring.metrics import Metrics
+from ptexport.runtime.monitoring.observer import Observer
+from ptexport.runtime.monitoring.records import Reason, RequestRecord, ServerState
+from ptexport.runtime.monitoring.tracing import HttpCall, TraceContext, open_tracer
 
 MARK = "xylophone"
 CALL = HttpCall("POST", "/predict", "/predict", "http")

@@ -15,7 +15,7 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import Literal
 
-from ptexport.runtime.serving.records import RequestRecord
+from ptexport.runtime.monitoring.records import RequestRecord
 
 Event = Literal[
     "start",

@@ -33,8 +33,8 @@ from opentelemetry.trace.span import TraceState
 from opentelemetry.util.types import AttributeValue
 
 from ptexport.runtime.errors import ServeError
-from ptexport.runtime.serving.records import RequestRecord
-from ptexport.runtime.serving.tracing import HttpCall, TraceContext
+from ptexport.runtime.monitoring.records import RequestRecord
+from ptexport.runtime.monitoring.tracing import HttpCall, TraceContext
 
 _EXPORT_S = 5.0
 """Seconds in which one batch of spans is sent, tries included."""
