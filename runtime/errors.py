@@ -16,6 +16,7 @@
       BusyError        texts that are not taken now, since too many others wait
       EngineError      an engine that cannot predict, in this process or any longer
       PackError        a pack that was changed, or is for another backbone
+        MissingBackboneError  a pack that fits none of the open bundles
       ProviderError    an execution provider that does not run the graph
       BenchError       a measurement that cannot be made, or would compare different things
       OutputError      a path that cannot be written
@@ -119,6 +120,10 @@ class HubError(PtexportError, RuntimeError):
 
 class PackError(PtexportError, ValueError):
     """A pack that was changed, or does not fit a bundle: for example one for another backbone."""
+
+
+class MissingBackboneError(PackError):
+    """A pack that fits none of the open bundles: for example one that arrived before its bundle."""
 
 
 class ProviderError(PtexportError, RuntimeError):

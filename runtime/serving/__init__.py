@@ -5,4 +5,5 @@ questions.py  tensors and parameters of a request -> texts or ids
 answers.py    predictions -> tensors of a response
 tensors.py    the values of the Open Inference Protocol
 models.py     names -> tasks
+watch.py      a folder of bundles and packs -> models that come and go
 """

@@ -6,7 +6,6 @@ in common: weights, graph and vocabulary.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,57 +22,10 @@ from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import PackError, reason
-from ptexport.toolkit.run.metrics import Metrics
-from ptexport.toolkit.template.compile import add_to_vocab
+from ptexport.runtime.packs.tokenizer_part import PackTokenizer
 
 FORMAT = "2"
 _KEYS = {"format", "record", "digest"}
-
-
-class PackTokenizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parts of tokenizer.json that belong to the tasks.
-
-    Attributes:
-        vocab: first id past the backbone's embedding table.
-        tokens: ids from `vocab` on, by name.
-        normalizer: as in the file; None in a bundle of several tasks, which has these three in `templates.json`.
-        truncation: as in the file, likewise.
-        post_processor: as in the file, likewise.
-    """
-
-    vocab: int
-    tokens: dict[str, int]
-    normalizer: dict[str, Any] | None
-    truncation: dict[str, Any] | None
-    post_processor: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, tokenizer_json: str, vocab: int) -> "PackTokenizer":
-        """Take the tasks' parts out of a bundle's tokenizer.json."""
-        spec = json.loads(tokenizer_json)
-        entries = spec["model"]["vocab"]
-        ids = entries if isinstance(entries, dict) else {name: id_ for id_, (name, _) in enumerate(entries)}
-        return cls(
-            vocab=vocab,
-            tokens={name: id_ for name, id_ in ids.items() if id_ >= vocab},
-            normalizer=spec["normalizer"],
-            truncation=spec["truncation"],
-            post_processor=spec["post_processor"],
-        )
-
-    def put_into(self, tokenizer_json: str) -> str:
-        """Replace the tasks' parts in a bundle's tokenizer.json by these."""
-        spec = json.loads(tokenizer_json)
-        entries = spec["model"]["vocab"]
-        if isinstance(entries, dict):
-            spec["model"]["vocab"] = {name: id_ for name, id_ in entries.items() if id_ < self.vocab}
-        else:  # a list by id, which may end with fillers up to the other tasks' tokens
-            del entries[self.vocab :]
-            while entries and entries[-1][0] == f"[unused {len(entries) - 1}]":
-                entries.pop()
-        add_to_vocab(spec["model"], self.tokens)
-        own = {"normalizer": self.normalizer, "truncation": self.truncation, "post_processor": self.post_processor}
-        return json.dumps(spec | own, ensure_ascii=False)
 
 
 class PackRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,14 +36,14 @@ class PackRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         frame_sha256: hash of the graph without the task arrays.
         tokenizer: the tasks' parts of its tokenizer.json.
         texts: the other text files that are hashed, by name.
-        metrics: metrics of each task's training, for the model card; None: it was trained elsewhere.
+        metrics: metrics of each task's training as plain data, for the model card; None: it was trained elsewhere.
     """
 
     manifest: Manifest
     frame_sha256: str
     tokenizer: PackTokenizer
     texts: dict[str, str]
-    metrics: list[Metrics | None]
+    metrics: list[dict[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,13 +94,13 @@ class Pack:
         return cls(record=record, arrays=arrays, digest=metadata["digest"])
 
     @classmethod
-    def of(cls, folder: Path, vocab: int, metrics: Sequence[Metrics | None]) -> "Pack":
+    def of(cls, folder: Path, vocab: int, metrics: Sequence[dict[str, Any] | None]) -> "Pack":
         """Take what is new for the tasks out of a bundle that was just exported.
 
         Args:
             folder: of the bundle.
             vocab: first id past the backbone's embedding table.
-            metrics: of each task's training.
+            metrics: of each task's training, as plain data.
         """
         file = OnnxFile.parse((folder / MODEL).read_bytes(), str(folder / MODEL))
         manifest = read_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
