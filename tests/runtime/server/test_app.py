@@ -155,7 +155,7 @@ def test_headers_say_where_the_time_went(client: TestClient, kept: Kept) -> None
     assert (other.status_code, kept.records[-1].reason, kept.records[-1].timing) == (400, "OTHER", None)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "", "9" * 10, "١"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "", "9" * 10, "\u0661"])
 def test_a_deadline_header_is_whole_milliseconds(value: str, client: TestClient) -> None:
     header = {"x-request-timeout-ms": value.encode()}
     response = client.post("/predict", json={"texts": ["slow"]}, headers=header)  # type: ignore[arg-type]
