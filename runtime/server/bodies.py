@@ -251,7 +251,7 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
         raise RequestError(f"body: got {got}, need an object; send {kind.form}") from e
 
 
-_EXPECTED = re.compile(r"Expected `([a-z|]+)`(?:, got `([a-z|]+)`)?")
+_EXPECTED = re.compile(r"Expected `([a-z| ]+)`(?:, got `([a-z| ]+)`)?")
 _MISSING = re.compile(r"Object missing required field `([a-z_]+)`")
 _JSON_NAMES = {
     "array": "a list",
@@ -269,8 +269,8 @@ def _misfit(message: str, place: str, fields: str) -> str:
     if message.startswith("Object contains unknown field"):
         return f"got an unknown field, need {fields}" if place == "body" else "got an unknown field, need none"
     if expected := _EXPECTED.match(message):
-        need = " or ".join(_JSON_NAMES.get(kind, kind) for kind in expected[1].split("|"))
-        got = " or ".join(_JSON_NAMES.get(kind, kind) for kind in (expected[2] or "another value").split("|"))
+        need = " or ".join(_JSON_NAMES.get(kind, kind) for kind in expected[1].split(" | "))
+        got = " or ".join(_JSON_NAMES.get(kind, kind) for kind in (expected[2] or "another value").split(" | "))
         return f"got {got}, need {need}"
     return f"got a value that does not fit, need the fields {fields}"
 

@@ -170,7 +170,7 @@ def _ids(tensors: Mapping[str, Tensor]) -> list[TokenIds]:
                 f"input {name!r}: got a shape that does not match the data, need [rows, tokens], as input_ids has it; "
                 "correct the shape"
             )
-        if not all(isinstance(item, int) for item in tensor.data):
+        if not all(isinstance(item, int) and not isinstance(item, bool) for item in tensor.data):
             raise RequestError(f"input {name!r}: got data that is not whole numbers, need ids; send them")
     rows, length = shape
     _check_count(rows)
@@ -180,8 +180,8 @@ def _ids(tensors: Mapping[str, Tensor]) -> list[TokenIds]:
     if not {*mask} <= {0, 1}:
         raise RequestError("input 'attention_mask': got another value, need 0 or 1; correct it")
     made = []
-    for start in range(0, rows * length, length or 1):
-        kept = [at for at in range(start, start + length) if mask[at]]  # positions are counted over the mask
+    for row in range(rows):  # one without ids too: the task refuses it
+        kept = [at for at in range(row * length, (row + 1) * length) if mask[at]]  # positions are counted over the mask
         made.append(TokenIds([ids[at] for at in kept], [types[at] for at in kept]))
     return made
 

@@ -78,9 +78,18 @@ class Call:
         )
 
     def left_s(self, timeout_s: float | None) -> float | None:
-        """Return the seconds until its deadline, the earlier one of the transport's and the request's own."""
+        """Return the seconds until its deadline, the earlier one of the transport's and the request's own.
+
+        Raises:
+            DeadlineError: it has passed.
+        """
         given = [seconds for seconds in (self.timeout_s, timeout_s) if seconds is not None]
-        return min(given) - (time.perf_counter() - self.started) if given else None
+        if not given:
+            return None
+        left_s = min(given) - (time.perf_counter() - self.started)
+        if left_s <= 0:
+            raise _too_late(min(given))
+        return left_s
 
 
 class Service:
@@ -230,7 +239,7 @@ class Service:
             raise RequestError(f"inputs: got ids, need texts for {ALL!r}, since each task has a template; name a model")
         by_text = await self._ask_all(models, texts, options, call)
         entries = {model.name: model.task.entry for model in models}
-        outputs = all_output_tensors(by_text, request.outputs, entries)
+        outputs = all_output_tensors(by_text, request.outputs, options, entries)
         return InferResponse(model=ALL, version="", id=request.id, outputs=outputs)
 
     async def _ask(
@@ -281,9 +290,11 @@ async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Ans
         async with asyncio.timeout(seconds):
             return await asyncio.wrap_future(future)
     except TimeoutError as e:
-        raise DeadlineError(
-            f"request: got {seconds or 0:.3g} s for its answer, need more; send it again, or allow more time"
-        ) from e
+        raise _too_late(seconds or 0.0) from e
+
+
+def _too_late(seconds: float) -> DeadlineError:
+    return DeadlineError(f"request: got {seconds:.3g} s for its answer, need more; send it again, or allow more time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,5 +370,6 @@ def _metadata_of_all(models: Sequence[Model]) -> dict[str, Any]:
         {**output, "name": f"{model.name}.{output['name']}"}
         for model in models
         for output in model_metadata(model.name, [], model.task.entry, {})["outputs"]
+        if output["name"] != "logits"
     ]
     return made
