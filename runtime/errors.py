@@ -20,7 +20,7 @@
       ProviderError    an execution provider that does not run the graph
       BenchError       a measurement that cannot be made, or would compare different things
       OutputError      a path that cannot be written
-      ServeError       an address that the server cannot listen on
+      ServeError       an address, token or certificate that the server cannot use
       RequestError     a request that does not follow the protocol
         LargeRequestError  one that is larger than the server takes
         UnknownModelError  one for a model that the server does not have
@@ -139,7 +139,7 @@ class OutputError(PtexportError, OSError):
 
 
 class ServeError(PtexportError, OSError):
-    """An address that the server cannot listen on: for example a port in use."""
+    """An address, token or certificate that the server cannot use: for example a port in use."""
 
 
 class RequestError(PtexportError, ValueError):

@@ -111,6 +111,7 @@ def _routes(service: Service, observer: Observer, is_ready: Callable[[], bool]) 
     of_model = "/v2/models/{name}"
     return [
         Route("/v2", server),
+        Route("/v2/", server),  # as the protocol writes it
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
         Route("/v2/models", models),

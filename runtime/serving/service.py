@@ -78,9 +78,18 @@ class Call:
         )
 
     def left_s(self, timeout_s: float | None) -> float | None:
-        """Return the seconds until its deadline, the earlier one of the transport's and the request's own."""
+        """Return the seconds until its deadline, the earlier one of the transport's and the request's own.
+
+        Raises:
+            DeadlineError: it has passed.
+        """
         given = [seconds for seconds in (self.timeout_s, timeout_s) if seconds is not None]
-        return min(given) - (time.perf_counter() - self.started) if given else None
+        if not given:
+            return None
+        left_s = min(given) - (time.perf_counter() - self.started)
+        if left_s <= 0:
+            raise _too_late(min(given))
+        return left_s
 
 
 class Service:
@@ -230,7 +239,7 @@ class Service:
             raise RequestError(f"inputs: got ids, need texts for {ALL!r}, since each task has a template; name a model")
         by_text = await self._ask_all(models, texts, options, call)
         entries = {model.name: model.task.entry for model in models}
-        outputs = all_output_tensors(by_text, request.outputs, entries)
+        outputs = all_output_tensors(by_text, request.outputs, options, entries)
         return InferResponse(model=ALL, version="", id=request.id, outputs=outputs)
 
     async def _ask(
@@ -238,6 +247,7 @@ class Service:
     ) -> list[Prediction]:
         call.texts = len(rows)
         left_s = call.left_s(options.timeout_s)
+        _check_time(left_s)
         with self._metrics.pending(model.name, model.version):
             future = model.task.submit(
                 rows, top_k=options.top_k, truncate=options.truncate, with_logits=with_logits, within_s=left_s
@@ -254,6 +264,7 @@ class Service:
             raise RequestError(f"task {ALL!r}: got raw_scores or truncate, need neither; ask each task by its name")
         call.model, call.texts = ALL, len(texts)
         left_s = call.left_s(options.timeout_s)
+        _check_time(left_s)
         engines = dict.fromkeys(model.engine for model in models)
         with self._metrics.pending(ALL, ""):
             futures = [engine.submit_all(texts, top_k=options.top_k, within_s=left_s) for engine in engines]
@@ -269,14 +280,21 @@ class Service:
         return [{name: p for part in parts for name, p in part.items() if name in names} for parts in by_text]
 
 
+def _check_time(left_s: float | None) -> None:
+    if left_s is not None and left_s <= 0:
+        raise DeadlineError("request: got no time for its answer, need more; allow more")
+
+
 async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Answer[_Item]:
     try:
         async with asyncio.timeout(seconds):
             return await asyncio.wrap_future(future)
     except TimeoutError as e:
-        raise DeadlineError(
-            f"request: got {seconds or 0:.3g} s for its answer, need more; send it again, or allow more time"
-        ) from e
+        raise _too_late(seconds or 0.0) from e
+
+
+def _too_late(seconds: float) -> DeadlineError:
+    return DeadlineError(f"request: got {seconds:.3g} s for its answer, need more; send it again, or allow more time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,5 +370,6 @@ def _metadata_of_all(models: Sequence[Model]) -> dict[str, Any]:
         {**output, "name": f"{model.name}.{output['name']}"}
         for model in models
         for output in model_metadata(model.name, [], model.task.entry, {})["outputs"]
+        if output["name"] != "logits"
     ]
     return made

@@ -25,28 +25,13 @@ WARM_UP = 100
 """Requests before memory is measured: a server has its thread pools and caches after them."""
 MOST_FINDINGS = 5
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-ROUTES = (
-    *(
-        "/",
-        "/page/app.js",
-        "/metrics",
-        "/openapi.json",
-        "/predict",
-        "/v2",
-        "/v2/",
-        "/v2/health/live",
-        "/v2/health/ready",
-    ),
-    *(
-        "/v2/models",
-        "/v2/models/reviews",
-        "/v2/models/reviews/ready",
-        "/v2/models/reviews/infer",
-        "/v2/repository/index",
-    ),
-    *("/v2/models/reviews/versions/1", "/v2/models/reviews/versions/1/ready", "/v2/models/reviews/versions/1/infer"),
-    *("/v2/models/nobody", "/v2/models/all/infer", "/v2/repository/models/reviews/load", "/v2/logging", "/nowhere"),
-)
+_ROUTES = """
+/ /page/app.js /metrics /openapi.json /predict /v2 /v2/ /v2/health/live /v2/health/ready /v2/models /v2/models/reviews
+/v2/models/reviews/ready /v2/models/reviews/infer /v2/repository/index /v2/models/reviews/versions/1
+/v2/models/reviews/versions/1/ready /v2/models/reviews/versions/1/infer /v2/models/nobody /v2/models/all/infer
+/v2/repository/models/reviews/load /v2/logging /nowhere
+"""
+ROUTES = _ROUTES.split()
 PREDICT = {"texts": ["the film was bright", ""], "task": "reviews", "top_k": 1, "raw_scores": True, "truncate": True}
 TENSOR = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["slow", "bright"]}
 IDS = [
@@ -57,100 +42,50 @@ INFER = (
     {"id": "7", "inputs": [TENSOR], "outputs": [{"name": "label"}], "parameters": {"timeout": 10**7, "top_k": 1}},
     {"inputs": IDS, "parameters": {"raw_scores": True, "binary_data_output": True}},
 )
-ODD = (
-    *(
-        "null",
-        "true",
-        "-1",
-        "0",
-        "1.5",
-        "-0",
-        "1e400",
-        "NaN",
-        "-Infinity",
-        "9223372036854775808",
-        "1" + "0" * 5000,
-        '""',
-    ),
-    *(
-        '"\\ud800"',
-        '"\\u0000"',
-        '"a\\ud83d\\ude00"',
-        '"\\udc00\\ud800"',
-        "[]",
-        "{}",
-        "[[]]",
-        '[{"a": {}}]',
-        '{"a": 1, "a": 2}',
-    ),
-    *(
-        "[" * 200 + "]" * 200,
-        "[" * 100_000,
-        '{"a":' * 5000 + "1" + "}" * 5000,
-        '"' + "a" * 100_000 + '"',
-        "[" + "0," * 20_000 + "0]",
-    ),
-    *(
-        '"\xff"',
-        "tru",
-        "'a'",
-        "0x10",
-        "01",
-        "+1",
-        "// a\n1",
-        '"\t"',
-        '"BYTES"',
-        '"label"',
-        "[2]",
-        "[-1]",
-        "[4294967296, 4294967296]",
-    ),
-)
-HEADERS = (
-    *(
-        "Content-Encoding: gzip",
-        "Content-Encoding: br",
-        "Content-Type: text/plain",
-        "Content-Type: application/json; charset=x",
-    ),
-    *(
-        "Inference-Header-Content-Length: 5",
-        "Inference-Header-Content-Length: -1",
-        "Inference-Header-Content-Length: 0",
-    ),
-    *(
-        "x-request-timeout-ms: 0",
-        "x-request-timeout-ms: -1",
-        "x-request-timeout-ms: NaN",
-        "x-request-timeout-ms: 1e999",
-    ),
-    *("x-request-id: " + "a" * 5000, "x-request-id: \xff\x01", "traceparent: 00-x-y-z", "traceparent: 00-" + "0" * 60),
-    *(
-        "Accept-Encoding: gzip",
-        "Accept: image/png",
-        "Expect: 100-continue",
-        "Expect: x",
-        "Upgrade: websocket",
-        "Range: bytes=5-",
-    ),
-    *(
-        "Host: y",
-        "Cookie: " + "a=b; " * 500,
-        "A" * 5000 + ": b",
-        "a: " + "b" * 70_000,
-        ": b",
-        "a b: c",
-        "a:\x00b",
-        " folded: c",
-    ),
-    *(
-        "Authorization: Bearer x",
-        "Origin: http://evil",
-        "If-None-Match: *",
-        "Transfer-Encoding: gzip",
-        "Connection: keep-alive",
-    ),
-)
+_ODD = """
+null true -1 0 1.5 -0 1e400 NaN -Infinity 9223372036854775808 "" [] {} [[]] [{"a":{}}] {"a":1,"a":2} [2] [-1]
+[4294967296,4294967296] "\\ud800" "\\u0000" "a\\ud83d\\ude00" "\\udc00\\ud800" tru 'a' 0x10 01 +1 //a "BYTES" "label"
+"""
+ODD = [
+    *_ODD.split(),
+    *("1" + "0" * 5000, "[" * 200 + "]" * 200, "[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000),
+    *('"' + "a" * 100_000 + '"', "[" + "0," * 20_000 + "0]", '"\xff"', '"\t"'),
+]
+"""Values in place of right ones: JSON and what is none, of other types, too large, too deep, no Unicode."""
+_HEADERS = """\
+Content-Encoding: gzip
+Content-Encoding: br
+Content-Type: text/plain
+Content-Type: application/json; charset=x
+Inference-Header-Content-Length: 5
+Inference-Header-Content-Length: -1
+Inference-Header-Content-Length: 0
+x-request-timeout-ms: 0
+x-request-timeout-ms: NaN
+x-request-timeout-ms: 1e999
+x-request-id: \xff\x01
+traceparent: 00-x-y-z
+Accept-Encoding: gzip
+Accept: image/png
+Expect: 100-continue
+Expect: x
+Range: bytes=5-
+Host: y
+: b
+a b: c
+a:\x00b
+ folded: c
+Authorization: Bearer x
+Origin: http://evil
+If-None-Match: *
+Transfer-Encoding: gzip
+Connection: keep-alive"""
+HEADERS = [
+    *_HEADERS.split("\n"),
+    *("Connection: Upgrade\r\nUpgrade: websocket", "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c"),
+    *("x-request-id: " + "a" * 5000, "traceparent: 00-" + "0" * 60, "Cookie: " + "a=b; " * 500),
+    *("A" * 5000 + ": b", "a: " + "b" * 70_000),
+]
 
 
 @dataclass(frozen=True)

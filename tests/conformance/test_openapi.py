@@ -109,6 +109,11 @@ def test_the_server_s_own_document_names_every_path(client: httpx.Client) -> Non
     assert {tuple(path.split("/")) for path in expected} <= shapes
 
 
+def test_the_server_says_what_it_is_with_and_without_a_slash(client: httpx.Client) -> None:
+    """The specification's text has `v2`, the document that it publishes has `/v2/`."""
+    assert client.get("/v2/").json() == client.get("/v2").json()
+
+
 def infer(client: httpx.Client, **changes: Any) -> httpx.Response:
     return client.post("/v2/models/reviews/infer", json={"inputs": [text_tensor(*TEXTS)], **changes})
 

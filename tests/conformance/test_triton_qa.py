@@ -166,7 +166,7 @@ def test_duplicate_output_names(client: httpx.Client) -> None:
     check_refused(ask(client, text_tensor("a"), outputs=[{"name": "label"}, {"name": "label"}]), 400)
 
 
-# Triton, qa/L0_http/http_request_many_chunks.py: a million chunks of one byte
+# Triton, qa/L0_http/http_request_many_chunks.py: a million chunks of one byte there, 300,000 here
 
 
 @pytest.mark.parametrize(

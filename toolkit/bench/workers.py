@@ -61,6 +61,11 @@ class Worker:
             env=_environment(threads, overlay),
         )
 
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
+
     def receive(self) -> Any:
         """Receive a response.
 

@@ -211,15 +211,15 @@ def quality(
 @_quick
 @reported
 def serve(progress: "Progress", bundle: Path, threads: int | None, *, quick: bool) -> "BenchReport":
-    """Serve BUNDLE on this machine's CPUs and send HTTP requests from another process: throughput and latency."""
+    """Serve BUNDLE on this machine's CPUs and send HTTP requests from another process, up to 10 times its capacity."""
     with shared.extra("install"):
         import filelock  # noqa: F401
         import safetensors  # noqa: F401
     with shared.extra("serve"):
         import uvicorn  # noqa: F401 - a clear message here instead of in the server's process
 
+        from ptexport.toolkit.bench.serve.plan import ServeConfig
         from ptexport.toolkit.bench.serve.report import bench_serve
-        from ptexport.toolkit.bench.serve.serve import ServeConfig
     return bench_serve(ServeConfig(bundle=bundle, threads=threads, quick=quick, command=_command_line()), progress)
 
 

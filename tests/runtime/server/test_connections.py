@@ -1,5 +1,6 @@
 """Connections that no client should make, by raw sockets; uvicorn alone is the control."""
 
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -202,6 +203,14 @@ def test_requests_before_a_broken_one_get_their_own_answers(port: int, plain: in
     response = ask(port, two + b"nonsense\r\n\r\n")
     assert response.count(b"HTTP/1.1 ") == response.count(b"HTTP/1.1 200 ") == 2
     assert status_of(ask(plain, two + b"nonsense\r\n\r\n")) == 400  # uvicorn lets the refusal overtake
+
+
+def test_a_broken_body_gets_a_refusal_and_its_request_no_answer(port: int) -> None:
+    chunks = POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    response = ask(port, chunks, b"zz\r\n", pause=0.05)
+    assert refused(response)[0] == 400
+    response = ask(port, GET + b"\r\n" + chunks + b"zz\r\n")  # behind another request
+    assert re.findall(rb"HTTP/1.1 (\d+)", response) == [b"200", b"408"]
 
 
 def test_few_requests_may_wait_for_their_answers(port: int) -> None:

@@ -6,14 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from raw import connect, read_all, read_one, status_of
 
 SCRIPT = """
-import asyncio, os, signal, socket, sys
+import asyncio, os, signal, socket, sys, time
 from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
@@ -36,6 +36,11 @@ async def slow(request):
     await asyncio.sleep(float(request.query_params["s"]))
     return PlainTextResponse("finished")
 
+async def block(request):
+    (folder / "begun").touch()
+    time.sleep(0.5)
+    return PlainTextResponse("finished")
+
 async def started():
     (folder / "port").write_text(str(listener.getsockname()[1]))
     (folder / "port").rename(folder / "ready")
@@ -45,7 +50,7 @@ async def stopped():
     print("beside: stopped")
 
 listener = socket.create_server(("127.0.0.1", 0))
-app = Starlette(routes=[Route("/ready", ready), Route("/slow", slow)])
+app = Starlette(routes=[Route("/ready", ready), Route("/slow", slow), Route("/block", block)])
 config = uvicorn.Config(
     app, http=Quick, loop="uvloop", ws="none", lifespan="off", log_level="critical", timeout_graceful_shutdown=1
 )
@@ -136,6 +141,19 @@ def test_uvicorn_alone_loses_a_request_on_its_way(tmp_path: Path) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):
             live.sendall(GET)
         assert read_all(live) == b""
+
+
+@pytest.mark.parametrize(("kind", "statuses"), [("ours", {503}), ("plain", {0})])
+def test_connections_that_wait_to_be_accepted_are_answered(tmp_path: Path, kind: str, statuses: set[int]) -> None:
+    """The client is connected and has sent its request; uvicorn alone, the control, lets the kernel reset it."""
+    with running(tmp_path, kind) as (process, port), ExitStack() as stack:
+        busy = stack.enter_context(begin(tmp_path, process, port, b"GET /block HTTP/1.1\r\nHost: a\r\n\r\n"))
+        waiting = [stack.enter_context(connect(port)) for _ in range(5)]
+        for connection in waiting:
+            connection.sendall(GET)
+        process.send_signal(signal.SIGTERM)
+        assert read_all(busy).endswith(b"finished")
+        assert {status_of(read_all(connection)) for connection in waiting} == statuses
 
 
 def test_a_request_that_does_not_finish_delays_the_end_no_longer_than_allowed(tmp_path: Path) -> None:

@@ -4,14 +4,18 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import httpx
 import pytest
-from raw import served
+import uvicorn
+from raw import connect, read_all, served
 from starlette.responses import PlainTextResponse
 
 from ptexport.runtime.errors import ServeError
+from ptexport.runtime.server import stopping
 from ptexport.runtime.server.connections import Connection
 from ptexport.runtime.server.tls import read_tls
 
@@ -119,3 +123,32 @@ def test_a_certificate_that_clients_refuse_is_refused(tmp_path: Path) -> None:
         check_refused(certificate, key, f"{certificate}: got a certificate that clients refuse ({message}), need a")
     client_only = make(folder, "client", "-days", "1", "-addext", "extendedKeyUsage=clientAuth")
     check_refused(*client_only, f"{client_only[0]}: got a certificate that clients refuse (")
+
+
+def test_a_client_that_never_begins_tls_is_cut_off(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "HANDSHAKE_S", 0.3)
+    listener = socket.create_server(("127.0.0.1", 0))
+    started = threading.Event()
+
+    async def on_start() -> None:
+        started.set()
+
+    context = read_tls(*pair).context
+    config = uvicorn.Config(
+        PlainTextResponse("hello"),
+        http=Connection,
+        lifespan="off",
+        log_config=None,
+        timeout_graceful_shutdown=1,
+        ssl_context_factory=lambda *_: context,
+    )
+    server = stopping.StoppableServer(config, on_start=on_start)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    assert started.wait(5)
+    with connect(listener.getsockname()[1], timeout=2) as connection:
+        begun = time.monotonic()
+        assert read_all(connection) == b""
+        assert 0.2 < time.monotonic() - begun < 1
+    server.should_exit = True
+    thread.join()

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ptexport.toolkit.bench.report import Figure
-from ptexport.toolkit.bench.serve.serve import ServeResults
+from ptexport.toolkit.bench.serve.limits_report import figures_of_limits
+from ptexport.toolkit.bench.serve.plan import ServeResults
 
 PERCENTILES = (50, 95, 99)
 
@@ -17,6 +18,7 @@ def figures_of(results: ServeResults) -> dict[str, Figure]:
         Figure.of("call/throughput", _rates(results.calls_s), "/s"),
         *_latencies("call", results.calls_s),
         *_ratios(results),
+        *figures_of_limits(results),
     ]
     for kind, runs in (("closed", results.closed), ("open", results.open)):
         for name, samples in runs.items():
@@ -46,6 +48,7 @@ def _ratios(results: ServeResults) -> list[Figure]:
         Figure.of("ratio/throughput", [sample.throughput / rate for sample, rate in rates], "x", "higher"),
         Figure.of("ratio/p50", slowdowns, "x", "lower"),
         Figure.of("overhead/p50", added_ms, "ms"),
+        _percentile("overhead/p99", [[request - call for call, request in pairs] for pairs in results.pairs_s], 99),
         Figure.of("turns/call", [1000 * call for pairs in results.pairs_s for call, _ in pairs], "ms"),
         Figure.of("turns/request", [1000 * request for pairs in results.pairs_s for _, request in pairs], "ms"),
     ]

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from ptexport.toolkit.bench.report import Figure, Plot, Series
 from ptexport.toolkit.bench.serve.figures import PERCENTILES, best_clients
-from ptexport.toolkit.bench.serve.serve import ServeResults
+from ptexport.toolkit.bench.serve.plan import ServeResults
+from ptexport.toolkit.bench.serve.wording import in_words, number
 
 
 def plots_of(results: ServeResults, figures: Mapping[str, Figure]) -> list[Plot]:
@@ -48,13 +49,3 @@ def _latency_series(figures: Mapping[str, Figure], kind: str, runs: Sequence[int
         low, high = [point.low for point in points], [point.high for point in points]
         series.append(Series(name=f"p{percent}", x=x, y=[point.value for point in points], low=low, high=high))
     return series
-
-
-def in_words(clients: int) -> str:
-    """Name a number of clients."""
-    return "1 client" if clients == 1 else f"{clients} clients"
-
-
-def number(value: float) -> str:
-    """Write a figure with about three digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -7,11 +7,19 @@ from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.toolkit.bench.ratio import LatencyRatio
 from ptexport.toolkit.bench.report import BenchReport, Figure, Table, now, this_machine
+from ptexport.toolkit.bench.serve import plan as plans
 from ptexport.toolkit.bench.serve import serve
 from ptexport.toolkit.bench.serve.figures import PERCENTILES, best_clients, figures_of
+from ptexport.toolkit.bench.serve.limits_report import (
+    limits_problems,
+    limits_verdict,
+    overload_table,
+    saturation_table,
+)
 from ptexport.toolkit.bench.serve.load import LoadSample
-from ptexport.toolkit.bench.serve.plots import in_words, number, plots_of
-from ptexport.toolkit.bench.serve.serve import ServeConfig, ServePlan, ServeResults
+from ptexport.toolkit.bench.serve.plan import ServeConfig, ServePlan, ServeResults
+from ptexport.toolkit.bench.serve.plots import plots_of
+from ptexport.toolkit.bench.serve.wording import in_words, number, spread
 from ptexport.toolkit.progress import Progress
 
 SLOW = 5  # times the p99 of a server with one client
@@ -33,7 +41,7 @@ def bench_serve(config: ServeConfig, progress: Progress) -> BenchReport:
     """
     manifest = Bundle.open(config.bundle).manifest
     threads = min(config.threads or available_cpus(), available_cpus())
-    plan = serve.QUICK if config.quick else serve.FULL
+    plan = plans.QUICK if config.quick else plans.FULL
     progress.stage("opening the bundle")
     return serve_report(
         serve.measure(config.bundle, plan, threads=threads, progress=progress),
@@ -72,9 +80,20 @@ def serve_report(
         command=command,
         machine=this_machine(),
         bundles=dict(bundles),
-        verdict=[*_closed_verdict(results, figures), *_open_verdict(results, figures), *_problems(results, figures)],
+        verdict=[
+            *_closed_verdict(results, figures),
+            *limits_verdict(results, figures),
+            *_open_verdict(results, figures),
+            *_problems(results, figures),
+            *limits_problems(results, figures),
+        ],
         how=_method(results, plan, threads),
-        tables=[_closed_table(results, figures), _open_table(results, figures)],
+        tables=[
+            saturation_table(results, figures),
+            overload_table(results, figures),
+            _closed_table(results, figures),
+            _open_table(results, figures),
+        ],
         plots=plots_of(results, figures),
         figures=list(figures.values()),
         left_out={},
@@ -82,11 +101,11 @@ def serve_report(
 
 
 def _closed_table(results: ServeResults, figures: Mapping[str, Figure]) -> Table:
-    rows = [["no server", _spread(figures["call/throughput"]), *_latencies(figures, "call/p{}"), ""]]
+    rows = [["no server", spread(figures["call/throughput"]), *_latencies(figures, "call/p{}"), ""]]
     rows += [
         [
             str(clients),
-            _spread(figures[f"closed/throughput/{clients}"]),
+            spread(figures[f"closed/throughput/{clients}"]),
             *_latencies(figures, f"closed/p{{}}/{clients}"),
             _failed(samples),
         ]
@@ -106,7 +125,7 @@ def _open_table(results: ServeResults, figures: Mapping[str, Figure]) -> Table:
         [
             f"{percent}\N{NO-BREAK SPACE}%",
             number(results.peak * percent / 100),
-            _spread(figures[f"open/throughput/{percent}"]),
+            spread(figures[f"open/throughput/{percent}"]),
             *_latencies(figures, f"open/p{{}}/{percent}"),
             _failed(samples),
             number(figures[f"open/late/{percent}"].value),
@@ -129,15 +148,11 @@ def _latency_headings() -> list[str]:
 
 def _latencies(figures: Mapping[str, Figure], name: str) -> list[str]:
     *most, last = (figures[name.format(percent)] for percent in PERCENTILES)
-    return [*(number(figure.value) for figure in most), _spread(last)]
+    return [*(number(figure.value) for figure in most), spread(last)]
 
 
 def _failed(samples: Sequence[LoadSample]) -> str:
     return str(sum(sum(each.failures.values()) for each in samples))
-
-
-def _spread(figure: Figure) -> str:
-    return f"{number(figure.value)} ({number(figure.low)} to {number(figure.high)})"
 
 
 def _closed_verdict(results: ServeResults, figures: Mapping[str, Figure]) -> list[str]:
@@ -156,14 +171,17 @@ def _closed_verdict(results: ServeResults, figures: Mapping[str, Figure]) -> lis
     gain = results.peak / figures[f"closed/throughput/{fewest}"].value
     return [
         (
-            f"The server's highest throughput is {_spread(figures[f'closed/throughput/{best}'])} texts/s, with "
+            f"The server's highest throughput is {spread(figures[f'closed/throughput/{best}'])} texts/s, with "
             f"{in_words(best)} and a p99 latency of {number(p99.value)} ms."
         ),
         (
             f"One caller of Engine.predict, without a server, has a throughput of "
-            f"{_spread(figures['call/throughput'])} texts/s; the ratio is {_spread(figures['ratio/throughput'])}."
+            f"{spread(figures['call/throughput'])} texts/s; the ratio is {spread(figures['ratio/throughput'])}."
         ),
-        f"{compared}: {latencies}; the difference is {_spread(added)} ms.",
+        (
+            f"{compared}: {latencies}; the difference is {spread(added)} ms in the median, "
+            f"{number(figures['overhead/p99'].value)} ms at p99."
+        ),
         f"With more clients the throughput rises to {gain:.2f} times that of {in_words(fewest)}, then no further."
         if best != fewest
         else f"More clients than {fewest} do not raise the throughput.",
@@ -246,17 +264,22 @@ def _method(results: ServeResults, plan: ServePlan, threads: int) -> list[str]:
             f"Closed loop: {plan.closed_s:g} s per number of clients, and as long for Engine.predict in a loop. Open "
             f"loop: {plan.open_s:g} s per load, requests due at random times (a seeded Poisson process). There are "
             f"{plan.rounds} rounds of everything. Each run has a warm-up of {plan.warm_up_s:g} s, and is longer if "
-            f"fewer than {serve.FEWEST} responses are expected."
+            f"fewer than {plans.FEWEST} responses are expected."
+        ),
+        (
+            f"Saturation: {plans.SATURATING} clients, in turns with Engine.predict and with a second server. Overload: "
+            f"{plan.calm_s:g} s at half the capacity, {plan.overload_s:g} s above it, {plan.after_s:g} s at half, "
+            f"without a pause; at most {plans.MAX_OVERLOAD_CONNECTIONS} requests are concurrent, once per load."
         ),
         (
             "Open-loop latency starts when a request was due, not when it was sent: a client that waits for a slow "
             "response before its next request would hide the queueing of others (coordinated omission). At most "
-            f"{serve.MAX_CONNECTIONS} requests are concurrent; further ones wait in the load generator, first come, "
+            f"{plans.MAX_CONNECTIONS} requests are concurrent; further ones wait in the load generator, first come, "
             "first served."
         ),
         (
-            f"Failed requests: no response {serve.TIMEOUT_S:g} s after a request was due, which counts as a latency of "
-            f"{serve.TIMEOUT_S:g} s; or a status other than 200 or a broken connection, which do not count as "
+            f"Failed requests: no response {plans.TIMEOUT_S:g} s after a request was due, which counts as a latency of "
+            f"{plans.TIMEOUT_S:g} s; or a status other than 200 or a broken connection, which do not count as "
             "latencies."
         ),
         (

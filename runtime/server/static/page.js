@@ -177,8 +177,7 @@ function listen() {
 /** Show what the server has, then ask what is typed already. */
 async function start() {
   try {
-    const { name, version } = await read("v2");
-    at("server").textContent = `${name} ${version}`;
+    at("server").textContent = `version ${(await read("v2")).version}`;
     await loadModels();
     report("models", []);
     await ask();

@@ -5,7 +5,14 @@ import { send } from "./server.js";
 
 const EVERY_MS = 2000;
 const KEPT = 31; // readings: one minute
-const NAMES = ["Requests per second", "Texts waiting", "Texts per batch", "Refused", "Queue p50 / p95", "Inference p50 / p95"];
+const NAMES = [
+  "Requests per second",
+  "Texts waiting",
+  "Texts per batch",
+  "Refused",
+  "Queue p50 / p95",
+  "Inference p50 / p95",
+];
 
 /**
  * Begin to read the load.

@@ -37,7 +37,8 @@ export class Card {
       const fresh = details.open && (await refresh());
       if (fresh) facts.replaceChildren(...factsOf(fresh));
     });
-    this.root = element("article", { className: "card" }, title, this.label, this.marks, this.bars, this.times, details);
+    const parts = [title, this.label, this.marks, this.bars, this.times, details];
+    this.root = element("article", { className: "card" }, ...parts);
     this.root.setAttribute("aria-labelledby", title.id);
     this.root.dataset.model = model.name;
     this.clear("No text yet");
@@ -94,7 +95,7 @@ function timesOf(took, headers) {
     const value = headers.get(header);
     if (value !== null) parts.push(`${name} ${Number(value).toFixed(1)} ms`);
   }
-  return parts.join(" · ");
+  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · "); // no line break within a part
 }
 
 /** The rows of a model card; what the server does not say is left out. */
@@ -106,9 +107,11 @@ function factsOf({ versions, parameters = {} }) {
   const { parity_rows, parity_max_abs_diff, golden_max_abs_diff } = parameters;
   if (parity_max_abs_diff != null) {
     const over = parity_rows == null ? "" : ` on ${parity_rows} texts`;
-    rows.push(["Parity", `differs from training by at most ${small(parity_max_abs_diff)}${over}`]);
+    rows.push(["Parity", `logits differ from PyTorch's by at most ${small(parity_max_abs_diff)}${over}`]);
   }
-  if (golden_max_abs_diff != null) rows.push(["On this device", `differs from export by at most ${small(golden_max_abs_diff)}`]);
+  if (golden_max_abs_diff != null) {
+    rows.push(["On this device", `logits differ from the export's by at most ${small(golden_max_abs_diff)}`]);
+  }
   if (!rows.length) rows.push(["Facts", "this server tells none"]);
   return rows.flatMap(([name, value]) => [
     element("dt", { textContent: name }),
