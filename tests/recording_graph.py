@@ -22,7 +22,7 @@ class RecordingGraph:
         batches: first ids of the rows of each batch.
         free: batches wait until it is set.
         seconds: that a batch takes.
-        error: what a batch raises.
+        error: message of the ValueError that a batch raises.
     """
 
     def __init__(self, batch_tokens: int = 1000) -> None:
@@ -32,7 +32,7 @@ class RecordingGraph:
         self.free = threading.Event()
         self.free.set()
         self.seconds = 0.0
-        self.error: Exception | None = None
+        self.error: str | None = None
 
     def run(self, ids: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         first: NDArray[np.int64] = ids["input_ids"][:, :1]
@@ -41,7 +41,7 @@ class RecordingGraph:
         assert self.free.wait(30)
         time.sleep(self.seconds)
         if self.error is not None:
-            raise self.error
+            raise ValueError(self.error)
         return first.astype(np.float32)
 
 
