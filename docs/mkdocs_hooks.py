@@ -40,9 +40,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     }
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text().replace("](docs/", "](")))
-    for path in sorted((ROOT / "examples").iterdir()):
-        if path.is_file():
-            files.append(File.generated(config, f"examples/{path.name}", abs_src_path=str(path)))
+    for path in sorted((ROOT / "examples").rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -4,11 +4,13 @@
 
 Rooms, each above what it imports; `docs/architecture.md` has the picture:
 
-    server         engine -> HTTP server
+    server         service -> HTTP and gRPC
     serving        requests -> responses, on models that come and go
+    monitoring     what became of requests and batches -> metrics, logs and traces
     label_file.py  rows of a file -> predictions in a file
     label_rows.py  rows -> predictions and lines of JSON
     engine         texts -> predictions
+    packs          .ptpack file <-> tasks
     ort            model.onnx -> logits on a device
     hub            name on the hub <-> bundle folder
     bundle         bundle folder -> verified files and a manifest
@@ -32,6 +34,7 @@ from ptexport.runtime.errors import (
     EngineError,
     HubError,
     MissingExtraError,
+    PackError,
     ProviderError,
     PtexportError,
     SignatureError,
@@ -45,6 +48,7 @@ __all__ = [
     "EngineInfo",
     "HubError",
     "MissingExtraError",
+    "PackError",
     "Prediction",
     "ProviderError",
     "PtexportError",

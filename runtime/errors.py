@@ -16,10 +16,11 @@
       BusyError        texts that are not taken now, since too many others wait
       EngineError      an engine that cannot predict, in this process or any longer
       PackError        a pack that was changed, or is for another backbone
+        MissingBackboneError  a pack that fits none of the open bundles
       ProviderError    an execution provider that does not run the graph
       BenchError       a measurement that cannot be made, or would compare different things
       OutputError      a path that cannot be written
-      ServeError       an address that the server cannot listen on
+      ServeError       an address, token or certificate that the server cannot use
       RequestError     a request that does not follow the protocol
         LargeRequestError  one that is larger than the server takes
         UnknownModelError  one for a model that the server does not have
@@ -121,6 +122,10 @@ class PackError(PtexportError, ValueError):
     """A pack that was changed, or does not fit a bundle: for example one for another backbone."""
 
 
+class MissingBackboneError(PackError):
+    """A pack that fits none of the open bundles: for example one that arrived before its bundle."""
+
+
 class ProviderError(PtexportError, RuntimeError):
     """An execution provider that does not run the graph: for example CUDA without a driver."""
 
@@ -134,7 +139,7 @@ class OutputError(PtexportError, OSError):
 
 
 class ServeError(PtexportError, OSError):
-    """An address that the server cannot listen on: for example a port in use."""
+    """An address, token or certificate that the server cannot use: for example a port in use."""
 
 
 class RequestError(PtexportError, ValueError):

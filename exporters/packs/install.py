@@ -1,8 +1,4 @@
-"""A pack + a bundle of the same backbone -> a bundle with the pack's tasks; without torch, Transformers or onnx.
-
-Nothing is computed. The files are assembled from both, and each must have the hash that it had when `pack` compared it
-with the model.
-"""
+"""A pack + a bundle of the same backbone -> a bundle with the pack's tasks; without torch, Transformers or onnx."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -10,12 +6,14 @@ from pathlib import Path
 import msgspec
 
 from ptexport.exporters.card import model_card
-from ptexport.exporters.packs.pack_file import Pack
-from ptexport.runtime.bundle.folder import FILES, MANIFEST, MODEL, README, TOKENIZER, WEIGHTS, Bundle, file_entry
+from ptexport.runtime.bundle.folder import FILES, MANIFEST, MODEL, README, WEIGHTS, Bundle
 from ptexport.runtime.bundle.manifest import Installation, Manifest
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.errors import PackError
+from ptexport.runtime.errors import PackError, reason
+from ptexport.runtime.packs.assemble import assemble
+from ptexport.runtime.packs.pack_file import Pack
+from ptexport.toolkit.run.metrics import Metrics
 from ptexport.toolkit.store.folders import check_free, clone, new_folder
 
 
@@ -38,9 +36,12 @@ def install(path: Path, backbone: Path, out: Path, *, check: bool = False, force
     check_free(out, force=force, files=FILES)
     pack = Pack.read(path)
     bundle = Bundle.open(backbone)
-    _check_fits(pack, path, bundle)
+    contents = assemble(pack, path, bundle, OnnxFile.parse(bundle.read(MODEL), str(bundle.path / MODEL)))
+    metrics = _metrics(pack, path)
     with new_folder(out, force=force, files=FILES) as folder:
-        _assemble(pack, path, bundle, folder)
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+        clone(bundle.path / WEIGHTS, folder / WEIGHTS)
         installed = Installation(
             pack=pack.digest,
             backbone=bundle.manifest.digest,
@@ -55,62 +56,13 @@ def install(path: Path, backbone: Path, out: Path, *, check: bool = False, force
             installed = msgspec.structs.replace(installed, golden_max_abs_diff=seen)
             manifest = msgspec.structs.replace(manifest, installed=installed)
             (folder / MANIFEST).write_bytes(manifest.to_json())
-        (folder / README).write_text(model_card(manifest, pack.record.metrics), encoding="utf-8")
+        (folder / README).write_text(model_card(manifest, metrics), encoding="utf-8")
     return manifest
 
 
-_AGAIN = "name a bundle exported by the same versions of ptexport and torch, or pack again"
-
-
-def _check_fits(pack: Pack, path: Path, bundle: Bundle) -> None:
-    """Refuse a bundle of another backbone, or with a graph of another kind."""
-    need, got = pack.record.manifest, bundle.manifest
-    if need.backbone.fingerprint != got.backbone.fingerprint:
-        raise PackError(
-            f"{path}: is for {need.backbone.name} ({need.backbone.fingerprint[:16]}), {bundle.path} has "
-            f"{got.backbone.name} ({got.backbone.fingerprint[:16]}); name a bundle of the pack's backbone"
-        )
-    several = [len(manifest.tasks) > 1 for manifest in (need, got)]
-    if several[0] != several[1]:
-        kinds = ["several tasks" if many else "one task" for many in several]
-        raise PackError(f"{path}: has {kinds[0]}, {bundle.path} has {kinds[1]}; name a bundle of {kinds[0]}")
-    for what in ("precision", "opset", "pooling"):
-        wanted, found = getattr(need.graph, what), getattr(got.graph, what)
-        if wanted != found:
-            raise PackError(f"{path}: is for {what} {wanted}, {bundle.path} has {found}; name another, or pack again")
-    products = [m.graph.lowered.products if m.graph.lowered else {} for m in (need, got)]
-    if products[0] != products[1]:
-        said = [", ".join(f"{n} in {recipe}" for recipe, n in sorted(some.items())) for some in products]
-        raise PackError(
-            f"{path}: has products {said[0]}, {bundle.path} {said[1]}; name another, or make one of them again with "
-            "another --max-accuracy-drop or --keep-fp32"
-        )
-
-
-def _assemble(pack: Pack, path: Path, bundle: Bundle, folder: Path) -> None:
-    """Write graph, tokenizer, configuration and weights, and compare their hashes with those of the exported bundle."""
-    record = pack.record
-    files = record.manifest.files
-    (folder / MODEL).write_bytes(_model(pack, path, bundle))
-    tokenizer_json = (bundle.path / TOKENIZER).read_text(encoding="utf-8")
-    (folder / TOKENIZER).write_text(record.tokenizer.put_into(tokenizer_json), encoding="utf-8")
-    for name, content in record.texts.items():
-        (folder / name).write_text(content, encoding="utf-8")
-    for name in (MODEL, TOKENIZER, *record.texts):
-        if file_entry(folder / name) != files[name]:
-            raise PackError(f"{path}: {name}, assembled with {bundle.path}, differs from the exported file; {_AGAIN}")
-    clone(bundle.path / WEIGHTS, folder / WEIGHTS)
-
-
-def _model(pack: Pack, path: Path, bundle: Bundle) -> bytes:
-    """Replace the task arrays in the bundle's graph by the pack's."""
-    file = OnnxFile.parse((bundle.path / MODEL).read_bytes(), str(bundle.path / MODEL))
-    if set(file.arrays) != set(pack.arrays):
-        raise PackError(
-            f"{path}: has {', '.join(sorted(pack.arrays))}, {bundle.path} takes "
-            f"{', '.join(sorted(file.arrays)) or 'nothing'}; {_AGAIN}"
-        )
-    same_weights = pack.record.manifest.files[WEIGHTS] == bundle.manifest.files[WEIGHTS]
-    if not same_weights or file.frame_sha256 != pack.record.frame_sha256:
-        raise PackError(f"{path}: its graph or weights differ from those of {bundle.path}; {_AGAIN}")
-    return file.with_arrays({name: pack.arrays[name] for name in file.arrays})
+def _metrics(pack: Pack, path: Path) -> list[Metrics | None]:
+    """Read the metrics of a pack's tasks."""
+    try:
+        return msgspec.convert(pack.record.metrics, list[Metrics | None])
+    except msgspec.ValidationError as e:
+        raise PackError(f"{path}: {reason(e)[:200]}; pack again with this version of ptexport") from e

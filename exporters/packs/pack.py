@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
+
 from ptexport.exporters.config import ExportConfig, read_runs
 from ptexport.exporters.export import export
 from ptexport.exporters.multitask.join import JointTasks
-from ptexport.exporters.packs.pack_file import Pack
 from ptexport.exporters.targets.targets import TARGETS
 from ptexport.runtime.errors import ExportError, disk_errors
+from ptexport.runtime.packs.pack_file import Pack
 from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.store.files import check_absent, write_whole
 
@@ -34,7 +36,8 @@ def pack(config: ExportConfig, progress: Progress) -> Pack:
     with place as name:
         folder = Path(name) / config.out.stem
         export(replace(config, out=folder, force=False), progress)
-        made = Pack.of(folder, joint.first.config.facts.vocab, [run.metrics for run in joint.runs.values()])
+        metrics = [msgspec.to_builtins(run.metrics) for run in joint.runs.values()]
+        made = Pack.of(folder, joint.first.config.facts.vocab, metrics)
         write_whole(config.out, made.to_bytes(), force=config.force)
     return made
 

@@ -58,12 +58,14 @@ class Bundle:
         manifest: its manifest.
         labels: label names of each task, in the order of `manifest.tasks`.
         statuses: inode, size and times of each file when it was verified.
+        contents: contents of files that are not in the folder, by name.
     """
 
     path: Path
     manifest: Manifest
     labels: list[list[str]]
     statuses: Mapping[str, FileStatus] = field(default_factory=dict)
+    contents: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, *, require_signature: str | Path | None = None) -> "Bundle":
@@ -86,8 +88,20 @@ class Bundle:
         _check_files(path, manifest.files, names, statuses, hashes)
         _check_tasks(manifest.tasks, names, str(path / MANIFEST))
         check_model(_read(path / MODEL), str(path / MODEL), {WEIGHTS: manifest.files[WEIGHTS].size_bytes})
-        labels = [_read_labels(path / CONFIG) if task.labels is None else task.labels for task in manifest.tasks]
+        config = path / CONFIG
+        labels = [read_labels(_read(config), config) if task.labels is None else task.labels for task in manifest.tasks]
         return cls(path=path, manifest=manifest, labels=labels, statuses=statuses)
+
+    def read(self, name: str) -> bytes:
+        """Read a file again, as it was when the bundle was verified.
+
+        Raises:
+            BundleError: it cannot be read, or was changed since.
+        """
+        data = self.contents.get(name) or _read(self.path / name)
+        if entry_of(data) != self.manifest.files[name]:
+            raise BundleError(f"{self.path / name}: was changed since the bundle was opened; open it again")
+        return data
 
 
 def check_unchanged(bundle: Bundle) -> None:
@@ -110,6 +124,11 @@ def file_entry(path: Path) -> FileEntry:
     """Hash a file for the manifest."""
     with path.open("rb") as file:
         return FileEntry(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size_bytes=path.stat().st_size)
+
+
+def entry_of(data: bytes) -> FileEntry:
+    """Hash the content of a file for the manifest."""
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
 
 
 def _missing(path: Path, name: str) -> BundleError:
@@ -169,9 +188,10 @@ class _Config(msgspec.Struct):
     id2label: dict[int, str]
 
 
-def _read_labels(path: Path) -> list[str]:
+def read_labels(config: bytes, path: Path) -> list[str]:
+    """Read the labels in a `config.json`; `path` is for messages."""
     try:
-        names = msgspec.json.decode(_read(path), type=_Config).id2label
+        names = msgspec.json.decode(config, type=_Config).id2label
         return [names[i] for i in range(len(names))]
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as e:
         raise BundleError(f"{path}: got no labels by number ({reason(e)[:200]}), need `id2label`; export again") from e

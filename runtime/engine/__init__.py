@@ -5,6 +5,7 @@ task.py           one task of an open bundle
 lifetime.py       what an open engine holds, and closing it
 batching.py       encoded rows -> logits and items, batch by batch
 text_encoder.py   texts -> encodings and padded ids
+pack_tasks.py     a pack + an open bundle -> the pack's tasks in its session
 task_encoders.py  a bundle -> the text encoders of its tasks
 batcher.py        texts of concurrent callers -> batches on one engine thread
 forks.py          which process made an object

@@ -168,7 +168,13 @@ class Batcher:
         return self._waiting
 
     def submit(
-        self, graph: Graph, n: int, encode: Callable[[int, int], Encoded[_Item]], *, within_s: float | None = None
+        self,
+        graph: Graph,
+        n: int,
+        encode: Callable[[int, int], Encoded[_Item]],
+        *,
+        within_s: float | None = None,
+        always: bool = False,
     ) -> "Future[Answer[_Item]]":
         """Compute some texts; cancelling the future drops the rows that no batch has taken.
 
@@ -177,6 +183,7 @@ class Batcher:
             n: number of texts.
             encode: encodes the texts from one number up to another; called on the tokenising thread, slice by slice.
             within_s: seconds after which the result is of no use; None: any time.
+            always: take the texts however many wait.
 
         Raises:
             BusyError: too many texts wait, or those that wait are expected to take longer than `within_s`.
@@ -185,7 +192,8 @@ class Batcher:
         self._process.check("batcher: was made")
         request = _Request(graph, n, encode)
         with self._changed:
-            self._admit(n, within_s)
+            if not always:
+                self._admit(n, within_s)
             self._waiting += n
         request.future.add_done_callback(lambda _: self._forget(n))  # without the request: no cycle
         if n:

@@ -1,8 +1,9 @@
 """A bundle folder -> an Engine that predicts labels for any of its tasks."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -21,8 +22,8 @@ from ptexport.runtime.engine.lifetime import OpenState
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.task import DecodeTask, Task, check_call, encode_for_all, in_chunks
 from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
-from ptexport.runtime.engine.text_encoder import Text
-from ptexport.runtime.errors import DataError
+from ptexport.runtime.engine.text_encoder import Text, Tokens
+from ptexport.runtime.errors import DataError, MissingExtraError
 from ptexport.runtime.hub.pull import local_folder
 from ptexport.runtime.ort.execution import Execution
 from ptexport.runtime.ort.graph import Graph
@@ -39,8 +40,11 @@ class Engine:
     Methods take `task`, the name of a task; None: the only one. They raise DataError if there are several tasks.
     """
 
-    def __init__(self, bundle: Bundle, state: OpenState, *, golden_max_abs_diff: float = math.nan) -> None:
+    def __init__(
+        self, bundle: Bundle, state: OpenState, *, golden_max_abs_diff: float = math.nan, base: Bundle | None = None
+    ) -> None:
         self._bundle = bundle
+        self._base = base or bundle  # the bundle whose folder has the files of the backbone
         self._state = state
         self._golden_max_abs_diff = golden_max_abs_diff
         entries = zip(bundle.manifest.tasks, bundle.labels, strict=True)
@@ -91,9 +95,39 @@ class Engine:
         bundle = Bundle.open(local_folder(path), require_signature=require_signature)
         graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle))
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed
-        golden_max_abs_diff = _check_golden_rows(bundle, encoders, graph)
+        golden_max_abs_diff = _check_golden_rows(bundle, encoders, graph, partial(logits_of, graph))
         check_unchanged(bundle)
         return cls(bundle, OpenState(encoders, graph, batcher), golden_max_abs_diff=golden_max_abs_diff)
+
+    def open_pack(self, path: str | Path) -> "Engine":
+        """Open the tasks of a pack on this engine's session, tokenizer and batcher, and compare their golden rows.
+
+        No weights are read, and nothing is written. The new engine predicts what the installed bundle would, and works
+        on after this one is closed. Other threads may predict meanwhile: golden rows are batches of one text.
+
+        Args:
+            path: a file that `ptexport pack` made for this engine's backbone, precision and opset, with one task or
+                several as this engine has.
+
+        Raises:
+            PackError: the file is not a pack, was changed, or is for another backbone or graph.
+            BundleError: this engine's folder was changed since, or the golden rows have other logits here.
+            ProviderError: this engine's session cannot be shared: it uses TensorRT or CUDA graphs.
+            EngineError: this engine is closed.
+            MissingExtraError: safetensors is not installed.
+        """
+        try:
+            from ptexport.runtime.engine.pack_tasks import (
+                one_by_one,
+                open_pack_tasks,
+            )  # of the extras `install` and `serve`
+        except ModuleNotFoundError as e:
+            raise MissingExtraError(f"packs need the package {e.name!r}; pip install 'ptexport[install]'") from e
+        loaded = self._state.get()
+        bundle, encoders, graph = open_pack_tasks(Path(path), self._base, loaded)
+        seen = _check_golden_rows(bundle, encoders, graph, partial(one_by_one, loaded.batcher, graph))
+        state = OpenState(encoders, graph, loaded.batcher)
+        return Engine(bundle, state, golden_max_abs_diff=seen, base=self._base)
 
     def close(self) -> None:
         """Free the tokenizers and, with the last engine of its backbone, the session.
@@ -305,7 +339,9 @@ class Engine:
         return self.task(task).logits(texts)
 
 
-def _check_golden_rows(bundle: Bundle, encoders: TaskEncoders, graph: Graph) -> float:
+def _check_golden_rows(
+    bundle: Bundle, encoders: TaskEncoders, graph: Graph, run: Callable[[Sequence[Tokens]], list[NDArray[np.float32]]]
+) -> float:
     """Run each task's golden rows; returns the largest difference of a logit.
 
     Raises:
@@ -314,7 +350,7 @@ def _check_golden_rows(bundle: Bundle, encoders: TaskEncoders, graph: Graph) -> 
     worst = 0.0
     tasks = zip(bundle.manifest.tasks, bundle.labels, encoders.of_task, strict=True)
     for number, (task, labels, encoder) in enumerate(tasks):
-        logits = np.stack(logits_of(graph, encoder.encode(golden_texts(task.golden))))[:, number]
+        logits = np.stack(run(encoder.encode(golden_texts(task.golden))))[:, number]
         tolerance = tolerance_of(task.parity, graph.provider)
         worst = max(worst, check_golden(task.golden, labels, logits, tolerance, str(bundle.path)))
     return worst

@@ -4,11 +4,14 @@ A bundle of several tasks has their common vocabulary once, in `tokenizer.json`.
 task's tokenizer: `{"tasks": {name: …}, "all": … or null}`.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from ptexport.runtime.bundle.folder import TEMPLATES, TOKENIZER, Bundle
 from ptexport.runtime.engine.text_encoder import TextEncoder, load_tokenizer
@@ -54,15 +57,45 @@ class TaskEncoders:
             templates: content of `templates.json`.
             fields: the texts of a row of each task, by the task's name.
         """
-        shared = load_tokenizer(tokenizer_json)
-        bare = {**json.loads(tokenizer_json), "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+        return cls._on(load_tokenizer(tokenizer_json), json.loads(tokenizer_json), templates, fields)
+
+    def of_bundle(self, bundle: Bundle, others: Mapping[str, Any], n_ids: int) -> "TaskEncoders":
+        """Build the encoders of another bundle on the vocabulary of these, which is neither copied nor parsed.
+
+        Args:
+            bundle: the other bundle.
+            others: its `tokenizer.json` without the model, which may differ in virtual tokens only: no text can
+                produce those, and templates have their ids.
+            n_ids: number past the largest id that its graph takes.
+
+        Raises:
+            BundleError: `templates.json` is not as an export writes it.
+        """
+        fields = {task.name: task.fields for task in bundle.manifest.tasks}
+        with _template_errors(bundle):
+            alone: dict[str, Any] = {"tasks": {name: {} for name in fields}, "all": None}  # its template is in `others`
+            templates = alone if len(fields) == 1 else _templates(bundle)
+            return self._on(self.of_task[0].tokenizer, others, templates, fields, n_ids)
+
+    @classmethod
+    def _on(
+        cls,
+        shared: Tokenizer,
+        others: Mapping[str, Any],
+        templates: dict[str, Any],
+        fields: Mapping[str, Sequence[str]],
+        n_ids: int | None = None,
+    ) -> "TaskEncoders":
+        """Build encoders on the vocabulary of a tokenizer."""
+        bare = {**others, "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+        added = [token for _, token in sorted(shared.get_added_tokens_decoder().items())]
 
         def encoder(template: dict[str, Any], texts: Sequence[str]) -> TextEncoder:
             tokenizer = load_tokenizer(json.dumps(bare | template))
             tokenizer.model = shared.model  # shared, not copied
-            for _, token in sorted(shared.get_added_tokens_decoder().items()):
-                (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-            return TextEncoder(tokenizer, fields=texts)
+            for special, tokens in itertools.groupby(added, lambda token: token.special):
+                (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(list(tokens))
+            return TextEncoder(tokenizer, fields=texts, n_ids=n_ids)
 
         of_all = None if templates["all"] is None else encoder(templates["all"], next(iter(fields.values())))
         return cls(of_task=[encoder(templates["tasks"][name], own) for name, own in fields.items()], of_all=of_all)
@@ -83,7 +116,7 @@ def longest_row(bundle: Bundle) -> int:
 
 
 def _templates(bundle: Bundle) -> Any:
-    return json.loads((bundle.path / TEMPLATES).read_text(encoding="utf-8"))
+    return json.loads(bundle.read(TEMPLATES))
 
 
 @contextmanager

@@ -53,11 +53,18 @@ def load_tokenizer(tokenizer_json: str) -> Tokenizer:
 
 
 class TextEncoder:
-    """Encodes texts for the graph. Thread-safe: the tokenizer is only read."""
+    """Encodes texts for the graph. Thread-safe: the tokenizer is only read.
 
-    def __init__(self, tokenizer: Tokenizer, *, fields: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
+    Args:
+        tokenizer: adds the template.
+        fields: texts of a row.
+        n_ids: number past the largest id that the graph takes; None: past the largest of the tokenizer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, fields: Sequence[str], n_ids: int | None = None) -> None:
+        self.tokenizer = tokenizer
         self._fields = tuple(fields)
+        self._n_ids = n_ids
 
     @classmethod
     def from_json(cls, tokenizer_json: str, *, fields: Sequence[str]) -> "TextEncoder":
@@ -75,7 +82,7 @@ class TextEncoder:
     @cached_property
     def n_ids(self) -> int:
         """Number past the largest id that the graph takes."""
-        return 1 + max(self._tokenizer.get_vocab().values())
+        return 1 + max(self.tokenizer.get_vocab().values()) if self._n_ids is None else self._n_ids
 
     def encode(self, texts: Sequence[Text], *, numbers: Sequence[int] | None = None) -> list[Encoding]:
         """Encode each text with its template, truncated to the tokenizer's length, without padding.
@@ -101,7 +108,7 @@ class TextEncoder:
                 got = f"{len(text)} strings" if isinstance(text, tuple) else type(text).__name__
                 raise DataError(f"text {number}: got {got}, need {need}; pass what the template takes")
         try:
-            encodings = self._tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
+            encodings = self.tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         except Exception as e:  # tokenizers raises plain Exception
             raise self._refusal(texts, numbers) from e
         for number, encoding in zip(numbers, encodings, strict=True):
@@ -129,7 +136,7 @@ class TextEncoder:
         for number, text in zip(numbers, texts, strict=True):
             try:
                 "".join(text).encode()
-                self._tokenizer.encode(*([text] if isinstance(text, str) else text))
+                self.tokenizer.encode(*([text] if isinstance(text, str) else text))
             except UnicodeEncodeError:
                 return DataError(f"text {number}: holds half of a surrogate pair, need Unicode; decode it first")
             except Exception as e:  # as above

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptexport.runtime.bundle.model_file import OnnxFile
+from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.ort.batch_shapes import CPU_BATCH_TOKENS, MAX_BATCH_TOKENS, Buckets
 from ptexport.runtime.ort.cpus import available_cpus, quota_cpus
 from ptexport.runtime.ort.io_binding import BufferPool, Buffers, Ids, Shape
@@ -36,6 +38,7 @@ class Graph:
         inputs: names of the graph's inputs.
         buckets: shapes that batches are padded to; None: batches keep their shape.
         batch_tokens: most tokens of a batch of several rows, padding included.
+        file: the model file, if graphs of other tasks can share the session; else None.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Graph:
         arrays: Mapping[str, NDArray[np.float32]] | None = None,
         shared: SharedSession | None = None,
         *,
+        file: OnnxFile | None = None,
         provider: Provider | None = None,
         threads: int = 1,
         buckets: Buckets | None = None,
@@ -56,6 +60,7 @@ class Graph:
         self.inputs = [value.name for value in session.get_inputs()]
         self.buckets = buckets
         self.batch_tokens = MAX_BATCH_TOKENS if buckets else CPU_BATCH_TOKENS
+        self.file = file
         self._shared = shared  # keeps it alive for the next graph with its key
         device = (self.provider.device_type, self.provider.device)
         with provider_errors(self.provider):
@@ -122,7 +127,37 @@ class Graph:
         shared = shared_session((weights_sha256, file.frame_sha256, threads, provider))
         session = shared.load(lambda: _load(model, threads, provider))
         usable = _usable(buckets, provider)
-        return cls(session, file.arrays, shared, provider=provider, threads=threads, buckets=usable)
+        return cls(session, file.arrays, shared, file=file, provider=provider, threads=threads, buckets=usable)
+
+    def shared_file(self) -> OnnxFile:
+        """Return the model file.
+
+        Raises:
+            ProviderError: this graph does not share its session: under TensorRT, or with CUDA graphs.
+        """
+        if self.file is None:
+            kind = "CUDA graphs" if self.provider.cuda_graph else self.provider.name
+            raise ProviderError(
+                f"{kind}: got a session for one task, need one that tasks share; open the bundle on provider cpu or "
+                "cuda without CUDA graphs"
+            )
+        return self.file
+
+    def with_arrays(self, arrays: Mapping[str, NDArray[np.float32]], buckets: Buckets) -> "Graph":
+        """Return the graph of another task, in the same session.
+
+        Args:
+            arrays: arrays of that task, by name; the same names as `file` has.
+            buckets: shapes that its batches are padded to; ignored on the CPU.
+
+        Raises:
+            ProviderError: this graph does not share its session: under TensorRT, or with CUDA graphs.
+        """
+        own = self.shared_file()
+        file = replace(own, arrays={name: arrays[name] for name in own.arrays})
+        usable = _usable(buckets, self.provider)
+        shared = (self.session, file.arrays, self._shared)
+        return Graph(*shared, file=file, provider=self.provider, threads=self.threads, buckets=usable)
 
     def run(self, ids: Ids) -> NDArray[np.float32]:
         """Compute logits of ids, float32 [rows, labels] or [rows, tasks, labels]; ignores unknown inputs.

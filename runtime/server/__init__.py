@@ -6,7 +6,7 @@ app.py            routes: a service -> an HTTP application
 bodies.py         bodies of HTTP requests and responses <-> the protocol's values
 grpc_service.py   the same service over gRPC
 openapi.py        the routes as an OpenAPI document
-page.py           the page at `GET /` and its static files, in page/
+page.py           the page at `GET /`; its files are in static/
 connections.py    bytes of a connection -> requests, within limits
 limits.py         a request -> the same with its whole body, or a refusal
 auth.py           a token file -> requests that carry the token

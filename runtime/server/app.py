@@ -8,19 +8,20 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ptexport.runtime.errors import ClientGoneError, RequestError
+from ptexport.runtime.monitoring.logs import request_id
+from ptexport.runtime.monitoring.observer import Observer
+from ptexport.runtime.monitoring.records import timing_headers
+from ptexport.runtime.monitoring.tracing import HttpCall, trace_context
 from ptexport.runtime.server import bodies, openapi
 from ptexport.runtime.server.page import page_routes
-from ptexport.runtime.serving.logs import request_id
-from ptexport.runtime.serving.observer import Observer
-from ptexport.runtime.serving.records import timing_headers
 from ptexport.runtime.serving.service import Call, Failure, Service, failure_of
-from ptexport.runtime.serving.tracing import HttpCall, trace_context
 
 _T = TypeVar("_T")
 
@@ -44,9 +45,14 @@ def make_app(service: Service, observer: Observer, is_ready: Callable[[], bool])
         observer: is told of every request that asked for predictions.
         is_ready: whether the server accepts requests; False once it stops.
     """
+
+    async def failed(_: Request, error: Exception) -> Response:
+        observer.logs.failed(error)
+        return _refusal(failure_of(error))
+
     app = Starlette(
         routes=_routes(service, observer, is_ready),
-        exception_handlers={HTTPException: _http_error, RequestError: _request_error, Exception: _failed},
+        exception_handlers={HTTPException: _http_error, RequestError: _request_error, Exception: failed},
     )
     app.router.redirect_slashes = False
     return app
@@ -78,7 +84,7 @@ def _routes(service: Service, observer: Observer, is_ready: Callable[[], bool]) 
         return _json({"name": name, "ready": is_ready()})
 
     async def infer(request: Request, call: Call) -> Response:
-        service.check_room()
+        service.begin(call, *_name(request))
         header = request.headers.get(bodies.HEADER_LENGTH)
         decoded, binary = bodies.decode_infer(await request.body(), header)
         answer = await _unless_gone(request, service.infer(*_name(request), decoded, call))
@@ -88,13 +94,14 @@ def _routes(service: Service, observer: Observer, is_ready: Callable[[], bool]) 
         return Response(body, media_type="application/octet-stream", headers={bodies.HEADER_LENGTH: str(length)})
 
     async def predict(request: Request, call: Call) -> Response:
-        service.check_room()
+        service.begin(call, None)
         texts, task, options = bodies.decode_predict(await request.body(), service.fields_of)
         answer = await _unless_gone(request, service.predict(texts, task, options, call))
         return Response(bodies.encode_predictions(answer), media_type="application/json")
 
     async def metrics(request: Request) -> Response:
-        kind, body = observer.metrics.render(request.headers.get("accept"))
+        # In a thread: with many models it takes milliseconds.
+        kind, body = await run_in_threadpool(observer.metrics.render, request.headers.get("accept"))
         return Response(body, media_type=kind)
 
     async def document(_: Request) -> Response:
@@ -104,6 +111,7 @@ def _routes(service: Service, observer: Observer, is_ready: Callable[[], bool]) 
     of_model = "/v2/models/{name}"
     return [
         Route("/v2", server),
+        Route("/v2/", server),  # as the protocol writes it
         Route("/v2/health/live", live),
         Route("/v2/health/ready", ready),
         Route("/v2/models", models),
@@ -199,8 +207,4 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 async def _request_error(_: Request, error: Exception) -> Response:
-    return _refusal(failure_of(error))
-
-
-async def _failed(_: Request, error: Exception) -> Response:
     return _refusal(failure_of(error))

@@ -15,7 +15,7 @@ from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.errors import RequestError
 from ptexport.runtime.serving import tensors
-from ptexport.runtime.serving.questions import Options, options_of
+from ptexport.runtime.serving.questions import Options, check_memory, options_of
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -94,6 +94,8 @@ class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str | None = None
     parameters: dict[str, Any] = {}
     outputs: list[OutputBody] = []
+    model_name: str | None = None
+    """KServe's client repeats the path's name here."""
 
 
 class OutputTensorBody(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -249,7 +251,7 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
         raise RequestError(f"body: got {got}, need an object; send {kind.form}") from e
 
 
-_EXPECTED = re.compile(r"Expected `([a-z|]+)`(?:, got `([a-z|]+)`)?")
+_EXPECTED = re.compile(r"Expected `([a-z| ]+)`(?:, got `([a-z| ]+)`)?")
 _MISSING = re.compile(r"Object missing required field `([a-z_]+)`")
 _JSON_NAMES = {
     "array": "a list",
@@ -267,8 +269,8 @@ def _misfit(message: str, place: str, fields: str) -> str:
     if message.startswith("Object contains unknown field"):
         return f"got an unknown field, need {fields}" if place == "body" else "got an unknown field, need none"
     if expected := _EXPECTED.match(message):
-        need = " or ".join(_JSON_NAMES.get(kind, kind) for kind in expected[1].split("|"))
-        got = " or ".join(_JSON_NAMES.get(kind, kind) for kind in (expected[2] or "another value").split("|"))
+        need = " or ".join(_JSON_NAMES.get(kind, kind) for kind in expected[1].split(" | "))
+        got = " or ".join(_JSON_NAMES.get(kind, kind) for kind in (expected[2] or "another value").split(" | "))
         return f"got {got}, need {need}"
     return f"got a value that does not fit, need the fields {fields}"
 
@@ -290,6 +292,7 @@ def _binary_size(tensor: TensorBody, number: int, left: int) -> int:
     """Return how many bytes past the JSON belong to a tensor."""
     size = tensor.parameters.get("binary_data_size")
     where = f"inputs[{number}]"
+    check_memory(tensor.parameters, where)
     if tensor.data is not None:
         if size is not None:
             raise RequestError(f"{where}: got data and binary_data_size, need one of them; leave one out")
@@ -315,6 +318,7 @@ def _flat(data: Sequence[Any], where: str) -> list[Any]:
 
 
 def _classes(parameters: Mapping[str, Any], number: int) -> int:
+    check_memory(parameters, f"outputs[{number}]")
     k = parameters.get("classification", 0)
     if isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise RequestError(f"outputs[{number}]: got another classification, need a number of classes; correct it")

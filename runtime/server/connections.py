@@ -96,16 +96,19 @@ class Connection(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
+            return
         except httptools.HttpParserUpgrade as e:
-            # llhttp takes the body for another protocol. No other one is spoken here, and a server may ignore the
-            # wish: Java's client sends it (h2c) with each first request. So parse the request again without it.
-            head = [self.scope["method"].encode(), b" ", self.url, b" HTTP/1.1\r\n"]
-            for name, value in self.headers:
-                if name != b"upgrade":
-                    head += [name, b": ", value, b"\r\n"]
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self._feed(b"".join([*head, b"\r\n", data[e.args[0] :]]))
+            rest = data[e.args[0] :]
+        # llhttp takes the body for another protocol. No other one is spoken here, and a server may ignore the wish:
+        # Java's client sends it (h2c) with the first request of a connection. So parse the request without it.
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n"]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+        self._feed(b"".join([*head, b"\r\n", rest]))
 
     def _check_received(self) -> None:
         """Limit what the parser keeps or drops without telling: half a header, chunk extensions, trailers."""
@@ -125,13 +128,15 @@ class Connection(HttpToolsProtocol):
         raise _RefusedError
 
     def _too_large_head(self) -> str:
-        return f"headers: got more than {self.limits.headers} or {self.limits.head_bytes} bytes; send fewer and shorter ones"
+        most = f"{self.limits.headers} or {self.limits.head_bytes} bytes"
+        return f"headers: got more than {most}; send fewer and shorter ones"
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
         self._in_head = True
-        self._received = self._head_bytes = 0
+        self._head_bytes = 0
+        self._received = max(self._received, 1)  # of a read with the end of another request no byte is counted yet
         if len(self.pipeline) >= self.limits.pipelined:
             self._stop_parsing(503, "request: got too many before their answers; wait for an answer")
 

@@ -11,16 +11,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ptexport.runtime.errors import MissingExtraError, RequestError, ServeError
+from ptexport.runtime.monitoring.logs import request_id
+from ptexport.runtime.monitoring.observer import Observer
+from ptexport.runtime.monitoring.tracing import trace_context
 from ptexport.runtime.server.app import EXTENSIONS
 from ptexport.runtime.server.auth import SENTENCE, is_token, token_of_metadata
 from ptexport.runtime.server.limits import MAX_BODY_BYTES
 from ptexport.runtime.server.stopping import DRAIN_S
 from ptexport.runtime.serving import tensors
-from ptexport.runtime.serving.logs import request_id
-from ptexport.runtime.serving.observer import Observer
+from ptexport.runtime.serving.questions import check_memory
 from ptexport.runtime.serving.service import Call, Failure, Service, failure_of
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
-from ptexport.runtime.serving.tracing import trace_context
 
 if TYPE_CHECKING:
     from ptexport.runtime.server.listen import Listening
@@ -146,22 +147,37 @@ class _Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
             models=[pb.RepositoryIndexResponse.ModelIndex(**entry) for entry in self._service.index()]
         )
 
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        """Answer requests of a stream one after the other; an error is the answer to its request."""
+        async for request in requests:
+            response, failure = await self._infer(request, context)
+            yield pb.ModelStreamInferResponse(infer_response=response, error_message=failure.message if failure else "")
+
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        response, failure = await self._infer(request, context)
+        if failure:
+            await context.abort(_CODES[failure.code], failure.message)
+        return response
+
+    async def _infer(self, request: Any, context: Any) -> tuple[Any, Failure | None]:
         metadata = context.invocation_metadata()
-        given = {key: value for key, value in metadata if isinstance(value, str)}
-        parents = [value for key, value in metadata if key == "traceparent" and isinstance(value, str)]
-        trace = trace_context(parents, [given["tracestate"]] if "tracestate" in given else [])
+
+        def given(name: str) -> list[str]:
+            return [value for key, value in metadata if key == name and isinstance(value, str)]
+
+        trace = trace_context(given("traceparent"), given("tracestate"))
         call = Call(
             protocol="grpc",
-            request_id=request_id(given.get("x-request-id")),
+            request_id=request_id(next(iter(given("x-request-id")), None)),
             trace=self._observer.trace_id(trace),
             timeout_s=context.time_remaining(),
         )
         failure: Failure | None = None
         try:
-            self._service.check_room()
             name, version_ = request.model_name, request.model_version or None
-            return _message(await self._service.infer(name, version_, _values(request), call), request)
+            self._service.begin(call, name, version_)
+            answer = await self._service.infer(name, version_, _values(request), call)
+            return _message(answer, request), None
         except asyncio.CancelledError:
             failure = Failure(499, "CANCELED", "client: hung up before the answer was ready")
             raise
@@ -169,7 +185,7 @@ class _Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
             failure = failure_of(e)
             if failure.reason == "BACKEND":
                 self._observer.logs.failed(e, call.request_id)
-            await context.abort(_CODES[failure.code], failure.message)
+            return None, failure
         finally:
             record = call.record(failure.code if failure else 200, failure.reason if failure else None)
             self._observer.answered(record, trace, None)
@@ -203,7 +219,10 @@ def _values(request: Any) -> InferRequest:
             data = [tensors.text_of(where, text) for text in tensor.contents.bytes_contents]
         else:
             data = [*getattr(tensor.contents, _CONTENTS.get(tensor.datatype, "int64_contents"))]
+        check_memory(tensor.parameters, where)
         inputs.append(Tensor(tensor.name, tensor.datatype, [*tensor.shape], data))
+    for output in request.outputs:
+        check_memory(output.parameters, "outputs")
     outputs = [
         OutputRequest(name=output.name, classification=max(0, output.parameters["classification"].int64_param))
         if "classification" in output.parameters

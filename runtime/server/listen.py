@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ptexport.runtime.errors import ServeError
+from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.server.app import make_app
 from ptexport.runtime.server.auth import RequireToken
 from ptexport.runtime.server.connections import Connection
 from ptexport.runtime.server.limits import LimitBodies
 from ptexport.runtime.server.stopping import DRAIN_S, StoppableServer
 from ptexport.runtime.server.tls import Tls
-from ptexport.runtime.serving.observer import Observer
 from ptexport.runtime.serving.service import Service
 
 
@@ -97,11 +98,10 @@ def listen(
         log_level="critical",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # else a client could say which address it has
         timeout_graceful_shutdown=DRAIN_S,
+        ssl_context_factory=None if at.tls is None else _factory(at.tls),
     )
-    if at.tls is not None:
-        config.load()
-        config.ssl = at.tls.context
     server = StoppableServer(config, on_start=start, on_stop=hooks)
     server.run_until_stopped(listener)
 
@@ -127,3 +127,7 @@ def _bound(host: str, port: int) -> socket.socket:
         in_use = isinstance(e, OSError) and e.errno == errno.EADDRINUSE
         why = "already in use" if in_use else f"cannot listen there ({getattr(e, 'strerror', None) or e})"
         raise ServeError(f"{host} port {port}: {why}; choose another with --host or --port") from e
+
+
+def _factory(tls: Tls) -> Callable[..., ssl.SSLContext]:
+    return lambda *_: tls.context

@@ -107,11 +107,15 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/v2": _get(ServerMetadata, "The server's name, version and extensions"),
         "/v2/health/live": _get(Live, "Whether the process serves"),
-        "/v2/health/ready": _get(Ready, "Whether the server accepts requests", {503: "it does not"}),
+        "/v2/health/ready": _get(Ready, "Whether the server accepts requests"),
         "/v2/models": _get(ModelList, "Names of the models"),
         "/v2/repository/index": {"post": _operation(None, "Every model with its version", index)},
         "/predict": {"post": _operation(PredictBody, "Labels of texts", predictions, _ASK_FAILURES)},
     }
+    text = {"200": {"description": "the metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+    paths["/metrics"] = {"get": {"summary": "Metrics for Prometheus", "responses": text}}
+    not_ready = {"description": "it does not", "content": _content(_ref(Ready))}
+    paths["/v2/health/ready"]["get"]["responses"]["503"] = not_ready
     for path, parameters in (("/v2/models/{name}", [name]), ("/v2/models/{name}/versions/{version}", [name, version_])):
         unknown = {404: "there is no such model"}
         paths[path] = {"parameters": parameters, **_get(ModelMetadata, "What a model takes and gives", unknown)}

@@ -23,7 +23,7 @@ def page_routes() -> list[Route]:
 
     They need no token: the files hold nothing of the server's models, and the page itself asks for the token.
     """
-    folder = Path(__file__).parent / "page_files"
+    folder = Path(__file__).parent / "static"
     return [
         _route("/" if name == "index.html" else f"/page/{name}", name, (folder / name).read_bytes()) for name in _FILES
     ]

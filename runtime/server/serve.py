@@ -6,22 +6,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import ServeError
+from ptexport.runtime.monitoring.logs import Logs
+from ptexport.runtime.monitoring.metrics import Metrics
+from ptexport.runtime.monitoring.observer import Observer
+from ptexport.runtime.monitoring.records import ServedModel, ServerState
+from ptexport.runtime.monitoring.start_report import StartReport
+from ptexport.runtime.monitoring.tracing import open_tracer, traces_url
 from ptexport.runtime.server.auth import read_token
 from ptexport.runtime.server.limits import BODY_SECONDS, MAX_BODY_BYTES
 from ptexport.runtime.server.listen import Listening, listen
 from ptexport.runtime.server.tls import read_tls
-from ptexport.runtime.serving.logs import Logs
-from ptexport.runtime.serving.metrics import Metrics
-from ptexport.runtime.serving.models import Models
-from ptexport.runtime.serving.observer import Observer
+from ptexport.runtime.serving.models import Model, Models, version_of
 from ptexport.runtime.serving.questions import MAX_CHARACTERS, MAX_TEXTS
-from ptexport.runtime.serving.records import ServedModel, ServerState
 from ptexport.runtime.serving.service import Service
-from ptexport.runtime.serving.start_report import StartReport
-from ptexport.runtime.serving.tracing import open_tracer, traces_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,48 +78,115 @@ def run(config: ServeConfig, show: Show) -> None:
         token=None if config.token_file is None else read_token(config.token_file),
         tls=None if config.tls_files is None else read_tls(*config.tls_files),
     )
-    models, logs = Models(), Logs()
-    metrics = Metrics(lambda: _state(models, batcher))
-    batcher = Batcher(
-        max_batch_tokens=config.max_batch_tokens,
-        max_delay_s=config.max_delay_s,
-        max_waiting=config.max_queue,
-        on_batch=metrics.batch,
-    )
-    tracer = None
-    if config.otlp_endpoint is not None:
-        tracer = open_tracer(config.otlp_endpoint, version("ptexport"), lambda: logs.write("traces-lost", "warning"))
-    observer = Observer(metrics, logs, tracer, log_requests=config.log_requests)
-    for path in config.bundles:
-        engine = Engine.open(path, batcher=batcher, **config.opening)
+    server = _Server(config, at)
+    try:
+        for path in config.bundles:
+            server.open(path)
+        server.run(show)
+    finally:
+        server.observer.close()
+
+
+class _Server:
+    """What one server consists of."""
+
+    def __init__(self, config: ServeConfig, at: Listening) -> None:
+        self._config = config
+        self._at = at
+        self._models = Models()
+        self._stopping = False
+        self._metrics = Metrics(self._state)
+        self._batcher = Batcher(
+            max_batch_tokens=config.max_batch_tokens,
+            max_delay_s=config.max_delay_s,
+            max_waiting=config.max_queue,
+            on_batch=self._metrics.batch,
+        )
+        logs = Logs()
+        tracer = None
+        if config.otlp_endpoint is not None:
+            tracer = open_tracer(
+                config.otlp_endpoint, version("ptexport"), lambda: logs.write("traces-lost", "warning")
+            )
+        self.observer = Observer(self._metrics, logs, tracer, log_requests=config.log_requests)
+
+    def open(self, path: Path) -> None:
+        """Open a bundle that is served until the end."""
+        engine = Engine.open(path, batcher=self._batcher, **self._config.opening)
         engine.warm_up()  # so that no request is the first of its batch shape
-        _check_names(models, engine, path)
-        models.put(str(path), engine)
+        both = sorted(set(self._models.names()) & set(engine.tasks))
+        if both:
+            raise ServeError(
+                f"{path}: has the task {both[0]}, which another bundle has too; export one of them under another name"
+            )
+        self._put(str(path), engine)
+
+    def _put(self, source: str, engine: Engine) -> None:
+        """Serve the tasks of an engine in place of what the source had, and count their requests."""
+        before = self._models.snapshot()
         for name in engine.tasks:
-            metrics.add(name, engine.manifest.digest[:12])
+            self._metrics.add(name, version_of(engine))
+        self._metrics.add(ALL, "")
+        self._models.put(source, engine)
+        self._forget(before)
 
-    def ready(addresses: Sequence[str]) -> None:
-        report = _report(config, at, models, addresses)
-        show(_record(models, report), report.lines())
+    def _forget(self, before: Sequence[Model]) -> None:
+        """Drop the counts of models that are served no longer."""
+        now = {(model.name, model.version) for model in self._models.snapshot()}
+        for model in before:
+            if (model.name, model.version) not in now:
+                self._metrics.forget(model.name, model.version)
 
-    listen(Service(models, batcher), observer, at, on_ready=ready)
-    observer.close()
+    def run(self, show: Show) -> None:
+        """Serve until a signal comes."""
+        service, logs = Service(self._models, self._batcher, self._metrics), self.observer.logs
 
+        def ready(addresses: Sequence[str]) -> None:
+            report = self._report(addresses)
+            show({"url": addresses[0], **report.as_dict()}, report.lines())
 
-def _check_names(models: Models, engine: Engine, path: Path) -> None:
-    both = sorted(set(models.names()) & set(engine.tasks))
-    if both:
-        raise ServeError(f"{path}: has the task {both[0]}, which another bundle has too; export one under another name")
+        async def stopping() -> None:
+            self._stopping = True
+            logs.write("stopping")
+
+        listen(service, self.observer, self._at, on_ready=ready, on_stop=[stopping])
+        logs.write("stopped", "info", **self._metrics.counts())
+
+    def _state(self) -> ServerState:
+        models = _served(self._models)
+        ready = bool(models) and not self._stopping
+        return ServerState(ready=ready, waiting=self._batcher.waiting, models=models)
+
+    def _report(self, addresses: Sequence[str]) -> StartReport:
+        config, models = self._config, self._models.snapshot()
+        return StartReport(
+            addresses=addresses,
+            models=_served(self._models),
+            watch=None if config.watch is None else str(config.watch),
+            max_batch_tokens=config.max_batch_tokens,
+            max_delay_ms=config.max_delay_s * 1000,
+            max_queue=config.max_queue,
+            limits={
+                "body bytes": MAX_BODY_BYTES,
+                "body seconds": BODY_SECONDS,
+                "texts": MAX_TEXTS,
+                "characters": MAX_CHARACTERS,
+            },
+            token=self._at.token is not None,
+            tls=self._at.tls is not None,
+            traces=None if config.otlp_endpoint is None else traces_url(config.otlp_endpoint),
+            log_requests=config.log_requests,
+            versions=models[0].engine.info.versions if models else {"ptexport": version("ptexport")},
+        )
 
 
 def _served(models: Models) -> list[ServedModel]:
     made = []
-    for name in models.names():
-        model = models.find(name)
+    for model in models.snapshot():
         info = model.engine.info
         made.append(
             ServedModel(
-                name=name,
+                name=model.name,
                 version=model.version,
                 provider=info.provider,
                 device=info.device,
@@ -128,40 +196,3 @@ def _served(models: Models) -> list[ServedModel]:
             )
         )
     return made
-
-
-def _state(models: Models, batcher: Batcher) -> ServerState:
-    return ServerState(ready=bool(models.names()), waiting=batcher.waiting, models=_served(models))
-
-
-def _record(models: Models, report: StartReport) -> dict[str, Any]:
-    """Make the record of `--json`: the report, and what scripts read most."""
-    return {"url": report.addresses[0], "names": models.names(), **report.as_dict()}
-
-
-def _report(config: ServeConfig, at: Listening, models: Models, addresses: Sequence[str]) -> StartReport:
-    return StartReport(
-        addresses=addresses,
-        models=_served(models),
-        watch=None if config.watch is None else str(config.watch),
-        max_batch_tokens=config.max_batch_tokens,
-        max_delay_ms=config.max_delay_s * 1000,
-        max_queue=config.max_queue,
-        limits={
-            "body bytes": MAX_BODY_BYTES,
-            "body seconds": BODY_SECONDS,
-            "texts": MAX_TEXTS,
-            "characters": MAX_CHARACTERS,
-        },
-        token=at.token is not None,
-        tls=at.tls is not None,
-        traces=None if config.otlp_endpoint is None else traces_url(config.otlp_endpoint),
-        log_requests=config.log_requests,
-        versions=_versions(models),
-    )
-
-
-def _versions(models: Models) -> dict[str, str]:
-    for name in models.names():
-        return dict(models.find(name).engine.info.versions)
-    return {"ptexport": version("ptexport")}

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -62,15 +63,9 @@ class StoppableServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections, as uvicorn does but with a deadline for TLS."""
         loop, config = asyncio.get_running_loop(), self.config
-
-        def connection() -> asyncio.Protocol:
-            return config.http_protocol_class(  # type: ignore[call-arg]
-                config=config, server_state=self.server_state, app_state={}
-            )
-
         self.servers = [
             await loop.create_server(
-                connection,
+                self._connection,
                 sock=listener,
                 ssl=config.ssl,
                 backlog=config.backlog,
@@ -83,4 +78,31 @@ class StoppableServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse connections, finish requests, and stop what runs beside at the same time."""
+        await self._accept_the_last(sockets or [])
         await asyncio.gather(super().shutdown(sockets), *(stop() for stop in self._on_stop))
+
+    async def _accept_the_last(self, listeners: list[socket.socket]) -> None:
+        """Take the connections that wait at the listeners; with a listener that closes the kernel would reset them."""
+        waiting: list[socket.socket] = []
+        for listener, server in zip(listeners, self.servers, strict=True):
+            with suppress(BlockingIOError):
+                while len(waiting) < self.config.backlog:
+                    waiting.append(listener.accept()[0])
+            with suppress(OSError):  # Linux stops listening at once; the loop closes the socket only in its next round
+                listener.shutdown(socket.SHUT_RDWR)
+            server.close()
+        loop, ssl = asyncio.get_running_loop(), self.config.ssl
+        timeout = HANDSHAKE_S if ssl else None
+        connecting = [
+            loop.create_task(
+                loop.connect_accepted_socket(self._connection, peer, ssl=ssl, ssl_handshake_timeout=timeout)
+            )
+            for peer in waiting
+        ]
+        # Beside TLS this takes no time, and whoever needs longer is not waited for. Clients may go away meanwhile.
+        await asyncio.wait([asyncio.gather(*connecting, return_exceptions=True)], timeout=0.1)
+
+    def _connection(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state={}
+        )

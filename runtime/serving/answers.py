@@ -35,16 +35,23 @@ def output_tensors(
 
 
 def all_output_tensors(
-    by_text: Sequence[Mapping[str, Prediction]], outputs: Sequence[OutputRequest], tasks: Mapping[str, TaskEntry]
+    by_text: Sequence[Mapping[str, Prediction]],
+    outputs: Sequence[OutputRequest],
+    options: Options,
+    tasks: Mapping[str, TaskEntry],
 ) -> list[Tensor]:
-    """Lay out the predictions of all tasks: outputs are named TASK.OUTPUT.
+    """Lay out the predictions of all tasks: outputs are named TASK.OUTPUT. They have no logits.
 
     Raises:
         RequestError: an output is unknown or repeated.
     """
-    known = {f"{name}.{output}": (name, output) for name in tasks for output in OUTPUTS if output != "labels"}
+    known = {f"{name}.{output}": (name, output) for name in tasks for output in OUTPUTS if output != "logits"}
     check_outputs(outputs, list(known))
-    default = [OutputRequest(name=f"{name}.{output}") for name in tasks for output in ("label", "probabilities")]
+    default = [
+        OutputRequest(name=f"{name}.{output}")
+        for name, task in tasks.items()
+        for output in default_outputs(options, task)
+    ]
     made = []
     for output in outputs or default:
         name, what = known[output.name]
@@ -62,12 +69,11 @@ def needs_logits(outputs: Sequence[OutputRequest], options: Options) -> bool:
 def model_metadata(
     name: str, versions: Sequence[str], task: TaskEntry, parameters: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Lay out the metadata of a model."""
+    """Lay out the metadata of a model, with the outputs that a request gets which names none."""
     n = -1 if task.labels is None else len(task.labels)
     outputs = {
         "label": {"datatype": "BYTES", "shape": [-1]},
         "probabilities": {"datatype": "FP32", "shape": [-1, n]},
-        "logits": {"datatype": "FP32", "shape": [-1, n]},
     }
     return {
         "name": name,

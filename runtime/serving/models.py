@@ -26,6 +26,11 @@ class Model:
     engine: Engine
 
 
+def version_of(engine: Engine) -> str:
+    """Return the version of an engine's models: the first 12 hex digits of the manifest's digest."""
+    return engine.manifest.digest[:12]
+
+
 class Models:
     """The models of a server, which come from several sources. Thread-safe; readers never wait.
 
@@ -75,13 +80,13 @@ class Models:
         same = len({tuple(model.task.entry.fields) for model in models}) == 1
         return models if len(models) > 1 and same else None
 
-    def engines(self) -> list[Engine]:
-        """Return the open engines."""
-        return list(dict.fromkeys(model.engine for model in self._by_name.values()))
+    def snapshot(self) -> list[Model]:
+        """Return every model."""
+        return list(self._by_name.values())
 
     def _rebuild(self) -> None:
         self._by_name = {
-            name: Model(name, engine.manifest.digest[:12], task, engine)
+            name: Model(name, version_of(engine), task, engine)
             for engine in self._sources.values()
             for name, task in engine.tasks.items()
         }

@@ -138,6 +138,16 @@ def check_outputs(outputs: Sequence[OutputRequest], known: Sequence[str]) -> Non
         raise RequestError(f"outputs: got an unknown or repeated name, need some of {[*known]}; correct the list")
 
 
+def check_memory(parameters: Mapping[str, Any], where: str) -> None:
+    """Refuse a tensor that is to be in memory which client and server share (Triton's extension).
+
+    Raises:
+        RequestError: it is.
+    """
+    if any(name.startswith("shared_memory") for name in parameters):
+        raise RequestError(f"{where}: got a region of shared memory, need the data itself; send it")
+
+
 def _column(tensor: Tensor, where: str) -> list[str]:
     n = len(tensor.data)
     if tensor.datatype != "BYTES":
@@ -160,7 +170,7 @@ def _ids(tensors: Mapping[str, Tensor]) -> list[TokenIds]:
                 f"input {name!r}: got a shape that does not match the data, need [rows, tokens], as input_ids has it; "
                 "correct the shape"
             )
-        if not all(isinstance(item, int) for item in tensor.data):
+        if not all(isinstance(item, int) and not isinstance(item, bool) for item in tensor.data):
             raise RequestError(f"input {name!r}: got data that is not whole numbers, need ids; send them")
     rows, length = shape
     _check_count(rows)
@@ -170,8 +180,8 @@ def _ids(tensors: Mapping[str, Tensor]) -> list[TokenIds]:
     if not {*mask} <= {0, 1}:
         raise RequestError("input 'attention_mask': got another value, need 0 or 1; correct it")
     made = []
-    for start in range(0, rows * length, length or 1):
-        kept = [at for at in range(start, start + length) if mask[at]]  # positions are counted over the mask
+    for row in range(rows):  # one without ids too: the task refuses it
+        kept = [at for at in range(row * length, (row + 1) * length) if mask[at]]  # positions are counted over the mask
         made.append(TokenIds([ids[at] for at in kept], [types[at] for at in kept]))
     return made
 

@@ -22,10 +22,11 @@ from ptexport.runtime.errors import (
     TooLongError,
     UnknownModelError,
 )
+from ptexport.runtime.monitoring.metrics import Metrics
+from ptexport.runtime.monitoring.records import Protocol, Reason, RequestRecord
 from ptexport.runtime.serving.answers import all_output_tensors, model_metadata, needs_logits, output_tensors
 from ptexport.runtime.serving.models import Model, Models
 from ptexport.runtime.serving.questions import Options, check_texts, options_of, rows_of
-from ptexport.runtime.serving.records import Protocol, Reason, RequestRecord
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse
 
 _Item = TypeVar("_Item")
@@ -77,9 +78,18 @@ class Call:
         )
 
     def left_s(self, timeout_s: float | None) -> float | None:
-        """Return the seconds until its deadline, the earlier one of the transport's and the request's own."""
+        """Return the seconds until its deadline, the earlier one of the transport's and the request's own.
+
+        Raises:
+            DeadlineError: it has passed.
+        """
         given = [seconds for seconds in (self.timeout_s, timeout_s) if seconds is not None]
-        return min(given) - (time.perf_counter() - self.started) if given else None
+        if not given:
+            return None
+        left_s = min(given) - (time.perf_counter() - self.started)
+        if left_s <= 0:
+            raise _too_late(min(given))
+        return left_s
 
 
 class Service:
@@ -88,19 +98,32 @@ class Service:
     Args:
         models: the models, which may change at any time.
         batcher: computes the texts of all of them.
+        metrics: count the requests that are pending.
     """
 
-    def __init__(self, models: Models, batcher: Batcher) -> None:
+    def __init__(self, models: Models, batcher: Batcher, metrics: Metrics) -> None:
         self.models = models
-        self.batcher = batcher
+        self._batcher = batcher
+        self._metrics = metrics
 
-    def check_room(self) -> None:
-        """Refuse a request before it is read, if no text more can wait.
+    def begin(self, call: Call, name: str | None, version: str | None = None) -> None:
+        """Begin to answer a request, before its body is read.
+
+        Args:
+            call: learns the model.
+            name: name of the model or task; None: the only one, or said in the body.
+            version: version of the model; None: whichever is served.
 
         Raises:
-            BusyError: none can.
+            UnknownModelError: there is no such model.
+            BusyError: no text more can wait.
         """
-        self.batcher.check_room()
+        names = self.models.names()
+        if name is not None and self._means_all(name, version):
+            call.model = ALL
+        elif name is not None or len(names) == 1:
+            self._find(names[0] if name is None else name, version, call)
+        self._batcher.check_room()
 
     async def infer(self, name: str, version: str | None, request: InferRequest, call: Call) -> InferResponse:
         """Answer an inference request.
@@ -180,13 +203,13 @@ class Service:
             UnknownModelError: there is no such task.
         """
         if task is None or self._means_all(task, None):
-            models = self.models.all() or [self.models.find(name) for name in self.models.names()[:1]]
+            models = self.models.all() or self.models.snapshot()
             return models[0].task.entry.fields if models else ["text"]
         return self.models.find(task).task.entry.fields
 
     def index(self) -> list[dict[str, str]]:
         """List the models as Triton's repository index does."""
-        models = [self.models.find(name) for name in self.models.names()]
+        models = self.models.snapshot()
         return [{"name": m.name, "version": m.version, "state": "READY", "reason": ""} for m in models]
 
     def _means_all(self, name: str, version: str | None) -> bool:
@@ -216,7 +239,7 @@ class Service:
             raise RequestError(f"inputs: got ids, need texts for {ALL!r}, since each task has a template; name a model")
         by_text = await self._ask_all(models, texts, options, call)
         entries = {model.name: model.task.entry for model in models}
-        outputs = all_output_tensors(by_text, request.outputs, entries)
+        outputs = all_output_tensors(by_text, request.outputs, options, entries)
         return InferResponse(model=ALL, version="", id=request.id, outputs=outputs)
 
     async def _ask(
@@ -224,10 +247,12 @@ class Service:
     ) -> list[Prediction]:
         call.texts = len(rows)
         left_s = call.left_s(options.timeout_s)
-        future = model.task.submit(
-            rows, top_k=options.top_k, truncate=options.truncate, with_logits=with_logits, within_s=left_s
-        )
-        answer = await _within(left_s, future)
+        _check_time(left_s)
+        with self._metrics.pending(model.name, model.version):
+            future = model.task.submit(
+                rows, top_k=options.top_k, truncate=options.truncate, with_logits=with_logits, within_s=left_s
+            )
+            answer = await _within(left_s, future)
         call.tokens, call.timing = answer.tokens, answer.timing
         return answer.items
 
@@ -239,10 +264,11 @@ class Service:
             raise RequestError(f"task {ALL!r}: got raw_scores or truncate, need neither; ask each task by its name")
         call.model, call.texts = ALL, len(texts)
         left_s = call.left_s(options.timeout_s)
-        futures: list[Future[Answer[ByTask]]] = []
-        for engine in dict.fromkeys(model.engine for model in models):
-            futures.append(engine.submit_all(texts, top_k=options.top_k, within_s=left_s))
-        answers = await asyncio.gather(*(_within(left_s, future) for future in futures))
+        _check_time(left_s)
+        engines = dict.fromkeys(model.engine for model in models)
+        with self._metrics.pending(ALL, ""):
+            futures = [engine.submit_all(texts, top_k=options.top_k, within_s=left_s) for engine in engines]
+            answers = await asyncio.gather(*(_within(left_s, future) for future in futures))
         call.tokens = sum(answer.tokens for answer in answers)
         call.timing = Timing(
             tokenise_s=sum(answer.timing.tokenise_s for answer in answers),
@@ -254,14 +280,21 @@ class Service:
         return [{name: p for part in parts for name, p in part.items() if name in names} for parts in by_text]
 
 
+def _check_time(left_s: float | None) -> None:
+    if left_s is not None and left_s <= 0:
+        raise DeadlineError("request: got no time for its answer, need more; allow more")
+
+
 async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Answer[_Item]:
     try:
         async with asyncio.timeout(seconds):
             return await asyncio.wrap_future(future)
     except TimeoutError as e:
-        raise DeadlineError(
-            f"request: got {seconds or 0:.3g} s for its answer, need more; send it again, or allow more time"
-        ) from e
+        raise _too_late(seconds or 0.0) from e
+
+
+def _too_late(seconds: float) -> DeadlineError:
+    return DeadlineError(f"request: got {seconds:.3g} s for its answer, need more; send it again, or allow more time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,5 +370,6 @@ def _metadata_of_all(models: Sequence[Model]) -> dict[str, Any]:
         {**output, "name": f"{model.name}.{output['name']}"}
         for model in models
         for output in model_metadata(model.name, [], model.task.entry, {})["outputs"]
+        if output["name"] != "logits"
     ]
     return made

@@ -3,6 +3,7 @@
 The kernel watches (sealed.py): what it proves holds for ONNX Runtime and tokenizers as for Python.
 """
 
+import json
 import os
 import platform
 import signal
@@ -28,9 +29,9 @@ print("asked")
 """
 SERVE = """
 import sys
-from ptexport.runtime import Engine
-from ptexport.runtime.server import app
-app.serve(Engine.open(sys.argv[1]), host="127.0.0.1", port=0, on_ready=lambda url: print(url, flush=True))
+from ptexport.toolkit.cli.main import main
+sys.argv = ["ptexport", "serve", *sys.argv[1:], "--port", "0", "--json"]
+main()
 """
 REACH = """
 import socket, sys
@@ -75,7 +76,7 @@ def test_asking(bundle: str, request: pytest.FixtureRequest, tmp_path: Path) -> 
 def test_serving(llama_bundle: Path, tmp_path: Path) -> None:
     process = sealed(tmp_path, SERVE, str(llama_bundle))
     assert process.stdout is not None
-    url = process.stdout.readline().strip()
+    url = json.loads(process.stdout.readline())["url"]
     assert len(httpx.post(f"{url}/predict", json={"texts": ["slow", "bright"]}).json()["predictions"]) == 2
     process.terminate()
     assert process.communicate(timeout=60) == ("", "")

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from ptexport.exporters.packs import pack_file
 from ptexport.exporters.packs.install import install
-from ptexport.exporters.packs.pack_file import Pack
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.errors import BundleError, PackError
+from ptexport.runtime.packs import pack_file
+from ptexport.runtime.packs.pack_file import Pack
 from ptexport.toolkit.run.run import Run
 
 
@@ -30,7 +30,7 @@ from ptexport.toolkit.run.run import Run
 def pack(llama_bundle: Path, llama_run: Path) -> Pack:
     """Of the bundle's own task."""
     run = Run.read(llama_run)
-    return Pack.of(llama_bundle, run.config.facts.vocab, [run.metrics])
+    return Pack.of(llama_bundle, run.config.facts.vocab, [msgspec.to_builtins(run.metrics)])
 
 
 def check_pack(path: Path, backbone: Path) -> Callable[[bytes], None]:
@@ -100,7 +100,7 @@ def test_packs(pack: Pack, llama_bundle: Path, tmp_path: Path) -> None:
 def test_control_files_that_are_not_compared(
     pack: Pack, llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ptexport.exporters.packs.install.file_entry", lambda path: mock.ANY)
+    monkeypatch.setattr("ptexport.runtime.packs.assemble.entry_of", lambda data: mock.ANY)
     with pytest.raises(BundleError, match=r"need|differs"):
         fuzz_packs(pack, tmp_path, llama_bundle, settings_of(250, shrink=False))
 

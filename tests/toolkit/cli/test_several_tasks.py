@@ -105,7 +105,7 @@ def test_serve_serves_every_task(labels: dict[str, list[str | None]]) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
-        assert (ready["model"], ready["models"]) == ("both", ["tone", "mood"])
+        assert ready["names"] == [model["name"] for model in ready["models"]] == ["tone", "mood"]
         body = {"texts": TEXTS, "task": "all"}
         got = httpx.post(f"{ready['url']}/predict", json=body, timeout=60).json()["predictions"]
         process.terminate()
