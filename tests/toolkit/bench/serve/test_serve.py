@@ -117,7 +117,7 @@ def test_the_command(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert figures["closed/failed/4"].value == 0
     compared = [name for name, figure in figures.items() if figure.better and not name.startswith(("closed", "open"))]
     assert figures["ratio/p50"].value > 1, "HTTP costs something"
-    kinds = [f"ratio/saturation/{other}/{words}" for words in (28, "5-60") for other in ("best", "single")]
+    kinds = [f"ratio/saturation/{other}/{words}" for words in (28, "5-35") for other in ("best", "single")]
     assert compared == ["ratio/throughput", "ratio/p50", "ratio/p99/50", *kinds], "not 110 %"
     assert figures["overhead/p50"].value <= figures["overhead/p99"].value
     assert figures["overload/due/2x"].value > 1.3 * figures["closed/throughput/4"].value
