@@ -24,6 +24,8 @@ Event = Literal[
     "model-swapped",
     "model-removed",
     "model-refused",
+    "watch-failed",
+    "watch-resumed",
     "request",
     "traces-lost",
     "lines-lost",

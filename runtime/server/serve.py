@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import ServeError
-from ptexport.runtime.monitoring.logs import Logs
+from ptexport.runtime.monitoring.logs import Event, Level, Logs
 from ptexport.runtime.monitoring.metrics import Metrics
 from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.monitoring.records import ServedModel, ServerState
@@ -23,6 +23,7 @@ from ptexport.runtime.server.tls import read_tls
 from ptexport.runtime.serving.models import Model, Models, version_of
 from ptexport.runtime.serving.questions import MAX_CHARACTERS, MAX_TEXTS
 from ptexport.runtime.serving.service import Service
+from ptexport.runtime.serving.watch import Log, Watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def run(config: ServeConfig, show: Show) -> None:
     server = _Server(config, at)
     try:
         for path in config.bundles:
-            server.open(path)
+            server.serve_bundle(path)
         server.run(show)
     finally:
         server.observer.close()
@@ -110,18 +111,21 @@ class _Server:
             )
         self.observer = Observer(self._metrics, logs, tracer, log_requests=config.log_requests)
 
-    def open(self, path: Path) -> None:
-        """Open a bundle that is served until the end."""
-        engine = Engine.open(path, batcher=self._batcher, **self._config.opening)
+    def serve_bundle(self, path: Path) -> None:
+        """Serve a bundle until the end."""
+        engine = self._open(path)
         engine.warm_up()  # so that no request is the first of its batch shape
         both = sorted(set(self._models.names()) & set(engine.tasks))
         if both:
             raise ServeError(
                 f"{path}: has the task {both[0]}, which another bundle has too; export one of them under another name"
             )
-        self._put(str(path), engine)
+        self.put(str(path), engine)
 
-    def _put(self, source: str, engine: Engine) -> None:
+    def _open(self, path: Path) -> Engine:
+        return Engine.open(path, batcher=self._batcher, **self._config.opening)
+
+    def put(self, source: str, engine: Engine) -> None:
         """Serve the tasks of an engine in place of what the source had, and count their requests."""
         before = self._models.snapshot()
         for name in engine.tasks:
@@ -129,6 +133,16 @@ class _Server:
         self._metrics.add(ALL, "")
         self._models.put(source, engine)
         self._forget(before)
+
+    def drop(self, source: str) -> None:
+        """Serve the tasks of a source no longer."""
+        before = self._models.snapshot()
+        self._models.drop(source)
+        self._forget(before)
+
+    def snapshot(self) -> list[Model]:
+        """Return every model."""
+        return self._models.snapshot()
 
     def _forget(self, before: Sequence[Model]) -> None:
         """Drop the counts of models that are served no longer."""
@@ -140,6 +154,10 @@ class _Server:
     def run(self, show: Show) -> None:
         """Serve until a signal comes."""
         service, logs = Service(self._models, self._batcher, self._metrics), self.observer.logs
+        watch = None
+        if self._config.watch is not None:
+            watch = Watch(self._config.watch, self, open_bundle=self._open, log=_log_to(logs))
+            watch.start()
 
         def ready(addresses: Sequence[str]) -> None:
             report = self._report(addresses)
@@ -147,6 +165,8 @@ class _Server:
 
         async def stopping() -> None:
             self._stopping = True
+            if watch is not None:
+                watch.stop()
             logs.write("stopping")
 
         listen(service, self.observer, self._at, on_ready=ready, on_stop=[stopping])
@@ -178,6 +198,14 @@ class _Server:
             log_requests=config.log_requests,
             versions=models[0].engine.info.versions if models else {"ptexport": version("ptexport")},
         )
+
+
+def _log_to(logs: Logs) -> Log:
+    def write(event: Event, **fields: object) -> None:
+        level: Level = "warning" if event in ("model-refused", "watch-failed") else "info"
+        logs.write(event, level, **cast("dict[str, Any]", fields))
+
+    return write
 
 
 def _served(models: Models) -> list[ServedModel]:

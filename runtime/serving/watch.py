@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from ptexport.runtime.bundle.folder import MANIFEST, MULTITASK_FILES, ONE_TASK_FILES
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import BundleError, MissingBackboneError, PackError, PtexportError, reason
+from ptexport.runtime.monitoring.logs import Event
 from ptexport.runtime.packs.assemble import check_fits
 from ptexport.runtime.packs.pack_file import Pack
 from ptexport.runtime.serving.models import Model, version_of
@@ -55,7 +56,7 @@ class Served(Protocol):
 class Log(Protocol):
     """Takes what happened, with fields to write down; none is from a request."""
 
-    def __call__(self, event: str, **fields: object) -> None:
+    def __call__(self, event: Event, **fields: object) -> None:
         """Take an event: model-loaded, model-swapped, model-removed, model-refused, watch-failed or watch-resumed."""
         ...
 
