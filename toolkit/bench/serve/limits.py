@@ -39,6 +39,7 @@ def measure_saturation(
     plan: ServePlan,
     *,
     threads: int,
+    seconds: float,
     run_is_done: Callable[[], None],
 ) -> Saturation:
     """Compare a server's throughput with `Engine.predict` and with a server of one text at a time, in turns.
@@ -48,8 +49,9 @@ def measure_saturation(
         server: the process of the server, and its address.
         engine: an engine of the same bundle.
         source: the texts of all three.
-        plan: rounds and durations.
+        plan: rounds and warm-up.
         threads: number of CPUs that each may use.
+        seconds: duration of each run.
         run_is_done: called after each run.
     """
     worker, address = server
@@ -64,11 +66,11 @@ def measure_saturation(
             run = LoadRun(
                 name=name,
                 connections=SATURATING,
-                phases=[Phase(rate=None, seconds=plan.closed_s)],
+                phases=[Phase(rate=None, seconds=seconds)],
                 warm_up_s=plan.warm_up_s,
                 timeout_s=TIMEOUT_S,
             )
-            measured.best.append(_best_throughput(engine, source, plan, name))
+            measured.best.append(_best_throughput(engine, source, seconds, name))
             run_is_done()
             samples, cpus = _watched(worker.pid, loads[0], run)
             measured.batched.extend(samples)
@@ -79,12 +81,12 @@ def measure_saturation(
     return measured
 
 
-def _best_throughput(engine: Engine, source: TextSource, plan: ServePlan, name: str) -> float:
+def _best_throughput(engine: Engine, source: TextSource, seconds: float, name: str) -> float:
     """Measure `Engine.predict` on the texts of a run, many per call."""
     texts = source.texts(name)
     engine.predict(list(itertools.islice(texts, SATURATING)))
     n, started = 0, time.perf_counter()
-    while not n or time.perf_counter() - started < plan.closed_s:
+    while not n or time.perf_counter() - started < seconds:
         n += len(engine.predict(list(itertools.islice(texts, BEST_TEXTS))))
     return n / (time.perf_counter() - started)
 

@@ -120,8 +120,12 @@ def _p99_ms(seconds: Sequence[float]) -> float:
     return 1000 * float(np.percentile(seconds, 99, method="inverted_cdf")) if seconds else float("inf")
 
 
-def saturation_table(results: ServeResults, figures: Mapping[str, Figure]) -> Table:
-    """Compare throughput in batches."""
+def limits_tables(results: ServeResults, figures: Mapping[str, Figure]) -> list[Table]:
+    """Lay out throughput in batches, and what becomes of requests above the capacity."""
+    return [_saturation(results, figures), _overload(results, figures), _outcomes(results, figures)]
+
+
+def _saturation(results: ServeResults, figures: Mapping[str, Figure]) -> Table:
     rows = []
     for one in results.saturations:
         name = lengths_name(one)
@@ -129,75 +133,58 @@ def saturation_table(results: ServeResults, figures: Mapping[str, Figure]) -> Ta
         rows.append(
             [
                 name.replace("-", " to "),
-                *(spread(figures[f"saturation/{what}/{name}"]) for what in ("best", "batched", "single")),
-                *(spread(figures[f"ratio/saturation/{what}/{name}"]) for what in ("best", "single")),
+                *(number(figures[f"saturation/{what}/{name}"].value) for what in ("batched", "best", "single")),
                 "unknown" if used is None else number(used.value),
                 number(figures[f"saturation/generator_cpu/{name}"].value),
             ]
         )
     return Table(
         title=f"Saturation: {SATURATING} clients, each sends its next request when it has the response",
-        columns=[
-            "words",
-            "Engine.predict (texts/s)",
-            "server (texts/s)",
-            "one at a time (texts/s)",
-            "server / Engine.predict",
-            "server / one at a time",
-            "server's CPUs",
-            "generator's CPUs",
-        ],
+        columns=["words", "server", "Engine.predict", "one at a time", "server's CPUs", "generator's CPUs"],
         rows=rows,
-        note=f"Engine.predict has {BEST_TEXTS} texts per call and sorts them by length. One at a time: the same server "
-        "with --max-batch-tokens 1. All have the same texts and take turns.",
+        note=f"In texts/s, of the same texts, in turns. Engine.predict has {BEST_TEXTS} texts per call and sorts them "
+        "by length. One at a time: the same server with --max-batch-tokens 1.",
     )
 
 
-def overload_table(results: ServeResults, figures: Mapping[str, Figure]) -> Table:
-    """List what became of requests above the capacity."""
+def _overload(results: ServeResults, figures: Mapping[str, Figure]) -> Table:
+    whats = ("due", "goodput", "p99", "refusal_p99", "recovery")
+    return Table(
+        title=f"Overload: requests with a deadline of {DEADLINE_MS} ms arrive at random times",
+        columns=["load", "due", "goodput", "p99 (ms)", "refusal p99 (ms)", "recovery (s)"],
+        rows=[[f"{factor} times", *_cells(figures, factor, whats)] for factor in results.overloads],
+        note=f"Load: multiple of the capacity, {number(results.peak)} texts/s. Goodput: answers within the deadline "
+        "per second. p99: of answers. Refusal: time from sending to the refusal. Recovery: time after the load fell to "
+        f"half the capacity until, in {WINDOW_S:g} s, none failed and p99 was at most {BACK:g} times that before.",
+    )
+
+
+def _outcomes(results: ServeResults, figures: Mapping[str, Figure]) -> Table:
     rows = []
     for factor, overload in results.overloads.items():
-
-        def cell(what: str, name: str = f"{factor}x") -> str:
-            return number(figures[what.format(name)].value) if what.format(name) in figures else "none"
-
         memory = overload.resident_mb
         rows.append(
             [
                 f"{factor} times",
-                cell("overload/due/{}"),
-                cell("overload/goodput/{}"),
-                f"{figures[f'ratio/goodput/{factor}x'].value:.0%}",
-                cell("overload/p99/{}"),
-                cell("overload/refusal_p99/{}"),
-                *(cell(f"overload/{what}/{{}}") for what in ("refused", "expired", "failed", "recovery")),
+                str(overload.over.codes.count(200)),
+                *_cells(figures, factor, ("refused", "expired", "failed")),
                 "unknown" if memory is None else " / ".join(f"{mb:,.0f}" for mb in memory),
-                cell("overload/late/{}"),
-                cell("overload/generator_cpu/{}"),
+                *_cells(figures, factor, ("late", "generator_cpu")),
             ]
         )
     return Table(
-        title=f"Overload: requests with a deadline of {DEADLINE_MS} ms arrive at random times",
-        columns=[
-            "load",
-            "due (texts/s)",
-            "goodput (texts/s)",
-            "of the capacity",
-            "admitted p99 (ms)",
-            "refusal p99 (ms)",
-            f"refused ({REFUSED})",
-            f"expired ({EXPIRED})",
-            "failed",
-            "recovery (s)",
-            "memory before / most / after (MB)",
-            "late p99 (ms)",
-            "generator's CPUs",
-        ],
+        title="Overload: outcomes, memory of the server, and the load generator",
+        columns=["load", "200", str(REFUSED), str(EXPIRED), "failed", "memory (MB)", "late p99 (ms)", "CPUs"],
         rows=rows,
-        note=f"Load: multiple of the capacity, {number(results.peak)} texts/s. Goodput: answers within the deadline. "
-        "Refusal: time from sending to the refusal. Failed: any other outcome. Recovery: time after the load fell to "
-        f"half the capacity until, in {WINDOW_S:g} s, none failed and p99 was at most {BACK:g} times that before.",
+        note=f"Requests by status; {REFUSED}: refused, {EXPIRED}: the deadline passed; failed: any other outcome. "
+        "Memory: before, at most and after. Late: delay of a request in the load generator. CPUs: of the load "
+        "generator.",
     )
+
+
+def _cells(figures: Mapping[str, Figure], factor: int, whats: Sequence[str]) -> list[str]:
+    found = (figures.get(f"overload/{what}/{factor}x") for what in whats)
+    return ["none" if f is None else f"{f.value:,.0f}" if f.unit == "requests" else number(f.value) for f in found]
 
 
 def limits_verdict(results: ServeResults, figures: Mapping[str, Figure]) -> list[str]:

@@ -12,9 +12,8 @@ from ptexport.toolkit.bench.serve import serve
 from ptexport.toolkit.bench.serve.figures import PERCENTILES, best_clients, figures_of
 from ptexport.toolkit.bench.serve.limits_report import (
     limits_problems,
+    limits_tables,
     limits_verdict,
-    overload_table,
-    saturation_table,
 )
 from ptexport.toolkit.bench.serve.load import LoadSample
 from ptexport.toolkit.bench.serve.plan import ServeConfig, ServePlan, ServeResults
@@ -89,8 +88,7 @@ def serve_report(
         ],
         how=_method(results, plan, threads),
         tables=[
-            saturation_table(results, figures),
-            overload_table(results, figures),
+            *limits_tables(results, figures),
             _closed_table(results, figures),
             _open_table(results, figures),
         ],

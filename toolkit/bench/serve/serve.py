@@ -16,6 +16,7 @@ from ptexport.toolkit.bench.serve.plan import (
     FEWEST_TOKENS,
     MAX_CONNECTIONS,
     MOST_TOKENS,
+    SATURATING,
     TIMEOUT_S,
     TOKENS,
     Saturation,
@@ -63,7 +64,14 @@ def measure(path: Path, plan: ServePlan, *, threads: int, progress: Progress) ->
             calls_s, closed = _closed(load, engine, one_length, plan, run_is_done)
             saturations: list[Saturation] = [
                 measure_saturation(
-                    path, (server, address), engine, source, plan, threads=threads, run_is_done=run_is_done
+                    path,
+                    (server, address),
+                    engine,
+                    source,
+                    plan,
+                    threads=threads,
+                    seconds=max(plan.closed_s, SATURATING * statistics.median(calls_s[0])),
+                    run_is_done=run_is_done,
                 )
                 for source in sources
             ]
