@@ -143,7 +143,7 @@ def test_an_error_of_a_batch_is_that_of_its_callers(what: str, graph: RecordingG
     graph.run = once  # type: ignore[method-assign]
     graph.free.set()
     for future in (one, two):
-        with pytest.raises(ValueError, match="^no$"):
+        with pytest.raises(ValueError, match=r"^no$"):
             future.result(30)
     assert long.result(30).items == [20], "of another batch"
     settled(batcher)
@@ -152,7 +152,7 @@ def test_an_error_of_a_batch_is_that_of_its_callers(what: str, graph: RecordingG
 
 
 def test_two_errors_of_one_caller_at_once(graph: RecordingGraph) -> None:
-    """The graph fails its first texts while the tokenizer fails the next ones: one of both is told, and no thread dies."""
+    """The graph fails its first texts while the tokenizer fails the next ones: one is told, and no thread dies."""
     for _ in range(20):
         batcher, texts, together = Batcher(), Texts([3] * 2 * SLICE_TEXTS), threading.Barrier(2)
         encode = texts.encode
@@ -169,7 +169,7 @@ def test_two_errors_of_one_caller_at_once(graph: RecordingGraph) -> None:
 
         texts.encode, broken = failing, RecordingGraph()  # type: ignore[method-assign]
         broken.run = run  # type: ignore[method-assign]
-        with pytest.raises(ValueError, match="^(graph|tokenizer)$"):
+        with pytest.raises(ValueError, match=r"^(graph|tokenizer)$"):
             texts.submit(batcher, broken).result(30)
         assert ask(batcher, graph, [3]).result(30).items == [1]
         assert batcher.waiting == 0
