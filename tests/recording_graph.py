@@ -72,6 +72,10 @@ class Texts:
         return batcher.submit(cast("Graph", graph), len(self.lengths), self.encode, **more)
 
 
+def flat(batches: Sequence[Sequence[int]]) -> list[int]:
+    return [row for batch in batches for row in batch]
+
+
 def ask(
     batcher: Batcher, graph: RecordingGraph, lengths: Sequence[int], first: int = 1, **more: Any
 ) -> "Future[Answer[int]]":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording_graph import RecordingGraph, Texts, ask, hold, tokenised
+from recording_graph import RecordingGraph, Texts, ask, flat, hold, tokenised
 
 from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow
@@ -87,7 +87,7 @@ def test_cancelled_during_a_batch(graph: RecordingGraph) -> None:
     assert cancelled.cancel()
     assert kept.result(30).items == [1]
     settled(batcher)
-    assert len([one for batch in graph.batches for one in batch if one >= 1000]) <= 64
+    assert len([row for row in flat(graph.batches) if row >= 1000]) <= 64
     assert len(many.encoded) <= 3
     assert batcher.waiting == 0
     with pytest.raises(CancelledError):

@@ -88,7 +88,7 @@ def test_outputs_of_all_tasks_have_the_tasks_names() -> None:
     (labels,) = all_output_tensors(by_text, asked("mood.labels"), Options(), tasks)
     assert labels == Tensor("mood.labels", "BYTES", [2, 2], ["no", "yes", "yes", "no"])
     for name in ("label", "other.label", "tone.logits"):
-        with pytest.raises(RequestError, match="outputs: got an unknown or repeated name, need some of .'tone.label'"):
+        with pytest.raises(RequestError, match=r"outputs: got an unknown or repeated name, need some of .'tone.label'"):
             all_output_tensors(by_text, asked(name), Options(), tasks)
 
 
