@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from recording_graph import RecordingGraph, Texts, ask, flat, hold, tokenised
+from recording_graph import RecordingGraph, Texts, ask, flat, hold, settled, tokenised
 
 from ptexport.runtime.engine import batcher as module
 from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher, BatchRecord
@@ -26,6 +26,7 @@ def test_what_comes_while_a_batch_runs_forms_the_next_one(graph: RecordingGraph)
     assert [other.result(30).items for other in others] == [[first] for first in range(1, 6)]
     assert held.result(30).items == [9999]
     assert graph.batches == [[9999], [1, 2, 3, 4, 5]]
+    settled(batcher)
     assert batcher.waiting == 0
 
 

@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ def test_ids_that_do_not_fit(engine: Engine) -> None:
             engine.task().submit([row, TokenIds(ids, types)]).result(60)
 
 
+def awaited(ask: Callable[[list[str]], Any]) -> Callable[[list[str]], Any]:
+    return lambda texts: asyncio.run(ask(texts))
+
+
 def test_what_is_refused_before_it_is_submitted(engine: Engine) -> None:
     with pytest.raises(DataError, match="got one string, need a list"):
         engine.task().submit("slow")
@@ -93,10 +98,9 @@ def test_what_is_refused_before_it_is_submitted(engine: Engine) -> None:
     with Engine.open(GOLDEN / "reviews", batcher=batcher) as own:
         batcher._tokeniser.submit(threading.Event().wait, 0.5)
         futures = [own.task().submit(["slow"] * 3), own.submit_all(["slow"] * 2)]
-        for ask in (own.task().submit, own.submit_all, own.predict_async, own.predict_all_async):
+        for ask in (own.task().submit, own.submit_all, awaited(own.predict_async), awaited(own.predict_all_async)):
             with pytest.raises(BusyError, match="got 1 texts with 5 waiting"):
-                answer: Any = ask(["slow"])
-                asyncio.run(answer)
+                ask(["slow"])
         assert [len(future.result(60).items) for future in futures] == [3, 2]
 
 
