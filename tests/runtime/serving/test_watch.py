@@ -21,15 +21,6 @@ from ptexport.runtime.serving.watch import Watch
 TEXTS = ["the film was bright", "a dull story"]
 
 
-@pytest.fixture(scope="module")
-def llama_pack(llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pack for `llama_bundle`."""
-    folder = tmp_path_factory.mktemp("packs")
-    run = train_tiny(llama, rows_file, "{text} It was [P*3]", folder / "run")
-    pack(ExportConfig(runs=(run,), out=folder / "task.ptpack"), Quiet())
-    return folder / "task.ptpack"
-
-
 class Place:
     """A watched folder, the models of a server, and its log."""
 
