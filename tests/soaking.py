@@ -19,7 +19,7 @@ import numpy as np
 
 SERVE = "from ptexport.toolkit.cli.main import main; main()"
 GOLDEN = Path(__file__).parent / "golden" / "format-2" / "reviews"
-WORDS = "film bright dull story slow great the a was very".split()
+WORDS = ["film", "bright", "dull", "story", "slow", "great", "the", "a", "was", "very"]
 
 
 class Server:
@@ -61,7 +61,8 @@ class Server:
         """Return its resident memory in MB, and the numbers of its descriptors and threads."""
         at = Path(f"/proc/{self.process.pid}")
         pages = int((at / "statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir(at / "fd")), len(os.listdir(at / "task"))
+        descriptors, threads = (sum(1 for _ in (at / name).iterdir()) for name in ("fd", "task"))
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6, descriptors, threads
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packed import variant
-from tiny import Quiet, train_tiny
+from tiny import Quiet
 
 from ptexport.exporters.config import ExportConfig
 from ptexport.exporters.packs.pack import pack
