@@ -1,10 +1,10 @@
-# setup, demo, test, check, docs, soak, bench-quick, figures. Everything else is a command of ptexport itself.
+# setup, demo, test, browser, check, docs, soak, bench-quick, figures. Everything else is a command of ptexport itself.
 
 PYTHON ?= python3
 BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test check docs soak bench-quick figures
+.PHONY: setup demo test browser check docs soak bench-quick figures
 
 setup: .venv/ready
 
@@ -22,6 +22,10 @@ demo: setup
 # files keep their order: tests/docs, which takes longest, comes first.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# The server's page in headless Chromium; needs Debian's packages chromium and chromium-driver.
+browser: setup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/runtime/server/browser
 
 # mypy and editors see the folders under their import name through these links.
 check: setup

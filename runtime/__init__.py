@@ -24,12 +24,14 @@ import os
 # ONNX Runtime's official wheels report usage over HTTPS unless this is set before the library loads.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.info import EngineInfo
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.task import Task
 from ptexport.runtime.errors import (
     BundleError,
+    BusyError,
     DataError,
     EngineError,
     HubError,
@@ -41,7 +43,9 @@ from ptexport.runtime.errors import (
 )
 
 __all__ = [
+    "Batcher",
     "BundleError",
+    "BusyError",
     "DataError",
     "Engine",
     "EngineError",

@@ -19,7 +19,6 @@ from tiny import ROWS, Quiet, save_model, train_tiny
 
 from ptexport.exporters.config import ExportConfig
 from ptexport.exporters.export import export
-from ptexport.exporters.packs.pack import pack
 from ptexport.toolkit.store.cache import cached_folder
 
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -107,13 +106,6 @@ def llama_run(llama: Path, rows_file: Path) -> Path:
 def llama_bundle(llama_run: Path) -> Path:
     """A bundle on a causal model, its leading prompt folded; do not change it, copy it."""
     return made_once("reviews", lambda at: export(ExportConfig(runs=(llama_run,), out=at), Quiet()))
-
-
-@pytest.fixture(scope="session")
-def llama_pack(llama: Path, rows_file: Path) -> Path:
-    """A pack for `llama_bundle`."""
-    run = made_once("llama-pack-run", lambda at: train_tiny(llama, rows_file, "{text} It was [P*3]", at))
-    return made_once("task.ptpack", lambda at: pack(ExportConfig(runs=(run,), out=at), Quiet()))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Packs that are made from another one in milliseconds: as exported, with another bias of the first label."""
+"""Packs that are made in milliseconds: of an exported bundle, and variants with another bias of the first label."""
 
 from pathlib import Path
 
@@ -8,6 +8,13 @@ import numpy as np
 from ptexport.runtime.bundle.folder import MODEL, entry_of
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.packs.pack_file import Pack
+from ptexport.toolkit.run.run import Run
+
+
+def pack_of(bundle: Path, run: Path, out: Path) -> Path:
+    """Write the pack of an exported bundle, without exporting again."""
+    out.write_bytes(Pack.of(bundle, Run.read(run).config.facts.vocab, [None]).to_bytes())
+    return out
 
 
 def variant(pack: Path, bundle: Path, out: Path, bias: float, *, name: str | None = None, golden: float = 0.0) -> Path:

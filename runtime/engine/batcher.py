@@ -14,7 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -154,6 +155,7 @@ class Batcher:
         self._on_batch = on_batch
         self._process = Process.current()
         self._changed = threading.Condition()
+        self._untokenised: deque[_Request] = deque()  # one for each call of _encode_next that is to come
         self._queue: deque[_Request] = deque()  # requests with waiting rows
         self._served: list[_Request] = []  # those with rows in the last batch
         self._busy = False  # whether the engine thread forms or runs batches
@@ -197,7 +199,7 @@ class Batcher:
             self._waiting += n
         request.future.add_done_callback(lambda _: self._forget(n))  # without the request: no cycle
         if n:
-            self._tokeniser.submit(self._encode_next, request)
+            self._tokenise(request)
         else:
             request.future.set_result(request.answer())
         return request.future
@@ -229,8 +231,13 @@ class Batcher:
         with self._changed:
             self._waiting -= n
 
-    def _encode_next(self, request: _Request) -> None:
-        """Tokenise the next slice of a request."""
+    def _tokenise(self, request: _Request) -> None:
+        self._untokenised.append(request)  # not an argument: the traceback of an error would keep it
+        self._tokeniser.submit(self._encode_next)
+
+    def _encode_next(self) -> None:
+        """Tokenise the next slice of the first request."""
+        request = self._untokenised.popleft()
         if request.future.done():
             return
         first = request.n_encoded
@@ -240,6 +247,7 @@ class Batcher:
             encoded = request.encode(first, until)
         except Exception as e:  # whatever it is, the caller gets it
             _fail(request, e)
+            del request  # which has the error, which has this frame: a cycle would keep the engine
             return
         seconds = time.perf_counter() - started
         with self._changed:
@@ -258,25 +266,31 @@ class Batcher:
         """Have the next slice of a request tokenised, once at most one waits."""
         if request.n_encoded < request.n and len(request.waiting) <= SLICE_TEXTS and not request.tokenising:
             request.tokenising = True
-            self._tokeniser.submit(self._encode_next, request)
+            self._tokenise(request)
 
     def _run(self) -> None:
         """Run batches until no row waits."""
         while taken := self._next_batch():
-            started = time.perf_counter()
-            try:
-                items = run_batch(taken[0][0].graph, [row for _, _, row in taken])
-                seconds = time.perf_counter() - started
-                self._record(taken, seconds)
-            except Exception as e:  # as above
-                for request in dict.fromkeys(request for request, _, _ in taken):
-                    _fail(request, e)
-                continue
-            for (request, number, _), item in zip(taken, items, strict=True):
-                request.made[number] = item
-            for request in dict.fromkeys(request for request, _, _ in taken):
-                request.compute_s += seconds
-                if request.complete and request.future.set_running_or_notify_cancel():
+            self._run_batch(taken)
+
+    def _run_batch(self, taken: _Taken) -> None:
+        started = time.perf_counter()
+        requests = list(dict.fromkeys(request for request, _, _ in taken))
+        try:
+            items = run_batch(taken[0][0].graph, [row for _, _, row in taken])
+            seconds = time.perf_counter() - started
+            self._record(taken, seconds)
+        except Exception as e:  # as above
+            while requests:
+                _fail(requests.pop(), e)
+            taken.clear()
+            return
+        for (request, number, _), item in zip(taken, items, strict=True):
+            request.made[number] = item
+        for request in requests:
+            request.compute_s += seconds
+            if request.complete:
+                with suppress(InvalidStateError):  # it has gone
                     request.future.set_result(request.answer())
 
     def _record(self, taken: _Taken, seconds: float) -> None:
@@ -347,6 +361,6 @@ class Batcher:
 
 
 def _fail(request: _Request, error: Exception) -> None:
-    """Give the caller an error, unless it has gone."""
-    if not request.future.done() and request.future.set_running_or_notify_cancel():
+    """Give the caller an error, unless it has gone or got another one at this moment from the other thread."""
+    with suppress(InvalidStateError):
         request.future.set_exception(error)

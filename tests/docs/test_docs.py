@@ -193,6 +193,9 @@ def test_packing_and_installing(tmp_path: Path) -> None:
     said = run_commands(ROOT / "docs" / "packs.md", tmp_path)
     assert said.splitlines()[-1].split("\t")[0] in ("billing", "delivery", "technical")
     assert (tmp_path / "build" / "packs" / "task.ptpack").stat().st_size < 100_000
+    (code,) = blocks(ROOT / "docs" / "packs.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [said.splitlines()[-1].split("\t")[0], "True"]
 
 
 @pytest.mark.soak

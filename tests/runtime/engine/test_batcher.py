@@ -1,200 +1,208 @@
-"""Texts by the piece: as they come, in constant memory and with a control that grows; awaited, in turns; by threads."""
+"""Which rows share a batch, in which order, and when it starts."""
 
-import asyncio
-import dataclasses
-import itertools
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, processors
+from recording_graph import RecordingGraph, Texts, ask, hold, tokenised
 
-from ptexport.runtime import Engine, Prediction
-from ptexport.runtime.bundle.folder import MODEL, TOKENIZER, Bundle
-from ptexport.runtime.engine.batcher import SLICE_TEXTS
-from ptexport.runtime.engine.lifetime import OpenState
-from ptexport.runtime.engine.task import CHUNK_TEXTS
-from ptexport.runtime.engine.task_encoders import TaskEncoders
-from ptexport.runtime.engine.text_encoder import TextEncoder
-from ptexport.runtime.errors import DataError
-from ptexport.runtime.ort.batch_shapes import CPU_BATCH_TOKENS
-from ptexport.runtime.ort.graph import Graph
-
-TEXTS = [" ".join(["slow", "bright", "it"][: 1 + i % 3] * (1 + i % 5)) for i in range(150)]
+from ptexport.runtime.engine import batcher as module
+from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher, BatchRecord
+from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 
 
-@pytest.fixture(scope="module")
-def engine(llama_bundle: Path) -> Engine:
-    return Engine.open(llama_bundle)
+@pytest.fixture
+def graph() -> RecordingGraph:
+    return RecordingGraph()
 
 
-def close_to(got: Sequence[Prediction], need: Sequence[Prediction]) -> bool:
-    """Batches of other lengths round otherwise."""
-    return len(got) == len(need) and all(
-        g.label == n.label and g.probabilities == pytest.approx(n.probabilities, abs=1e-5)
-        for g, n in zip(got, need, strict=True)
-    )
+def test_what_comes_while_a_batch_runs_forms_the_next_one(graph: RecordingGraph) -> None:
+    batcher = Batcher()
+    held = hold(batcher, graph)
+    others = [ask(batcher, graph, [3], first) for first in range(1, 6)]
+    tokenised(batcher)
+    assert batcher.waiting == 6
+    graph.free.set()
+    assert [other.result(30).items for other in others] == [[first] for first in range(1, 6)]
+    assert held.result(30).items == [9999]
+    assert graph.batches == [[9999], [1, 2, 3, 4, 5]]
+    assert batcher.waiting == 0
 
 
-def counted(n: int, read: list[int]) -> Iterator[str]:
-    for number in range(n):
-        read.append(number)
-        yield TEXTS[number % len(TEXTS)]
+@pytest.mark.parametrize(("padding", "batches"), [(16, [[1, 2, 4, 5, 6], [3], [7]]), (1000, [[1, 2, 4, 5, 6, 3, 7]])])
+def test_rows_of_similar_length_join_the_oldest(
+    padding: int, batches: list[list[int]], graph: RecordingGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row joins unless it adds more padding than a batch of its own costs; the control allows any padding."""
+    monkeypatch.setattr(module, "PADDING_TOKENS", padding)
+    batcher = Batcher()
+    hold(batcher, graph)
+    lengths = [10, 10, 30, 11, 12, 5, 50]
+    futures = [ask(batcher, graph, [length], first) for first, length in enumerate(lengths, 1)]
+    tokenised(batcher)
+    graph.free.set()
+    assert [future.result(30).items for future in futures] == [[first] for first in range(1, 8)]
+    assert graph.batches[1:] == batches
 
 
-def test_texts_are_read_a_chunk_at_a_time_and_answered_in_order(engine: Engine) -> None:
-    read: list[int] = []
-    answers = engine.predict_iter(counted(CHUNK_TEXTS + 50, read), top_k=1)
-    assert read == []
-    first = [next(answers)]
-    assert len(read) == CHUNK_TEXTS
-    first += itertools.islice(answers, CHUNK_TEXTS - 1)
-    assert len(read) == CHUNK_TEXTS
-    rest = list(answers)
-    assert len(read) == CHUNK_TEXTS + 50
-    assert close_to(first[: len(TEXTS)], engine.predict(TEXTS, top_k=1))
-    assert close_to(
-        rest, engine.predict([TEXTS[i % len(TEXTS)] for i in range(CHUNK_TEXTS, CHUNK_TEXTS + 50)], top_k=1)
-    )
-    assert list(engine.predict_iter([])) == []
+@pytest.mark.parametrize(
+    ("of_graph", "of_batcher", "rows"),
+    [(64, None, 6), (64, 30, 3), (64, 1, 1), (1, None, 1), (100_000, None, MAX_BATCH_ROWS), (1, 100_000, 32)],
+)
+def test_a_batch_has_so_many_tokens(of_graph: int, of_batcher: int | None, rows: int) -> None:
+    graph, batcher = RecordingGraph(of_graph), Batcher(max_batch_tokens=of_batcher)
+    answer = ask(batcher, graph, [10] * 64).result(30)
+    assert answer.items == list(range(1, 65))
+    assert {len(batch) for batch in graph.batches[:-1]} == {rows}
+    assert sum(graph.batches, []) == answer.items, "in order"
 
 
-def test_pairs_and_choices_as_they_come(llama_bundle: Path) -> None:
-    """The bundle's graph behind templates of two texts."""
-    bundle, graph = Bundle.open(llama_bundle), Graph.open(llama_bundle / MODEL)
-    tokenizer = Tokenizer.from_file(str(llama_bundle / TOKENIZER))
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-
-    def engine(second: str) -> Engine:
-        task = msgspec.structs.replace(bundle.manifest.task, fields=["text", second])
-        changed = dataclasses.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, tasks=[task]))
-        encoders = TaskEncoders(of_task=[TextEncoder(tokenizer, fields=task.fields)])
-        return Engine(changed, OpenState(encoders, graph))
-
-    pairs = [(text, "dull") for text in TEXTS[:9]]
-    assert close_to(list(engine("text_b").predict_iter(iter(pairs))), engine("text_b").predict(pairs))
-    rows = [(text, ["dull", "bright and fast"]) for text in TEXTS[:9]]
-    assert close_to(list(engine("choice").choose_iter(iter(rows))), engine("choice").choose(rows))
+def test_padding_counts_as_tokens() -> None:
+    graph, batcher = RecordingGraph(60), Batcher()
+    hold(batcher, graph)
+    future = ask(batcher, graph, [14, 18, 16, 15])
+    tokenised(batcher)
+    graph.free.set()
+    future.result(30)
+    assert graph.batches[1:] == [[1, 4, 3], [2]], "4 x 18 tokens are too many"
 
 
-def test_what_is_wrong_with_the_stream(engine: Engine) -> None:
-    with pytest.raises(DataError, match="got one string, need a list"):
-        engine.predict_iter("slow")
-    with pytest.raises(DataError, match="top_k: got 0"):
-        engine.predict_iter(["slow"], top_k=0)
-    with pytest.raises(TypeError, match="not iterable"):
-        engine.predict_iter(7)  # type: ignore[arg-type]
-    broken = itertools.chain(itertools.repeat("slow", CHUNK_TEXTS + 3), [7])
-    answers = engine.predict_iter(broken)  # type: ignore[arg-type]
-    assert len(list(itertools.islice(answers, CHUNK_TEXTS))) == CHUNK_TEXTS
-    with pytest.raises(DataError, match=f"text {CHUNK_TEXTS + 3}: got int, need a string"):
-        next(answers)
+def test_an_idle_engine_waits_for_more_only_as_long_as_it_may(graph: RecordingGraph) -> None:
+    batcher = Batcher(max_delay_s=0.3)
+    started = time.perf_counter()
+    first = ask(batcher, graph, [3], 1)
+    time.sleep(0.1)
+    second = ask(batcher, graph, [3], 2)
+    assert (first.result(30).items, second.result(30).items) == ([1], [2])
+    assert 0.3 <= time.perf_counter() - started < 1
+    assert graph.batches == [[1, 2]]
+    eager = Batcher()
+    ask(eager, graph, [3], 3).result(30)
+    ask(eager, graph, [3], 4).result(30)
+    assert graph.batches[1:] == [[3], [4]], "the control waits for nothing"
 
 
-PEAK = """
-import re, sys
-from pathlib import Path
-from ptexport.runtime import Engine
-engine = Engine.open(sys.argv[1], threads=1)
-n = int(sys.argv[2])
-texts = (f"story {i} was {'very ' * (i % 9)}slow" for i in range(n))
-answers = engine.predict_iter(texts) if sys.argv[3] == "iter" else engine.predict(list(texts))
-assert sum(1 for _ in answers) == n
-print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-"""
+def test_a_full_batch_waits_for_nothing() -> None:
+    graph, batcher = RecordingGraph(20), Batcher(max_delay_s=20)
+    started = time.perf_counter()
+    first = ask(batcher, graph, [10], 1)
+    time.sleep(0.05)
+    second = ask(batcher, graph, [10], 2)
+    assert (first.result(30).items, second.result(30).items) == ([1], [2])
+    assert time.perf_counter() - started < 5
 
 
-def peak_bytes(bundle: Path, n: int, how: str) -> int:
-    command = [sys.executable, "-c", PEAK, str(bundle), str(n), how]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * 1024
+def test_what_has_waited_while_a_batch_ran_does_not_wait_again(graph: RecordingGraph) -> None:
+    batcher = Batcher(max_delay_s=0.2)
+    hold(batcher, graph)
+    future = ask(batcher, graph, [3])
+    time.sleep(0.3)
+    started = time.perf_counter()
+    graph.free.set()
+    future.result(30)
+    assert time.perf_counter() - started < 0.15
 
 
-def test_memory_is_constant_and_a_control_that_grows(bert_bundle: Path) -> None:
-    base = peak_bytes(bert_bundle, 2 * CHUNK_TEXTS, "iter")
-    assert peak_bytes(bert_bundle, 10 * CHUNK_TEXTS, "iter") - base < 3e6
-    assert peak_bytes(bert_bundle, 10 * CHUNK_TEXTS, "list") - base > 15e6
+def test_callers_take_turns(graph: RecordingGraph) -> None:
+    batcher = Batcher(max_batch_tokens=1)
+    hold(batcher, graph)
+    futures = [ask(batcher, graph, [3] * 4, first) for first in (10, 20, 30)]
+    tokenised(batcher)
+    graph.free.set()
+    for future in futures:
+        future.result(30)
+    assert sum(graph.batches[1:], []) == [10, 20, 30, 11, 21, 31, 12, 22, 32, 13, 23, 33]
 
 
-def test_awaited_while_the_loop_goes_on(engine: Engine) -> None:
-    async def ask() -> tuple[list[list[Prediction]], int]:
-        ticks = 0
-
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                ticks += 1
-                await asyncio.sleep(0.001)
-
-        clock = asyncio.create_task(tick())
-        answers = await asyncio.gather(engine.predict_async(TEXTS * 4), engine.predict_async(TEXTS[:3]))
-        clock.cancel()
-        return answers, ticks
-
-    (many, few), ticks = asyncio.run(ask())
-    assert close_to(many, engine.predict(TEXTS * 4))
-    assert close_to(few, engine.predict(TEXTS[:3]))
-    assert ticks > 3
-    assert asyncio.run(engine.predict_async([])) == []
-    with pytest.raises(DataError, match=f"text {SLICE_TEXTS + 1}: got int"):
-        asyncio.run(engine.predict_async([*TEXTS[: SLICE_TEXTS + 1], 7]))  # type: ignore[list-item]
+@pytest.mark.parametrize("length", [3, 40])
+def test_a_few_texts_wait_for_one_batch_of_many(length: int, graph: RecordingGraph) -> None:
+    batcher = Batcher()
+    graph.free.clear()
+    many = ask(batcher, graph, [3] * 5 * SLICE_TEXTS, 1000)
+    assert graph.began.acquire(timeout=30)
+    few = ask(batcher, graph, [length], 1)
+    tokenised(batcher)
+    graph.free.set()
+    assert few.result(30).items == [1]
+    assert graph.batches[1][0] == 1
+    assert len(graph.batches[1]) == (1 if length == 40 else MAX_BATCH_ROWS)
+    assert many.result(30).items == list(range(1000, 1000 + 5 * SLICE_TEXTS))
 
 
-def test_in_turns_and_cancelled(llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small question waits for one batch of a large one, which is bounded; what is cancelled is not computed."""
-    engine = Engine.open(llama_bundle)
-    graph, shapes = engine._state.get().graph, []
+def test_rows_of_two_engines_share_no_batch_and_both_get_on(graph: RecordingGraph) -> None:
+    batcher, other = Batcher(), RecordingGraph()
+    order: list[RecordingGraph] = []
+    for one in (graph, other):
+        run = one.run
+        one.run = lambda ids, one=one, run=run: order.append(one) or run(ids)  # type: ignore[assignment,misc,func-returns-value]
+    held = hold(batcher, graph)
+    first = ask(batcher, graph, [3] * 96, 1)
+    second = ask(batcher, other, [3] * 96, 1001)
+    tokenised(batcher)
+    graph.free.set()
+    assert first.result(30).items == list(range(1, 97))
+    assert second.result(30).items == list(range(1001, 1097))
+    held.result(30)
+    assert sum(graph.batches[1:], []) == first.result().items
+    assert sum(other.batches, []) == second.result().items
+    assert order[1:] == [graph, other] * 3
+
+
+def test_one_hundred_thousand_texts_are_tokenised_little_ahead(graph: RecordingGraph) -> None:
+    """Of a large request only a few encoded rows are in memory at a time."""
+    n, ahead, texts = 100_000, 0, Texts(range(1, 100_001))
+    texts.lengths = np.ones(n, dtype=int).tolist()
     run = graph.run
 
-    def slowly(ids: dict[str, np.ndarray]) -> np.ndarray:
-        shapes.append(ids["input_ids"].shape)
-        time.sleep(0.05)
+    def measured(ids: dict[str, np.ndarray]) -> np.ndarray:
+        nonlocal ahead
+        ahead = max(ahead, texts.encoded[-1][1] - sum(map(len, graph.batches)))
+        graph.batches[:] = [[0] * sum(map(len, graph.batches))]  # keep the record itself small
         return run(ids)
 
-    monkeypatch.setattr(graph, "run", slowly)
-    long = "slow bright it " * 30
-
-    async def ask() -> None:
-        large = asyncio.create_task(engine.predict_async([long] * SLICE_TEXTS * 5))
-        await asyncio.sleep(0.02)
-        await engine.predict_async(["bright"])
-        assert not large.done()
-        large.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await large
-        await engine.predict_async(["dull"])
-
-    asyncio.run(ask())
-    (rows, tokens), small = shapes[:2]
-    assert tokens > 32, "fewer rows than a batch has at most"
-    assert CPU_BATCH_TOKENS - tokens < rows * tokens <= CPU_BATCH_TOKENS
-    assert small[0] == shapes[-1][0] == 1
-    assert len(shapes) < 6
+    graph.run = measured  # type: ignore[method-assign]
+    answer = texts.submit(Batcher(), graph).result(60)
+    assert answer.items == texts.items
+    assert 0 < ahead <= 2 * SLICE_TEXTS
+    assert answer.tokens == n
 
 
-def test_twenty_four_threads_answer_as_one(engine: Engine) -> None:
-    """200 calls each, all at once; every text is asked alone, so that its answer is the same to the last bit."""
-    need = {text: engine.predict([text]) for text in TEXTS}
-    wrong: list[str] = []
-    barrier = threading.Barrier(24)
+def test_what_is_told_of_a_batch(graph: RecordingGraph) -> None:
+    records: list[BatchRecord] = []
+    batcher = Batcher(on_batch=records.append)
+    hold(batcher, graph)
+    graph.seconds = 0.05
+    future = ask(batcher, graph, [10, 12, 11])
+    tokenised(batcher)
+    graph.free.set()
+    future.result(30)
+    record = records[1]
+    assert (record.rows, record.tokens, record.padded_tokens, record.waiting) == (3, 33, 36, 3)
+    assert 0.05 <= record.compute_s < 1
 
-    def ask(start: int) -> None:
-        barrier.wait()
-        for i in range(200):
-            text = TEXTS[(start * 7 + i) % len(TEXTS)]
-            if engine.predict([text]) != need[text]:
-                wrong.append(text)
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not any(thread.is_alive() for thread in threads)
-    assert wrong == []
-    assert len({answer[0].probabilities["positive"] for answer in need.values()}) > 10, "answers differ between texts"
+def test_where_the_time_of_a_request_went(graph: RecordingGraph) -> None:
+    batcher = Batcher()
+    held = hold(batcher, graph)
+    graph.seconds = 0.05
+    texts = Texts([3] * 2 * MAX_BATCH_ROWS)
+    encode = texts.encode
+
+    def slowly(first: int, until: int) -> object:
+        time.sleep(0.05)
+        return encode(first, until)
+
+    texts.encode = slowly  # type: ignore[method-assign,assignment]
+    started = time.perf_counter()
+    future = texts.submit(batcher, graph)
+    time.sleep(0.15)
+    graph.free.set()
+    answer = future.result(30)
+    took = time.perf_counter() - started
+    timing = answer.timing
+    assert 0.05 <= timing.tokenise_s < 0.1
+    assert 0.1 <= timing.compute_s < 0.2, "two batches"
+    assert timing.queue_s > 0.09
+    assert timing.tokenise_s + timing.queue_s + timing.compute_s == pytest.approx(took, abs=0.02)
+    assert answer.tokens == 3 * 2 * MAX_BATCH_ROWS
+    assert held.result(30).timing.tokenise_s < 0.05

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed import variant
+from packed import pack_of, variant
 from tiny import Quiet, train_tiny
 
 from ptexport.exporters.config import ExportConfig
 from ptexport.exporters.export import export
-from ptexport.exporters.packs.pack import pack
 from ptexport.runtime import BundleError, DataError, Engine, EngineError, PackError, ProviderError
 from ptexport.runtime.engine.batcher import Batcher, BatchRecord
 from ptexport.runtime.engine.text_encoder import TextEncoder, TokenIds
@@ -35,15 +34,11 @@ CASES: dict[str, tuple[str, list[list[str]]]] = {
 
 
 @pytest.fixture(scope="module")
-def llama_pack(llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pack for `llama_bundle`."""
+def llama_pack(llama_bundle: Path, llama_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack for `llama_bundle`: its own task, but for a bias."""
     folder = tmp_path_factory.mktemp("packs")
-    return packed(train_tiny(llama, rows_file, "{text} It was [P*3]", folder / "run"), folder / "task.ptpack")
-
-
-def packed(run: Path, out: Path) -> Path:
-    pack(ExportConfig(runs=(run,), out=out), Quiet())
-    return out
+    own = pack_of(llama_bundle, llama_run, folder / "own.ptpack")
+    return variant(own, llama_bundle, folder / "task.ptpack", 0.5)
 
 
 def encoders_of(engine: Engine) -> list[TextEncoder]:

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from packed import variant
+import pytest
+from packed import pack_of, variant
 from soaking import GOLDEN, Clients, Server, ask, server, wait_for
 
 BODY = json.dumps({"texts": ["slow"]}).encode()
@@ -23,6 +24,12 @@ Connection.limits = ConnectionLimits(head_s=1.0)
 limits.LimitBodies.__init__.__kwdefaults__["seconds"] = 1.0
 """
 """A head and a body may take a second each."""
+
+
+@pytest.fixture(scope="module")
+def llama_pack(llama_bundle: Path, llama_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pack of `llama_bundle`."""
+    return pack_of(llama_bundle, llama_run, tmp_path_factory.mktemp("packs") / "task.ptpack")
 
 
 def connect(running: Server) -> socket.socket:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from packed import variant
+from packed import pack_of, variant
 from soaking import Clients, Server, ask, server, wait_for
 from tiny import sample
 
@@ -14,6 +14,12 @@ from ptexport.runtime.bundle.folder import WEIGHTS
 
 SOON_S = 2.0
 """From a file's arrival to its first answer."""
+
+
+@pytest.fixture(scope="module")
+def llama_pack(llama_bundle: Path, llama_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pack of `llama_bundle`."""
+    return pack_of(llama_bundle, llama_run, tmp_path_factory.mktemp("packs") / "task.ptpack")
 
 
 def bias_of(running: Server, task: str) -> float | None:

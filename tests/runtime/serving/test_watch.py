@@ -8,17 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed import variant
-from tiny import Quiet
+from packed import pack_of, variant
 
-from ptexport.exporters.config import ExportConfig
-from ptexport.exporters.packs.pack import pack
 from ptexport.runtime import Engine, EngineError
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.serving.models import Models
 from ptexport.runtime.serving.watch import Watch
 
 TEXTS = ["the film was bright", "a dull story"]
+
+
+@pytest.fixture(scope="module")
+def llama_pack(llama_bundle: Path, llama_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pack of `llama_bundle`."""
+    return pack_of(llama_bundle, llama_run, tmp_path_factory.mktemp("packs") / "task.ptpack")
 
 
 class Place:
@@ -89,9 +92,8 @@ def test_a_pack_may_arrive_before_its_bundle(place: Place, llama_bundle: Path, l
     assert place.look() == [("model-loaded", "reviews"), ("model-loaded", "a.ptpack")]
 
 
-def test_a_pack_of_another_backbone_is_refused(served: Place, bert_run: Path, tmp_path: Path) -> None:
-    pack(ExportConfig(runs=(bert_run,), out=tmp_path / "b.ptpack"), Quiet())
-    (tmp_path / "b.ptpack").rename(served.folder / "b.ptpack")
+def test_a_pack_of_another_backbone_is_refused(served: Place, bert_bundle: Path, bert_run: Path) -> None:
+    pack_of(bert_bundle, bert_run, served.folder / "b.ptpack")
     assert served.look() == [("model-refused", "b.ptpack")]
     assert "got no open bundle that it fits, need one of tiny-bert" in served.reasons[0]
     assert served.models.names() == ["reviews"]
