@@ -43,7 +43,7 @@ def main() -> None:
     times = np.array([*fastest.values()])
     sizes = np.array([n * length for n, length in fastest])
     (fixed, each), *_ = np.linalg.lstsq(np.column_stack([1 / times, sizes / times]), np.ones(len(times)), rcond=None)
-    print(f"a batch: {fixed * 1e3:.2f} ms; a token: {each * 1e3:.4f} ms; a batch costs as much as {fixed / each:.0f} tokens")
+    print(f"a batch: {fixed * 1e3:.2f} ms, as much as {fixed / each:.0f} tokens; a token: {each * 1e3:.4f} ms")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,10 @@ class Texts:
         return batcher.submit(cast("Graph", graph), len(self.lengths), self.encode, **more)
 
 
+def flat(batches: Sequence[Sequence[int]]) -> list[int]:
+    return [row for batch in batches for row in batch]
+
+
 def ask(
     batcher: Batcher, graph: RecordingGraph, lengths: Sequence[int], first: int = 1, **more: Any
 ) -> "Future[Answer[int]]":
@@ -90,3 +94,14 @@ def hold(batcher: Batcher, graph: RecordingGraph, first: int = 9999) -> "Future[
 def tokenised(batcher: Batcher) -> None:
     """Wait until what was submitted so far is in the queue."""
     batcher._tokeniser.submit(lambda: None).result(30)
+
+
+def settled(batcher: Batcher) -> None:
+    """Wait until the batcher's threads have nothing to do."""
+    for _ in range(1000):
+        tokenised(batcher)
+        with batcher._changed:
+            if not batcher._busy:
+                return
+        time.sleep(0.005)
+    raise AssertionError("still busy")

@@ -11,12 +11,12 @@ from starlette.applications import Starlette
 
 from ptexport.runtime import Engine
 from ptexport.runtime.engine.batcher import Batcher
+from ptexport.runtime.monitoring.logs import Logs
+from ptexport.runtime.monitoring.metrics import Metrics
+from ptexport.runtime.monitoring.observer import Observer
+from ptexport.runtime.monitoring.records import RequestRecord, ServerState
 from ptexport.runtime.server.app import make_app
-from ptexport.runtime.serving.logs import Logs
-from ptexport.runtime.serving.metrics import Metrics
 from ptexport.runtime.serving.models import Models
-from ptexport.runtime.serving.observer import Observer
-from ptexport.runtime.serving.records import RequestRecord, ServerState
 from ptexport.runtime.serving.service import Service
 
 SERVE = "from ptexport.toolkit.cli.main import main; main()"
@@ -42,7 +42,8 @@ def service_of(*engines: Engine, batcher: Batcher | None = None) -> Service:
     models = Models()
     for number, engine in enumerate(engines):
         models.put(str(number), engine)
-    return Service(models, batcher or engines[0]._state.get().batcher)
+    metrics = Metrics(lambda: ServerState(ready=True, waiting=0, models=[]))
+    return Service(models, batcher or engines[0]._state.get().batcher, metrics)
 
 
 def app_of(
@@ -69,9 +70,10 @@ def start(*arguments: object, code: str = "") -> tuple[subprocess.Popen[str], di
 
 
 def check_success(process: "subprocess.Popen[str]") -> None:
-    """It has been told to stop: it does, with success and nothing to say (least of all anybody's text)."""
-    assert process.communicate(timeout=60) == ("", "")
-    assert process.returncode == 0
+    """It has been told to stop: it does, with success, and says nothing else (least of all anybody's text)."""
+    out, logged = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+    assert [json.loads(line)["event"] for line in logged.splitlines()] == ["stopping", "stopped"], logged
 
 
 @contextmanager

@@ -265,10 +265,15 @@ class Service:
         call.model, call.texts = ALL, len(texts)
         left_s = call.left_s(options.timeout_s)
         _check_time(left_s)
-        engines = dict.fromkeys(model.engine for model in models)
+        futures: list[Future[Answer[ByTask]]] = []
         with self._metrics.pending(ALL, ""):
-            futures = [engine.submit_all(texts, top_k=options.top_k, within_s=left_s) for engine in engines]
-            answers = await asyncio.gather(*(_within(left_s, future) for future in futures))
+            try:
+                for engine in dict.fromkeys(model.engine for model in models):
+                    futures.append(engine.submit_all(texts, top_k=options.top_k, within_s=left_s))
+                answers = await asyncio.gather(*(_within(left_s, future) for future in futures))
+            finally:
+                for future in futures:  # if one failed
+                    future.cancel()
         call.tokens = sum(answer.tokens for answer in answers)
         call.timing = Timing(
             tokenise_s=sum(answer.timing.tokenise_s for answer in answers),

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from recording_graph import RecordingGraph, Texts, ask, hold, tokenised
+from recording_graph import RecordingGraph, Texts, ask, flat, hold, settled, tokenised
 
 from ptexport.runtime.engine import batcher as module
 from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher, BatchRecord
@@ -26,6 +26,7 @@ def test_what_comes_while_a_batch_runs_forms_the_next_one(graph: RecordingGraph)
     assert [other.result(30).items for other in others] == [[first] for first in range(1, 6)]
     assert held.result(30).items == [9999]
     assert graph.batches == [[9999], [1, 2, 3, 4, 5]]
+    settled(batcher)
     assert batcher.waiting == 0
 
 
@@ -54,7 +55,7 @@ def test_a_batch_has_so_many_tokens(of_graph: int, of_batcher: int | None, rows:
     answer = ask(batcher, graph, [10] * 64).result(30)
     assert answer.items == list(range(1, 65))
     assert {len(batch) for batch in graph.batches[:-1]} == {rows}
-    assert sum(graph.batches, []) == answer.items, "in order"
+    assert flat(graph.batches) == answer.items, "in order"
 
 
 def test_padding_counts_as_tokens() -> None:
@@ -111,7 +112,7 @@ def test_callers_take_turns(graph: RecordingGraph) -> None:
     graph.free.set()
     for future in futures:
         future.result(30)
-    assert sum(graph.batches[1:], []) == [10, 20, 30, 11, 21, 31, 12, 22, 32, 13, 23, 33]
+    assert flat(graph.batches[1:]) == [10, 20, 30, 11, 21, 31, 12, 22, 32, 13, 23, 33]
 
 
 @pytest.mark.parametrize("length", [3, 40])
@@ -143,8 +144,8 @@ def test_rows_of_two_engines_share_no_batch_and_both_get_on(graph: RecordingGrap
     assert first.result(30).items == list(range(1, 97))
     assert second.result(30).items == list(range(1001, 1097))
     held.result(30)
-    assert sum(graph.batches[1:], []) == first.result().items
-    assert sum(other.batches, []) == second.result().items
+    assert flat(graph.batches[1:]) == first.result().items
+    assert flat(other.batches) == second.result().items
     assert order[1:] == [graph, other] * 3
 
 

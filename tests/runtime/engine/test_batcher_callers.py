@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording_graph import RecordingGraph, Texts, ask, hold, tokenised
+from recording_graph import RecordingGraph, Texts, ask, flat, hold, settled, tokenised
 
 from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow
@@ -25,17 +24,6 @@ TESTS = Path(__file__).parents[2]
 @pytest.fixture
 def graph() -> RecordingGraph:
     return RecordingGraph()
-
-
-def settled(batcher: Batcher) -> None:
-    """Wait until the batcher's threads have nothing to do."""
-    for _ in range(1000):
-        tokenised(batcher)
-        with batcher._changed:
-            if not batcher._busy:
-                return
-        time.sleep(0.005)
-    raise AssertionError("still busy")
 
 
 def test_no_texts_are_answered_at_once(graph: RecordingGraph) -> None:
@@ -87,7 +75,7 @@ def test_cancelled_during_a_batch(graph: RecordingGraph) -> None:
     assert cancelled.cancel()
     assert kept.result(30).items == [1]
     settled(batcher)
-    assert len([one for batch in graph.batches for one in batch if one >= 1000]) <= 64
+    assert len([row for row in flat(graph.batches) if row >= 1000]) <= 64
     assert len(many.encoded) <= 3
     assert batcher.waiting == 0
     with pytest.raises(CancelledError):
@@ -143,7 +131,7 @@ def test_an_error_of_a_batch_is_that_of_its_callers(what: str, graph: RecordingG
     graph.run = once  # type: ignore[method-assign]
     graph.free.set()
     for future in (one, two):
-        with pytest.raises(ValueError, match="^no$"):
+        with pytest.raises(ValueError, match=r"^no$"):
             future.result(30)
     assert long.result(30).items == [20], "of another batch"
     settled(batcher)
@@ -152,7 +140,7 @@ def test_an_error_of_a_batch_is_that_of_its_callers(what: str, graph: RecordingG
 
 
 def test_two_errors_of_one_caller_at_once(graph: RecordingGraph) -> None:
-    """The graph fails its first texts while the tokenizer fails the next ones: one of both is told, and no thread dies."""
+    """The graph fails its first texts while the tokenizer fails the next: one of both is told, and no thread dies."""
     for _ in range(20):
         batcher, texts, together = Batcher(), Texts([3] * 2 * SLICE_TEXTS), threading.Barrier(2)
         encode = texts.encode
@@ -169,7 +157,7 @@ def test_two_errors_of_one_caller_at_once(graph: RecordingGraph) -> None:
 
         texts.encode, broken = failing, RecordingGraph()  # type: ignore[method-assign]
         broken.run = run  # type: ignore[method-assign]
-        with pytest.raises(ValueError, match="^(graph|tokenizer)$"):
+        with pytest.raises(ValueError, match=r"^(graph|tokenizer)$"):
             texts.submit(batcher, broken).result(30)
         assert ask(batcher, graph, [3]).result(30).items == [1]
         assert batcher.waiting == 0

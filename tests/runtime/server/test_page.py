@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from ptexport.runtime.server import page
 
-FOLDER = Path(page.__file__).parent / "page_files"
+FOLDER = Path(page.__file__).parent / "static"
 PATHS = ["/", *(f"/page/{path.name}" for path in sorted(FOLDER.iterdir()) if path.name != "index.html")]
 
 

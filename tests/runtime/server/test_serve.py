@@ -223,7 +223,7 @@ def test_a_port_in_use_is_one_sentence(client: httpx.Client) -> None:
 
 def test_two_bundles_are_served_at_once_unless_they_have_tasks_of_one_name() -> None:
     with serving(BUNDLE, BUNDLE.with_name("both")) as record:
-        assert record["names"] == ["reviews", "tone", "mood"]
+        assert [model["name"] for model in record["models"]] == ["reviews", "tone", "mood"]
         body = {"texts": ["slow", "bright"], "task": "all"}
         (first, _) = httpx.post(f"{record['url']}/predict", json=body).json()["predictions"]
         assert list(first) == ["reviews", "tone", "mood"]

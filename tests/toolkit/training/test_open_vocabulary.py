@@ -17,7 +17,8 @@ from ptexport.exporters.multitask.join import JointTasks
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, ExportError, OutputError, VerbalizerError
 from ptexport.runtime.rows.read import read_rows
-from ptexport.runtime.server.oip import InferInput, InferRequest, infer_response, model_metadata, texts_of_infer
+from ptexport.runtime.serving.answers import model_metadata, output_tensors
+from ptexport.runtime.serving.questions import Options
 from ptexport.toolkit.cli.main import cli
 from ptexport.toolkit.evaluation.evaluate import evaluate
 from ptexport.toolkit.run.run import Run
@@ -127,11 +128,11 @@ def test_evaluating_predicting_and_serving(bert: Path, rows: Path, tmp_path: Pat
     assert "got predictions of another bundle or --top-k" in str(other.exception)
 
     entry = engine.manifest.task
-    request = InferRequest(inputs=[InferInput("text", [1], "BYTES", ["the film"])])
-    assert texts_of_infer(request, entry) == ["the film"]
-    assert [output["name"] for output in model_metadata(entry)["outputs"]] == ["label"]
-    (tensor,) = infer_response(request, entry, engine.predict(["the film"]))["outputs"]
-    assert tensor["data"] == [engine.predict(["the film"])[0].label]
+    assert [output["shape"] for output in model_metadata("m", [], entry, {})["outputs"]] == [[-1], [-1, -1], [-1, -1]]
+    need = engine.predict(["the film"])
+    label, labels, probabilities = output_tensors(need, [], Options(), entry)
+    assert label.data == [need[0].label]
+    assert (labels.data, probabilities.data) == (list(need[0].probabilities), list(need[0].probabilities.values()))
 
 
 def test_what_is_no_open_answer(llama: Path, rows: Path, tmp_path: Path) -> None:
