@@ -204,14 +204,16 @@ class Batcher:
             request.future.set_result(request.answer())
         return request.future
 
-    def check_room(self) -> None:
-        """Refuse a caller before its texts are known, if none more can be submitted.
+    def check_room(self, within_s: float | None = None) -> None:
+        """Refuse a caller before its texts are known, if `submit` would refuse a single one.
+
+        Args:
+            within_s: as in `submit`.
 
         Raises:
-            BusyError: as many texts wait as may.
+            BusyError: as in `submit`.
         """
-        if self.max_waiting is not None and self._waiting >= self.max_waiting:
-            self._admit(1, None)
+        self._admit(1, within_s)
 
     def _admit(self, n: int, within_s: float | None) -> None:
         expected_s = self._waiting * self._s_per_text

@@ -116,14 +116,14 @@ class Service:
 
         Raises:
             UnknownModelError: there is no such model.
-            BusyError: no text more can wait.
+            BusyError: no text more can wait, or not long enough for the transport's deadline.
         """
         names = self.models.names()
         if name is not None and self._means_all(name, version):
             call.model = ALL
         elif name is not None or len(names) == 1:
             self._find(names[0] if name is None else name, version, call)
-        self._batcher.check_room()
+        self._batcher.check_room(call.left_s(None))
 
     async def infer(self, name: str, version: str | None, request: InferRequest, call: Call) -> InferResponse:
         """Answer an inference request.

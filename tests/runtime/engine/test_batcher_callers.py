@@ -193,6 +193,9 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(graph: RecordingGraph)
     with pytest.raises(BusyError, match=r"^queue: got 0.1 s for an answer, need about 1\.\d s; send them") as caught:
         ask(batcher, graph, [3], within_s=0.1)
     assert 0.5 < caught.value.retry_after_s < 2
+    with pytest.raises(BusyError, match=r"^queue: got 0.1 s for an answer"):
+        batcher.check_room(0.1)
+    batcher.check_room(10)
     patient = ask(batcher, graph, [3], 50, within_s=10)
     graph.free.set()
     assert patient.result(30).items == [50]
