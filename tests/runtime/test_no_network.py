@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from servers import check_success
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="sealed.py's filter")
 
@@ -79,8 +80,7 @@ def test_serving(llama_bundle: Path, tmp_path: Path) -> None:
     url = json.loads(process.stdout.readline())["url"]
     assert len(httpx.post(f"{url}/predict", json={"texts": ["slow", "bright"]}).json()["predictions"]) == 2
     process.terminate()
-    assert process.communicate(timeout=60) == ("", "")
-    assert process.returncode == 0
+    check_success(process)
     assert files(tmp_path) == []
 
 

@@ -102,7 +102,7 @@ def test_health_and_metadata(client: TestClient, engine: Engine) -> None:
     model = client.get("/v2/models/reviews").json()
     assert model == client.get(f"/v2/models/reviews/versions/{version}").json()
     assert model["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
-    assert [output["name"] for output in model["outputs"]] == ["label", "probabilities", "logits"]
+    assert [output["name"] for output in model["outputs"]] == ["label", "probabilities"]
     card = model["parameters"]
     assert (card["labels"], card["max_length"]) == (["positive", "negative"], engine.manifest.task.max_length)
     assert card["golden_max_abs_diff"] < 1e-3

@@ -104,7 +104,7 @@ def test_health_and_metadata(stub: Any, engine: Engine) -> None:
     model = stub.ModelMetadata(pb.ModelMetadataRequest(name="reviews"))
     assert (model.name, list(model.versions), model.platform) == ("reviews", [version], "onnxruntime_onnx")
     assert [(i.name, i.datatype, list(i.shape)) for i in model.inputs] == [("text", "BYTES", [-1])]
-    assert [o.name for o in model.outputs] == ["label", "probabilities", "logits"]
+    assert [o.name for o in model.outputs] == ["label", "probabilities"]
     (entry,) = stub.RepositoryIndex(pb.RepositoryIndexRequest()).models
     assert (entry.name, entry.version, entry.state) == ("reviews", version, "READY")
 
@@ -200,7 +200,13 @@ def test_what_is_refused(stub: Any, kept: Kept) -> None:
 def test_calls_of_other_servers_are_unimplemented(stub: Any) -> None:
     refused(lambda: stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="x")), "UNIMPLEMENTED", "")
     refused(lambda: stub.SystemSharedMemoryRegister(pb.SystemSharedMemoryRegisterRequest()), "UNIMPLEMENTED", "")
-    refused(lambda: list(stub.ModelStreamInfer(iter([pb.ModelInferRequest()]))), "UNIMPLEMENTED", "")
+
+
+def test_a_stream_goes_on_after_a_refusal(stub: Any) -> None:
+    made = [question(["slow"]), question(["slow"], "private"), question(["slow"])]
+    answers = list(stub.ModelStreamInfer(iter(made)))
+    assert [bool(answer.error_message) for answer in answers] == [False, True, False]
+    assert answers[0].infer_response == answers[2].infer_response == stub.ModelInfer(made[0])
 
 
 def test_a_message_is_as_large_as_a_body(stub: Any) -> None:

@@ -68,7 +68,7 @@ def test_the_servers_sentence_is_shown_and_read_out(page: Any) -> None:
     page.run("document.getElementById('ask').requestSubmit()")
     page.wait("return document.querySelector('#error p')")
     (sentence,) = page.sentences()
-    assert sentence.startswith("body: got more than 1048576 bytes")
+    assert sentence.startswith("body: got more than 2097152 bytes")
     assert page.run("return document.getElementById('error').getAttribute('role')") == "alert"
     assert (
         page.run("return [...document.querySelectorAll('.card .label')].map(l => l.textContent)") == ["No answer"] * 2
