@@ -29,7 +29,8 @@ SLICE_TEXTS = 64
 """Texts of one caller that are tokenised at a time."""
 
 PADDING_TOKENS = 16
-"""A row joins a batch unless this adds more padding. Measured on the CPU: a batch of its own costs about as much."""
+"""A row joins a batch unless this adds more padding: a batch of its own costs about as much. examples/batch_cost.py
+measures 18 on MiniLM and 20 on SmolLM2, on a busy machine."""
 
 _CANDIDATES = 512  # waiting rows that are looked at for one batch
 _SMOOTHING = 0.1  # weight of the newest batch in the mean time per text

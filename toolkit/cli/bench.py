@@ -25,7 +25,7 @@ def bench() -> None:
 _quick = click.option(
     "--quick",
     is_flag=True,
-    help="Take about a minute: fewer sizes, rounds, clients and seconds; accuracy is always of all rows.",
+    help="Take a minute or two: fewer sizes, rounds, clients and seconds; accuracy is always of all rows.",
 )
 
 

@@ -12,6 +12,7 @@ from ptexport.toolkit.bench.serve.plan import (
     BEST_TEXTS,
     DEADLINE_MS,
     MAX_OVERLOAD_CONNECTIONS,
+    OVERLOAD_TIMEOUT_S,
     SATURATING,
     TIMEOUT_S,
     Overload,
@@ -119,7 +120,7 @@ def measure_overload(server: Worker, load: Worker, peak: float, factor: int, pla
             Phase(rate=half, seconds=plan.after_s),
         ],
         warm_up_s=plan.warm_up_s,
-        timeout_s=TIMEOUT_S,
+        timeout_s=OVERLOAD_TIMEOUT_S,
         deadline_ms=DEADLINE_MS,
     )
     before = resident_mb(server.pid)

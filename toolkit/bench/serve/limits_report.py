@@ -78,13 +78,14 @@ def _of_overload(overload: Overload, name: str, peak: float) -> list[Figure]:
         _figure(f"overload/due/{name}", _due_rate(over), "/s"),
         _figure(f"overload/goodput/{name}", good, "/s"),
         _figure(f"ratio/goodput/{name}", good / peak, "x"),
-        _figure(f"overload/p99/{name}", _p99_ms(admitted), "ms"),
         _figure(f"overload/late/{name}", _p99_ms(over.late_s), "ms"),
         _figure(f"overload/generator_cpu/{name}", over.cpu, "CPUs"),
         _figure(f"overload/refused/{name}", over.codes.count(REFUSED), "requests"),
         _figure(f"overload/expired/{name}", over.codes.count(EXPIRED), "requests"),
         _figure(f"overload/failed/{name}", sum(_others(over).values()), "requests"),
     ]
+    if admitted:
+        figures.append(_figure(f"overload/p99/{name}", _p99_ms(admitted), "ms"))
     if refusals := _refusals_s(over):
         figures.append(_figure(f"overload/refusal_p99/{name}", _p99_ms(refusals), "ms"))
     if back is not None:
@@ -117,7 +118,7 @@ def _due_rate(sample: LoadSample) -> float:
 
 
 def _p99_ms(seconds: Sequence[float]) -> float:
-    return 1000 * float(np.percentile(seconds, 99, method="inverted_cdf")) if seconds else float("inf")
+    return 1000 * float(np.percentile(seconds, 99, method="inverted_cdf"))
 
 
 def limits_tables(results: ServeResults, figures: Mapping[str, Figure]) -> list[Table]:
@@ -199,7 +200,8 @@ def limits_verdict(results: ServeResults, figures: Mapping[str, Figure]) -> list
         )
     for factor, overload in results.overloads.items():
         back, name = recovery_s(overload), f"{factor}x"
-        refusal = figures.get(f"overload/refusal_p99/{name}")
+        refusal, p99 = (figures.get(f"overload/{what}/{name}") for what in ("refusal_p99", "p99"))
+        slowest = "without an answer" if p99 is None else f"with a p99 of {number(p99.value)} ms"
         refused = "none was refused" if refusal is None else f"refusals take at most {number(refusal.value)} ms (p99)"
         recovered = (
             f"p99 is not back {number(overload.after.seconds)} s after it"
@@ -208,7 +210,7 @@ def limits_verdict(results: ServeResults, figures: Mapping[str, Figure]) -> list
         )
         sentences.append(
             f"At {factor} times the capacity the server answers {figures[f'ratio/goodput/{name}'].value:.0%} of it "
-            f"within the deadline, with a p99 of {number(figures[f'overload/p99/{name}'].value)} ms; {refused}; "
+            f"within the deadline, {slowest}; {refused}; "
             f"{recovered}."
         )
     return sentences

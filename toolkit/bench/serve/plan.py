@@ -13,7 +13,7 @@ SATURATING = 64
 BEST_TEXTS = 512
 """Texts per call of Engine.predict, which sorts them into batches."""
 MAX_CONNECTIONS, MAX_OVERLOAD_CONNECTIONS = 256, 700
-TIMEOUT_S = 30.0
+TIMEOUT_S, OVERLOAD_TIMEOUT_S = 30.0, 5.0
 FEWEST = 20
 
 
@@ -67,16 +67,16 @@ class ServePlan:
 
 FULL = ServePlan(pairs=150, rounds=3, warm_up_s=1, closed_s=5, open_s=15, calm_s=10, overload_s=60, after_s=10)
 QUICK = ServePlan(
-    clients=(1, 4, SATURATING),
+    clients=(1, SATURATING),
     loads=(50, 90),
-    pairs=50,
+    pairs=40,
     rounds=2,
     warm_up_s=0.5,
-    closed_s=1.5,
-    open_s=3,
-    calm_s=3,
+    closed_s=1,
+    open_s=2,
+    calm_s=2,
     overload_s=5,
-    after_s=4,
+    after_s=3,
 )
 
 

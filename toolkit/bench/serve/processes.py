@@ -38,16 +38,16 @@ def run_load(load: Worker, run: LoadRun) -> list[LoadSample]:
     """Execute a run in the load generator, and return a sample per phase.
 
     Raises:
-        BenchError: no request of a phase was successful.
+        BenchError: no request of the first phase was successful. Later ones may be above the server's capacity.
     """
     samples = msgspec.convert(load.request(msgspec.to_builtins(run)), list[LoadSample])
-    for sample, phase in zip(samples, run.phases, strict=True):
-        if not sample.throughput or not sample.latencies_s:
-            failures = ", ".join(f"{n} x {kind}" for kind, n in sample.failures.items()) or "none was due"
-            raise BenchError(
-                f"ptexport serve: no successful response in {phase.seconds:.1f} s ({failures}); send it a request by "
-                "hand"
-            )
+    first = samples[0]
+    if not first.throughput or not first.latencies_s:
+        failures = ", ".join(f"{n} x {kind}" for kind, n in first.failures.items()) or "none was due"
+        seconds = run.phases[0].seconds
+        raise BenchError(
+            f"ptexport serve: no successful response in {seconds:.1f} s ({failures}); send it a request by hand"
+        )
     return samples
 
 

@@ -260,6 +260,13 @@ def test_a_server_has_recovered_when_p99_is_back(
     assert f"p99 is {'not back 1.00 s' if recovered_s is None else f'back {recovered_s:g} s'} after it" in said
 
 
+def test_an_overload_without_any_answer_is_reported() -> None:
+    overload = plans.Overload(calm=CALM, over=sample([5.0] * 9, codes=[TIMED_OUT] * 9), after=CALM, resident_mb=None)
+    said = "\n".join(verdict_of(results_of(overloads={5: overload})))
+    assert "answers 0% of it within the deadline, without an answer; none was refused" in said
+    assert "9 of 9 requests failed: 9 x time-out" in said
+
+
 def test_a_generator_that_limits_an_overload_is_reported() -> None:
     def said(over: LoadSample) -> str:
         overload = plans.Overload(calm=CALM, over=over, after=CALM, resident_mb=None)
