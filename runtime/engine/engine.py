@@ -1,7 +1,7 @@
 """A bundle folder -> an Engine that predicts labels for any of its tasks."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,16 @@ from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.engine.answer import Answer
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow, logits_of, run_all
-from ptexport.runtime.engine.golden import check_golden, golden_texts, tolerance_of
+from ptexport.runtime.engine.golden import check_golden_rows
 from ptexport.runtime.engine.info import EngineInfo, info_of
 from ptexport.runtime.engine.lifetime import OpenState
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.task import DecodeTask, Task, check_call, encode_for_all, in_chunks
 from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
-from ptexport.runtime.engine.text_encoder import Text, Tokens
+from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.errors import DataError, MissingExtraError
 from ptexport.runtime.hub.pull import local_folder
 from ptexport.runtime.ort.execution import Execution
-from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.tensorrt import Build
 
 
@@ -96,7 +95,7 @@ class Engine:
         bundle = Bundle.open(local_folder(path), require_signature=require_signature)
         graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle))
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed
-        golden_max_abs_diff = _check_golden_rows(bundle, encoders, graph, partial(logits_of, graph))
+        golden_max_abs_diff = check_golden_rows(bundle, encoders, graph, partial(logits_of, graph))
         check_unchanged(bundle)
         return cls(bundle, OpenState(encoders, graph, batcher), golden_max_abs_diff=golden_max_abs_diff)
 
@@ -118,15 +117,13 @@ class Engine:
             MissingExtraError: safetensors is not installed.
         """
         try:
-            from ptexport.runtime.engine.pack_tasks import (
-                one_by_one,
-                open_pack_tasks,
-            )  # of the extras `install` and `serve`
+            # Its packages are of the extras `install` and `serve`.
+            from ptexport.runtime.engine.pack_tasks import one_by_one, open_pack_tasks
         except ModuleNotFoundError as e:
             raise MissingExtraError(f"packs need the package {e.name!r}; pip install 'ptexport[install]'") from e
         loaded = self._state.get()
         bundle, encoders, graph = open_pack_tasks(Path(path), self._base, loaded)
-        seen = _check_golden_rows(bundle, encoders, graph, partial(one_by_one, loaded.batcher, graph))
+        seen = check_golden_rows(bundle, encoders, graph, partial(one_by_one, loaded.batcher, graph))
         state = OpenState(encoders, graph, loaded.batcher)
         return Engine(bundle, state, golden_max_abs_diff=seen, base=self._base)
 
@@ -338,20 +335,3 @@ class Engine:
     def logits(self, texts: Sequence[Text], *, task: str | None = None) -> NDArray[np.float32]:
         """Compute the logits of texts before the softmax, float32 [texts, labels]."""
         return self.task(task).logits(texts)
-
-
-def _check_golden_rows(
-    bundle: Bundle, encoders: TaskEncoders, graph: Graph, run: Callable[[Sequence[Tokens]], list[NDArray[np.float32]]]
-) -> float:
-    """Run each task's golden rows; returns the largest difference of a logit.
-
-    Raises:
-        BundleError: a difference is larger than the task's tolerance.
-    """
-    worst = 0.0
-    tasks = zip(bundle.manifest.tasks, bundle.labels, encoders.of_task, strict=True)
-    for number, (task, labels, encoder) in enumerate(tasks):
-        logits = np.stack(run(encoder.encode(golden_texts(task.golden))))[:, number]
-        tolerance = tolerance_of(task.parity, graph.provider)
-        worst = max(worst, check_golden(task.golden, labels, logits, tolerance, str(bundle.path)))
-    return worst

@@ -4,14 +4,17 @@ Golden rows are built-in city names. Every manifest has some with their expected
 compare them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.bundle.measured import GoldenRow, Parity
-from ptexport.runtime.engine.text_encoder import Text
+from ptexport.runtime.engine.task_encoders import TaskEncoders
+from ptexport.runtime.engine.text_encoder import Text, Tokens
 from ptexport.runtime.errors import BundleError
+from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.providers import CPU, Provider
 
 _GPU_TOLERANCE = 0.05
@@ -66,3 +69,20 @@ def tolerance_of(parity: Parity | None, provider: Provider) -> float:
     if parity is None:
         return _BF16_TOLERANCE
     return parity.tolerance if provider.name == CPU else max(parity.tolerance, _GPU_TOLERANCE)
+
+
+def check_golden_rows(
+    bundle: Bundle, encoders: TaskEncoders, graph: Graph, run: Callable[[Sequence[Tokens]], list[NDArray[np.float32]]]
+) -> float:
+    """Run each task's golden rows; returns the largest difference of a logit.
+
+    Raises:
+        BundleError: a difference is larger than the task's tolerance.
+    """
+    worst = 0.0
+    tasks = zip(bundle.manifest.tasks, bundle.labels, encoders.of_task, strict=True)
+    for number, (task, labels, encoder) in enumerate(tasks):
+        logits = np.stack(run(encoder.encode(golden_texts(task.golden))))[:, number]
+        tolerance = tolerance_of(task.parity, graph.provider)
+        worst = max(worst, check_golden(task.golden, labels, logits, tolerance, str(bundle.path)))
+    return worst

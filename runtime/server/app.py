@@ -21,7 +21,8 @@ from ptexport.runtime.monitoring.records import timing_headers
 from ptexport.runtime.monitoring.tracing import HttpCall, trace_context
 from ptexport.runtime.server import bodies, openapi
 from ptexport.runtime.server.page import page_routes
-from ptexport.runtime.serving.service import Call, Failure, Service, failure_of
+from ptexport.runtime.serving.call import Call, Failure, failure_of
+from ptexport.runtime.serving.service import Service
 
 _T = TypeVar("_T")
 

@@ -20,8 +20,9 @@ from ptexport.runtime.server.auth import SENTENCE, is_token, token_of_metadata
 from ptexport.runtime.server.limits import MAX_BODY_BYTES
 from ptexport.runtime.server.stopping import DRAIN_S
 from ptexport.runtime.serving import tensors
+from ptexport.runtime.serving.call import Call, Failure, failure_of
 from ptexport.runtime.serving.questions import check_memory
-from ptexport.runtime.serving.service import Call, Failure, Service, failure_of
+from ptexport.runtime.serving.service import Service
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
 
 if TYPE_CHECKING:

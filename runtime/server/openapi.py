@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from ptexport.runtime.server.bodies import (
+from ptexport.runtime.server.limits import MAX_BODY_BYTES
+from ptexport.runtime.server.schemas import (
     AllPredictionsBody,
     ErrorBody,
     InferBody,
@@ -14,7 +15,6 @@ from ptexport.runtime.server.bodies import (
     PredictBody,
     PredictionsBody,
 )
-from ptexport.runtime.server.limits import MAX_BODY_BYTES
 
 
 class Live(msgspec.Struct):

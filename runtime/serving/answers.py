@@ -1,7 +1,6 @@
 """Predictions -> tensors of a response, and what a model's outputs are."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ptexport.runtime.bundle.manifest import TaskEntry
 from ptexport.runtime.engine.predictions import Prediction
@@ -64,25 +63,6 @@ def all_output_tensors(
 def needs_logits(outputs: Sequence[OutputRequest], options: Options) -> bool:
     """Return whether predictions need their logits for the requested outputs."""
     return options.raw_scores or any(output.name.rpartition(".")[2] == "logits" for output in outputs)
-
-
-def model_metadata(
-    name: str, versions: Sequence[str], task: TaskEntry, parameters: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Lay out the metadata of a model, with the outputs that a request gets which names none."""
-    n = -1 if task.labels is None else len(task.labels)
-    outputs = {
-        "label": {"datatype": "BYTES", "shape": [-1]},
-        "probabilities": {"datatype": "FP32", "shape": [-1, n]},
-    }
-    return {
-        "name": name,
-        "versions": [*versions],
-        "platform": "onnxruntime_onnx",
-        "inputs": [{"name": field, "datatype": "BYTES", "shape": [-1]} for field in task.fields],
-        "outputs": [{"name": output, **outputs[output]} for output in outputs],
-        "parameters": dict(parameters),
-    }
 
 
 def _tensor(output: OutputRequest, predictions: Sequence[Prediction], task: TaskEntry) -> Tensor:

@@ -1,96 +1,31 @@
-"""A request -> its answer, with what is known of it on the way."""
+"""A request -> its answer."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ptexport.runtime.bundle.manifest import ALL
-from ptexport.runtime.bundle.measured import Parity
 from ptexport.runtime.engine.answer import Answer, Timing
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.text_encoder import Text, TokenIds
 from ptexport.runtime.errors import (
-    BusyError,
-    ClientGoneError,
-    DataError,
-    DeadlineError,
-    LargeRequestError,
     RequestError,
-    TooLongError,
     UnknownModelError,
 )
 from ptexport.runtime.monitoring.metrics import Metrics
-from ptexport.runtime.monitoring.records import Protocol, Reason, RequestRecord
-from ptexport.runtime.serving.answers import all_output_tensors, model_metadata, needs_logits, output_tensors
+from ptexport.runtime.serving.answers import all_output_tensors, needs_logits, output_tensors
+from ptexport.runtime.serving.call import Call, too_late
+from ptexport.runtime.serving.metadata import card_of, metadata_of_all, model_metadata
 from ptexport.runtime.serving.models import Model, Models
 from ptexport.runtime.serving.questions import Options, check_texts, options_of, rows_of
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse
 
 _Item = TypeVar("_Item")
 
-CLIENT_GONE = 499
-"""nginx's status of a request whose client hung up; nobody reads it."""
-
 ByTask = dict[str, Prediction]
 """Predictions of one text by the names of tasks."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Call:
-    """One request while it is answered; the service fills in what it learns.
-
-    Attributes:
-        protocol: how it came.
-        request_id: its id in logs and in the response.
-        trace: trace id of the caller's; None: it sent none.
-        timeout_s: seconds that the transport gives it; None: any time.
-        started: when it began, by `time.perf_counter`.
-    """
-
-    protocol: Protocol
-    request_id: str
-    trace: str | None = None
-    timeout_s: float | None = None
-    started: float = field(default_factory=time.perf_counter)
-    model: str = ""
-    version: str = ""
-    texts: int = 0
-    tokens: int = 0
-    timing: Timing | None = None
-
-    def record(self, code: int, reason: Reason | None) -> RequestRecord:
-        """Return the record of the request, which has ended with an HTTP status."""
-        return RequestRecord(
-            model=self.model,
-            version=self.version,
-            protocol=self.protocol,
-            request_id=self.request_id,
-            code=code,
-            reason=reason,
-            texts=self.texts,
-            tokens=self.tokens,
-            timing=self.timing,
-            total_s=time.perf_counter() - self.started,
-            trace=self.trace,
-        )
-
-    def left_s(self, timeout_s: float | None) -> float | None:
-        """Return the seconds until its deadline, the earlier one of the transport's and the request's own.
-
-        Raises:
-            DeadlineError: it has passed.
-        """
-        given = [seconds for seconds in (self.timeout_s, timeout_s) if seconds is not None]
-        if not given:
-            return None
-        left_s = min(given) - (time.perf_counter() - self.started)
-        if left_s <= 0:
-            raise _too_late(min(given))
-        return left_s
 
 
 class Service:
@@ -188,7 +123,7 @@ class Service:
             UnknownModelError: there is no such model.
         """
         if self._means_all(name, version):
-            return _metadata_of_all(self._all())
+            return metadata_of_all(self._all())
         model = self.models.find(name, version)
         return model_metadata(name, [model.version], model.task.entry, card_of(model))
 
@@ -248,7 +183,6 @@ class Service:
     ) -> list[Prediction]:
         call.texts = len(rows)
         left_s = call.left_s(options.timeout_s)
-        _check_time(left_s)
         with self._metrics.pending(model.name, model.version):
             future = model.task.submit(
                 rows, top_k=options.top_k, truncate=options.truncate, with_logits=with_logits, within_s=left_s
@@ -265,7 +199,6 @@ class Service:
             raise RequestError(f"task {ALL!r}: got raw_scores or truncate, need neither; ask each task by its name")
         call.model, call.texts = ALL, len(texts)
         left_s = call.left_s(options.timeout_s)
-        _check_time(left_s)
         futures: list[Future[Answer[ByTask]]] = []
         with self._metrics.pending(ALL, ""):
             try:
@@ -286,97 +219,9 @@ class Service:
         return [{name: p for part in parts for name, p in part.items() if name in names} for parts in by_text]
 
 
-def _check_time(left_s: float | None) -> None:
-    if left_s is not None and left_s <= 0:
-        raise DeadlineError("request: got no time for its answer, need more; allow more")
-
-
 async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Answer[_Item]:
     try:
         async with asyncio.timeout(seconds):
             return await asyncio.wrap_future(future)
     except TimeoutError as e:
-        raise _too_late(seconds or 0.0) from e
-
-
-def _too_late(seconds: float) -> DeadlineError:
-    return DeadlineError(f"request: got {seconds:.3g} s for its answer, need more; send it again, or allow more time")
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What a failed request ends with.
-
-    Attributes:
-        code: HTTP status.
-        reason: for metrics.
-        message: one sentence.
-        retry_after_s: seconds after which it may be sent again; None: sending it again does not help.
-    """
-
-    code: int
-    reason: Reason
-    message: str
-    retry_after_s: float | None = None
-
-
-_CODES: tuple[tuple[type[Exception], int], ...] = (
-    (UnknownModelError, 404),
-    (LargeRequestError, 413),
-    (TooLongError, 422),
-    (RequestError, 400),
-    (DataError, 400),
-)
-
-
-def failure_of(error: BaseException) -> Failure:
-    """Return what a request ends with that raised an error."""
-    if isinstance(error, BusyError):
-        return Failure(429, "REJECTED", str(error), error.retry_after_s)
-    if isinstance(error, ClientGoneError):
-        return Failure(CLIENT_GONE, "CANCELED", "client: hung up before the answer was ready")
-    if isinstance(error, DeadlineError):
-        return Failure(504, "CANCELED", str(error))
-    for kind, code in _CODES:
-        if isinstance(error, kind):
-            return Failure(code, "OTHER", str(error))
-    if isinstance(error, asyncio.CancelledError):
-        return Failure(503, "CANCELED", "server: stopped before the answer was ready; send the texts again")
-    return Failure(500, "BACKEND", "server: failed with an internal error; see its log")
-
-
-def card_of(model: Model) -> dict[str, Any]:
-    """Return what the metadata of a model says beyond its tensors."""
-    entry, manifest, info = model.task.entry, model.engine.manifest, model.engine.info
-    return {
-        "labels": entry.labels or [],
-        "outputs_on_request": ["labels", "logits", "truncated"],
-        "method": entry.method,
-        "template": entry.template,
-        "max_length": entry.max_length,
-        "backbone": manifest.backbone.name,
-        "licence": manifest.backbone.licence,
-        "precision": manifest.graph.precision,
-        "opset": manifest.graph.opset,
-        "provider": info.provider,
-        "parity_rows": entry.parity.rows if entry.parity else None,
-        "parity_max_abs_diff": _largest_difference(entry.parity),
-        "golden_max_abs_diff": info.golden_max_abs_diff,
-    }
-
-
-def _largest_difference(parity: Parity | None) -> float | None:
-    if parity is None:
-        return None
-    return max(compared.max_abs_diff for compared in (parity.alone, parity.padded_right, parity.padded_left))
-
-
-def _metadata_of_all(models: Sequence[Model]) -> dict[str, Any]:
-    made = model_metadata(ALL, [], models[0].task.entry, {"tasks": [model.name for model in models]})
-    made["outputs"] = [
-        {**output, "name": f"{model.name}.{output['name']}"}
-        for model in models
-        for output in model_metadata(model.name, [], model.task.entry, {})["outputs"]
-        if output["name"] != "logits"
-    ]
-    return made
+        raise too_late(seconds or 0.0) from e

@@ -9,7 +9,8 @@ import pytest
 from ptexport.runtime.bundle.manifest import TaskEntry
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.errors import RequestError
-from ptexport.runtime.serving.answers import all_output_tensors, model_metadata, needs_logits, output_tensors
+from ptexport.runtime.serving.answers import all_output_tensors, needs_logits, output_tensors
+from ptexport.runtime.serving.metadata import model_metadata
 from ptexport.runtime.serving.questions import Options
 from ptexport.runtime.serving.tensors import OutputRequest, Tensor
 

@@ -21,8 +21,9 @@ from ptexport.runtime.errors import (
     TooLongError,
     UnknownModelError,
 )
+from ptexport.runtime.serving.call import Call, failure_of
 from ptexport.runtime.serving.questions import Options
-from ptexport.runtime.serving.service import Call, Service, failure_of
+from ptexport.runtime.serving.service import Service
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "format-1"

@@ -17,7 +17,8 @@ from ptexport.exporters.multitask.join import JointTasks
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import DataError, ExportError, OutputError, VerbalizerError
 from ptexport.runtime.rows.read import read_rows
-from ptexport.runtime.serving.answers import model_metadata, output_tensors
+from ptexport.runtime.serving.answers import output_tensors
+from ptexport.runtime.serving.metadata import model_metadata
 from ptexport.runtime.serving.questions import Options
 from ptexport.toolkit.cli.main import cli
 from ptexport.toolkit.evaluation.evaluate import evaluate
