@@ -9,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.engine.batcher import Answer, Batcher
+from ptexport.runtime.engine.answer import Answer
+from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow
 from ptexport.runtime.engine.text_encoder import TokenIds, Tokens
 from ptexport.runtime.ort.graph import Graph

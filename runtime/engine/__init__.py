@@ -7,6 +7,7 @@ batching.py       encoded rows -> logits and items, batch by batch
 text_encoder.py   texts -> encodings and padded ids
 pack_tasks.py     a pack + an open bundle -> the pack's tasks in its session
 task_encoders.py  a bundle -> the text encoders of its tasks
+answer.py         what a batcher gives its callers, and says of its batches
 batcher.py        texts of concurrent callers -> batches on one engine thread
 forks.py          which process made an object
 predictions.py    logits -> Prediction

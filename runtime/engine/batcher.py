@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
+from ptexport.runtime.engine.answer import Answer, BatchRecord, Timing
 from ptexport.runtime.engine.batching import Encoded, EncodedRow, run_batch
 from ptexport.runtime.engine.forks import Process
 from ptexport.runtime.errors import BusyError
@@ -36,55 +36,6 @@ _CANDIDATES = 512  # waiting rows that are looked at for one batch
 _SMOOTHING = 0.1  # weight of the newest batch in the mean time per text
 
 _Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """One batch.
-
-    Attributes:
-        rows: rows in it.
-        tokens: their tokens.
-        padded_tokens: tokens with padding.
-        compute_s: seconds from its start to its predictions.
-        waiting: texts that were submitted and are not answered.
-    """
-
-    rows: int
-    tokens: int
-    padded_tokens: int
-    compute_s: float
-    waiting: int
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Where the time of a request went.
-
-    Attributes:
-        tokenise_s: seconds of tokenising its texts.
-        queue_s: all other seconds, in queues.
-        compute_s: seconds of the batches that had its rows.
-    """
-
-    tokenise_s: float
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[_Item]):
-    """What a caller gets.
-
-    Attributes:
-        items: one per text, in order.
-        tokens: tokens of its rows, without padding.
-        timing: where the time went.
-    """
-
-    items: list[_Item]
-    tokens: int
-    timing: Timing
 
 
 class _Request:

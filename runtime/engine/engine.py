@@ -14,7 +14,8 @@ from tokenizers import Encoding
 
 from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, Bundle, check_unchanged
 from ptexport.runtime.bundle.manifest import Manifest
-from ptexport.runtime.engine.batcher import Answer, Batcher
+from ptexport.runtime.engine.answer import Answer
+from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow, logits_of, run_all
 from ptexport.runtime.engine.golden import check_golden, golden_texts, tolerance_of
 from ptexport.runtime.engine.info import EngineInfo, info_of

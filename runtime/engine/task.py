@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from ptexport.runtime.bundle.manifest import TaskEntry
-from ptexport.runtime.engine.batcher import Answer
+from ptexport.runtime.engine.answer import Answer
 from ptexport.runtime.engine.batching import Encoded, EncodedRow, logits_of, run_all
 from ptexport.runtime.engine.lifetime import Loaded, OpenState
 from ptexport.runtime.engine.predictions import Prediction, predictions

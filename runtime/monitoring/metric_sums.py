@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 
-from ptexport.runtime.engine.batcher import BatchRecord
+from ptexport.runtime.engine.answer import BatchRecord
 from ptexport.runtime.monitoring.records import RequestRecord
 
 DURATIONS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

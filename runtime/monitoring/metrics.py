@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from ptexport.runtime.engine.batcher import BatchRecord
+from ptexport.runtime.engine.answer import BatchRecord
 from ptexport.runtime.monitoring.metric_names import METRICS
 from ptexport.runtime.monitoring.metric_sums import ERRORS, BatchSums, Histogram, ModelSums
 from ptexport.runtime.monitoring.records import RequestRecord, ServerState

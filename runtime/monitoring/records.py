@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ptexport.runtime.engine.batcher import Timing
+from ptexport.runtime.engine.answer import Timing
 
 Protocol = Literal["http", "grpc"]
 Reason = Literal["REJECTED", "CANCELED", "BACKEND", "OTHER"]

@@ -15,7 +15,7 @@ class StartReport(msgspec.Struct, frozen=True, kw_only=True):
         addresses: where it listens, such as "http://127.0.0.1:8000" and "grpc://127.0.0.1:8001".
         models: every model.
         watch: folder from which tasks come and go; None: none do.
-        max_batch_tokens: tokens of a batch, with padding; None: no limit but the number of rows.
+        max_batch_tokens: tokens of a batch, with padding; None: what suits the device.
         max_delay_ms: milliseconds that a batch waits for more texts.
         max_queue: texts that may wait; None: any number.
         limits: limits of a request, by name: bytes, texts, characters, seconds.
@@ -45,7 +45,11 @@ class StartReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[str]:
         """Return the lines for people."""
-        size = "any size" if self.max_batch_tokens is None else f"at most {self.max_batch_tokens:,} tokens"
+        size = (
+            "as large as suits the device"
+            if self.max_batch_tokens is None
+            else f"at most {self.max_batch_tokens:,} tokens"
+        )
         texts = "any number of" if self.max_queue is None else f"{self.max_queue:,}"
         facts = {
             "versions": [", ".join(f"{name} {number}" for name, number in self.versions.items())],

@@ -6,7 +6,7 @@ Source: Open Inference Protocol, version 2, gRPC; Triton, grpc_service.proto.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,12 @@ class _RequireToken(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def refuse(_: Any, context: Any) -> None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, SENTENCE)
 
+        async def refuse_stream(_: Any, context: Any) -> AsyncIterator[None]:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, SENTENCE)
+            yield
+
+        if details.method.endswith("/ModelStreamInfer"):
+            return grpc.stream_stream_rpc_method_handler(refuse_stream)
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 

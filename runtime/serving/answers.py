@@ -96,14 +96,18 @@ def _tensor(output: OutputRequest, predictions: Sequence[Prediction], task: Task
     if name == "labels":
         return Tensor(name, "BYTES", [n, width], [label for row in scores for label in row])
     if output.classification:
-        return _classes(output, scores, min(output.classification, width))
+        return _classes(output, scores, min(output.classification, width), task.labels or [])
     return Tensor(name, "FP32", [n, width], [value for row in scores for value in row.values()])
 
 
-def _classes(output: OutputRequest, scores: Sequence[Mapping[str, float]], k: int) -> Tensor:
-    """Lay out the highest scores as strings "score:index:label" (Triton, extension_classification.md)."""
+def _classes(output: OutputRequest, scores: Sequence[Mapping[str, float]], k: int, labels: Sequence[str]) -> Tensor:
+    """Lay out the highest scores as strings "score:index:label" (Triton, extension_classification.md).
+
+    The index is the label's number; its rank, where the vocabulary is open.
+    """
     made: list[str] = []
     for row in scores:
-        ranked = sorted(enumerate(row.items()), key=lambda item: -item[1][1])[:k]
-        made += [f"{score:f}:{index}:{label}" for index, (label, score) in ranked]
+        ranked = sorted(row.items(), key=lambda item: -item[1])[:k]
+        numbers = [labels.index(label) if labels else rank for rank, (label, _) in enumerate(ranked)]
+        made += [f"{score:f}:{number}:{label}" for number, (label, score) in zip(numbers, ranked, strict=True)]
     return Tensor(output.name, "BYTES", [len(scores), k], made)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.bundle.measured import Parity
-from ptexport.runtime.engine.batcher import Answer, Batcher, Timing
+from ptexport.runtime.engine.answer import Answer, Timing
+from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.text_encoder import Text, TokenIds
 from ptexport.runtime.errors import (
@@ -349,6 +350,7 @@ def card_of(model: Model) -> dict[str, Any]:
     entry, manifest, info = model.task.entry, model.engine.manifest, model.engine.info
     return {
         "labels": entry.labels or [],
+        "outputs_on_request": ["labels", "logits", "truncated"],
         "method": entry.method,
         "template": entry.template,
         "max_length": entry.max_length,

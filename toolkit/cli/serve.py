@@ -47,7 +47,7 @@ from ptexport.toolkit.cli import options as shared
     "--max-queue",
     metavar="TEXTS",
     type=click.IntRange(1),
-    default=512,
+    default=2048,
     show_default=True,
     help="Texts that may wait; requests beyond get status 429.",
 )

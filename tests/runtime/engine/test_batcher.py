@@ -7,7 +7,8 @@ import pytest
 from recording_graph import RecordingGraph, Texts, ask, flat, hold, settled, tokenised
 
 from ptexport.runtime.engine import batcher as module
-from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher, BatchRecord
+from ptexport.runtime.engine.answer import BatchRecord
+from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher
 from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 
 

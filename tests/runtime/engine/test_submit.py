@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ptexport.runtime import Engine, Prediction
-from ptexport.runtime.engine.batcher import Batcher, BatchRecord
+from ptexport.runtime.engine.answer import BatchRecord
+from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.text_encoder import TokenIds
 from ptexport.runtime.errors import BusyError, DataError, TooLongError
 

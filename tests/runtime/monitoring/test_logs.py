@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ptexport.runtime.engine.batcher import Timing
+from ptexport.runtime.engine.answer import Timing
 from ptexport.runtime.errors import RequestError
 from ptexport.runtime.monitoring import logs
 from ptexport.runtime.monitoring.logs import Logs, request_id

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from ptexport.runtime.engine.batcher import BatchRecord, Timing
+from ptexport.runtime.engine.answer import BatchRecord, Timing
 from ptexport.runtime.monitoring.metric_names import METRICS, as_markdown
 from ptexport.runtime.monitoring.metrics import Metrics
 from ptexport.runtime.monitoring.records import Reason, RequestRecord, ServedModel, ServerState, timing_headers

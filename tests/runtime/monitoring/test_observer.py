@@ -7,7 +7,8 @@ from pathlib import Path
 from collector import running
 
 from ptexport.runtime import Engine
-from ptexport.runtime.engine.batcher import Batcher, Timing
+from ptexport.runtime.engine.answer import Timing
+from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.errors import DataError
 from ptexport.runtime.monitoring.logs import Logs, request_id
 from ptexport.runtime.monitoring.metrics import Metrics

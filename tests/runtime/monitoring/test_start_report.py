@@ -58,7 +58,7 @@ def test_what_is_off_is_left_out_or_said() -> None:
     )
     lines = bare.lines()
     assert "models     none yet" in lines
-    assert "batches    any size, waiting at most 0 ms for more" in lines
+    assert "batches    as large as suits the device, waiting at most 0 ms for more" in lines
     assert "access     no token, no TLS" in lines
     assert not [line for line in lines if line.startswith(("watch", "traces", "logs"))]
 

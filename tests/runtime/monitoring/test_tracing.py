@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from collector import Collector, running
 
-from ptexport.runtime.engine.batcher import Timing
+from ptexport.runtime.engine.answer import Timing
 from ptexport.runtime.errors import MissingExtraError, ServeError
 from ptexport.runtime.monitoring.records import Protocol, Reason, RequestRecord
 from ptexport.runtime.monitoring.tracing import (

@@ -14,7 +14,8 @@ from tiny import Quiet, train_tiny
 from ptexport.exporters.config import ExportConfig
 from ptexport.exporters.export import export
 from ptexport.runtime import BundleError, DataError, Engine, EngineError, PackError, ProviderError
-from ptexport.runtime.engine.batcher import Batcher, BatchRecord
+from ptexport.runtime.engine.answer import BatchRecord
+from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.text_encoder import TextEncoder, TokenIds
 from ptexport.runtime.ort.providers import Provider
 from ptexport.runtime.packs.pack_file import Pack

@@ -75,6 +75,9 @@ def test_a_certificate_and_a_token_for_both(tmp_path: Path) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             stub.ModelInfer(question())
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.ModelStreamInfer(iter([question()])))
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert len(stub.ModelInfer(question(), metadata=[("authorization", f"Bearer {TOKEN}")]).outputs) == 2
         with pytest.raises(grpc.RpcError) as caught:
             stub_of(grpc_address).ServerLive(pb.ServerLiveRequest(), timeout=2)
