@@ -41,7 +41,8 @@ def test_packs_that_come_change_and_go_under_load_lose_no_request(
     longest: list[float] = []
     with server(llama_bundle, "--watch", watched) as running, Clients(running.url, 4) as clients:
         wait_for(lambda: len(clients.took) > 100)
-        median_s = statistics.median(seconds for _, seconds in clients.took)
+        time.sleep(1)
+        calm = [seconds for _, seconds in clients.took]
         for number in range(times):
             begun = time.monotonic()
             variant(llama_pack, llama_bundle, file, 100.0, name="tips")
@@ -59,8 +60,9 @@ def test_packs_that_come_change_and_go_under_load_lose_no_request(
         running.process.terminate()
         assert running.wait() == 0
         (stopped,) = running.logged("stopped")
-    print(f"answers after {statistics.median(took):.2f} s, at most {max(took):.2f} s; other requests: median "
-          f"{median_s * 1e3:.1f} ms, longest meanwhile {max(longest) * 1e3:.1f} ms")  # fmt: skip
+    print(f"answers after {statistics.median(took):.2f} s, at most {max(took):.2f} s")
+    print(f"other requests: median {statistics.median(calm) * 1e3:.1f} ms, longest {max(calm) * 1e3:.1f} ms before")
+    print(f"and {statistics.median(longest) * 1e3:.1f} ms while packs came and changed, in the median of all times")
     assert statistics.median(took) < SOON_S
     assert stopped["answered"] >= clients.outcomes[200]
 
