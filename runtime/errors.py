@@ -157,6 +157,11 @@ class UnknownModelError(RequestError):
 class DeadlineError(PtexportError, TimeoutError):
     """A request whose time was over before it was answered."""
 
+    @classmethod
+    def after(cls, seconds: float) -> "DeadlineError":
+        """Make the error of a request that had so many seconds."""
+        return cls(f"request: got {seconds:.3g} s for its answer, need more; send it again, or allow more time")
+
 
 class ClientGoneError(PtexportError, ConnectionError):
     """A client that hung up before its answer was ready."""

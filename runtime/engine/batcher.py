@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from ptexport.runtime.engine.answer import Answer, BatchRecord, Timing
 from ptexport.runtime.engine.batching import Encoded, EncodedRow, run_batch
 from ptexport.runtime.engine.forks import Process
-from ptexport.runtime.errors import BusyError
+from ptexport.runtime.errors import BusyError, DeadlineError
 from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 from ptexport.runtime.ort.graph import Graph
 
@@ -33,7 +33,9 @@ PADDING_TOKENS = 16
 measures 18 on MiniLM and 20 on SmolLM2, on a busy machine."""
 
 _CANDIDATES = 512  # waiting rows that are looked at for one batch
-_SMOOTHING = 0.1  # weight of the newest batch in the mean time per text
+_SMOOTHING = 0.1  # weight of the newest batch in the mean times
+_SHARE_OF_DEADLINE = 0.7
+"""Texts are taken if their turn is expected within this share of their time: the expectation is a mean."""
 
 _Item = TypeVar("_Item")
 
@@ -41,12 +43,15 @@ _Item = TypeVar("_Item")
 class _Request:
     """Texts of one caller, while they are computed."""
 
-    def __init__(self, graph: Graph, n: int, encode: Callable[[int, int], Encoded[Any]]) -> None:
+    def __init__(
+        self, graph: Graph, n: int, encode: Callable[[int, int], Encoded[Any]], within_s: float | None
+    ) -> None:
         self.graph = graph
         self.n = n
         self.encode = encode
         self.future: Future[Answer[Any]] = Future()
         self.submitted = time.perf_counter()
+        self.within_s = within_s
         self.n_encoded = 0
         self.tokenising = True  # whether a slice of it is in the tokenising thread's queue
         self.waiting: dict[int, EncodedRow] = {}  # rows that no batch has taken, by number
@@ -112,7 +117,9 @@ class Batcher:
         self._served: list[_Request] = []  # those with rows in the last batch
         self._busy = False  # whether the engine thread forms or runs batches
         self._waiting = 0
-        self._s_per_text = 0.0
+        self._batch_ended = 0.0  # when the last batch did
+        self._batch_s = 0.0  # mean time of a batch
+        self._s_per_text = 0.0  # mean time from batch to batch, while texts wait, by their number
         self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="ptexport-tokenise")
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="ptexport-engine")
 
@@ -136,7 +143,8 @@ class Batcher:
             graph: runs the rows.
             n: number of texts.
             encode: encodes the texts from one number up to another; called on the tokenising thread, slice by slice.
-            within_s: seconds after which the result is of no use; None: any time.
+            within_s: seconds after which the result is of no use: what remains then gets a DeadlineError; None: any
+                time.
             always: take the texts however many wait.
 
         Raises:
@@ -144,7 +152,7 @@ class Batcher:
             EngineError: this process was forked from the one that made the batcher.
         """
         self._process.check("batcher: was made")
-        request = _Request(graph, n, encode)
+        request = _Request(graph, n, encode, within_s)
         with self._changed:
             if not always:
                 self._admit(n, within_s)
@@ -175,10 +183,10 @@ class Batcher:
                 f"send them again in {expected_s:.1f} s",
                 retry_after_s=expected_s,
             )
-        if within_s is not None and expected_s > within_s:
+        if within_s is not None and expected_s > _SHARE_OF_DEADLINE * within_s:
             raise BusyError(
                 f"queue: got {within_s:.3g} s for an answer, need about {expected_s:.1f} s; send them again later",
-                retry_after_s=expected_s - within_s,
+                retry_after_s=max(0.0, expected_s - _SHARE_OF_DEADLINE * within_s),
             )
 
     def _forget(self, n: int) -> None:
@@ -224,6 +232,7 @@ class Batcher:
 
     def _run(self) -> None:
         """Run batches until no row waits."""
+        self._batch_ended = time.perf_counter()
         while taken := self._next_batch():
             self._run_batch(taken)
 
@@ -248,8 +257,11 @@ class Batcher:
                     request.future.set_result(request.answer())
 
     def _record(self, taken: _Taken, seconds: float) -> None:
-        each = seconds / len(taken)
-        self._s_per_text += (each - self._s_per_text) * (_SMOOTHING if self._s_per_text else 1.0)
+        now, weight = time.perf_counter(), _SMOOTHING if self._s_per_text else 1.0
+        each = (now - self._batch_ended) / len(taken)
+        self._batch_ended = now
+        self._s_per_text += (each - self._s_per_text) * weight
+        self._batch_s += (seconds - self._batch_s) * weight
         if self._on_batch is not None:
             lengths = [len(row.tokens) for _, _, row in taken]
             padded = max(lengths) * len(lengths)
@@ -277,6 +289,7 @@ class Batcher:
 
     def _choose(self) -> tuple[_Taken, bool]:
         """Choose the rows of a batch: the first one, and others that add little padding; and whether no more fit."""
+        self._drop_late()
         while self._queue and self._queue[0].future.done():
             self._queue.popleft().waiting.clear()
         if not self._queue:
@@ -296,6 +309,13 @@ class Batcher:
                 taken.append(candidate)
                 longest = max(longest, length)
         return taken, len(taken) == MAX_BATCH_ROWS or longest * (len(taken) + 1) > budget
+
+    def _drop_late(self) -> None:
+        """Fail the requests whose time is over; if others wait, also those for which a batch would end too late."""
+        at = time.perf_counter() + (self._batch_s if self._waiting > MAX_BATCH_ROWS else 0.0)
+        for request in self._queue:
+            if request.within_s is not None and request.submitted + request.within_s < at:
+                _fail(request, DeadlineError.after(request.within_s))
 
     def _rows_for(self, graph: Graph) -> Iterator[tuple[_Request, int, EncodedRow]]:
         for request in self._queue:

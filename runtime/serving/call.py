@@ -71,7 +71,7 @@ class Call:
             return None
         left_s = min(given) - (time.perf_counter() - self.started)
         if left_s <= 0:
-            raise too_late(min(given))
+            raise DeadlineError.after(min(given))
         return left_s
 
 
@@ -115,8 +115,3 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, asyncio.CancelledError):
         return Failure(503, "CANCELED", "server: stopped before the answer was ready; send the texts again")
     return Failure(500, "BACKEND", "server: failed with an internal error; see its log")
-
-
-def too_late(seconds: float) -> DeadlineError:
-    """Return the error of a request that had so many seconds."""
-    return DeadlineError(f"request: got {seconds:.3g} s for its answer, need more; send it again, or allow more time")

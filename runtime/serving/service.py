@@ -10,13 +10,10 @@ from ptexport.runtime.engine.answer import Answer, Timing
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.predictions import Prediction
 from ptexport.runtime.engine.text_encoder import Text, TokenIds
-from ptexport.runtime.errors import (
-    RequestError,
-    UnknownModelError,
-)
+from ptexport.runtime.errors import DeadlineError, RequestError, UnknownModelError
 from ptexport.runtime.monitoring.metrics import Metrics
 from ptexport.runtime.serving.answers import all_output_tensors, needs_logits, output_tensors
-from ptexport.runtime.serving.call import Call, too_late
+from ptexport.runtime.serving.call import Call
 from ptexport.runtime.serving.metadata import card_of, metadata_of_all, model_metadata
 from ptexport.runtime.serving.models import Model, Models
 from ptexport.runtime.serving.questions import Options, check_texts, options_of, rows_of
@@ -224,4 +221,4 @@ async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Ans
         async with asyncio.timeout(seconds):
             return await asyncio.wrap_future(future)
     except TimeoutError as e:
-        raise too_late(seconds or 0.0) from e
+        raise DeadlineError.after(seconds or 0.0) from e

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -16,7 +17,7 @@ from recording_graph import RecordingGraph, Texts, ask, flat, hold, settled, tok
 
 from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow
-from ptexport.runtime.errors import BusyError, DataError
+from ptexport.runtime.errors import BusyError, DataError, DeadlineError
 
 TESTS = Path(__file__).parents[2]
 
@@ -187,7 +188,7 @@ def test_a_queue_has_room_for_so_many_texts(graph: RecordingGraph) -> None:
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(graph: RecordingGraph) -> None:
     batcher = Batcher()
     graph.seconds = 0.1
-    assert ask(batcher, graph, [3], within_s=0.001).result(30).items == [1], "nothing is known yet"
+    assert ask(batcher, graph, [3], within_s=5).result(30).items == [1], "nothing is known yet"
     hold(batcher, graph)
     ask(batcher, graph, [3] * 9)
     with pytest.raises(BusyError, match=r"^queue: got 0.1 s for an answer, need about 1\.\d s; send them") as caught:
@@ -199,6 +200,22 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(graph: RecordingGraph)
     patient = ask(batcher, graph, [3], 50, within_s=10)
     graph.free.set()
     assert patient.result(30).items == [50]
+
+
+def test_what_would_be_too_late_is_not_computed(graph: RecordingGraph) -> None:
+    """While others wait; alone it is tried."""
+    batcher = Batcher()
+    graph.seconds = 0.2
+    assert ask(batcher, graph, [3], within_s=0.15).result(30).items == [1], "nobody waits for it"
+    hold(batcher, graph)
+    late = ask(batcher, graph, [3] * 40, 100, within_s=0.5)
+    time.sleep(0.6)
+    patient = ask(batcher, graph, [3], 200, within_s=30)
+    graph.free.set()
+    with pytest.raises(DeadlineError, match=r"^request: got 0.5 s for its answer"):
+        late.result(30)
+    assert patient.result(30).items == [200]
+    assert not {*range(100, 140)} & {*flat(graph.batches)}
 
 
 FORK = """
