@@ -207,6 +207,7 @@ def test_what_would_be_too_late_is_not_computed(graph: RecordingGraph) -> None:
     batcher = Batcher()
     graph.seconds = 0.2
     assert ask(batcher, graph, [3], within_s=0.15).result(30).items == [1], "nobody waits for it"
+    assert graph.began.acquire(timeout=30)
     hold(batcher, graph)
     late = ask(batcher, graph, [3] * 40, 100, within_s=0.5)
     time.sleep(0.6)
