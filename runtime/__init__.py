@@ -5,6 +5,7 @@
 Rooms, each above what it imports; `docs/architecture.md` has the picture:
 
     server         service -> HTTP and gRPC
+    guard          bytes from anybody -> requests within limits
     serving        requests -> responses, on models that come and go
     monitoring     what became of requests and batches -> metrics, logs and traces
     label_file.py  rows of a file -> predictions in a file

@@ -12,12 +12,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ptexport.runtime.errors import MissingExtraError, RequestError, ServeError
+from ptexport.runtime.guard.auth import SENTENCE, is_token, token_of_metadata
+from ptexport.runtime.guard.limits import MAX_BODY_BYTES
 from ptexport.runtime.monitoring.logs import request_id
 from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.monitoring.tracing import trace_context
 from ptexport.runtime.server.app import EXTENSIONS
-from ptexport.runtime.server.auth import SENTENCE, is_token, token_of_metadata
-from ptexport.runtime.server.limits import MAX_BODY_BYTES
 from ptexport.runtime.server.stopping import DRAIN_S
 from ptexport.runtime.serving import tensors
 from ptexport.runtime.serving.call import Call, Failure, failure_of

@@ -10,13 +10,13 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ptexport.runtime.errors import ServeError
+from ptexport.runtime.guard.auth import RequireToken
+from ptexport.runtime.guard.connections import Connection
+from ptexport.runtime.guard.limits import LimitBodies
+from ptexport.runtime.guard.tls import Tls
 from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.server.app import make_app
-from ptexport.runtime.server.auth import RequireToken
-from ptexport.runtime.server.connections import Connection
-from ptexport.runtime.server.limits import LimitBodies
 from ptexport.runtime.server.stopping import DRAIN_S, StoppableServer
-from ptexport.runtime.server.tls import Tls
 from ptexport.runtime.serving.service import Service
 
 

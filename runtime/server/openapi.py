@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ptexport.runtime.server.limits import MAX_BODY_BYTES
+from ptexport.runtime.guard.limits import MAX_BODY_BYTES
 from ptexport.runtime.server.schemas import (
     AllPredictionsBody,
     ErrorBody,

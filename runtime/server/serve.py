@@ -10,16 +10,16 @@ from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import ServeError
+from ptexport.runtime.guard.auth import read_token
+from ptexport.runtime.guard.limits import BODY_SECONDS, MAX_BODY_BYTES
+from ptexport.runtime.guard.tls import read_tls
 from ptexport.runtime.monitoring.logs import Event, Level, Logs
 from ptexport.runtime.monitoring.metrics import Metrics
 from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.monitoring.records import ServedModel, ServerState
 from ptexport.runtime.monitoring.start_report import StartReport
 from ptexport.runtime.monitoring.tracing import open_tracer, traces_url
-from ptexport.runtime.server.auth import read_token
-from ptexport.runtime.server.limits import BODY_SECONDS, MAX_BODY_BYTES
 from ptexport.runtime.server.listen import Listening, listen
-from ptexport.runtime.server.tls import read_tls
 from ptexport.runtime.serving.models import Model, Models, version_of
 from ptexport.runtime.serving.questions import MAX_CHARACTERS, MAX_TEXTS
 from ptexport.runtime.serving.service import Service

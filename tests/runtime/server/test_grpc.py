@@ -15,7 +15,7 @@ from servers import Kept, service_of
 from ptexport.runtime import Engine
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.errors import ServeError
-from ptexport.runtime.server.limits import MAX_BODY_BYTES
+from ptexport.runtime.guard.limits import MAX_BODY_BYTES
 from ptexport.runtime.server.listen import Listening
 from ptexport.runtime.serving.tensors import Tensor, binary
 

@@ -19,7 +19,7 @@ BODY = json.dumps({"texts": ["slow"]}).encode()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 SHORT_LIMITS = """
 from ptexport.runtime.server import limits
-from ptexport.runtime.server.connections import Connection, ConnectionLimits
+from ptexport.runtime.guard.connections import Connection, ConnectionLimits
 Connection.limits = ConnectionLimits(head_s=1.0)
 limits.LimitBodies.__init__.__kwdefaults__["seconds"] = 1.0
 """

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from ptexport.runtime.server.connections import Connection, ConnectionLimits
+from ptexport.runtime.guard.connections import Connection, ConnectionLimits
 from ptexport.runtime.server.stopping import StoppableServer
 
 folder, kind = Path(sys.argv[1]), sys.argv[2]

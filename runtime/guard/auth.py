@@ -8,8 +8,8 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ptexport.runtime.errors import ServeError
-from ptexport.runtime.server.private_files import read_private
-from ptexport.runtime.server.refusals import refuse
+from ptexport.runtime.guard.private_files import read_private
+from ptexport.runtime.guard.refusals import refuse
 
 MIN_CHARACTERS = 16
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})

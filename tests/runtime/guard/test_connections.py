@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ptexport.runtime.server.connections import Connection, ConnectionLimits
-from ptexport.runtime.server.limits import LimitBodies
+from ptexport.runtime.guard.connections import Connection, ConnectionLimits
+from ptexport.runtime.guard.limits import LimitBodies
 
 
 async def echo(request: Request) -> Response:

@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from ptexport.runtime.server.connections import Connection
-from ptexport.runtime.server.limits import LimitBodies
+from ptexport.runtime.guard.connections import Connection
+from ptexport.runtime.guard.limits import LimitBodies
 
 MOST = 1 << 20
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"

@@ -13,8 +13,8 @@ from typing import ClassVar
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ptexport.runtime.server.limits import MAX_BODY_BYTES
-from ptexport.runtime.server.refusals import LINGER_S, sentence_body
+from ptexport.runtime.guard.limits import MAX_BODY_BYTES
+from ptexport.runtime.guard.refusals import LINGER_S, sentence_body
 
 
 @dataclass(frozen=True)

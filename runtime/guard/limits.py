@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ptexport.runtime.server.refusals import refuse
+from ptexport.runtime.guard.refusals import refuse
 
 MAX_BODY_BYTES = 2 << 20
 """That of text-embeddings-inference; 1,024 texts of 2 kB."""

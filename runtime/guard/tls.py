@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptexport.runtime.errors import ServeError, reason
-from ptexport.runtime.server.private_files import read_private
+from ptexport.runtime.guard.private_files import read_private
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from raw import connect, read_all, served
 from starlette.responses import PlainTextResponse
 
 from ptexport.runtime.errors import ServeError
+from ptexport.runtime.guard.connections import Connection
+from ptexport.runtime.guard.tls import read_tls
 from ptexport.runtime.server import stopping
-from ptexport.runtime.server.connections import Connection
-from ptexport.runtime.server.tls import read_tls
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
 

@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ptexport.runtime.errors import ServeError
-from ptexport.runtime.server.auth import (
+from ptexport.runtime.guard.auth import (
     MIN_CHARACTERS,
     OPEN_PATHS,
     SENTENCE,
@@ -25,7 +25,7 @@ from ptexport.runtime.server.auth import (
     read_token,
     token_of_metadata,
 )
-from ptexport.runtime.server.connections import Connection
+from ptexport.runtime.guard.connections import Connection
 
 TOKEN = b"0123456789abcdef"
 RIGHT = b"Authorization: Bearer 0123456789abcdef\r\n"
