@@ -13,6 +13,7 @@ from ptexport.runtime.errors import ServeError
 from ptexport.runtime.guard.auth import RequireToken
 from ptexport.runtime.guard.connections import Connection
 from ptexport.runtime.guard.limits import LimitBodies
+from ptexport.runtime.guard.origins import CheckOrigin, own_names
 from ptexport.runtime.guard.tls import Tls
 from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.server.app import make_app
@@ -87,7 +88,9 @@ def listen(
         return not server.is_stopping and bool(service.models.names())
 
     app: ASGIApp = LimitBodies(make_app(service, observer, is_ready))
-    if at.token is not None:
+    if at.token is None:
+        app = CheckOrigin(app, own_names(_shown(at.host), listener.getsockname()[0]))
+    else:
         app = RequireToken(app, at.token)
     config = uvicorn.Config(
         app,

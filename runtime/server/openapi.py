@@ -85,10 +85,12 @@ _TYPES = (
 _ASK_FAILURES = {
     400: "the request does not fit the protocol or the model",
     401: "the server needs a bearer token",
+    403: "another host's web page sent it, and the server has no token",
     404: "there is no such model",
     408: "the body did not come in time",
     413: f"the body, a text or their number is too large; a body has at most {MAX_BODY_BYTES} bytes",
     415: "the body is compressed",
+    421: "it is for another host, and the server has no token",
     422: "a text is too long, and `truncate` is false",
     429: "too many texts wait; send it again after Retry-After seconds",
     500: "the server failed",

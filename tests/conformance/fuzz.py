@@ -201,7 +201,7 @@ def _read(connection: socket.socket, request: Request) -> bytes:
 
 def _request(method: str, target: str, body: bytes = b"", *more: str, length: object = None) -> bytes:
     said = len(body) if length is None else length
-    lines = [f"{method} {target} HTTP/1.1", "Host: x", "Connection: close", f"Content-Length: {said}", *more]
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {said}", *more]
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogatepass") + body
 
 
@@ -267,7 +267,7 @@ def _binary(draw: random.Random) -> Request:
 def _framing(draw: random.Random) -> Request:
     """A right body whose length is told wrongly, twice, in chunks, or not at all."""
     body = json.dumps(PREDICT).encode()
-    start = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     chunked = start + b"Transfer-Encoding: chunked\r\n\r\n"
     parts = b"".join(b"%x\r\n%b\r\n" % (len(body[n : n + 7]), body[n : n + 7]) for n in range(0, len(body), 7))
     kinds: dict[str, tuple[bytes, bool]] = {

@@ -77,7 +77,7 @@ def test_probes_need_no_token(client: httpx.Client) -> None:
 def test_a_wrong_token_is_none(locked_server: Server, token: str, given: str) -> None:
     basic = base64.b64encode(f"user:{token}".encode()).decode()
     value = given.format(token=token, cut=token[:-1], upper=token.upper(), basic=basic)
-    head = f"GET /v2/models/reviews HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {value}\r\n\r\n"
+    head = f"GET /v2/models/reviews HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: {value}\r\n\r\n"
     assert locked_server.exchange(head.encode())[:12] in (b"HTTP/1.1 401", b"HTTP/1.1 400")
 
 
@@ -92,7 +92,7 @@ def test_a_token_elsewhere_is_none(client: httpx.Client, token: str) -> None:
 def test_two_headers_are_not_one_token(locked_server: Server, token: str) -> None:
     """Which of the two counts is not for the caller to choose: refused, or the first, as a proxy would check."""
     for first, second in ((f"Bearer {token}", "Bearer x"), ("Bearer x", f"Bearer {token}")):
-        head = "GET /v2/models/reviews HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        head = "GET /v2/models/reviews HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         both = f"Authorization: {first}\r\nAuthorization: {second}\r\n\r\n"
         answer = locked_server.exchange((head + both).encode())
         assert answer[:12] in (b"HTTP/1.1 401", b"HTTP/1.1 400") or first == f"Bearer {token}"
@@ -124,7 +124,7 @@ METHODS = ("GET", "HEAD", "OPTIONS", "POST", "get", "PROPFIND")
 @pytest.mark.parametrize("target", SPELLINGS)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_other_spelling_gets_round_it(locked_server: Server, target: str, method: str) -> None:
-    head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     answer = locked_server.exchange(head.encode())
     assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 2", b"HTTP/1.1 3")) or not answer
     assert not any(secret in answer for secret in SECRETS)
@@ -147,7 +147,7 @@ def test_no_other_spelling_gets_round_it(locked_server: Server, target: str, met
     ids=lambda more: more[:25],
 )
 def test_no_other_header_gets_round_it(locked_server: Server, more: str) -> None:
-    head = f"GET /v2/models/reviews HTTP/1.1\r\nHost: x\r\n{more}\r\nConnection: close\r\n\r\n"
+    head = f"GET /v2/models/reviews HTTP/1.1\r\nHost: localhost\r\n{more}\r\nConnection: close\r\n\r\n"
     answer = locked_server.exchange(head.encode())
     assert answer.startswith(b"HTTP/1.1 4")
     assert not any(secret in answer for secret in SECRETS)
@@ -165,8 +165,8 @@ def test_bad_host(locked_server: Server, host: str) -> None:
 
 
 def test_a_second_request_on_a_connection_needs_the_token_too(locked_server: Server, token: str) -> None:
-    first = f"GET /v2/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
-    second = "GET /v2/models/reviews HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    first = f"GET /v2/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n"
+    second = "GET /v2/models/reviews HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = locked_server.exchange((first + second).encode())
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"HTTP/1.1 401" in answer

@@ -164,7 +164,7 @@ def test_string_lengths_that_lie_are_refused(client: httpx.Client, length: int) 
 )
 def test_header_lengths_that_lie_are_refused(server: Server, length: str) -> None:
     body = b'{"inputs": []}'
-    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
     lie = f"Inference-Header-Content-Length: {length}\r\n\r\n"
     answer = server.exchange(head.encode() + lie.encode() + body)
     assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431")
@@ -201,7 +201,7 @@ PLACES = (
 def test_no_path_leads_out(server: Server, place: str, up: str) -> None:
     """As bytes, since clients tidy paths up."""
     method = "POST" if place.endswith("infer") else "GET"
-    head = f"{method} {place.format(up)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    head = f"{method} {place.format(up)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     answer = server.exchange(head.encode())
     assert answer.startswith(b"HTTP/1.1 4")
     assert b"root:" not in answer
@@ -279,7 +279,7 @@ MANAGEMENT = (
 
 @pytest.mark.parametrize(("method", "path"), MANAGEMENT)
 def test_nothing_is_managed_by_request(server: Server, client: httpx.Client, method: str, path: str) -> None:
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}"
     assert server.exchange(head.encode()).startswith(b"HTTP/1.1 4")
     assert client.get("/v2/models/reviews/ready").status_code == 200
 

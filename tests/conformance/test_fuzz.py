@@ -153,7 +153,7 @@ def test_bytes_that_are_no_grpc_do_not_stop_it(llama_bundle: Path) -> None:
         host, _, port = server.grpc.partition(":")
         for number in range(100):
             draw = random.Random(number)
-            start = draw.choice((b"", preface, preface + settings, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+            start = draw.choice((b"", preface, preface + settings, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"))
             with contextlib.suppress(ConnectionError), socket.create_connection((host, int(port)), 5) as connection:
                 connection.sendall(start + draw.randbytes(draw.randrange(300)))
                 connection.shutdown(socket.SHUT_WR)

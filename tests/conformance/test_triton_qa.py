@@ -103,14 +103,16 @@ def test_content_encoding_chunked_manually(server: Server, size: int) -> None:
     body = json.dumps({"inputs": [text_tensor(*TEXTS)]}).encode()
     chunks = [body[start : start + size] for start in range(0, len(body), size)]
     sent = b"".join(b"%X\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
-    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    )
     assert server.exchange(head + sent).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("encoding", ["compress", "deflate", "gzip", "chunked, chunked", "x"])
 def test_content_encoding_unsupported(server: Server, encoding: str) -> None:
     """Their client refuses to send it; here the server is told, and does not read what it cannot delimit."""
-    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: {encoding}\r\n\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: {encoding}\r\n\r\n"
     answer = server.exchange(head.encode() + b"0\r\n\r\n")
     assert not answer or answer.startswith(b"HTTP/1.1 4")
 
@@ -182,7 +184,7 @@ def test_duplicate_output_names(client: httpx.Client) -> None:
 )
 def test_many_chunks(server: Server, path: str) -> None:
     more = f"Transfer-Encoding: chunked\r\n{next(iter(RAW))}: 0\r\n"
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}"
     started = time.monotonic()
     answer = server.exchange(head.encode() + b"\r\n" + b"1\r\nA\r\n" * 300_000 + b"0\r\n\r\n")
     assert answer[:10] == b"HTTP/1.1 4" or (answer[:10] == b"HTTP/1.1 2" and path in (INFER, "/v2/repository/index"))
@@ -196,7 +198,9 @@ def test_many_chunks(server: Server, path: str) -> None:
 def test_default_limit_rejection(server: Server, kind: str) -> None:
     """64 MiB is far over the limit here: refused by its length alone, before a byte of it has come."""
     more = f"{next(iter(RAW))}: 0\r\n" if kind == "raw binary" else "Content-Type: application/json\r\n"
-    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}Content-Length: {OVER_64_MIB}\r\n\r\n"
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}Content-Length: {OVER_64_MIB}\r\n\r\n"
+    )
     started = time.monotonic()
     assert server.exchange(head.encode()).startswith(b"HTTP/1.1 413 ")
     assert time.monotonic() - started < 2
@@ -204,7 +208,7 @@ def test_default_limit_rejection(server: Server, kind: str) -> None:
 
 def test_default_limit_rejection_of_a_body_that_does_not_say_its_length(server: Server) -> None:
     before = server.memory_bytes()
-    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"100000\r\n" + b" " * 2**20 + b"\r\n"
     with server.connect() as connection:
         connection.sendall(head.encode())

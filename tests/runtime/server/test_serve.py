@@ -93,7 +93,7 @@ def test_a_body_is_two_mebibytes_at_most(client: httpx.Client, path: str, chunke
 
 def test_a_client_that_hangs_up_is_no_error(client: httpx.Client) -> None:
     with connect(client.base_url) as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
     assert client.get("/v2/health/live").status_code == 200  # and at the end nothing was logged
 
 
@@ -112,12 +112,20 @@ def test_only_the_given_address_is_listened_on(client: httpx.Client) -> None:
         socket.create_connection(("127.0.0.2", client.base_url.port or 0))
 
 
+def test_a_web_page_of_another_host_gets_nothing(client: httpx.Client) -> None:
+    assert client.get("/v2/models", headers={"host": "evil.example"}).status_code == 421
+    page = {"origin": "http://evil.example", "content-type": "text/plain"}
+    assert client.post("/predict", json={"texts": ["bright"]}, headers=page).status_code == 403
+    own = {"host": "localhost:8000", "origin": "http://localhost:8000"}
+    assert client.post("/predict", json={"texts": ["bright"]}, headers=own).status_code == 200
+
+
 def test_a_client_that_has_gone_costs_no_batch() -> None:
     body = b'{"texts": [%s]}' % b", ".join([b'"slow"'] * 320)
     with serving(BUNDLE, code=SLOWED) as record:
         url = record["url"]
         with connect(url) as connection:
-            head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
             connection.sendall(head + body)
             time.sleep(0.4)
         wait_for(lambda: metric(url, "nv_inference_request_failure", reason="CANCELED") == 1)
@@ -161,7 +169,9 @@ def test_sigterm_finishes_what_has_begun() -> None:
     url, body = record["url"], b'{"texts": ["slow"]}'
     with ThreadPoolExecutor() as pool, httpx.Client(base_url=url, timeout=60) as client, connect(url) as connection:
         # One request is being answered, of another only the first bytes have come.
-        connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:5])
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:5]
+        )
         slow = pool.submit(client.post, "/predict", json=SLOW)
         time.sleep(0.1)
         assert client.get("/v2/health/ready").status_code == 200

@@ -16,7 +16,7 @@ from packed import pack_of, variant
 from soaking import GOLDEN, Clients, Server, ask, server, wait_for
 
 BODY = json.dumps({"texts": ["slow"]}).encode()
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 SHORT_LIMITS = """
 from ptexport.runtime.server import limits
 from ptexport.runtime.guard.connections import Connection, ConnectionLimits

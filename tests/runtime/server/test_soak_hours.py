@@ -38,7 +38,9 @@ def disturb(running: Server, stopping: threading.Event) -> None:
         else:
             host, port = running.url.removeprefix("http://").split(":")
             with contextlib.suppress(OSError), socket.create_connection((host, int(port))) as connection:
-                connection.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 19\r\n\r\n{"texts": ["slo')
+                connection.sendall(
+                    b'POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 19\r\n\r\n{"texts": ["slo'
+                )
 
 
 @contextlib.contextmanager
