@@ -1,6 +1,7 @@
 """A request -> the same with its whole body at hand, or a refusal: bodies are small, soon complete and plain."""
 
 import asyncio
+from io import BytesIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -8,6 +9,8 @@ from ptexport.runtime.guard.refusals import refuse
 
 MAX_BODY_BYTES = 2 << 20
 """That of text-embeddings-inference; 1,024 texts of 2 kB."""
+MAX_ALL_BYTES = 128 << 20
+"""Of all bodies at once; else those of all connections could fill the memory of a small machine."""
 BODY_SECONDS = 10.0
 
 
@@ -15,17 +18,32 @@ class LimitBodies:
     """ASGI middleware that reads bodies before the application runs; what is too large or too slow never reaches it.
 
     A request without a body passes through untouched.
+
+    Args:
+        app: gets requests with a whole body.
+        max_bytes: most bytes of a body.
+        max_all_bytes: most bytes of all bodies that are being read or answered.
+        seconds: in which a body must be complete.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_bytes: int = MAX_BODY_BYTES,
+        max_all_bytes: int = MAX_ALL_BYTES,
+        seconds: float = BODY_SECONDS,
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_all_bytes = max_all_bytes
         self._seconds = seconds
+        self._all_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on with its body, or refuse it."""
         length: int | None = 0
-        refusal: tuple[int, str] | None = None
+        refusal: _Refusal | None = None
         for name, value in scope.get("headers", ()):
             if name == b"content-length":
                 length = int(value)  # digits: llhttp has checked
@@ -41,36 +59,54 @@ class LimitBodies:
         if refusal is None and length is not None and length > self._max_bytes:
             refusal = self._too_large()
         if refusal is None:
-            body = await self._read(receive)
-            if body is None:
-                return  # the client has gone
-            if isinstance(body, bytes):
-                await self._app(scope, _with_body(body, receive), send)
+            body = BytesIO()  # unlike a list of pieces it gives its bytes away without a copy
+            try:
+                refusal = await self._read_into(body, receive)
+                if refusal is None:
+                    await self._app(scope, _with_body(body.getvalue(), receive), send)
+                    return
+            except _ClientGoneError:
                 return
-            refusal = body
-        await refuse(scope, receive, send, *refusal)
+            finally:
+                self._all_bytes -= body.tell()
+        headers = [(b"retry-after", b"1")] if refusal[0] == 503 else []
+        await refuse(scope, receive, send, *refusal, headers)
 
-    async def _read(self, receive: Receive) -> bytes | tuple[int, str] | None:
-        """Read a body; return it, or the refusal, or None if the client has gone."""
-        chunks: list[bytes] = []
-        size, more = 0, True
+    async def _read_into(self, body: BytesIO, receive: Receive) -> "_Refusal | None":
+        """Read a body; return why it is refused.
+
+        Raises:
+            _ClientGoneError: the client has gone.
+        """
         try:
             async with asyncio.timeout(self._seconds):
+                more = True
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > self._max_bytes:
+                        raise _ClientGoneError
+                    self._all_bytes += body.write(message.get("body", b""))
+                    if body.tell() > self._max_bytes:
                         return self._too_large()
+                    if self._all_bytes > self._max_all_bytes:
+                        return (
+                            503,
+                            f"server: got more than {self._max_all_bytes} bytes of bodies at once; try again later",
+                        )
                     more = message.get("more_body", False)
         except TimeoutError:
             return 408, f"body: got only a part of it within {self._seconds:g} s, need all of it; send it faster"
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return None
 
-    def _too_large(self) -> tuple[int, str]:
+    def _too_large(self) -> "_Refusal":
         return 413, f"body: got more than {self._max_bytes} bytes; send fewer texts at once"
+
+
+_Refusal = tuple[int, str]
+
+
+class _ClientGoneError(Exception):
+    """The client hung up before its body was complete."""
 
 
 def _with_body(body: bytes, receive: Receive) -> Receive:

@@ -94,7 +94,7 @@ _ASK_FAILURES = {
     422: "a text is too long, and `truncate` is false",
     429: "too many texts wait; send it again after Retry-After seconds",
     500: "the server failed",
-    503: "the server stops",
+    503: "the server stops, or has too many bodies to read; send it again after Retry-After seconds",
     504: "the time of the request was over",
 }
 

@@ -76,6 +76,73 @@ def test_a_body_is_as_large_as_allowed(port: int, plain: int) -> None:
     assert reached == [MOST - 1, MOST - 1, MOST, MOST, MOST + 1]
 
 
+def test_all_bodies_together_are_as_large_as_allowed() -> None:
+    """Six that stay unfinished are too much for one more; once they are gone there is room again."""
+    whole = HEAD + CLOSE + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000
+    for most, statuses in ((6000, [503, 200]), (MOST, [200, 200])):
+        with served(LimitBodies(INNER, max_all_bytes=most), Connection) as port:
+            open_ones = [connect(port) for _ in range(6)]
+            for connection in open_ones:
+                connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + b"x" * 999)
+            time.sleep(0.2)
+            first = ask(port, whole)
+            for connection in open_ones:
+                connection.close()
+            time.sleep(0.2)
+            assert [status_of(first), status_of(ask(port, whole))] == statuses
+            if statuses[0] == 503:
+                assert b"\r\nretry-after: 1\r\n" in first
+                assert refused(first)[1] == "server: got more than 6000 bytes of bodies at once; try again later"
+
+
+def test_a_body_counts_until_it_is_answered() -> None:
+    """Also when the application fails."""
+    seen = []
+
+    async def fails(_: Scope, receive: Receive, __: Send) -> None:
+        seen.append((len((await receive())["body"]), limit._all_bytes))
+        raise KeyError
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"abc", "more_body": False}
+
+    async def send(_: Message) -> None:
+        raise AssertionError
+
+    limit = LimitBodies(fails)
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            asyncio.run(limit({"type": "http", "headers": [(b"content-length", b"3")]}, receive, send))
+    assert (seen, limit._all_bytes) == ([(3, 3)] * 2, 0)
+
+
+def test_a_body_is_kept_once() -> None:
+    """Pieces of 64 kB of a body of 8 MiB: joined at the end they would take twice its size."""
+    piece, count = 1 << 16, 128
+
+    async def app(_: Scope, receive: Receive, __: Send) -> None:
+        await receive()
+
+    def peak() -> int:
+        left = [count]
+
+        async def receive() -> Message:
+            left[0] -= 1
+            return {"type": "http.request", "body": bytes(piece), "more_body": left[0] > 0}
+
+        async def send(_: Message) -> None:
+            raise AssertionError
+
+        tracemalloc.start()
+        limit = LimitBodies(app, max_bytes=piece * count)
+        asyncio.run(limit({"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}, receive, send))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert piece * count < peak() < 1.4 * piece * count
+
+
 def test_an_announced_size_is_refused_before_the_body_comes(port: int) -> None:
     for size in (MOST + 1, 1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1):
         with connect(port) as connection:
