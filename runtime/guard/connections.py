@@ -6,6 +6,7 @@ connections, clients that do not read their answer, and refusals as the routes w
 """
 
 import asyncio
+import resource
 from asyncio import TimerHandle
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,6 +37,12 @@ class ConnectionLimits:
     linger_s: float = LINGER_S
     idle_at_stop_s: float = 1.0
     """How long a server that stops waits for a request that is on its way on an open connection."""
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may: every connection is one, and without one nobody is answered."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _RefusedError(Exception):

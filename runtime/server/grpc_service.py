@@ -39,6 +39,12 @@ except ImportError as e:
 
 MAX_CALLS = 512
 """Calls that are open at a time; further ones are refused at once."""
+MAX_CONNECTIONS = 512
+"""Further ones are closed at once. A client needs one for any number of calls."""
+HANDSHAKE_S = 10
+"""For a client to begin HTTP/2, over TLS or not; gRPC would give it two minutes."""
+IDLE_S = 300
+"""After which a connection without calls is closed; clients open another for their next call."""
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -81,6 +87,9 @@ async def start_grpc(
     options = [
         ("grpc.max_receive_message_length", MAX_BODY_BYTES),
         ("grpc.max_metadata_size", 16 << 10),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
+        ("grpc.max_connection_idle_ms", IDLE_S * 1000),
         ("grpc.so_reuseport", 0),  # else a second server could share the port
     ]
     interceptors = [_RequireToken(at.token)] if at.token is not None else []

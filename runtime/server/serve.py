@@ -11,6 +11,7 @@ from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import ServeError
 from ptexport.runtime.guard.auth import read_token
+from ptexport.runtime.guard.connections import raise_file_limit
 from ptexport.runtime.guard.limits import BODY_SECONDS, MAX_BODY_BYTES
 from ptexport.runtime.guard.tls import read_tls
 from ptexport.runtime.monitoring.logs import Event, Level, Logs
@@ -74,6 +75,7 @@ def run(config: ServeConfig, show: Show) -> None:
         ServeError: an address, the token file or the certificate cannot be used, or bundles have tasks of one name.
         MissingExtraError: a package is not installed.
     """
+    raise_file_limit()
     at = replace(
         config.at,
         token=None if config.token_file is None else read_token(config.token_file),

@@ -1,10 +1,13 @@
 """`ptexport serve --grpc-port` in a process of its own, with a certificate and a token, and told to stop."""
 
+import resource
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +118,57 @@ def test_without_its_packages_it_says_what_to_install(package: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "pip install 'ptexport[grpc]'" in done.stderr
+
+
+LIMITED = """
+from ptexport.runtime.server import grpc_service
+grpc_service.MAX_CONNECTIONS, grpc_service.HANDSHAKE_S, grpc_service.IDLE_S = 5, {handshake}, {idle}
+"""
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+"""How a connection of HTTP/2 begins."""
+
+
+def still_open(connections: list[socket.socket]) -> int:
+    """Count the connections that the server has not closed."""
+    count = 0
+    for connection in connections:
+        connection.settimeout(0.01)
+        try:
+            while connection.recv(1 << 12):
+                pass
+        except TimeoutError:
+            count += 1
+        except OSError:
+            pass
+    return count
+
+
+@pytest.mark.parametrize(
+    ("handshake", "idle", "first", "left"),
+    [(60, 60, b"", 5), (60, 60, HTTP2, 5), (1, 60, b"", 0), (1, 60, HTTP2, 5), (60, 1, HTTP2, 0)],
+    ids=["at most 5", "at most 5 of HTTP/2", "silent ones end", "idle ones stay", "idle ones end"],
+)
+def test_idle_connections_are_few_and_end(handshake: int, idle: int, first: bytes, left: int) -> None:
+    with serving(BUNDLE, "--grpc-port", 0, code=LIMITED.format(handshake=handshake, idle=idle)) as record:
+        port = int(record["addresses"][1].rpartition(":")[2])
+        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+        for connection in connections:
+            with suppress(OSError):
+                connection.sendall(first)
+        time.sleep(2.5)
+        assert still_open(connections) == left
+        assert httpx.get(f"{record['url']}/v2/health/live").status_code == 200
+        for connection in connections:
+            connection.close()
+        time.sleep(0.2)
+        stub_of(record["addresses"][1]).ModelInfer(question(), timeout=5)
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    lowered = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (256, 1000))\n"
+    process, _ = start(BUNDLE, code=lowered)
+    try:
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (1000, 1000)
+    finally:
+        process.kill()
+        process.communicate()
