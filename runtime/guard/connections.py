@@ -15,7 +15,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ptexport.runtime.guard.limits import MAX_BODY_BYTES
-from ptexport.runtime.guard.refusals import LINGER_S, sentence_body
+from ptexport.runtime.guard.refusals import LINGER_S, count, sentence_body
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         spare = len(self.connections) - self.limits.connections
         if spare > 100:  # refusals wait for their clients too
+            count(self.app_state, 503)
             transport.abort()
         elif spare > 0:
             self._refused = True
@@ -203,6 +204,7 @@ class Connection(HttpToolsProtocol):
 
     def _answer(self, status: int, sentence: str, headers: bytes = b"") -> None:
         """Write a refusal; read on and drop for a while, since a reset would destroy it (see refusals.py)."""
+        count(self.app_state, status)
         body = sentence_body(sentence)
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n"
         self.transport.write(STATUS_LINE[status] + head % (len(body), headers) + body)

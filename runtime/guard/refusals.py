@@ -1,7 +1,8 @@
 """A refusal -> one JSON sentence that the client still reads when the rest of its request is not read."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -9,6 +10,17 @@ from starlette.types import Receive, Scope, Send
 LINGER_S = 1.0
 """How long a refused client may go on sending. A connection that is closed with data unread is reset, and a reset
 destroys the answer on its way to a client that is still sending."""
+
+
+COUNT = "count_refusal"
+"""Key in the state of a server (`app_state` of uvicorn's protocol, `scope["state"]`) of what counts its refusals: a
+function of the status. Without it they are not counted."""
+
+
+def count(state: Mapping[str, Any], status: int) -> None:
+    """Count a refusal of the server with this state."""
+    if COUNT in state:
+        state[COUNT](status)
 
 
 def sentence_body(sentence: str) -> bytes:
@@ -31,9 +43,8 @@ async def refuse(
     status: int,
     sentence: str,
     headers: Iterable[tuple[bytes, bytes]] = (),
-    linger_s: float = LINGER_S,
 ) -> None:
-    """Answer a request with a refusal; if it has a body, read that away for a while, then close the connection.
+    """Answer a request with a refusal, and count it; if it has a body, read that away for a while, then close.
 
     Args:
         scope: the request.
@@ -42,8 +53,8 @@ async def refuse(
         status: HTTP status.
         sentence: the refusal; it must not repeat the request.
         headers: added to the answer's headers; lower-case names.
-        linger_s: how long to read on, in seconds.
     """
+    count(scope.get("state", {}), status)
     body, unread = sentence_body(sentence), has_body(scope)
     answer = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     if unread:
@@ -53,7 +64,7 @@ async def refuse(
     if not unread:
         return
     try:
-        async with asyncio.timeout(linger_s):
+        async with asyncio.timeout(LINGER_S):
             more = True
             while more:
                 more = (await receive()).get("more_body", False)  # False too when the client has gone

@@ -95,6 +95,13 @@ OWN = (
         (*_MODEL, "protocol", "code"),
         "All requests by HTTP status; over gRPC by the status that HTTP would have.",
     ),
+    MetricName(
+        "ptexport_refused_total",
+        "counter",
+        "requests",
+        ("code",),
+        "Requests, calls and connections refused before they reached a route (token, limits, host), by HTTP status.",
+    ),
     MetricName("ptexport_tokens_total", "counter", "tokens", _MODEL, "Tokens of answered requests, without padding."),
     MetricName("ptexport_padding_tokens_total", "counter", "tokens", (), "Padding in batches."),
     MetricName("ptexport_batch_duration_seconds", "histogram", "seconds", (), "Time of a batch."),
@@ -125,21 +132,3 @@ PROCESS = (
 """Names of every Prometheus client, and `process_threads`. Read from /proc, so on Linux only."""
 
 METRICS = {metric.name: metric for metric in (*TRITON, *TEI, *OWN, *PROCESS)}
-
-
-def as_markdown() -> str:
-    """Return the tables of the documentation."""
-    parts = []
-    for title, metrics in (
-        ("Triton's names", TRITON),
-        ("text-embeddings-inference's names", TEI),
-        ("Names of ptexport", OWN),
-        ("The process", PROCESS),
-    ):
-        parts += [f"### {title}", "", "| metric | kind | unit | labels | what it counts |", "|---|---|---|---|---|"]
-        parts += [
-            f"| `{m.name}` | {m.kind} | {m.unit} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} |"
-            for m in metrics
-        ]
-        parts.append("")
-    return "\n".join(parts)

@@ -5,6 +5,7 @@ have the same number under several names, so one sum is written as often as need
 `_total`, which prometheus_client appends.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from pathlib import Path
@@ -28,6 +29,7 @@ from ptexport.runtime.monitoring.metric_sums import ERRORS, BatchSums, Histogram
 from ptexport.runtime.monitoring.records import RequestRecord, ServerState
 
 _METHODS = ("single", "batch")
+_Sums = tuple[dict[tuple[str, str], ModelSums], BatchSums, Counter[int]]
 
 
 class _Pending:
@@ -65,6 +67,7 @@ class Metrics:
         self._models: dict[tuple[str, str], ModelSums] = {}
         self._no_model = ModelSums()
         self._batches = BatchSums()
+        self._refused: Counter[int] = Counter()
         self._answered = self._failed = 0
         self._registry = CollectorRegistry()
         self._registry.register(_ServerCollector(self._copy, state))
@@ -96,6 +99,11 @@ class Metrics:
             else:
                 self._failed += 1
 
+    def refused(self, code: int) -> None:
+        """Count a request that was refused before it reached a route, by its HTTP status."""
+        with self._lock:
+            self._refused[code] += 1
+
     def batch(self, record: BatchRecord) -> None:
         """Count a batch that is done."""
         with self._lock:
@@ -120,10 +128,10 @@ class Metrics:
         # Our counters without `_total` have no type in OpenMetrics; in Prometheus text they may be called counters.
         return content_type, body.replace(b" untyped\n", b" counter\n")
 
-    def _copy(self) -> tuple[dict[tuple[str, str], ModelSums], BatchSums]:
+    def _copy(self) -> "_Sums":
         with self._lock:
             models = {("", ""): self._no_model, **self._models}
-            return {key: sums.copy() for key, sums in models.items()}, self._batches.copy()
+            return {key: sums.copy() for key, sums in models.items()}, self._batches.copy(), self._refused.copy()
 
     def _drop_drained(self) -> None:
         self._models = {key: sums for key, sums in self._models.items() if sums.pending or not sums.removed}
@@ -132,11 +140,7 @@ class Metrics:
 class _ServerCollector(Collector):
     """Makes the metrics of a server when they are read."""
 
-    def __init__(
-        self,
-        sums: Callable[[], tuple[dict[tuple[str, str], ModelSums], BatchSums]],
-        state: Callable[[], ServerState],
-    ) -> None:
+    def __init__(self, sums: Callable[[], "_Sums"], state: Callable[[], ServerState]) -> None:
         self._sums = sums
         self._state = state
 
@@ -144,8 +148,9 @@ class _ServerCollector(Collector):
         return []  # else prometheus_client collects once when this is registered, before there is a state
 
     def collect(self) -> Iterator[Metric]:
-        models, batches = self._sums()
+        models, batches, refused = self._sums()
         yield from _of_models(models)
+        yield _plain("ptexport_refused_total", (((str(code),), n) for code, n in refused.items()))
         yield from _of_batches(batches)
         yield from _of_state(self._state())
 

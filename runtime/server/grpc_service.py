@@ -92,7 +92,7 @@ async def start_grpc(
         ("grpc.max_connection_idle_ms", IDLE_S * 1000),
         ("grpc.so_reuseport", 0),  # else a second server could share the port
     ]
-    interceptors = [_RequireToken(at.token)] if at.token is not None else []
+    interceptors = [_RequireToken(at.token, observer.metrics.refused)] if at.token is not None else []
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS, interceptors=interceptors)
     stubs.add_GRPCInferenceServiceServicer_to_server(_Servicer(service, observer, is_ready), server)
     where = f"{f'[{at.host}]' if ':' in at.host else at.host}:{at.grpc_port}"
@@ -117,12 +117,14 @@ class _RequireToken(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     _OPEN = ("/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady")
 
-    def __init__(self, token: bytes) -> None:
+    def __init__(self, token: bytes, count: Callable[[int], None]) -> None:
         self._token = token
+        self._count = count
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         if details.method in self._OPEN or is_token(token_of_metadata(details.invocation_metadata), self._token):
             return await continuation(details)
+        self._count(401)
 
         async def refuse(_: Any, context: Any) -> None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, SENTENCE)

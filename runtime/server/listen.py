@@ -14,6 +14,7 @@ from ptexport.runtime.guard.auth import RequireToken
 from ptexport.runtime.guard.connections import Connection
 from ptexport.runtime.guard.limits import LimitBodies
 from ptexport.runtime.guard.origins import CheckOrigin, own_names
+from ptexport.runtime.guard.refusals import COUNT
 from ptexport.runtime.guard.tls import Tls
 from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.server.app import make_app
@@ -105,7 +106,7 @@ def listen(
         timeout_graceful_shutdown=DRAIN_S,
         ssl_context_factory=None if at.tls is None else _factory(at.tls),
     )
-    server = StoppableServer(config, on_start=start, on_stop=hooks)
+    server = StoppableServer(config, on_start=start, on_stop=hooks, state={COUNT: observer.metrics.refused})
     server.run_until_stopped(listener)
 
 

@@ -4,9 +4,10 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, MappingProxyType
+from typing import Any
 
 import uvicorn
 
@@ -30,6 +31,7 @@ class StoppableServer(uvicorn.Server):
         *,
         on_start: Callable[[], Awaitable[None]],
         on_stop: Sequence[Callable[[], Awaitable[None]]] = (),
+        state: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Make a server.
 
@@ -37,10 +39,12 @@ class StoppableServer(uvicorn.Server):
             config: with `lifespan="off"` and `timeout_graceful_shutdown`.
             on_start: awaited when requests are accepted: starts what runs beside, then says that all runs.
             on_stop: awaited together with the open requests: each stops what runs beside, such as gRPC.
+            state: what each request has in `scope["state"]`.
         """
         super().__init__(config)
         self._on_start = on_start
         self._on_stop = on_stop
+        self._state = state
 
     @property
     def is_stopping(self) -> bool:
@@ -104,5 +108,5 @@ class StoppableServer(uvicorn.Server):
 
     def _connection(self) -> asyncio.Protocol:
         return self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state={}
+            config=self.config, server_state=self.server_state, app_state={**self._state}
         )

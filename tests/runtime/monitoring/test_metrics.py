@@ -11,7 +11,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from ptexport.runtime.engine.answer import BatchRecord, Timing
-from ptexport.runtime.monitoring.metric_names import METRICS, as_markdown
+from ptexport.runtime.monitoring.metric_names import METRICS, OWN, PROCESS, TEI, TRITON
 from ptexport.runtime.monitoring.metrics import Metrics
 from ptexport.runtime.monitoring.records import Reason, RequestRecord, ServedModel, ServerState, timing_headers
 
@@ -31,6 +31,24 @@ def record(
     timing: Timing | None = TIMING,
 ) -> RequestRecord:
     return RequestRecord(model, version, "http", "an-id", code, reason, texts, 7 * texts, timing, 0.008, None)
+
+
+def as_markdown() -> str:
+    """Return the tables of the documentation."""
+    parts = []
+    for title, metrics in (
+        ("Triton's names", TRITON),
+        ("text-embeddings-inference's names", TEI),
+        ("Names of ptexport", OWN),
+        ("The process", PROCESS),
+    ):
+        parts += [f"### {title}", "", "| metric | kind | unit | labels | what it counts |", "|---|---|---|---|---|"]
+        parts += [
+            f"| `{m.name}` | {m.kind} | {m.unit} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} |"
+            for m in metrics
+        ]
+        parts.append("")
+    return "\n".join(parts)
 
 
 def make() -> Metrics:
@@ -111,6 +129,7 @@ def test_the_state_is_read_when_the_metrics_are() -> None:
 def test_what_is_rendered_is_what_the_table_says(accept: str | None) -> None:
     metrics = make()
     metrics.request(record())
+    metrics.refused(401)
     content_type, body = metrics.render(accept)
     assert content_type.startswith("application/openmetrics-text" if accept else "text/plain")
     families = list((parse_openmetrics if accept else parse_text)(body.decode()))
@@ -128,7 +147,7 @@ def test_what_is_rendered_is_what_the_table_says(accept: str | None) -> None:
 
 def test_the_documentation_has_the_same_table() -> None:
     page = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
-    assert as_markdown() in page, "write docs/monitoring.md's tables from metric_names.as_markdown()"
+    assert as_markdown() in page, "write docs/monitoring.md's tables from as_markdown()"
 
 
 def test_requests_for_models_that_do_not_exist_make_no_series() -> None:

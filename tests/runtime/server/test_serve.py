@@ -246,3 +246,24 @@ def test_an_address_that_is_not_ours(engine: Engine) -> None:
     for host in ("192.0.2.1", "a..b"):
         with pytest.raises(ServeError, match=re.escape(f"{host} port 0: cannot listen there (")):
             listen(service_of(engine), Kept(), Listening(host=host, port=0), on_ready=print)
+
+
+def test_what_is_refused_before_it_reaches_a_route_is_counted(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef")
+    token.chmod(0o600)
+    right = {"authorization": "Bearer 0123456789abcdef"}
+    with serving(BUNDLE, "--token-file", token) as record, httpx.Client(base_url=record["url"]) as client:
+        for _ in range(2):
+            assert client.get("/v2/models").status_code == 401
+        large, packed = b" " * (3 << 20), {"content-encoding": "gzip"}
+        assert client.post("/predict", content=large, headers=right).status_code == 413
+        assert client.post("/predict", content=b"x", headers={**right, **packed}).status_code == 415
+        assert client.get("/v2/models", headers={**right, "x": "y" * 40_000}).status_code == 431
+        with connect(record["url"]) as connection:
+            connection.sendall(b"no HTTP\r\n\r\n")
+            assert connection.recv(1 << 12).startswith(b"HTTP/1.1 400 ")
+        assert client.post("/predict", content=b"{", headers=right).status_code == 400  # it has reached its route
+        text = client.get("/metrics", headers=right).text
+    counts = dict(re.findall(r'^ptexport_refused_total\{code="(\d+)"\} (\S+)$', text, re.MULTILINE))
+    assert counts == {"401": "2.0", "413": "1.0", "415": "1.0", "431": "1.0", "400": "1.0"}

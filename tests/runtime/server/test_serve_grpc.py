@@ -82,6 +82,9 @@ def test_a_certificate_and_a_token_for_both(tmp_path: Path) -> None:
             list(stub.ModelStreamInfer(iter([question()])))
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert len(stub.ModelInfer(question(), metadata=[("authorization", f"Bearer {TOKEN}")]).outputs) == 2
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        metrics = httpx.get(f"{http}/metrics", headers=headers, verify=trusting).text
+        assert 'ptexport_refused_total{code="401"} 3.0' in metrics
         with pytest.raises(grpc.RpcError) as caught:
             stub_of(grpc_address).ServerLive(pb.ServerLiveRequest(), timeout=2)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, "the control: without TLS nobody answers"
