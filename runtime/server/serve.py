@@ -21,6 +21,7 @@ from ptexport.runtime.monitoring.records import ServedModel, ServerState
 from ptexport.runtime.monitoring.start_report import StartReport
 from ptexport.runtime.monitoring.tracing import open_tracer, traces_url
 from ptexport.runtime.server.listen import Listening, listen
+from ptexport.runtime.server.stopping import ending_at_a_signal
 from ptexport.runtime.serving.models import Model, Models, version_of
 from ptexport.runtime.serving.questions import MAX_CHARACTERS, MAX_TEXTS
 from ptexport.runtime.serving.service import Service
@@ -63,7 +64,7 @@ Show = Callable[[dict[str, Any], Sequence[str]], None]
 
 
 def run(config: ServeConfig, show: Show) -> None:
-    """Serve until a signal comes; see `listen`.
+    """Serve until a signal comes; see `listen`. One that comes while bundles are opened ends the process with 0.
 
     Args:
         config: what, where and within which limits.
@@ -81,13 +82,14 @@ def run(config: ServeConfig, show: Show) -> None:
         token=None if config.token_file is None else read_token(config.token_file),
         tls=None if config.tls_files is None else read_tls(*config.tls_files),
     )
-    server = _Server(config, at)
-    try:
-        for path in config.bundles:
-            server.serve_bundle(path)
-        server.run(show)
-    finally:
-        server.observer.close()
+    with ending_at_a_signal():
+        server = _Server(config, at)
+        try:
+            for path in config.bundles:
+                server.serve_bundle(path)
+            server.run(show)
+        finally:
+            server.observer.close()
 
 
 class _Server:

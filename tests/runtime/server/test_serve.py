@@ -17,6 +17,7 @@ from servers import COMMAND, Kept, check_success, service_of, serving, start
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import ServeError
 from ptexport.runtime.server.listen import Listening, listen
+from ptexport.runtime.server.stopping import ending_at_a_signal
 
 BUNDLE = Path(__file__).parents[2] / "golden" / "format-1" / "reviews"
 INFER = "/v2/models/reviews/infer"
@@ -118,6 +119,34 @@ def test_a_web_page_of_another_host_gets_nothing(client: httpx.Client) -> None:
     assert client.post("/predict", json={"texts": ["bright"]}, headers=page).status_code == 403
     own = {"host": "localhost:8000", "origin": "http://localhost:8000"}
     assert client.post("/predict", json={"texts": ["bright"]}, headers=own).status_code == 200
+
+
+OPENS_SLOWLY = """
+import sys, time
+from ptexport.runtime import Engine
+def open_slowly(*_, **__):
+    print("opening", file=sys.stderr, flush=True)
+    time.sleep(30)
+Engine.open = open_slowly
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server_that_still_opens_bundles(number: signal.Signals) -> None:
+    command = [COMMAND[0], "-c", OPENS_SLOWLY + COMMAND[2], "serve", str(BUNDLE)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "opening\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=5) == ("", "")
+    assert process.returncode == 0
+
+
+def test_an_error_puts_the_handlers_of_signals_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ServeError, match="False"), ending_at_a_signal():
+        raise ServeError(str(signal.getsignal(signal.SIGTERM) is before))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_client_that_has_gone_costs_no_batch() -> None:
