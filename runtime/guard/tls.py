@@ -15,8 +15,6 @@ class Tls:
     context: ssl.SSLContext
     certificate: bytes
     key: bytes
-    valid_until: str
-    """As OpenSSL prints it: "Nov 28 13:00:00 2027 GMT"."""
 
 
 def read_tls(certificate: Path, key: Path) -> Tls:
@@ -49,11 +47,12 @@ def read_tls(certificate: Path, key: Path) -> Tls:
             f"{certificate} and {key}: got files that OpenSSL cannot read ({reason(e)}), need PEM; "
             "check --tls-cert and --tls-key"
         ) from e
-    return Tls(context, certificate_bytes, key_bytes, _shake_hands(context, certificate, certificate_bytes))
+    _shake_hands(context, certificate, certificate_bytes)
+    return Tls(context, certificate_bytes, key_bytes)
 
 
-def _shake_hands(context: ssl.SSLContext, path: Path, certificate: bytes) -> str:
-    """Have a client that trusts only this certificate connect in memory; return until when it is valid."""
+def _shake_hands(context: ssl.SSLContext, path: Path, certificate: bytes) -> None:
+    """Have a client that trusts only this certificate connect in memory."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False  # names are the operator's business: a server has several
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trust it as it is, whoever signed it
@@ -74,4 +73,3 @@ def _shake_hands(context: ssl.SSLContext, path: Path, certificate: bytes) -> str
         raise ServeError(
             f"{path}: got a certificate that clients refuse ({e.verify_message}), need a valid one; renew it"
         ) from e
-    return str((ends[0].getpeercert() or {})["notAfter"])

@@ -18,8 +18,6 @@ from typing import Literal
 from ptexport.runtime.monitoring.records import RequestRecord
 
 Event = Literal[
-    "start",
-    "ready",
     "model-loaded",
     "model-swapped",
     "model-removed",

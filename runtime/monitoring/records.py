@@ -25,7 +25,7 @@ class RequestRecord:
         texts: texts or rows of ids in it; 0 if it could not be read.
         tokens: tokens of its texts, without padding; 0 if they were not tokenised.
         timing: where the time went; None: it reached no batch.
-        total_s: seconds from its first byte to its response.
+        total_s: seconds from its route to its response. Over HTTP the whole body is there by then.
         trace: trace id, 32 hex digits; None: the caller sent none, and no traces are exported.
     """
 
@@ -85,7 +85,7 @@ def timing_headers(timing: Timing | None, total_s: float) -> dict[str, str]:
 
     Args:
         timing: of the request; None: it reached no batch, so only `x-total-time` is known.
-        total_s: seconds from the request's first byte to its response.
+        total_s: as in RequestRecord.
     """
     total = {"x-total-time": f"{total_s * 1e3:.3f}"}
     if timing is None:

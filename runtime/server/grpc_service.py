@@ -5,7 +5,6 @@ Source: Open Inference Protocol, version 2, gRPC; Triton, grpc_service.proto.
 """
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,8 +27,6 @@ from ptexport.runtime.serving.tensors import InferRequest, InferResponse, Output
 if TYPE_CHECKING:
     from ptexport.runtime.server.listen import Listening
 
-# gRPC's core would write lines of its own for every failed handshake of any client: standard error has lines of JSON.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 try:
     import grpc
     from tritonclient.grpc import service_pb2 as pb

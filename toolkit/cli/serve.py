@@ -86,6 +86,8 @@ def serve(
         raise click.UsageError("Missing argument 'BUNDLES...'; give a bundle, or a folder with --watch.")
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key: got one, need both or neither.")
+    # gRPC's core, once imported, would write lines of its own on standard error, which has lines of JSON.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with shared.extra("serve"):
         from ptexport.runtime.server.listen import Listening
         from ptexport.runtime.server.serve import ServeConfig, run
