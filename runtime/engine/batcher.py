@@ -27,6 +27,8 @@ from ptexport.runtime.ort.graph import Graph
 
 SLICE_TEXTS = 64
 """Texts of one caller that are tokenised at a time."""
+SLICE_CHARACTERS = 100_000
+"""Characters after which no further text is: they take 0.1 s, which other callers wait."""
 
 PADDING_TOKENS = 16
 """A row joins a batch unless this adds more padding: a batch of its own costs about as much. examples/batch_cost.py
@@ -44,11 +46,17 @@ class _Request:
     """Texts of one caller, while they are computed."""
 
     def __init__(
-        self, graph: Graph, n: int, encode: Callable[[int, int], Encoded[Any]], within_s: float | None
+        self,
+        graph: Graph,
+        n: int,
+        encode: Callable[[int, int], Encoded[Any]],
+        size_of: Callable[[int], int],
+        within_s: float | None,
     ) -> None:
         self.graph = graph
         self.n = n
         self.encode = encode
+        self.size_of = size_of
         self.future: Future[Answer[Any]] = Future()
         self.submitted = time.perf_counter()
         self.within_s = within_s
@@ -68,6 +76,14 @@ class _Request:
         self.tokens += sum(len(row.tokens) for row in encoded.rows)
         self.n_encoded = until
         self.tokenise_s += seconds
+
+    def slice_end(self) -> int:
+        """Return the number past the last text of the next slice."""
+        end, size = self.n_encoded, 0
+        while end < min(self.n_encoded + SLICE_TEXTS, self.n) and size < SLICE_CHARACTERS:
+            size += self.size_of(end)
+            end += 1
+        return end
 
     @property
     def complete(self) -> bool:
@@ -134,6 +150,7 @@ class Batcher:
         n: int,
         encode: Callable[[int, int], Encoded[_Item]],
         *,
+        size_of: Callable[[int], int] = lambda _: 0,
         within_s: float | None = None,
         always: bool = False,
     ) -> "Future[Answer[_Item]]":
@@ -143,6 +160,7 @@ class Batcher:
             graph: runs the rows.
             n: number of texts.
             encode: encodes the texts from one number up to another; called on the tokenising thread, slice by slice.
+            size_of: gives the characters of a text, by its number; slices of large texts are shorter.
             within_s: seconds after which the result is of no use: what remains then gets a DeadlineError; None: any
                 time.
             always: take the texts however many wait.
@@ -152,7 +170,7 @@ class Batcher:
             EngineError: this process was forked from the one that made the batcher.
         """
         self._process.check("batcher: was made")
-        request = _Request(graph, n, encode, within_s)
+        request = _Request(graph, n, encode, size_of, within_s)
         with self._changed:
             if not always:
                 self._admit(n, within_s)
@@ -164,16 +182,17 @@ class Batcher:
             request.future.set_result(request.answer())
         return request.future
 
-    def check_room(self, within_s: float | None = None) -> None:
-        """Refuse a caller before its texts are known, if `submit` would refuse a single one.
+    def check_room(self, within_s: float | None = None, n: int = 1) -> None:
+        """Refuse a caller if `submit` would refuse so many texts.
 
         Args:
             within_s: as in `submit`.
+            n: number of texts; 1 if they are not known yet.
 
         Raises:
             BusyError: as in `submit`.
         """
-        self._admit(1, within_s)
+        self._admit(n, within_s)
 
     def _admit(self, n: int, within_s: float | None) -> None:
         expected_s = self._waiting * self._s_per_text
@@ -202,8 +221,7 @@ class Batcher:
         request = self._untokenised.popleft()
         if request.future.done():
             return
-        first = request.n_encoded
-        until = min(first + SLICE_TEXTS, request.n)
+        first, until = request.n_encoded, request.slice_end()
         started = time.perf_counter()
         try:
             encoded = request.encode(first, until)
@@ -253,8 +271,7 @@ class Batcher:
         for request in requests:
             request.compute_s += seconds
             if request.complete:
-                with suppress(InvalidStateError):  # it has gone
-                    request.future.set_result(request.answer())
+                _finish(request)
 
     def _record(self, taken: _Taken, seconds: float) -> None:
         now, weight = time.perf_counter(), _SMOOTHING if self._s_per_text else 1.0
@@ -332,6 +349,17 @@ class Batcher:
             if not request.waiting:
                 self._queue.remove(request)
             self._tokenise_ahead(request)
+
+
+def _finish(request: _Request) -> None:
+    """Give the caller its answer, unless it has gone."""
+    try:
+        answer = request.answer()
+    except Exception as e:  # of a `join`: the caller's own fault, and the engine thread goes on
+        _fail(request, e)
+        return
+    with suppress(InvalidStateError):
+        request.future.set_result(answer)
 
 
 def _fail(request: _Request, error: Exception) -> None:

@@ -82,7 +82,8 @@ def _routes(service: Service, observer: Observer, is_ready: Callable[[], bool]) 
     async def model_ready(request: Request) -> Response:
         name, version_ = _name(request)
         service.metadata(name, version_)
-        return _json({"name": name, "ready": is_ready()})
+        now = is_ready()
+        return _json({"name": name, "ready": now}, 200 if now else 503)
 
     async def infer(request: Request, call: Call) -> Response:
         service.begin(call, *_name(request))

@@ -62,7 +62,7 @@ class TensorBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     shape: list[int]
     datatype: str
-    data: list[_Element | list[_Element | list[_Element]]] | None = None
+    data: list[_Element | list[_Element]] | None = None
     parameters: dict[str, Any] = {}
 
 

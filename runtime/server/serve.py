@@ -9,7 +9,7 @@ from typing import Any, cast
 from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.errors import ServeError
+from ptexport.runtime.errors import PackError, ServeError
 from ptexport.runtime.monitoring.logs import Event, Level, Logs
 from ptexport.runtime.monitoring.metrics import Metrics
 from ptexport.runtime.monitoring.observer import Observer
@@ -21,9 +21,10 @@ from ptexport.runtime.server.limits import BODY_SECONDS, MAX_BODY_BYTES
 from ptexport.runtime.server.listen import Listening, listen
 from ptexport.runtime.server.tls import read_tls
 from ptexport.runtime.serving.models import Model, Models, version_of
-from ptexport.runtime.serving.questions import MAX_CHARACTERS, MAX_TEXTS
+from ptexport.runtime.serving.questions import MAX_CHARACTERS
 from ptexport.runtime.serving.service import Service
-from ptexport.runtime.serving.watch import Log, Watch
+from ptexport.runtime.serving.tensors import MAX_TEXTS
+from ptexport.runtime.serving.watch import Log, Watch, open_pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,7 @@ class _Server:
         self._config = config
         self._at = at
         self._models = Models()
-        self._stopping = False
+        self._is_ready: Callable[[], bool] = lambda: False
         self._metrics = Metrics(self._state)
         self._batcher = Batcher(
             max_batch_tokens=config.max_batch_tokens,
@@ -156,15 +157,17 @@ class _Server:
         service, logs = Service(self._models, self._batcher, self._metrics), self.observer.logs
         watch = None
         if self._config.watch is not None:
-            watch = Watch(self._config.watch, self, open_bundle=self._open, log=_log_to(logs))
+            signed = self._config.opening.get("require_signature") is not None
+            opens = _refuse_unsigned if signed else open_pack
+            watch = Watch(self._config.watch, self, open_bundle=self._open, open_pack=opens, log=_log_to(logs))
             watch.start()
 
-        def ready(addresses: Sequence[str]) -> None:
+        def ready(addresses: Sequence[str], is_ready: Callable[[], bool]) -> None:
+            self._is_ready = is_ready
             report = self._report(addresses)
             show({"url": addresses[0], **report.as_dict()}, report.lines())
 
         async def stopping() -> None:
-            self._stopping = True
             if watch is not None:
                 watch.stop()
             logs.write("stopping")
@@ -173,9 +176,7 @@ class _Server:
         logs.write("stopped", "info", **self._metrics.counts())
 
     def _state(self) -> ServerState:
-        models = _served(self._models)
-        ready = bool(models) and not self._stopping
-        return ServerState(ready=ready, waiting=self._batcher.waiting, models=models)
+        return ServerState(ready=self._is_ready(), waiting=self._batcher.waiting, models=_served(self._models))
 
     def _report(self, addresses: Sequence[str]) -> StartReport:
         config, models = self._config, self._models.snapshot()
@@ -198,6 +199,13 @@ class _Server:
             log_requests=config.log_requests,
             versions=models[0].engine.info.versions if models else {"ptexport": version("ptexport")},
         )
+
+
+def _refuse_unsigned(path: Path, _: Sequence[Engine]) -> Engine:
+    raise PackError(
+        f"{path}: got a pack, which has no signature, need a signed bundle, since a signature is required; install it "
+        "into a bundle, and sign that"
+    )
 
 
 def _log_to(logs: Logs) -> Log:

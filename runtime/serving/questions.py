@@ -7,12 +7,10 @@ from typing import Any
 
 from ptexport.runtime.engine.text_encoder import Text, TokenIds
 from ptexport.runtime.errors import LargeRequestError, RequestError
-from ptexport.runtime.serving.tensors import InferRequest, OutputRequest, Tensor
+from ptexport.runtime.serving.tensors import MAX_TEXTS, InferRequest, OutputRequest, Tensor
 
-MAX_TEXTS = 1024
 MAX_CHARACTERS = 100_000
 """Most characters of a text. Its tokens are cut to the task's length anyway; tokenising a megabyte takes a second."""
-MAX_OUTPUTS = 16
 
 IDS = ("input_ids", "attention_mask", "token_type_ids")
 """Inputs that take the place of the texts; their ids include the template's."""
@@ -129,10 +127,8 @@ def check_outputs(outputs: Sequence[OutputRequest], known: Sequence[str]) -> Non
     """Check the names of requested outputs.
 
     Raises:
-        RequestError: one is unknown or repeated, or there are too many.
+        RequestError: one is unknown or repeated.
     """
-    if len(outputs) > MAX_OUTPUTS + len(known):
-        raise RequestError(f"outputs: got {len(outputs)}, need some of {[*known]}; correct the list")
     names = [output.name for output in outputs]
     if not set(names) <= set(known) or len(names) != len(set(names)):
         raise RequestError(f"outputs: got an unknown or repeated name, need some of {[*known]}; correct the list")
@@ -148,8 +144,20 @@ def check_memory(parameters: Mapping[str, Any], where: str) -> None:
         raise RequestError(f"{where}: got a region of shared memory, need the data itself; send it")
 
 
+def classes_of(value: object, where: str) -> int:
+    """Check the parameter `classification` of an output; 0: the output itself is asked for.
+
+    Raises:
+        RequestError: it is not a number of classes.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RequestError(f"{where}: got another classification, need a number of classes; correct it")
+    return value
+
+
 def _column(tensor: Tensor, where: str) -> list[str]:
     n = len(tensor.data)
+    _check_count(n)
     if tensor.datatype != "BYTES":
         raise RequestError(f"{where}: got another datatype, need BYTES; send strings")
     if not all(isinstance(item, str) for item in tensor.data):

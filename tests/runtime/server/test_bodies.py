@@ -131,6 +131,7 @@ def test_which_outputs_are_binary() -> None:
     assert wanted() == []
     assert wanted(parameters={"binary_data_output": True}) == ["label", "logits"]
     assert wanted(outputs=outputs) == ["label"]
+    assert wanted(outputs=outputs, parameters={"binary_data_output": True}) == ["label", "logits"], "its default"
     assert wanted(outputs=[{"name": "label", "parameters": {"binary_data": False}}]) == []
     request = infer(tensor([], [0]), outputs=[{"name": "logits", "parameters": {"classification": 2}}])
     assert request.outputs == [OutputRequest(name="logits", classification=2)]
@@ -199,7 +200,7 @@ def test_a_body_that_cannot_be_decoded_is_refused(body: bytes, message: str) -> 
         ({"data": [["a"], "b"]}, "inputs[0]: got data of mixed depth or length, need equal rows"),
         ({"data": [["a"], ["b", "c"]]}, "inputs[0]: got data of mixed depth or length"),
         ({"data": [1.5]}, "inputs[0].data[0]: got "),
-        ({"data": [[[["a"]]]]}, "inputs[0].data[0][0][0]: got a list, need "),
+        ({"data": [[[["a"]]]]}, "inputs[0].data[0][0]: got a list, need "),
         ({"parameters": 1}, "inputs[0].parameters: got a whole number, need an object"),
     ],
 )
