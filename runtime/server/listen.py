@@ -39,6 +39,10 @@ class Listening:
     tls: Tls | None = None
 
 
+KEEP_ALIVE_S = 75
+"""For an idle connection, as nginx gives it: longer than clients and load balancers keep theirs, so that none sends a
+request on a connection that the server closes at this moment. uvicorn's 5 s are those of httpx."""
+
 Hook = Callable[[], Awaitable[None]]
 OnReady = Callable[[Sequence[str], Callable[[], bool]], None]
 
@@ -101,6 +105,7 @@ def listen(
         access_log=False,
         server_header=False,
         proxy_headers=False,  # else a client could say which address it has
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
         ssl_context_factory=None if at.tls is None else _factory(at.tls),
     )
