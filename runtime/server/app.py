@@ -31,7 +31,6 @@ TIMEOUT_HEADER = "x-request-timeout-ms"
 
 _SENTENCES = {
     "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol, such as /v2",
-    "Method Not Allowed": "method: not allowed for this path; use POST for /predict and /infer, GET for all others",
 }
 """Messages of Starlette -> messages of this server."""
 
@@ -203,7 +202,11 @@ def _json(value: Any, status: int = 200) -> Response:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _json({"error": _SENTENCES.get(error.detail, error.detail)}, error.status_code)
+    allowed = (error.headers or {}).get("Allow")
+    message = _SENTENCES.get(error.detail, error.detail)
+    if allowed is not None:
+        message = f"method: got another one, need {allowed} for this path; use that"
+    response = _json({"error": message}, error.status_code)
     response.headers.update(error.headers or {})
     return response
 

@@ -44,7 +44,7 @@ def decode_predict(body: bytes, fields_of: FieldsOf) -> tuple[list[Text], str | 
     """
     decoded = decode(body, PredictBody)
     given = {"raw_scores": decoded.raw_scores, "truncate": decoded.truncate}
-    options = options_of(given if decoded.top_k is None else {**given, "top_k": decoded.top_k})
+    options = options_of(given if decoded.top_k is None else {**given, "top_k": decoded.top_k}, where="")
     fields = fields_of(decoded.task)
     kinds = ("a string", "a list of 2 strings")
     need = kinds[len(fields) - 1]

@@ -80,6 +80,8 @@ def run(config: ServeConfig, show: Show) -> None:
         token=None if config.token_file is None else read_token(config.token_file),
         tls=None if config.tls_files is None else read_tls(*config.tls_files),
     )
+    if config.watch is not None and not config.watch.is_dir():
+        raise ServeError(f"{config.watch}: no such folder, need one to watch; make it, or correct --watch")
     server = _Server(config, at)
     try:
         for path in config.bundles:

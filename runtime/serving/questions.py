@@ -40,8 +40,12 @@ class Options:
     timeout_s: float | None = None
 
 
-def options_of(parameters: Mapping[str, Any]) -> Options:
+def options_of(parameters: Mapping[str, Any], where: str = "parameters.") -> Options:
     """Check the parameters of a request.
+
+    Args:
+        parameters: by name.
+        where: place of a parameter, up to its name, for messages.
 
     Raises:
         RequestError: one is unknown or of another type.
@@ -49,7 +53,7 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
     given: dict[str, Any] = {}
     for name, value in parameters.items():
         if name == "top_k":
-            given[name] = _whole(name, value, "labels")
+            given[name] = _whole(f"{where}{name}", value, "labels")
         elif name in ("raw_scores", "truncate"):
             if not isinstance(value, bool):
                 raise RequestError(f"parameters.{name}: got another type, need true or false; send one of them")
@@ -59,10 +63,10 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
                 raise RequestError("parameters.task: got another type, need a name; send a string")
             given[name] = value
         elif name == "timeout":
-            given["timeout_s"] = _whole(name, value, "microseconds") / 1e6
+            given["timeout_s"] = _whole(f"{where}{name}", value, "microseconds") / 1e6
         elif name in _REFUSED and value:
             raise RequestError(
-                f"parameters.{name}: got a value, need none, since no request waits for another; leave it"
+                f"parameters.{name}: got a value, need none, since requests are independent; leave it out"
             )
         elif name not in _IGNORED and name not in _REFUSED:
             known = "top_k, raw_scores, truncate, task, timeout"
@@ -70,9 +74,9 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
-def _whole(name: str, value: Any, unit: str) -> int:
+def _whole(where: str, value: Any, unit: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 63:
-        raise RequestError(f"parameters.{name}: got another value, need a whole number of {unit} from 1; correct it")
+        raise RequestError(f"{where}: got another value, need a whole number of {unit} from 1; correct it")
     return value
 
 
@@ -163,7 +167,9 @@ def _column(tensor: Tensor, where: str) -> list[str]:
     if not all(isinstance(item, str) for item in tensor.data):
         raise RequestError(f"{where}: got data that is not text, need strings; send them")
     if tensor.shape not in ([n], [n, 1]) and not (tensor.shape == [] and n == 1):
-        raise RequestError(f"{where}: got a shape that does not match its {n} strings, need [{n}]; correct the shape")
+        raise RequestError(
+            f"{where}: got a shape that does not match its {n} strings, need [{n}] or [{n}, 1]; correct it"
+        )
     check_texts(tensor.data)
     return [*tensor.data]
 

@@ -24,7 +24,8 @@ POLL_S = 0.25
 
 SUFFIX = ".ptpack"
 
-_FILES = sorted({MANIFEST, *ONE_TASK_FILES, *MULTITASK_FILES})
+_OF_RUNS = "metrics.json"  # the folder of a training run is refused with a sentence
+_FILES = sorted({MANIFEST, _OF_RUNS, *ONE_TASK_FILES, *MULTITASK_FILES})
 
 Identity = tuple[tuple[str, int, int, int], ...]
 """Name, inode, size and time of the last write of each file of an entry."""
@@ -192,9 +193,13 @@ class Watch:
             self._log("model-refused", source=str(path), reason=why)
             return
         self._models.put(str(path), engine)
+        before = self._served.get(name, {})
         swapped = name in self._served
         self._served[name] = dict.fromkeys(engine.tasks, version_of(engine))
         self._log("model-swapped" if swapped else "model-loaded", source=str(path), models=self._served[name])
+        gone = {model: version for model, version in before.items() if model not in engine.tasks}
+        if gone:  # the file was replaced by one with other models
+            self._log("model-removed", source=str(path), models=gone)
         if not entry.is_pack:
             for waiting in self._waiting:
                 self._done[waiting] = ()
@@ -226,7 +231,8 @@ def _entries(folder: Path) -> list[_Entry]:
                 why = e.strerror or str(e)
                 found.append(_Entry(is_pack, 0, entry.name, ((why, 0, 0, 0),), why))
                 continue
-            if identity and (is_pack or any(name == MANIFEST for name, *_ in identity)):
+            names = {name for name, *_ in identity}
+            if names and (is_pack or names & {MANIFEST, _OF_RUNS}):
                 found.append(_Entry(is_pack, changed_ns, entry.name, identity))
     return sorted(found, key=lambda entry: entry[:3])
 

@@ -52,7 +52,7 @@ def test_texts_come_out_as_they_went_in(texts: list[str]) -> None:
 def test_options_of_predict() -> None:
     body = b'{"texts": [], "task": "tone", "top_k": 2, "raw_scores": true, "truncate": false}'
     assert predict(body) == ([], "tone", Options(top_k=2, raw_scores=True, truncate=False))
-    with pytest.raises(RequestError, match=r"parameters.top_k: got another value"):
+    with pytest.raises(RequestError, match=r"top_k: got another value"):
         predict(b'{"texts": [], "top_k": 0}')
 
 
@@ -176,10 +176,10 @@ FIELDS = "need texts, task, top_k, raw_scores, truncate"
         (b'{"texts": [], "labels": []}', f"body: got an unknown field, {FIELDS}; send"),
         (b'{"texts": 1}', "texts: got a whole number, need a list; send"),
         (b'{"texts": [null]}', "texts[0]: got null, need "),
-        (b'{"texts": [["a", 1]]}', "texts[0][1]: got a whole number, need a string; send"),
+        (b'{"texts": [["a", 1]]}', "texts[0][1]: got a whole number, need a string; correct it"),
         (b'{"texts": [["a"]]}', "texts[0]: got "),
-        (b'{"texts": [], "task": 1}', "task: got a whole number, need a string or null; send"),
-        (b'{"texts": [], "truncate": 1}', "truncate: got a whole number, need true or false; send"),
+        (b'{"texts": [], "task": 1}', "task: got a whole number, need a string or null; correct it"),
+        (b'{"texts": [], "truncate": 1}', "truncate: got a whole number, need true or false; correct it"),
         (b'{"texts": ["\\ud800 alone"]}', "body: got half of a surrogate pair, need Unicode; escape both halves or n"),
         (b'{"texts": ["\\\\ud800", "\\x"]}', "body: got text that is not JSON (invalid escape character in string (by"),
         (b'{"texts": ["\xed\xa0\x80"]}', "body: got bytes that are not UTF-8, need JSON in UTF-8; send"),
