@@ -205,7 +205,8 @@ async def _http_error(_: Request, error: Exception) -> Response:
     allowed = (error.headers or {}).get("Allow")
     message = _SENTENCES.get(error.detail, error.detail)
     if allowed is not None:
-        message = f"method: got another one, need {allowed} for this path; use that"
+        need = " or ".join(sorted(allowed.split(", ")))
+        message = f"method: got another one, need {need} for this path; use that"
     response = _json({"error": message}, error.status_code)
     response.headers.update(error.headers or {})
     return response
