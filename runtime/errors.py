@@ -160,7 +160,7 @@ class DeadlineError(PtexportError, TimeoutError):
     @classmethod
     def after(cls, seconds: float) -> "DeadlineError":
         """Make the error of a request that had so many seconds."""
-        return cls(f"request: got {seconds:.3g} s for its answer, need more; send it again, or allow more time")
+        return cls(f"timeout: got {seconds * 1000:.3g} ms for the answer, need more; allow more time")
 
 
 class ClientGoneError(PtexportError, ConnectionError):

@@ -10,6 +10,7 @@ Source: continuous batching by token budget, as in text-embeddings-inference (co
 """
 
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -21,19 +22,21 @@ from typing import Any, TypeVar
 from ptexport.runtime.engine.answer import Answer, BatchRecord, Timing
 from ptexport.runtime.engine.batching import Encoded, EncodedRow, run_batch
 from ptexport.runtime.engine.forks import Process
-from ptexport.runtime.errors import BusyError, DeadlineError
+from ptexport.runtime.errors import BusyError, DataError, DeadlineError
 from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 from ptexport.runtime.ort.graph import Graph
 
 SLICE_TEXTS = 64
 """Texts of one caller that are tokenised at a time."""
+SLICE_CHARACTERS = 100_000
+"""Characters after which no further text is: they take 0.1 s, which other callers wait."""
 
 PADDING_TOKENS = 16
 """A row joins a batch unless this adds more padding: a batch of its own costs about as much. examples/batch_cost.py
 measures 18 on MiniLM and 20 on SmolLM2, on a busy machine."""
 
 _CANDIDATES = 512  # waiting rows that are looked at for one batch
-_SMOOTHING = 0.1  # weight of the newest batch in the mean times
+_DECAY = 0.95  # of the past in the mean times, with each batch
 _SHARE_OF_DEADLINE = 0.7
 """Texts are taken if their turn is expected within this share of their time: the expectation is a mean."""
 
@@ -44,11 +47,17 @@ class _Request:
     """Texts of one caller, while they are computed."""
 
     def __init__(
-        self, graph: Graph, n: int, encode: Callable[[int, int], Encoded[Any]], within_s: float | None
+        self,
+        graph: Graph,
+        n: int,
+        encode: Callable[[int, int], Encoded[Any]],
+        size_of: Callable[[int], int],
+        within_s: float | None,
     ) -> None:
         self.graph = graph
         self.n = n
         self.encode = encode
+        self.size_of = size_of
         self.future: Future[Answer[Any]] = Future()
         self.submitted = time.perf_counter()
         self.within_s = within_s
@@ -68,6 +77,14 @@ class _Request:
         self.tokens += sum(len(row.tokens) for row in encoded.rows)
         self.n_encoded = until
         self.tokenise_s += seconds
+
+    def slice_end(self) -> int:
+        """Return the number past the last text of the next slice."""
+        end, size = self.n_encoded, 0
+        while end < min(self.n_encoded + SLICE_TEXTS, self.n) and size < SLICE_CHARACTERS:
+            size += self.size_of(end)
+            end += 1
+        return end
 
     @property
     def complete(self) -> bool:
@@ -96,6 +113,9 @@ class Batcher:
         max_delay_s: longest time that the first row of a batch waits for it to fill up while the engine is idle.
         max_waiting: most texts that may be submitted and not answered; None: any number. A request alone may be larger.
         on_batch: called after each batch, on the engine thread.
+
+    Raises:
+        DataError: a limit is out of range.
     """
 
     def __init__(
@@ -106,6 +126,11 @@ class Batcher:
         max_waiting: int | None = None,
         on_batch: Callable[[BatchRecord], None] | None = None,
     ) -> None:
+        for name, value, least in (("max_batch_tokens", max_batch_tokens, 1), ("max_waiting", max_waiting, 1)):
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise DataError(f"{name}: got {value!r}, need a whole number of at least {least}; correct it")
+        if not 0 <= max_delay_s < math.inf:
+            raise DataError(f"max_delay_s: got {max_delay_s!r}, need seconds of at least 0; correct it")
         self.max_waiting = max_waiting
         self._max_batch_tokens = max_batch_tokens
         self._max_delay_s = max_delay_s
@@ -119,7 +144,8 @@ class Batcher:
         self._waiting = 0
         self._batch_ended = 0.0  # when the last batch did
         self._batch_s = 0.0  # mean time of a batch
-        self._s_per_text = 0.0  # mean time from batch to batch, while texts wait, by their number
+        self._recent_s = self._recent_texts = 0.0  # times from batch to batch while texts wait, and their texts
+        self._before = 0  # texts that are computed before those of a new caller, since callers take turns
         self._tokeniser = ThreadPoolExecutor(1, thread_name_prefix="ptexport-tokenise")
         self._engine = ThreadPoolExecutor(1, thread_name_prefix="ptexport-engine")
 
@@ -134,6 +160,7 @@ class Batcher:
         n: int,
         encode: Callable[[int, int], Encoded[_Item]],
         *,
+        size_of: Callable[[int], int] = lambda _: 0,
         within_s: float | None = None,
         always: bool = False,
     ) -> "Future[Answer[_Item]]":
@@ -143,6 +170,7 @@ class Batcher:
             graph: runs the rows.
             n: number of texts.
             encode: encodes the texts from one number up to another; called on the tokenising thread, slice by slice.
+            size_of: gives the characters of a text, by its number; slices of large texts are shorter.
             within_s: seconds after which the result is of no use: what remains then gets a DeadlineError; None: any
                 time.
             always: take the texts however many wait.
@@ -152,11 +180,12 @@ class Batcher:
             EngineError: this process was forked from the one that made the batcher.
         """
         self._process.check("batcher: was made")
-        request = _Request(graph, n, encode, within_s)
+        request = _Request(graph, n, encode, size_of, within_s)
         with self._changed:
             if not always:
                 self._admit(n, within_s)
             self._waiting += n
+            self._before += min(n, MAX_BATCH_ROWS)
         request.future.add_done_callback(lambda _: self._forget(n))  # without the request: no cycle
         if n:
             self._tokenise(request)
@@ -164,25 +193,28 @@ class Batcher:
             request.future.set_result(request.answer())
         return request.future
 
-    def check_room(self, within_s: float | None = None) -> None:
-        """Refuse a caller before its texts are known, if `submit` would refuse a single one.
+    def check_room(self, within_s: float | None = None, n: int = 1) -> None:
+        """Refuse a caller if `submit` would refuse so many texts.
 
         Args:
             within_s: as in `submit`.
+            n: number of texts; 1 if they are not known yet.
 
         Raises:
             BusyError: as in `submit`.
         """
-        self._admit(1, within_s)
+        self._admit(n, within_s)
 
     def _admit(self, n: int, within_s: float | None) -> None:
-        expected_s = self._waiting * self._s_per_text
+        s_per_text = self._recent_s / self._recent_texts if self._recent_texts else 0.0
         if self.max_waiting is not None and self._waiting and self._waiting + n > self.max_waiting:
+            wait_s = (self._waiting + n - self.max_waiting) * s_per_text
             raise BusyError(
                 f"queue: got {n} texts with {self._waiting} waiting, need at most {self.max_waiting} together; "
-                f"send them again in {expected_s:.1f} s",
-                retry_after_s=expected_s,
+                "send them again later",
+                retry_after_s=wait_s,
             )
+        expected_s = (self._before if n <= MAX_BATCH_ROWS else self._waiting) * s_per_text
         if within_s is not None and expected_s > _SHARE_OF_DEADLINE * within_s:
             raise BusyError(
                 f"queue: got {within_s:.3g} s for an answer, need about {expected_s:.1f} s; send them again later",
@@ -192,6 +224,7 @@ class Batcher:
     def _forget(self, n: int) -> None:
         with self._changed:
             self._waiting -= n
+            self._before -= min(n, MAX_BATCH_ROWS)
 
     def _tokenise(self, request: _Request) -> None:
         self._untokenised.append(request)  # not an argument: the traceback of an error would keep it
@@ -202,8 +235,7 @@ class Batcher:
         request = self._untokenised.popleft()
         if request.future.done():
             return
-        first = request.n_encoded
-        until = min(first + SLICE_TEXTS, request.n)
+        first, until = request.n_encoded, request.slice_end()
         started = time.perf_counter()
         try:
             encoded = request.encode(first, until)
@@ -253,15 +285,14 @@ class Batcher:
         for request in requests:
             request.compute_s += seconds
             if request.complete:
-                with suppress(InvalidStateError):  # it has gone
-                    request.future.set_result(request.answer())
+                _finish(request)
 
     def _record(self, taken: _Taken, seconds: float) -> None:
-        now, weight = time.perf_counter(), _SMOOTHING if self._s_per_text else 1.0
-        each = (now - self._batch_ended) / len(taken)
+        now = time.perf_counter()
+        self._recent_s = self._recent_s * _DECAY + now - self._batch_ended
+        self._recent_texts = self._recent_texts * _DECAY + len(taken)
+        self._batch_s = seconds if not self._batch_s else self._batch_s * _DECAY + seconds * (1 - _DECAY)
         self._batch_ended = now
-        self._s_per_text += (each - self._s_per_text) * weight
-        self._batch_s += (seconds - self._batch_s) * weight
         if self._on_batch is not None:
             lengths = [len(row.tokens) for _, _, row in taken]
             padded = max(lengths) * len(lengths)
@@ -332,6 +363,17 @@ class Batcher:
             if not request.waiting:
                 self._queue.remove(request)
             self._tokenise_ahead(request)
+
+
+def _finish(request: _Request) -> None:
+    """Give the caller its answer, unless it has gone."""
+    try:
+        answer = request.answer()
+    except Exception as e:  # of a `join`: the caller's own fault, and the engine thread goes on
+        _fail(request, e)
+        return
+    with suppress(InvalidStateError):
+        request.future.set_result(answer)
 
 
 def _fail(request: _Request, error: Exception) -> None:

@@ -21,7 +21,7 @@ from ptexport.runtime.engine.golden import check_golden_rows
 from ptexport.runtime.engine.info import EngineInfo, info_of
 from ptexport.runtime.engine.lifetime import OpenState
 from ptexport.runtime.engine.predictions import Prediction
-from ptexport.runtime.engine.task import DecodeTask, Task, check_call, encode_for_all, in_chunks
+from ptexport.runtime.engine.task import DecodeTask, Task, check_call, encode_for_all, in_chunks, size_of
 from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
 from ptexport.runtime.engine.text_encoder import Text
 from ptexport.runtime.errors import DataError, MissingExtraError
@@ -290,16 +290,23 @@ class Engine:
         return (await wrap_future(self.submit_all(texts, top_k=top_k))).items
 
     def submit_all(
-        self, texts: Sequence[Text], *, top_k: int | None = None, within_s: float | None = None
+        self, texts: Sequence[Text], *, top_k: int | None = None, within_s: float | None = None, always: bool = False
     ) -> "Future[Answer[dict[str, Prediction]]]":
-        """Have the batcher predict the labels of texts for every task; see `Task.submit`."""
+        """Have the batcher predict the labels of texts for every task; see `Task.submit` and `Batcher.submit`."""
         check_call(texts, top_k)
         loaded, tasks, given = self._state.get(), list(self._tasks.values()), [*texts]
 
         def encode(first: int, until: int) -> Encoded[dict[str, Prediction]]:
             return encode_for_all(loaded, tasks, given[first:until], first, top_k)
 
-        return loaded.batcher.submit(loaded.graph, len(given), encode, within_s=within_s)
+        return loaded.batcher.submit(
+            loaded.graph,
+            len(given),
+            encode,
+            size_of=lambda number: size_of(given[number]),
+            within_s=within_s,
+            always=always,
+        )
 
     def _predict_all(self, texts: Sequence[Text], first: int, top_k: int | None) -> list[dict[str, Prediction]]:
         loaded = self._state.get()

@@ -102,7 +102,9 @@ class Task:
             rows = self._tokens(loaded, given[first:until], first, truncate=truncate)
             return Encoded([EncodedRow(tokens, decode) for tokens in rows])
 
-        return loaded.batcher.submit(loaded.graph, len(given), encode, within_s=within_s)
+        return loaded.batcher.submit(
+            loaded.graph, len(given), encode, size_of=lambda number: size_of(given[number]), within_s=within_s
+        )
 
     def choose(self, rows: Sequence[tuple[str, Sequence[str]]], *, top_k: int | None = None) -> list[Prediction]:
         """Choose one of each text's candidates; see `Engine.choose`."""
@@ -247,6 +249,13 @@ def encode_for_all(
         ]
 
     return Encoded(rows, join)
+
+
+def size_of(text: object) -> int:
+    """Return the characters of a text or pair; 0 for ids, which need no tokenising."""
+    if isinstance(text, tuple):
+        return sum(map(size_of, text))
+    return len(text) if isinstance(text, str) else 0
 
 
 def in_chunks(predict: Callable[[list[_Text], int], list[_Item]], texts: Iterator[_Text]) -> Iterator[_Item]:

@@ -31,7 +31,6 @@ TIMEOUT_HEADER = "x-request-timeout-ms"
 
 _SENTENCES = {
     "Not Found": "path: unknown; use /predict or a path of the Open Inference Protocol, such as /v2",
-    "Method Not Allowed": "method: not allowed for this path; use POST for /predict and /infer, GET for all others",
 }
 """Messages of Starlette -> messages of this server."""
 
@@ -82,7 +81,8 @@ def _routes(service: Service, observer: Observer, is_ready: Callable[[], bool]) 
     async def model_ready(request: Request) -> Response:
         name, version_ = _name(request)
         service.metadata(name, version_)
-        return _json({"name": name, "ready": is_ready()})
+        now = is_ready()
+        return _json({"name": name, "ready": now}, 200 if now else 503)
 
     async def infer(request: Request, call: Call) -> Response:
         service.begin(call, *_name(request))
@@ -202,7 +202,12 @@ def _json(value: Any, status: int = 200) -> Response:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = _json({"error": _SENTENCES.get(error.detail, error.detail)}, error.status_code)
+    allowed = (error.headers or {}).get("Allow")
+    message = _SENTENCES.get(error.detail, error.detail)
+    if allowed is not None:
+        need = " or ".join(sorted(allowed.split(", ")))
+        message = f"method: got another one, need {need} for this path; use that"
+    response = _json({"error": message}, error.status_code)
     response.headers.update(error.headers or {})
     return response
 

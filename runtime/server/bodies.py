@@ -22,7 +22,7 @@ from ptexport.runtime.server.schemas import (
     decode,
 )
 from ptexport.runtime.serving import tensors
-from ptexport.runtime.serving.questions import Options, check_memory, options_of
+from ptexport.runtime.serving.questions import Options, check_memory, classes_of, options_of
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -44,7 +44,7 @@ def decode_predict(body: bytes, fields_of: FieldsOf) -> tuple[list[Text], str | 
     """
     decoded = decode(body, PredictBody)
     given = {"raw_scores": decoded.raw_scores, "truncate": decoded.truncate}
-    options = options_of(given if decoded.top_k is None else {**given, "top_k": decoded.top_k})
+    options = options_of(given if decoded.top_k is None else {**given, "top_k": decoded.top_k}, where="")
     fields = fields_of(decoded.task)
     kinds = ("a string", "a list of 2 strings")
     need = kinds[len(fields) - 1]
@@ -90,12 +90,15 @@ def decode_infer(body: bytes, header_length: str | None) -> tuple[InferRequest, 
         inputs.append(Tensor(tensor.name, tensor.datatype, tensor.shape, data))
     if len(rest):
         raise RequestError(f"body: got {len(rest)} bytes past its tensors, need none; correct binary_data_size")
-    outputs = [
-        OutputRequest(name=output.name, classification=_classes(output.parameters, number))
-        for number, output in enumerate(decoded.outputs)
-    ]
+    outputs = []
+    for number, output in enumerate(decoded.outputs):
+        where = f"outputs[{number}]"
+        check_memory(output.parameters, where)
+        classes = classes_of(output.parameters.get("classification", 0), where)
+        outputs.append(OutputRequest(name=output.name, classification=classes))
     request = InferRequest(inputs=inputs, outputs=outputs, parameters=decoded.parameters, id=decoded.id)
-    wanted = {output.name: bool(output.parameters.get("binary_data", False)) for output in decoded.outputs}
+    flags = ((output.name, output.parameters.get("binary_data")) for output in decoded.outputs)
+    wanted = {name: bool(flag) for name, flag in flags if flag is not None}
     return request, BinaryOutputs(wanted, default=bool(decoded.parameters.get("binary_data_output", False)))
 
 
@@ -103,8 +106,8 @@ class BinaryOutputs:
     """Which outputs a client wants as binary tensors.
 
     Args:
-        wanted: for each requested output.
-        default: for the outputs of a request that names none.
+        wanted: for the outputs that say so themselves.
+        default: for all others.
     """
 
     def __init__(self, wanted: Mapping[str, bool] | None = None, *, default: bool = False) -> None:
@@ -159,21 +162,16 @@ def _binary_size(tensor: TensorBody, number: int, left: int) -> int:
 
 
 def _flat(data: Sequence[Any], where: str) -> list[Any]:
-    """Flatten nested elements, row-major.
+    """Flatten rows of elements.
 
     Raises:
-        RequestError: rows have different lengths or depths.
+        RequestError: rows have different lengths, or stand beside elements.
+        LargeRequestError: there are too many elements.
     """
-    while any(isinstance(item, list) for item in data):
-        if not all(isinstance(item, list) and len(item) == len(data[0]) for item in data):
-            raise RequestError(f"{where}: got data of mixed depth or length, need equal rows; flatten it")
-        data = [element for row in data for element in row]
-    return [*data]
-
-
-def _classes(parameters: Mapping[str, Any], number: int) -> int:
-    check_memory(parameters, f"outputs[{number}]")
-    k = parameters.get("classification", 0)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 0:
-        raise RequestError(f"outputs[{number}]: got another classification, need a number of classes; correct it")
-    return k
+    tensors.check_elements(where, len(data))
+    if not any(isinstance(item, list) for item in data):
+        return [*data]
+    if not all(isinstance(item, list) and len(item) == len(data[0]) for item in data):
+        raise RequestError(f"{where}: got data of mixed depth or length, need equal rows; flatten it")
+    tensors.check_elements(where, len(data) * len(data[0]))
+    return [element for row in data for element in row]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from ptexport.runtime.errors import MissingExtraError, RequestError, ServeError
+from ptexport.runtime.errors import ClientGoneError, MissingExtraError, RequestError, ServeError
 from ptexport.runtime.guard.auth import SENTENCE, is_token, token_of_metadata
 from ptexport.runtime.guard.limits import MAX_BODY_BYTES
 from ptexport.runtime.monitoring.logs import request_id
@@ -20,7 +20,7 @@ from ptexport.runtime.server.app import EXTENSIONS
 from ptexport.runtime.server.stopping import DRAIN_S
 from ptexport.runtime.serving import tensors
 from ptexport.runtime.serving.call import Call, Failure, failure_of
-from ptexport.runtime.serving.questions import check_memory
+from ptexport.runtime.serving.questions import check_memory, classes_of
 from ptexport.runtime.serving.service import Service
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
 
@@ -73,9 +73,7 @@ class GrpcServer:
     stop: Callable[[], Awaitable[None]]
 
 
-async def start_grpc(
-    service: Service, observer: Observer, at: "Listening", *, is_ready: Callable[[], bool]
-) -> GrpcServer:
+async def start_grpc(service: Service, observer: Observer, at: "Listening", is_ready: Callable[[], bool]) -> GrpcServer:
     """Serve over gRPC in the running event loop.
 
     Raises:
@@ -197,7 +195,7 @@ class _Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
             answer = await self._service.infer(name, version_, _values(request), call)
             return _message(answer, request), None
         except asyncio.CancelledError:
-            failure = Failure(499, "CANCELED", "client: hung up before the answer was ready")
+            failure = failure_of(ClientGoneError() if self._is_ready() else asyncio.CancelledError())
             raise
         except Exception as e:
             failure = failure_of(e)
@@ -239,14 +237,13 @@ def _values(request: Any) -> InferRequest:
             data = [*getattr(tensor.contents, _CONTENTS.get(tensor.datatype, "int64_contents"))]
         check_memory(tensor.parameters, where)
         inputs.append(Tensor(tensor.name, tensor.datatype, [*tensor.shape], data))
-    for output in request.outputs:
-        check_memory(output.parameters, "outputs")
-    outputs = [
-        OutputRequest(name=output.name, classification=max(0, output.parameters["classification"].int64_param))
-        if "classification" in output.parameters
-        else OutputRequest(name=output.name)
-        for output in request.outputs
-    ]
+    outputs = []
+    for number, output in enumerate(request.outputs):
+        where, given = f"outputs[{number}]", {name: _parameter(value) for name, value in output.parameters.items()}
+        check_memory(given, where)
+        outputs.append(
+            OutputRequest(name=output.name, classification=classes_of(given.get("classification", 0), where))
+        )
     parameters = {name: _parameter(value) for name, value in request.parameters.items()}
     return InferRequest(inputs=inputs, outputs=outputs, parameters=parameters, id=request.id or None)
 

@@ -41,7 +41,12 @@ class Listening:
     tls: Tls | None = None
 
 
+KEEP_ALIVE_S = 75
+"""For an idle connection, as nginx gives it: longer than clients and load balancers keep theirs, so that none sends a
+request on a connection that the server closes at this moment. uvicorn's 5 s are those of httpx."""
+
 Hook = Callable[[], Awaitable[None]]
+OnReady = Callable[[Sequence[str], Callable[[], bool]], None]
 
 
 def listen(
@@ -49,7 +54,7 @@ def listen(
     observer: Observer,
     at: Listening,
     *,
-    on_ready: Callable[[Sequence[str]], None],
+    on_ready: OnReady,
     on_stop: Sequence[Hook] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, then refuse connections, finish open requests and return.
@@ -64,7 +69,8 @@ def listen(
         service: answers the requests.
         observer: is told of them.
         at: where to listen.
-        on_ready: called with the addresses, such as "http://127.0.0.1:8000", once requests are accepted.
+        on_ready: called once requests are accepted, with the addresses, such as "http://127.0.0.1:8000", and a function
+            that tells whether they still are.
         on_stop: awaited while open requests finish.
 
     Raises:
@@ -80,10 +86,10 @@ def listen(
         if at.grpc_port is not None:
             from ptexport.runtime.server.grpc_service import start_grpc
 
-            grpc = await start_grpc(service, observer, at, is_ready=lambda: not server.is_stopping)
+            grpc = await start_grpc(service, observer, at, is_ready)
             addresses.append(f"grpc://{_shown(at.host)}:{grpc.port}")
             hooks.append(grpc.stop)
-        on_ready(addresses)
+        on_ready(addresses, is_ready)
 
     def is_ready() -> bool:
         return not server.is_stopping and bool(service.models.names())
@@ -103,6 +109,7 @@ def listen(
         access_log=False,
         server_header=False,
         proxy_headers=False,  # else a client could say which address it has
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
         ssl_context_factory=None if at.tls is None else _factory(at.tls),
     )

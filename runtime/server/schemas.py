@@ -62,7 +62,7 @@ class TensorBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     shape: list[int]
     datatype: str
-    data: list[_Element | list[_Element | list[_Element]]] | None = None
+    data: list[_Element | list[_Element]] | None = None
     parameters: dict[str, Any] = {}
 
 
@@ -129,7 +129,8 @@ def decode(body: bytes, kind: type[_Body]) -> _Body:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as e:
         place, need = _place(e), ", ".join(kind.__struct_fields__)
-        raise RequestError(f"{place}: {_misfit(str(e), place, need)}; send {kind.form}") from e
+        advice = f"send {kind.form}" if place in ("body", "texts", "inputs") else "correct it"
+        raise RequestError(f"{place}: {_misfit(str(e), place, need)}; {advice}") from e
     except UnicodeDecodeError as e:
         raise RequestError(f"body: got bytes that are not UTF-8, need JSON in UTF-8; send {kind.form}") from e
     except RecursionError as e:

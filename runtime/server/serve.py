@@ -9,7 +9,7 @@ from typing import Any, cast
 from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.engine import Engine
-from ptexport.runtime.errors import ServeError
+from ptexport.runtime.errors import PackError, ServeError
 from ptexport.runtime.guard.auth import read_token
 from ptexport.runtime.guard.connections import raise_file_limit
 from ptexport.runtime.guard.limits import BODY_SECONDS, MAX_BODY_BYTES
@@ -23,9 +23,10 @@ from ptexport.runtime.monitoring.tracing import open_tracer, traces_url
 from ptexport.runtime.server.listen import Listening, listen
 from ptexport.runtime.server.stopping import ending_at_a_signal
 from ptexport.runtime.serving.models import Model, Models, version_of
-from ptexport.runtime.serving.questions import MAX_CHARACTERS, MAX_TEXTS
+from ptexport.runtime.serving.questions import MAX_CHARACTERS
 from ptexport.runtime.serving.service import Service
-from ptexport.runtime.serving.watch import Log, Watch
+from ptexport.runtime.serving.tensors import MAX_TEXTS
+from ptexport.runtime.serving.watch import Log, Watch, open_pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,8 @@ def run(config: ServeConfig, show: Show) -> None:
         token=None if config.token_file is None else read_token(config.token_file),
         tls=None if config.tls_files is None else read_tls(*config.tls_files),
     )
+    if config.watch is not None and not config.watch.is_dir():
+        raise ServeError(f"{config.watch}: no such folder, need one to watch; make it, or correct --watch")
     with ending_at_a_signal():
         server = _Server(config, at)
         try:
@@ -99,7 +102,7 @@ class _Server:
         self._config = config
         self._at = at
         self._models = Models()
-        self._stopping = False
+        self._is_ready: Callable[[], bool] = lambda: False
         self._metrics = Metrics(self._state)
         self._batcher = Batcher(
             max_batch_tokens=config.max_batch_tokens,
@@ -160,15 +163,17 @@ class _Server:
         service, logs = Service(self._models, self._batcher, self._metrics), self.observer.logs
         watch = None
         if self._config.watch is not None:
-            watch = Watch(self._config.watch, self, open_bundle=self._open, log=_log_to(logs))
+            signed = self._config.opening.get("require_signature") is not None
+            opens = _refuse_unsigned if signed else open_pack
+            watch = Watch(self._config.watch, self, open_bundle=self._open, open_pack=opens, log=_log_to(logs))
             watch.start()
 
-        def ready(addresses: Sequence[str]) -> None:
+        def ready(addresses: Sequence[str], is_ready: Callable[[], bool]) -> None:
+            self._is_ready = is_ready
             report = self._report(addresses)
             show({"url": addresses[0], **report.as_dict()}, report.lines())
 
         async def stopping() -> None:
-            self._stopping = True
             if watch is not None:
                 watch.stop()
             logs.write("stopping")
@@ -177,9 +182,7 @@ class _Server:
         logs.write("stopped", "info", **self._metrics.counts())
 
     def _state(self) -> ServerState:
-        models = _served(self._models)
-        ready = bool(models) and not self._stopping
-        return ServerState(ready=ready, waiting=self._batcher.waiting, models=models)
+        return ServerState(ready=self._is_ready(), waiting=self._batcher.waiting, models=_served(self._models))
 
     def _report(self, addresses: Sequence[str]) -> StartReport:
         config, models = self._config, self._models.snapshot()
@@ -202,6 +205,13 @@ class _Server:
             log_requests=config.log_requests,
             versions=models[0].engine.info.versions if models else {"ptexport": version("ptexport")},
         )
+
+
+def _refuse_unsigned(path: Path, _: Sequence[Engine]) -> Engine:
+    raise PackError(
+        f"{path}: got a pack, which has no signature, need a signed bundle, since a signature is required; install it "
+        "into a bundle, and sign that"
+    )
 
 
 def _log_to(logs: Logs) -> Log:

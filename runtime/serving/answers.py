@@ -86,8 +86,8 @@ def _classes(output: OutputRequest, scores: Sequence[Mapping[str, float]], k: in
     The index is the label's number; its rank, where the vocabulary is open.
     """
     made: list[str] = []
+    numbers = {label: number for number, label in enumerate(labels)}
     for row in scores:
         ranked = sorted(row.items(), key=lambda item: -item[1])[:k]
-        numbers = [labels.index(label) if labels else rank for rank, (label, _) in enumerate(ranked)]
-        made += [f"{score:f}:{number}:{label}" for number, (label, score) in zip(numbers, ranked, strict=True)]
+        made += [f"{score:f}:{numbers.get(label, rank)}:{label}" for rank, (label, score) in enumerate(ranked)]
     return Tensor(output.name, "BYTES", [len(scores), k], made)

@@ -65,9 +65,9 @@ class Models:
         model = by_name.get(name)
         if model is None:
             need = " or ".join(map(repr, by_name)) or "none, since no model is loaded"
-            raise UnknownModelError(f"model: got another name, need {need}; change the path")
+            raise UnknownModelError(f"model: got an unknown name, need {need}; correct it")
         if version is not None and version != model.version:
-            raise UnknownModelError(f"version: got another one, need {model.version!r}; change the path")
+            raise UnknownModelError(f"version: got one that is not served, need {model.version!r}; correct it")
         return model
 
     def names(self) -> list[str]:

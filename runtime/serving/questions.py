@@ -7,12 +7,10 @@ from typing import Any
 
 from ptexport.runtime.engine.text_encoder import Text, TokenIds
 from ptexport.runtime.errors import LargeRequestError, RequestError
-from ptexport.runtime.serving.tensors import InferRequest, OutputRequest, Tensor
+from ptexport.runtime.serving.tensors import MAX_TEXTS, InferRequest, OutputRequest, Tensor
 
-MAX_TEXTS = 1024
 MAX_CHARACTERS = 100_000
 """Most characters of a text. Its tokens are cut to the task's length anyway; tokenising a megabyte takes a second."""
-MAX_OUTPUTS = 16
 
 IDS = ("input_ids", "attention_mask", "token_type_ids")
 """Inputs that take the place of the texts; their ids include the template's."""
@@ -42,8 +40,12 @@ class Options:
     timeout_s: float | None = None
 
 
-def options_of(parameters: Mapping[str, Any]) -> Options:
+def options_of(parameters: Mapping[str, Any], where: str = "parameters.") -> Options:
     """Check the parameters of a request.
+
+    Args:
+        parameters: by name.
+        where: place of a parameter, up to its name, for messages.
 
     Raises:
         RequestError: one is unknown or of another type.
@@ -51,7 +53,7 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
     given: dict[str, Any] = {}
     for name, value in parameters.items():
         if name == "top_k":
-            given[name] = _whole(name, value, "labels")
+            given[name] = _whole(f"{where}{name}", value, "labels")
         elif name in ("raw_scores", "truncate"):
             if not isinstance(value, bool):
                 raise RequestError(f"parameters.{name}: got another type, need true or false; send one of them")
@@ -61,10 +63,10 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
                 raise RequestError("parameters.task: got another type, need a name; send a string")
             given[name] = value
         elif name == "timeout":
-            given["timeout_s"] = _whole(name, value, "microseconds") / 1e6
+            given["timeout_s"] = _whole(f"{where}{name}", value, "microseconds") / 1e6
         elif name in _REFUSED and value:
             raise RequestError(
-                f"parameters.{name}: got a value, need none, since no request waits for another; leave it"
+                f"parameters.{name}: got a value, need none, since requests are independent; leave it out"
             )
         elif name not in _IGNORED and name not in _REFUSED:
             known = "top_k, raw_scores, truncate, task, timeout"
@@ -72,9 +74,9 @@ def options_of(parameters: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
-def _whole(name: str, value: Any, unit: str) -> int:
+def _whole(where: str, value: Any, unit: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 63:
-        raise RequestError(f"parameters.{name}: got another value, need a whole number of {unit} from 1; correct it")
+        raise RequestError(f"{where}: got another value, need a whole number of {unit} from 1; correct it")
     return value
 
 
@@ -129,10 +131,8 @@ def check_outputs(outputs: Sequence[OutputRequest], known: Sequence[str]) -> Non
     """Check the names of requested outputs.
 
     Raises:
-        RequestError: one is unknown or repeated, or there are too many.
+        RequestError: one is unknown or repeated.
     """
-    if len(outputs) > MAX_OUTPUTS + len(known):
-        raise RequestError(f"outputs: got {len(outputs)}, need some of {[*known]}; correct the list")
     names = [output.name for output in outputs]
     if not set(names) <= set(known) or len(names) != len(set(names)):
         raise RequestError(f"outputs: got an unknown or repeated name, need some of {[*known]}; correct the list")
@@ -148,14 +148,28 @@ def check_memory(parameters: Mapping[str, Any], where: str) -> None:
         raise RequestError(f"{where}: got a region of shared memory, need the data itself; send it")
 
 
+def classes_of(value: object, where: str) -> int:
+    """Check the parameter `classification` of an output; 0: the output itself is asked for.
+
+    Raises:
+        RequestError: it is not a number of classes.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RequestError(f"{where}: got another classification, need a number of classes; correct it")
+    return value
+
+
 def _column(tensor: Tensor, where: str) -> list[str]:
     n = len(tensor.data)
+    _check_count(n)
     if tensor.datatype != "BYTES":
         raise RequestError(f"{where}: got another datatype, need BYTES; send strings")
     if not all(isinstance(item, str) for item in tensor.data):
         raise RequestError(f"{where}: got data that is not text, need strings; send them")
     if tensor.shape not in ([n], [n, 1]) and not (tensor.shape == [] and n == 1):
-        raise RequestError(f"{where}: got a shape that does not match its {n} strings, need [{n}]; correct the shape")
+        raise RequestError(
+            f"{where}: got a shape that does not match its {n} strings, need [{n}] or [{n}, 1]; correct it"
+        )
     check_texts(tensor.data)
     return [*tensor.data]
 

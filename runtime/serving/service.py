@@ -9,8 +9,9 @@ from ptexport.runtime.bundle.manifest import ALL
 from ptexport.runtime.engine.answer import Answer, Timing
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.engine.predictions import Prediction
+from ptexport.runtime.engine.task import OPEN_VOCABULARY_TOP_K
 from ptexport.runtime.engine.text_encoder import Text, TokenIds
-from ptexport.runtime.errors import DeadlineError, RequestError, UnknownModelError
+from ptexport.runtime.errors import DeadlineError, LargeRequestError, RequestError, UnknownModelError
 from ptexport.runtime.monitoring.metrics import Metrics
 from ptexport.runtime.serving.answers import all_output_tensors, needs_logits, output_tensors
 from ptexport.runtime.serving.call import Call
@@ -20,6 +21,9 @@ from ptexport.runtime.serving.questions import Options, check_texts, options_of,
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse
 
 _Item = TypeVar("_Item")
+
+MAX_PROBABILITIES = 1 << 18
+"""Most probabilities of an answer: some MB of JSON, which take tenths of a second to write."""
 
 ByTask = dict[str, Prediction]
 """Predictions of one text by the names of tasks."""
@@ -40,7 +44,7 @@ class Service:
         self._metrics = metrics
 
     def begin(self, call: Call, name: str | None, version: str | None = None) -> None:
-        """Begin to answer a request, before its body is read.
+        """Begin to answer a request, before its body is decoded.
 
         Args:
             call: learns the model.
@@ -107,8 +111,12 @@ class Service:
             check_texts(texts)
             return await self._ask_all(self._all(), texts, options, call)
         names = self.models.names()
+        if not names:
+            raise UnknownModelError("model: none is loaded yet; send the texts again later, or see the server's log")
         if task is None and len(names) != 1:
             raise RequestError(f"task: got none, need one of {', '.join(names)}; name it")
+        if task is not None and task not in names:
+            raise UnknownModelError(f"task: got an unknown name, need {' or '.join(map(repr, names))}; correct it")
         model = self._find(names[0] if task is None else task, None, call)
         check_texts(texts)
         return await self._ask(model, texts, options, call, with_logits=options.raw_scores)
@@ -180,6 +188,7 @@ class Service:
     ) -> list[Prediction]:
         call.texts = len(rows)
         left_s = call.left_s(options.timeout_s)
+        _check_size(len(rows), [model], options)
         with self._metrics.pending(model.name, model.version):
             future = model.task.submit(
                 rows, top_k=options.top_k, truncate=options.truncate, with_logits=with_logits, within_s=left_s
@@ -196,11 +205,14 @@ class Service:
             raise RequestError(f"task {ALL!r}: got raw_scores or truncate, need neither; ask each task by its name")
         call.model, call.texts = ALL, len(texts)
         left_s = call.left_s(options.timeout_s)
+        _check_size(len(texts), models, options)
+        self._batcher.check_room(left_s, len(texts))
         futures: list[Future[Answer[ByTask]]] = []
         with self._metrics.pending(ALL, ""):
             try:
+                # Admitted once, not once for each engine.
                 for engine in dict.fromkeys(model.engine for model in models):
-                    futures.append(engine.submit_all(texts, top_k=options.top_k, within_s=left_s))
+                    futures.append(engine.submit_all(texts, top_k=options.top_k, within_s=left_s, always=True))
                 answers = await asyncio.gather(*(_within(left_s, future) for future in futures))
             finally:
                 for future in futures:  # if one failed
@@ -214,6 +226,24 @@ class Service:
         names = {model.name for model in models}
         by_text = zip(*(answer.items for answer in answers), strict=True)
         return [{name: p for part in parts for name, p in part.items() if name in names} for parts in by_text]
+
+
+def _check_size(n: int, models: Sequence[Model], options: Options) -> None:
+    """Check how many probabilities an answer would have.
+
+    Raises:
+        LargeRequestError: they are too many.
+    """
+    each = 0
+    for model in models:
+        labels = len(model.task.labels)
+        all_ = OPEN_VOCABULARY_TOP_K if model.task.entry.labels is None else labels
+        each += min(options.top_k or all_, labels)
+    if n * each > MAX_PROBABILITIES:
+        raise LargeRequestError(
+            f"request: got {n} texts with {each} probabilities each, need at most {MAX_PROBABILITIES:,} together; "
+            "send fewer texts, or a smaller top_k"
+        )
 
 
 async def _within(seconds: float | None, future: "Future[Answer[_Item]]") -> Answer[_Item]:

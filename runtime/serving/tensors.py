@@ -8,13 +8,16 @@ may hold a private text by mistake.
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ptexport.runtime.errors import RequestError
+from ptexport.runtime.errors import LargeRequestError, RequestError
 
-Datatype = Literal["BYTES", "BOOL", "INT64", "FP32"]
+MAX_TEXTS = 1024
+"""Most texts, or rows of ids, of a request."""
+MAX_ELEMENTS = 1 << 17
+"""Most elements of an input: 1,024 rows of 128 ids. They are checked one by one while other requests wait."""
 
 _FORMATS: dict[str, str] = {"BOOL": "<?", "INT32": "<i4", "INT64": "<i8", "FP32": "<f4"}
 
@@ -88,10 +91,21 @@ def elements(where: str, datatype: str, raw: bytes | memoryview) -> list[Any]:
     if datatype not in _FORMATS:
         raise RequestError(f"{where}: got another datatype, need BYTES or INT64; convert it")
     format_ = np.dtype(_FORMATS[datatype])
+    check_elements(where, len(raw) // format_.itemsize)
     if len(raw) % format_.itemsize:
         raise RequestError(f"{where}: got {len(raw)} bytes, need a multiple of {format_.itemsize}; send whole elements")
     values: list[Any] = np.frombuffer(raw, dtype=format_).tolist()
     return values
+
+
+def check_elements(where: str, n: int) -> None:
+    """Check the number of elements of an input, before they are looked at.
+
+    Raises:
+        LargeRequestError: there are too many.
+    """
+    if n > MAX_ELEMENTS:
+        raise LargeRequestError(f"{where}: got {n:,} elements, need at most {MAX_ELEMENTS:,}; send several requests")
 
 
 def binary(tensor: Tensor) -> bytes:
@@ -115,8 +129,11 @@ def text_of(where: str, raw: bytes | memoryview) -> str:
 
 
 def _strings(where: str, raw: bytes | memoryview) -> list[str]:
-    texts, at = [], 0
+    texts: list[str] = []
+    at = 0
     while at < len(raw):
+        if len(texts) == MAX_TEXTS:
+            raise LargeRequestError(f"{where}: got more than {MAX_TEXTS} strings; send several requests")
         if at + 4 > len(raw):
             raise RequestError(f"{where}: got a string without its length; put 4 bytes of length before each")
         (length,) = struct.unpack_from("<I", raw, at)

@@ -16,7 +16,6 @@ from ptexport.runtime.bundle.folder import MANIFEST, MULTITASK_FILES, ONE_TASK_F
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import BundleError, MissingBackboneError, PackError, PtexportError, reason
 from ptexport.runtime.monitoring.logs import Event
-from ptexport.runtime.packs.assemble import check_fits
 from ptexport.runtime.packs.pack_file import Pack
 from ptexport.runtime.serving.models import Model, version_of
 
@@ -25,16 +24,21 @@ POLL_S = 0.25
 
 SUFFIX = ".ptpack"
 
-_FILES = sorted({MANIFEST, *ONE_TASK_FILES, *MULTITASK_FILES})
+_OF_RUNS = "metrics.json"  # the folder of a training run is refused with a sentence
+_FILES = sorted({MANIFEST, _OF_RUNS, *ONE_TASK_FILES, *MULTITASK_FILES})
 
 Identity = tuple[tuple[str, int, int, int], ...]
 """Name, inode, size and time of the last write of each file of an entry."""
 
 
 class _Entry(NamedTuple):
-    is_pack: bool  # first, so that bundles sort before packs, which need them
+    """A bundle or pack. Bundles sort before packs, which need them, and the one that came last is the last."""
+
+    is_pack: bool
+    changed_ns: int  # a rename changes it
     name: str
     identity: Identity
+    problem: str | None = None  # why it cannot be looked at
 
 
 class Served(Protocol):
@@ -73,10 +77,9 @@ def open_pack(path: Path, engines: Sequence[Engine]) -> Engine:
     pack = Pack.read(path)
     for engine in engines:
         try:
-            check_fits(pack, path, engine.manifest, engine.manifest.name)
-        except PackError:
+            return engine.open_pack(path)
+        except PackError:  # it is for another one
             continue
-        return engine.open_pack(path)
     need = pack.record.manifest
     kind = "several tasks" if len(need.tasks) > 1 else "one task"
     raise MissingBackboneError(
@@ -154,7 +157,9 @@ class Watch:
             if self._stopping.is_set():
                 return
             is_settled = settled or self._looked.get(entry.name) == entry.identity
-            if is_settled and self._done.get(entry.name) != entry.identity:
+            if entry.problem is not None:
+                self._refuse_unreadable(entry)
+            elif is_settled and self._done.get(entry.name) != entry.identity:
                 self._open(entry)
         self._looked = {entry.name: entry.identity for entry in entries}
 
@@ -165,6 +170,13 @@ class Watch:
         if name in self._served:
             self._models.drop(str(self._folder / name))
             self._log("model-removed", source=str(self._folder / name), models=self._served.pop(name))
+
+    def _refuse_unreadable(self, entry: _Entry) -> None:
+        """Log once that an entry cannot be looked at; what it was before stays."""
+        if self._done.get(entry.name) != entry.identity:
+            self._done[entry.name] = entry.identity
+            path = self._folder / entry.name
+            self._log("model-refused", source=str(path), reason=f"{path}: cannot be read ({entry.problem}); replace it")
 
     def _open(self, entry: _Entry) -> None:
         """Open an entry, and serve it or refuse it."""
@@ -181,9 +193,13 @@ class Watch:
             self._log("model-refused", source=str(path), reason=why)
             return
         self._models.put(str(path), engine)
+        before = self._served.get(name, {})
         swapped = name in self._served
         self._served[name] = dict.fromkeys(engine.tasks, version_of(engine))
         self._log("model-swapped" if swapped else "model-loaded", source=str(path), models=self._served[name])
+        gone = {model: version for model, version in before.items() if model not in engine.tasks}
+        if gone:  # the file was replaced by one with other models
+            self._log("model-removed", source=str(path), models=gone)
         if not entry.is_pack:
             for waiting in self._waiting:
                 self._done[waiting] = ()
@@ -194,10 +210,10 @@ class Watch:
 
 
 def _entries(folder: Path) -> list[_Entry]:
-    """List the bundles and packs of a folder: bundles first, then by name.
+    """List the bundles and packs of a folder: bundles first, and what came last at the end.
 
     Raises:
-        OSError: the folder or an entry cannot be read.
+        OSError: the folder cannot be read.
     """
     found = []
     with os.scandir(folder) as inside:
@@ -205,10 +221,20 @@ def _entries(folder: Path) -> list[_Entry]:
             if entry.name.startswith("."):
                 continue
             is_pack = entry.name.endswith(SUFFIX)
-            identity = _identity([folder / entry.name] if is_pack else [Path(entry.path, name) for name in _FILES])
-            if identity and (is_pack or any(name == MANIFEST for name, *_ in identity)):
-                found.append(_Entry(is_pack, entry.name, identity))
-    return sorted(found)
+            files = [folder / entry.name] if is_pack else [Path(entry.path, name) for name in _FILES]
+            try:
+                identity = _identity(files)
+                changed_ns = entry.stat(follow_symlinks=False).st_ctime_ns
+            except FileNotFoundError:  # it went at this moment
+                continue
+            except OSError as e:
+                why = e.strerror or str(e)
+                found.append(_Entry(is_pack, 0, entry.name, ((why, 0, 0, 0),), why))
+                continue
+            names = {name for name, *_ in identity}
+            if names and (is_pack or names & {MANIFEST, _OF_RUNS}):
+                found.append(_Entry(is_pack, changed_ns, entry.name, identity))
+    return sorted(found, key=lambda entry: entry[:3])
 
 
 def _identity(files: Sequence[Path]) -> Identity:

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from packed import pack_of
+from servers import start
 
 from ptexport.runtime import Engine
 from ptexport.runtime.bundle import signature as signature_
@@ -216,3 +218,18 @@ def test_without_the_extra(signed: Path, keys: Path, monkeypatch: pytest.MonkeyP
         Engine.open(signed, require_signature=keys / "ours.pub")
     with pytest.raises(MissingExtraError, match=r"pip install 'ptexport\[sign\]'"):
         sign_folder(signed, keys / "ours.pem")
+
+
+def test_a_server_that_needs_signatures_takes_no_pack(
+    signed: Path, keys: Path, llama_bundle: Path, llama_run: Path, tmp_path: Path
+) -> None:
+    """A pack has none; the control takes it."""
+    (tmp_path / "watched").mkdir()
+    pack_of(llama_bundle, llama_run, tmp_path / "watched" / "task.ptpack")
+    seen = []
+    for options in (["--require-signature", keys / "ours.pub"], []):
+        process, record = start(signed, "--watch", tmp_path / "watched", *options)
+        process.terminate()
+        events = [json.loads(line) for line in process.communicate(timeout=60)[1].splitlines()]
+        seen.append((events[0]["event"], record["models"][0]["name"]))
+    assert seen == [("model-refused", "reviews"), ("model-loaded", "reviews")]

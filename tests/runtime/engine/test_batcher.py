@@ -208,3 +208,10 @@ def test_where_the_time_of_a_request_went(graph: RecordingGraph) -> None:
     assert timing.tokenise_s + timing.queue_s + timing.compute_s == pytest.approx(took, abs=0.02)
     assert answer.tokens == 3 * 2 * MAX_BATCH_ROWS
     assert held.result(30).timing.tokenise_s < 0.05
+
+
+def test_slices_of_large_texts_are_short(graph: RecordingGraph) -> None:
+    """So that a caller with one text does not wait for the tokenizer while it takes a second for 64 large ones."""
+    texts = Texts([3] * 10)
+    texts.submit(Batcher(), graph, size_of=lambda number: 60_000 if number < 6 else 10).result(30)
+    assert texts.encoded == [(0, 2), (2, 4), (4, 6), (6, 10)]

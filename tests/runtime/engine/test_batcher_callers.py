@@ -176,7 +176,7 @@ def test_a_queue_has_room_for_so_many_texts(graph: RecordingGraph) -> None:
     last = ask(batcher, graph, [3])
     with pytest.raises(BusyError, match="got 1 texts with 10 waiting") as caught:
         batcher.check_room()
-    assert caught.value.retry_after_s == pytest.approx(10 * batcher._s_per_text)
+    assert caught.value.retry_after_s == pytest.approx(batcher._recent_s / batcher._recent_texts)
     assert last.cancel()
     batcher.check_room()
     graph.free.set()
@@ -202,6 +202,22 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(graph: RecordingGraph)
     assert patient.result(30).items == [50]
 
 
+def test_a_deadline_counts_turns_and_not_texts(graph: RecordingGraph) -> None:
+    """A caller with one text waits for one batch of a caller with a thousand."""
+    batcher = Batcher()
+    graph.seconds = 0.1
+    ask(batcher, graph, [3]).result(30)
+    assert graph.began.acquire(timeout=30)
+    hold(batcher, graph)
+    many = ask(batcher, graph, [3] * 1000)
+    few = ask(batcher, graph, [3], 50, within_s=10)
+    with pytest.raises(BusyError):
+        ask(batcher, graph, [3] * 33, within_s=10)
+    assert many.cancel()
+    graph.free.set()
+    assert few.result(30).items == [50]
+
+
 def test_what_would_be_too_late_is_not_computed(graph: RecordingGraph) -> None:
     """While others wait; alone it is tried."""
     batcher = Batcher()
@@ -213,7 +229,7 @@ def test_what_would_be_too_late_is_not_computed(graph: RecordingGraph) -> None:
     time.sleep(0.6)
     patient = ask(batcher, graph, [3], 200, within_s=30)
     graph.free.set()
-    with pytest.raises(DeadlineError, match=r"^request: got 0.5 s for its answer"):
+    with pytest.raises(DeadlineError, match=r"^timeout: got 500 ms for the answer"):
         late.result(30)
     assert patient.result(30).items == [200]
     assert not {*range(100, 140)} & {*flat(graph.batches)}

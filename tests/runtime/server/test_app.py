@@ -123,12 +123,12 @@ def test_a_server_that_stops_is_not_ready(engine: Engine) -> None:
     [
         ("GET", "/nowhere", 404, "path: unknown; use "),
         ("POST", "/predict/", 404, "path: unknown; use "),
-        ("GET", "/predict", 405, "method: not allowed for this path; use POST for /predict"),
-        ("POST", "/v2/health/live", 405, "method: not allowed for this path; use POST for /predict"),
-        ("GET", "/v2/models/other", 404, "model: got another name, need 'reviews'"),
-        ("GET", "/v2/models/other/ready", 404, "model: got another name, need 'reviews'"),
-        ("POST", "/v2/models/other/infer", 404, "model: got another name, need 'reviews'"),
-        ("GET", "/v2/models/reviews/versions/7", 404, "version: got another one, need '"),
+        ("GET", "/predict", 405, "method: got another one, need POST for this path"),
+        ("POST", "/v2/health/live", 405, "method: got another one, need GET"),
+        ("GET", "/v2/models/other", 404, "model: got an unknown name, need 'reviews'"),
+        ("GET", "/v2/models/other/ready", 404, "model: got an unknown name, need 'reviews'"),
+        ("POST", "/v2/models/other/infer", 404, "model: got an unknown name, need 'reviews'"),
+        ("GET", "/v2/models/reviews/versions/7", 404, "version: got one that is not served, need '"),
         ("GET", "/v2/models/all", 404, "model: got 'all', need several tasks"),
         ("POST", "/v2/models/all/infer", 404, "model: got 'all', need several tasks"),
     ],
@@ -189,7 +189,7 @@ def test_a_request_that_takes_too_long_ends_at_its_deadline(how: str, llama_bund
         started = time.perf_counter()
         response = client.post(INFER, json=body, headers=headers)
         took = time.perf_counter() - started
-        assert (response.status_code, response.json()["error"][:13]) == (504, "request: got ")
+        assert (response.status_code, response.json()["error"][:13]) == (504, "timeout: got ")
         assert 0.1 < took < 1
         time.sleep(0.3)
         assert len(slow.rows) < 6, "the rest is dropped"

@@ -52,7 +52,7 @@ def test_texts_come_out_as_they_went_in(texts: list[str]) -> None:
 def test_options_of_predict() -> None:
     body = b'{"texts": [], "task": "tone", "top_k": 2, "raw_scores": true, "truncate": false}'
     assert predict(body) == ([], "tone", Options(top_k=2, raw_scores=True, truncate=False))
-    with pytest.raises(RequestError, match=r"parameters.top_k: got another value"):
+    with pytest.raises(RequestError, match=r"top_k: got another value"):
         predict(b'{"texts": [], "top_k": 0}')
 
 
@@ -131,6 +131,7 @@ def test_which_outputs_are_binary() -> None:
     assert wanted() == []
     assert wanted(parameters={"binary_data_output": True}) == ["label", "logits"]
     assert wanted(outputs=outputs) == ["label"]
+    assert wanted(outputs=outputs, parameters={"binary_data_output": True}) == ["label", "logits"], "its default"
     assert wanted(outputs=[{"name": "label", "parameters": {"binary_data": False}}]) == []
     request = infer(tensor([], [0]), outputs=[{"name": "logits", "parameters": {"classification": 2}}])
     assert request.outputs == [OutputRequest(name="logits", classification=2)]
@@ -175,10 +176,10 @@ FIELDS = "need texts, task, top_k, raw_scores, truncate"
         (b'{"texts": [], "labels": []}', f"body: got an unknown field, {FIELDS}; send"),
         (b'{"texts": 1}', "texts: got a whole number, need a list; send"),
         (b'{"texts": [null]}', "texts[0]: got null, need "),
-        (b'{"texts": [["a", 1]]}', "texts[0][1]: got a whole number, need a string; send"),
+        (b'{"texts": [["a", 1]]}', "texts[0][1]: got a whole number, need a string; correct it"),
         (b'{"texts": [["a"]]}', "texts[0]: got "),
-        (b'{"texts": [], "task": 1}', "task: got a whole number, need a string or null; send"),
-        (b'{"texts": [], "truncate": 1}', "truncate: got a whole number, need true or false; send"),
+        (b'{"texts": [], "task": 1}', "task: got a whole number, need a string or null; correct it"),
+        (b'{"texts": [], "truncate": 1}', "truncate: got a whole number, need true or false; correct it"),
         (b'{"texts": ["\\ud800 alone"]}', "body: got half of a surrogate pair, need Unicode; escape both halves or n"),
         (b'{"texts": ["\\\\ud800", "\\x"]}', "body: got text that is not JSON (invalid escape character in string (by"),
         (b'{"texts": ["\xed\xa0\x80"]}', "body: got bytes that are not UTF-8, need JSON in UTF-8; send"),
@@ -199,7 +200,7 @@ def test_a_body_that_cannot_be_decoded_is_refused(body: bytes, message: str) -> 
         ({"data": [["a"], "b"]}, "inputs[0]: got data of mixed depth or length, need equal rows"),
         ({"data": [["a"], ["b", "c"]]}, "inputs[0]: got data of mixed depth or length"),
         ({"data": [1.5]}, "inputs[0].data[0]: got "),
-        ({"data": [[[["a"]]]]}, "inputs[0].data[0][0][0]: got a list, need "),
+        ({"data": [[[["a"]]]]}, "inputs[0].data[0][0]: got a list, need "),
         ({"parameters": 1}, "inputs[0].parameters: got a whole number, need an object"),
     ],
 )

@@ -191,7 +191,7 @@ def test_what_is_refused(stub: Any, kept: Kept) -> None:
         refused(infer(made), "INVALID_ARGUMENT", message)
         assert kept.records[-1].reason == "OTHER"
     for made in (question([], "private"), question([], model_version="private")):
-        refused(infer(made), "NOT_FOUND", "got another")
+        refused(infer(made), "NOT_FOUND", "got ")
     for name in ("ModelMetadata", "ModelReady"):
         request = getattr(pb, f"{name}Request")(name="private")
         refused(lambda name=name, request=request: getattr(stub, name)(request), "NOT_FOUND", "need 'reviews'")

@@ -54,7 +54,7 @@ def test_predict_without_or_with_another_task_is_refused(client: TestClient) -> 
     assert response.json()["error"].startswith("task: got none, need one of tone, mood")
     response = client.post("/predict", json={"texts": TEXTS, "task": "private"})
     assert response.status_code == 404
-    assert response.json()["error"].startswith("model: got another name, need 'tone' or 'mood'")
+    assert response.json()["error"].startswith("model: got an unknown name, need 'tone' or 'mood'")
     assert "private" not in response.json()["error"]
     pairs = client.post("/predict", json={"texts": [["a", "b"]], "task": "all"})
     assert (pairs.status_code, "texts[0]: got a list of 2 strings" in pairs.json()["error"]) == (400, True)
@@ -69,7 +69,7 @@ def test_a_model_of_another_name_is_not_found(method: str, path: str, name: str,
     body = infer_body() if method == "POST" else None
     response = client.request(method, f"/v2/models/{name}{path}", json=body)
     assert response.status_code == 404
-    assert response.json() == {"error": "model: got another name, need 'tone' or 'mood'; change the path"}
+    assert response.json() == {"error": "model: got an unknown name, need 'tone' or 'mood'; correct it"}
 
 
 def infer_body(**more: Any) -> dict[str, Any]:

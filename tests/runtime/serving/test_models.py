@@ -40,12 +40,14 @@ def test_one_model_is_not_all() -> None:
 
 def test_a_name_or_version_that_is_not_served() -> None:
     models = Models()
-    with pytest.raises(UnknownModelError, match="model: got another name, need none, since no model is loaded"):
+    with pytest.raises(UnknownModelError, match="model: got an unknown name, need none, since no model is loaded"):
         models.find("tone")
     models.put("both", Engine.open(GOLDEN / "both"))
-    with pytest.raises(UnknownModelError, match="model: got another name, need 'tone' or 'mood'; change the path"):
+    with pytest.raises(UnknownModelError, match="model: got an unknown name, need 'tone' or 'mood'; correct it"):
         models.find("secret")
-    with pytest.raises(UnknownModelError, match=f"version: got another one, need '{models.find('tone').version}'"):
+    with pytest.raises(
+        UnknownModelError, match=f"version: got one that is not served, need '{models.find('tone').version}'"
+    ):
         models.find("tone", "secret")
 
 

@@ -150,7 +150,7 @@ def test_parameters_that_say_how_to_predict() -> None:
         ({"raw_scores": 1}, "parameters.raw_scores: got another type, need true or false"),
         ({"truncate": "false"}, "parameters.truncate: got another type, need true or false"),
         ({"task": ["private"]}, "parameters.task: got another type, need a name"),
-        ({"sequence_id": 7}, "parameters.sequence_id: got a value, need none, since no request waits"),
+        ({"sequence_id": 7}, "parameters.sequence_id: got a value, need none, since requests are independent"),
         ({"sequence_start": True}, "parameters.sequence_start: got a value, need none"),
         ({"priority": 1}, "parameters.priority: got a value, need none"),
         ({"private": 1}, "parameters: got an unknown name, need top_k, raw_scores"),

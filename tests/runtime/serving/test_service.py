@@ -16,11 +16,13 @@ from ptexport.runtime.errors import (
     ClientGoneError,
     DataError,
     DeadlineError,
+    EngineError,
     LargeRequestError,
     RequestError,
     TooLongError,
     UnknownModelError,
 )
+from ptexport.runtime.serving import service as service_module
 from ptexport.runtime.serving.call import Call, failure_of
 from ptexport.runtime.serving.questions import Options
 from ptexport.runtime.serving.service import Service
@@ -126,11 +128,11 @@ def test_ids_out_of_range(row: list[int], message: str, service: Service) -> Non
 
 
 def test_which_models_there_are(service: Service) -> None:
-    with pytest.raises(UnknownModelError, match=r"^model: got another name, need 'reviews' or 'tone' or 'mood'"):
+    with pytest.raises(UnknownModelError, match=r"^model: got an unknown name, need 'reviews' or 'tone' or 'mood'"):
         infer(service, "private", column(TEXTS))
-    with pytest.raises(UnknownModelError, match=r"^version: got another one, need"):
+    with pytest.raises(UnknownModelError, match=r"^version: got one that is not served, need"):
         infer(service, "tone", column(TEXTS), "1")
-    with pytest.raises(UnknownModelError, match=r"^model: got another name"):
+    with pytest.raises(UnknownModelError, match=r"^model: got an unknown name"):
         infer(service, "all", column(TEXTS), "1")
     with pytest.raises(RequestError, match=r"^task: got none, need one of reviews, tone, mood; name it"):
         predict(service, TEXTS, None)
@@ -163,7 +165,7 @@ def test_the_earlier_deadline_counts(engines: tuple[Engine, Engine]) -> None:
         service = service_of(engine)
         batcher._tokeniser.submit(stop.wait, 30)
         for own, transport in ((0.1, 20.0), (20.0, 0.1), (0.1, None), (None, 0.1)):
-            with pytest.raises(DeadlineError, match=r"^request: got 0\.\d+ s for its answer, need more; send it again"):
+            with pytest.raises(DeadlineError, match=r"^timeout: got [\d.]+ ms for the answer, need more"):
                 predict(service, TEXTS, None, Options(timeout_s=own), timeout_s=transport)
         for task in (None, "all"):
             with pytest.raises((DeadlineError, UnknownModelError)):
@@ -173,21 +175,33 @@ def test_the_earlier_deadline_counts(engines: tuple[Engine, Engine]) -> None:
         assert len(predict(service, TEXTS, None, Options(timeout_s=20.0), timeout_s=20.0)) == 3
 
 
-def test_one_engine_that_is_busy_leaves_the_others_nothing_to_do() -> None:
-    """Of `all`, what the first engine was asked is dropped when the second one refuses."""
-    first, second, stop = Batcher(), Batcher(max_waiting=1), threading.Event()
+def test_all_is_admitted_once() -> None:
+    """Not once for each engine: then it would never get in, though nothing waits."""
+    batcher = Batcher(max_waiting=4)
     with (
-        Engine.open(GOLDEN / "reviews", batcher=first) as reviews,
-        Engine.open(GOLDEN / "both", batcher=second) as both,
+        Engine.open(GOLDEN / "reviews", batcher=batcher) as reviews,
+        Engine.open(GOLDEN / "both", batcher=batcher) as both,
     ):
-        for batcher in (first, second):
-            batcher._tokeniser.submit(stop.wait, 30)
-        waiting = both.submit_all(["slow"])
+        assert len(predict(service_of(reviews, both, batcher=batcher), ["slow"] * 4, "all")) == 4
+        stop = threading.Event()
+        batcher._tokeniser.submit(stop.wait, 30)
+        waiting = both.submit_all(["slow"] * 4)
         with pytest.raises(BusyError):
+            predict(service_of(reviews, both, batcher=batcher), ["slow"], "all")
+        stop.set()
+        assert len(waiting.result(30).items) == 4
+
+
+def test_one_engine_that_fails_leaves_the_others_nothing_to_do() -> None:
+    """Of `all`, what the first engine was asked is dropped."""
+    first, stop = Batcher(), threading.Event()
+    with Engine.open(GOLDEN / "reviews", batcher=first) as reviews, Engine.open(GOLDEN / "both") as both:
+        first._tokeniser.submit(stop.wait, 30)
+        both.close()
+        with pytest.raises(EngineError):
             predict(service_of(reviews, both), TEXTS, "all")
         assert first.waiting == 0
         stop.set()
-        assert len(waiting.result(30).items) == 1
 
 
 @pytest.mark.parametrize(
@@ -211,3 +225,14 @@ def test_what_a_failed_request_ends_with(
     failure = failure_of(error)
     assert (failure.code, failure.reason, failure.retry_after_s) == (code, reason, retry_after_s)
     assert "private" not in failure.message
+
+
+def test_an_answer_is_not_larger_than_a_server_can_write(
+    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = engines
+    monkeypatch.setattr(service_module, "MAX_PROBABILITIES", 5)
+    assert len(predict(service_of(engine), ["slow"] * 2, None)) == 2
+    assert len(predict(service_of(engine), ["slow"] * 5, None, Options(top_k=1))) == 5
+    with pytest.raises(LargeRequestError, match="got 3 texts with 2 probabilities each, need at most 5 together"):
+        predict(service_of(engine), ["slow"] * 3, None)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptexport.runtime.errors import RequestError
+from ptexport.runtime.errors import LargeRequestError, RequestError
 from ptexport.runtime.serving.tensors import Tensor, binary, elements, text_of
 
 ELEMENTS = {
@@ -69,3 +69,10 @@ def test_text_is_utf_8() -> None:
     assert text_of("x", "ж".encode()) == "ж"
     with pytest.raises(RequestError, match="x: got bytes that are not UTF-8, need text"):
         text_of("x", b"\xed\xa0\x80")
+
+
+def test_too_many_elements_are_refused_before_they_are_read() -> None:
+    with pytest.raises(LargeRequestError, match="got more than 1024 strings"):
+        elements("inputs[0]", "BYTES", b"\0" * 4 * 500_000)
+    with pytest.raises(LargeRequestError, match="got 131,073 elements, need at most 131,072"):
+        elements("inputs[0]", "INT64", b"\0" * 8 * 131_073)

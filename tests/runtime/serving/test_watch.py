@@ -292,3 +292,28 @@ def test_control_engines_that_are_closed_at_once(served: Place, llama_bundle: Pa
     errors, _, _ = swap_under_load(served, llama_bundle, llama_pack)
     assert errors
     assert all(isinstance(error, EngineError) for error in errors)
+
+
+def test_an_entry_that_cannot_be_looked_at_stops_no_other(served: Place, llama_bundle: Path, llama_pack: Path) -> None:
+    (served.folder / "loop.ptpack").symlink_to("loop.ptpack")
+    assert served.look() == [("model-refused", "loop.ptpack")]
+    assert "loop.ptpack: cannot be read (" in served.reasons[-1]
+    variant(llama_pack, llama_bundle, served.folder / "a.ptpack", 1.0, name="task")
+    assert served.look() == [("model-loaded", "a.ptpack")]
+    assert served.models.names() == ["reviews", "task"]
+
+
+def test_the_newest_of_one_name_is_served_after_a_restart_too(
+    served: Place, llama_bundle: Path, llama_pack: Path
+) -> None:
+    variant(llama_pack, llama_bundle, served.folder / "z.ptpack", 1.0, name="task")
+    served.look()
+    old = served.models.find("task").version
+    time.sleep(0.02)  # file times may be that coarse
+    variant(llama_pack, llama_bundle, served.folder / "a.ptpack", 2.0, name="task")
+    served.look()
+    new = served.models.find("task").version
+    assert new != old
+    restarted = Models()
+    Watch(served.folder, restarted, open_bundle=served.open_bundle, log=served.log).look(settled=True)
+    assert restarted.find("task").version == new
