@@ -18,7 +18,7 @@ from soaking import GOLDEN, Clients, Server, ask, server, wait_for
 BODY = json.dumps({"texts": ["slow"]}).encode()
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 SHORT_LIMITS = """
-from ptexport.runtime.server import limits
+from ptexport.runtime.guard import limits
 from ptexport.runtime.guard.connections import Connection, ConnectionLimits
 Connection.limits = ConnectionLimits(head_s=1.0)
 limits.LimitBodies.__init__.__kwdefaults__["seconds"] = 1.0
