@@ -231,6 +231,19 @@ def test_the_hub(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert done.stdout.startswith("[Prediction(label=")
 
 
+def test_the_server(tmp_path: Path) -> None:
+    """Trained and packed in this process, served by processes of their own."""
+    train, serve, pack, watch = blocks(ROOT / "docs" / "server.md", "sh")
+    for block in (train, pack):
+        run_block(block, tmp_path)
+    shutil.rmtree(tmp_path / ".venv")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    said = run_script(serve, tmp_path)
+    assert '"predictions":[{"label":"' in said
+    assert said.count("[0.") >= 2, "by Triton's client"
+    assert '"urgency":{"label":"' in run_script(watch, tmp_path)
+
+
 def test_signing(llama_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(llama_bundle, tmp_path / "build" / "trust" / "bundle")
     said = run_commands(ROOT / "docs" / "trust.md", tmp_path)
@@ -271,14 +284,16 @@ def test_the_public_names() -> None:
     """What is stable; a name goes with a line in the changelog only."""
     errors = [
         "BundleError",
+        "BusyError",
         "DataError",
         "EngineError",
         "HubError",
         "MissingExtraError",
+        "PackError",
         "ProviderError",
         "PtexportError",
     ]
-    names = sorted(["Engine", "EngineInfo", "Prediction", "SignatureError", "Task", *errors])
+    names = sorted(["Batcher", "Engine", "EngineInfo", "Prediction", "SignatureError", "Task", *errors])
     assert ptexport.runtime.__all__ == names
     assert all(getattr(ptexport.runtime, name).__doc__ for name in names)
 
@@ -297,6 +312,7 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
         "precision.md",
         "providers.md",
         "recipes.md",
+        "server.md",
         "templates.md",
         "training.md",
         "trust.md",
