@@ -1,13 +1,12 @@
 """predict, evaluate, inspect and serve on a bundle of several tasks, as people use them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 from commands import ptexport
+from servers import serving
 
 from ptexport.runtime import Engine
 
@@ -100,15 +99,9 @@ def test_doctor_runs_every_task() -> None:
 
 
 def test_serve_serves_every_task(labels: dict[str, list[str | None]]) -> None:
-    code = "from ptexport.toolkit.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(BOTH), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        ready = json.loads(process.stdout.readline())
-        assert ready["names"] == [model["name"] for model in ready["models"]] == ["tone", "mood"]
+    with serving(BOTH) as record:
+        assert [model["name"] for model in record["models"]] == ["tone", "mood"]
         body = {"texts": TEXTS, "task": "all"}
-        got = httpx.post(f"{ready['url']}/predict", json=body, timeout=60).json()["predictions"]
-        process.terminate()
-        assert process.communicate(timeout=60) == ("", "")
+        got = httpx.post(f"{record['url']}/predict", json=body, timeout=60).json()["predictions"]
     for name, need in labels.items():
         assert [by_task[name]["label"] for by_task in got] == need
