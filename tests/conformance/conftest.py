@@ -11,7 +11,7 @@ from ptexport.runtime import Engine
 TOKEN = "correct-horse-battery-staple"  # of a test's server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: engines of one backbone share a session, which other tests see freed
 def engine(llama_bundle: Path) -> Iterator[Engine]:
     with Engine.open(llama_bundle) as opened:
         yield opened

@@ -76,7 +76,7 @@ def logits_of(prediction: dict[str, float]) -> np.ndarray:
     return np.log(np.array(list(prediction.values())))
 
 
-@pytest.mark.parametrize("model", sample(["llama", "mistral", "bert", "roberta"], "mistral", "bert"))
+@pytest.mark.parametrize("model", sample(["llama", "mistral", "bert", "roberta"], "bert"))
 def test_every_task_answers_as_its_own_bundle_does(
     model: str, runs_of: Callable[[str], list[Path]], tmp_path: Path
 ) -> None:

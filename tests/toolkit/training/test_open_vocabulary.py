@@ -129,7 +129,7 @@ def test_evaluating_predicting_and_serving(bert: Path, rows: Path, tmp_path: Pat
     assert "got predictions of another bundle or --top-k" in str(other.exception)
 
     entry = engine.manifest.task
-    assert [output["shape"] for output in model_metadata("m", [], entry, {})["outputs"]] == [[-1], [-1, -1], [-1, -1]]
+    assert [output["shape"] for output in model_metadata("m", [], entry, {})["outputs"]] == [[-1], [-1, -1]]
     need = engine.predict(["the film"])
     label, labels, probabilities = output_tensors(need, [], Options(), entry)
     assert label.data == [need[0].label]
