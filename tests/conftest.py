@@ -28,6 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--max-seconds", type=float, help="Fail a test that takes longer.")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests in soak.txt the marker `soak`."""
+    names = set((Path(__file__).parent / "soak.txt").read_text(encoding="utf-8").splitlines())
+    for item in items:
+        if item.nodeid in names:
+            item.add_marker(pytest.mark.soak)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Fail slow tests.
