@@ -1,6 +1,7 @@
 """A service -> HTTP and gRPC.
 
 serve.py         a configuration -> a server with its models, batcher, metrics and logs
+address.py        where a server listens, and for whom
 listen.py        a service -> HTTP and gRPC on their ports, until a signal comes
 app.py           routes: a service -> an HTTP application
 schemas.py       types of the bodies of requests and responses, decoded strictly

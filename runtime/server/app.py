@@ -51,86 +51,95 @@ def make_app(service: Service, observer: Observer, is_ready: Callable[[], bool])
         return _refusal(failure_of(error))
 
     app = Starlette(
-        routes=_routes(service, observer, is_ready),
+        routes=_Endpoints(service, observer, is_ready).routes(),
         exception_handlers={HTTPException: _http_error, RequestError: _request_error, Exception: failed},
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _routes(service: Service, observer: Observer, is_ready: Callable[[], bool]) -> list[BaseRoute]:
-    async def live(_: Request) -> Response:
+class _Endpoints:
+    """What answers at each path."""
+
+    def __init__(self, service: Service, observer: Observer, is_ready: Callable[[], bool]) -> None:
+        self._service = service
+        self._observer = observer
+        self._is_ready = is_ready
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes."""
+        infer, predict = _measured(self.infer, self._observer), _measured(self.predict, self._observer)
+        of_model = [
+            route
+            for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+            for route in (
+                Route(path, self.model),
+                Route(f"{path}/ready", self.model_ready),
+                Route(f"{path}/infer", infer, methods=["POST"]),
+            )
+        ]
+        return [
+            Route("/v2", self.server),
+            Route("/v2/", self.server),  # as the protocol writes it
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+            Route("/v2/models", self.models),
+            Route("/v2/repository/index", self.index, methods=["POST"]),
+            *of_model,
+            Route("/predict", predict, methods=["POST"]),
+            Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
+            *page_routes(),
+        ]
+
+    async def live(self, _: Request) -> Response:
         return _json({"live": True})
 
-    async def ready(_: Request) -> Response:
-        now = is_ready()
+    async def ready(self, _: Request) -> Response:
+        now = self._is_ready()
         return _json({"ready": now}, 200 if now else 503)
 
-    async def server(_: Request) -> Response:
+    async def server(self, _: Request) -> Response:
         return _json({"name": "ptexport", "version": version("ptexport"), "extensions": EXTENSIONS})
 
-    async def models(_: Request) -> Response:
-        return _json({"models": service.names()})
+    async def models(self, _: Request) -> Response:
+        return _json({"models": self._service.names()})
 
-    async def index(_: Request) -> Response:
-        return _json(service.index())
+    async def index(self, _: Request) -> Response:
+        return _json(self._service.index())
 
-    async def model(request: Request) -> Response:
-        return _json(service.metadata(*_name(request)))
+    async def model(self, request: Request) -> Response:
+        return _json(self._service.metadata(*_name(request)))
 
-    async def model_ready(request: Request) -> Response:
+    async def model_ready(self, request: Request) -> Response:
         name, version_ = _name(request)
-        service.metadata(name, version_)
-        now = is_ready()
+        self._service.metadata(name, version_)
+        now = self._is_ready()
         return _json({"name": name, "ready": now}, 200 if now else 503)
 
-    async def infer(request: Request, call: Call) -> Response:
-        service.begin(call, *_name(request))
+    async def infer(self, request: Request, call: Call) -> Response:
+        self._service.begin(call, *_name(request))
         header = request.headers.get(bodies.HEADER_LENGTH)
         decoded, binary = bodies.decode_infer(await request.body(), header)
-        answer = await _unless_gone(request, service.infer(*_name(request), decoded, call))
+        answer = await _unless_gone(request, self._service.infer(*_name(request), decoded, call))
         body, length = bodies.encode_infer(answer, binary)
         if length is None:
             return Response(body, media_type="application/json")
         return Response(body, media_type="application/octet-stream", headers={bodies.HEADER_LENGTH: str(length)})
 
-    async def predict(request: Request, call: Call) -> Response:
-        service.begin(call, None)
-        texts, task, options = bodies.decode_predict(await request.body(), service.fields_of)
-        answer = await _unless_gone(request, service.predict(texts, task, options, call))
+    async def predict(self, request: Request, call: Call) -> Response:
+        self._service.begin(call, None)
+        texts, task, options = bodies.decode_predict(await request.body(), self._service.fields_of)
+        answer = await _unless_gone(request, self._service.predict(texts, task, options, call))
         return Response(bodies.encode_predictions(answer), media_type="application/json")
 
-    async def metrics(request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         # In a thread: with many models it takes milliseconds.
-        kind, body = await run_in_threadpool(observer.metrics.render, request.headers.get("accept"))
+        kind, body = await run_in_threadpool(self._observer.metrics.render, request.headers.get("accept"))
         return Response(body, media_type=kind)
 
-    async def document(_: Request) -> Response:
+    async def openapi(self, _: Request) -> Response:
         return _json(openapi.document())
-
-    measured_infer, measured_predict = _measured(infer, observer), _measured(predict, observer)
-    of_model = "/v2/models/{name}"
-    return [
-        Route("/v2", server),
-        Route("/v2/", server),  # as the protocol writes it
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
-        Route("/v2/models", models),
-        Route("/v2/repository/index", index, methods=["POST"]),
-        *(
-            route
-            for path in (of_model, f"{of_model}/versions/{{version}}")
-            for route in (
-                Route(path, model),
-                Route(f"{path}/ready", model_ready),
-                Route(f"{path}/infer", measured_infer, methods=["POST"]),
-            )
-        ),
-        Route("/predict", measured_predict, methods=["POST"]),
-        Route("/metrics", metrics),
-        Route("/openapi.json", document),
-        *page_routes(),
-    ]
 
 
 def _name(request: Request) -> tuple[str, str | None]:
@@ -152,7 +161,7 @@ def _measured(answer: _Answer, observer: Observer) -> Callable[[Request], Awaita
         try:
             call.timeout_s = _timeout_s(headers.get(TIMEOUT_HEADER))
             response = await answer(request, call)
-        except (Exception, asyncio.CancelledError) as e:
+        except (Exception, asyncio.CancelledError) as e:  # whatever it is, the caller gets a status and a sentence
             failure = failure_of(e)
             response = _refusal(failure)
             if failure.reason == "BACKEND":

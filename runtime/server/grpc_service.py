@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ptexport.runtime.errors import ClientGoneError, MissingExtraError, RequestError, ServeError
 from ptexport.runtime.guard.auth import SENTENCE, is_token, token_of_metadata
@@ -16,6 +16,7 @@ from ptexport.runtime.guard.limits import MAX_BODY_BYTES
 from ptexport.runtime.monitoring.logs import request_id
 from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.monitoring.tracing import trace_context
+from ptexport.runtime.server.address import Listening
 from ptexport.runtime.server.app import EXTENSIONS
 from ptexport.runtime.server.stopping import DRAIN_S
 from ptexport.runtime.serving import tensors
@@ -23,9 +24,6 @@ from ptexport.runtime.serving.call import Call, Failure, failure_of
 from ptexport.runtime.serving.questions import check_memory, classes_of
 from ptexport.runtime.serving.service import Service
 from ptexport.runtime.serving.tensors import InferRequest, InferResponse, OutputRequest, Tensor
-
-if TYPE_CHECKING:
-    from ptexport.runtime.server.listen import Listening
 
 try:
     import grpc
@@ -73,7 +71,7 @@ class GrpcServer:
     stop: Callable[[], Awaitable[None]]
 
 
-async def start_grpc(service: Service, observer: Observer, at: "Listening", is_ready: Callable[[], bool]) -> GrpcServer:
+async def start_grpc(service: Service, observer: Observer, at: Listening, is_ready: Callable[[], bool]) -> GrpcServer:
     """Serve over gRPC in the running event loop.
 
     Raises:
@@ -90,7 +88,7 @@ async def start_grpc(service: Service, observer: Observer, at: "Listening", is_r
     interceptors = [_RequireToken(at.token, observer.metrics.refused)] if at.token is not None else []
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS, interceptors=interceptors)
     stubs.add_GRPCInferenceServiceServicer_to_server(_Servicer(service, observer, is_ready), server)
-    where = f"{f'[{at.host}]' if ':' in at.host else at.host}:{at.grpc_port}"
+    where = f"{at.shown_host}:{at.grpc_port}"
     try:
         if at.tls is None:
             port = server.add_insecure_port(where)
@@ -197,7 +195,7 @@ class _Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
         except asyncio.CancelledError:
             failure = failure_of(ClientGoneError() if self._is_ready() else asyncio.CancelledError())
             raise
-        except Exception as e:
+        except Exception as e:  # whatever it is, the caller gets a status
             failure = failure_of(e)
             if failure.reason == "BACKEND":
                 self._observer.logs.failed(e, call.request_id)
@@ -232,6 +230,7 @@ def _values(request: Any) -> InferRequest:
         if raw:
             data: Sequence[Any] = tensors.elements(where, tensor.datatype, raw[number])
         elif tensor.datatype == "BYTES":
+            tensors.check_elements(where, len(tensor.contents.bytes_contents))
             data = [tensors.text_of(where, text) for text in tensor.contents.bytes_contents]
         else:
             data = [*getattr(tensor.contents, _CONTENTS.get(tensor.datatype, "int64_contents"))]
@@ -254,7 +253,7 @@ def _parameter(value: Any) -> Any:
 
 
 def _message(response: InferResponse, request: Any) -> Any:
-    """Write a ModelInferResponse: raw contents, as Triton does and its client needs, whatever came in."""
+    """Write a ModelInferResponse: with typed contents if the request had them, else with raw ones as Triton does."""
     made = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id or "")
     typed = bool(request.inputs) and not request.raw_input_contents
     for tensor in response.outputs:

@@ -4,7 +4,6 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -17,29 +16,10 @@ from ptexport.runtime.guard.origins import CheckOrigin, own_names
 from ptexport.runtime.guard.refusals import COUNT
 from ptexport.runtime.guard.tls import Tls
 from ptexport.runtime.monitoring.observer import Observer
+from ptexport.runtime.server.address import Listening
 from ptexport.runtime.server.app import make_app
 from ptexport.runtime.server.stopping import DRAIN_S, StoppableServer
 from ptexport.runtime.serving.service import Service
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listening:
-    """Where a server listens, and for whom.
-
-    Attributes:
-        host: address.
-        port: port of HTTP; 0: any free one.
-        grpc_port: port of gRPC; 0: any free one; None: no gRPC.
-        token: token that requests must carry; None: none.
-        tls: certificate and key; None: no encryption.
-    """
-
-    host: str
-    port: int
-    grpc_port: int | None = None
-    token: bytes | None = None
-    tls: Tls | None = None
-
 
 KEEP_ALIVE_S = 75
 """For an idle connection, as nginx gives it: longer than clients and load balancers keep theirs, so that none sends a
@@ -79,7 +59,7 @@ def listen(
     """
     listener = _bound(at.host, at.port)
     scheme = "http" if at.tls is None else "https"
-    addresses = [f"{scheme}://{_shown(at.host)}:{listener.getsockname()[1]}"]
+    addresses = [f"{scheme}://{at.shown_host}:{listener.getsockname()[1]}"]
     hooks = list(on_stop)
 
     async def start() -> None:
@@ -87,19 +67,28 @@ def listen(
             from ptexport.runtime.server.grpc_service import start_grpc
 
             grpc = await start_grpc(service, observer, at, is_ready)
-            addresses.append(f"grpc://{_shown(at.host)}:{grpc.port}")
+            addresses.append(f"grpc://{at.shown_host}:{grpc.port}")
             hooks.append(grpc.stop)
         on_ready(addresses, is_ready)
 
     def is_ready() -> bool:
         return not server.is_stopping and bool(service.models.names())
 
-    app: ASGIApp = LimitBodies(make_app(service, observer, is_ready))
-    if at.token is None:
-        app = CheckOrigin(app, own_names(_shown(at.host), listener.getsockname()[0]))
-    else:
-        app = RequireToken(app, at.token)
-    config = uvicorn.Config(
+    config = _configuration(_guarded(make_app(service, observer, is_ready), at, listener), at)
+    server = StoppableServer(config, on_start=start, on_stop=hooks, state={COUNT: observer.metrics.refused})
+    server.run_until_stopped(listener)
+
+
+def _guarded(app: ASGIApp, at: Listening, listener: socket.socket) -> ASGIApp:
+    """Put the limits of bodies in front of an application, and in front of these the token or the check of hosts."""
+    limited = LimitBodies(app)
+    if at.token is not None:
+        return RequireToken(limited, at.token)
+    return CheckOrigin(limited, own_names(at.shown_host, listener.getsockname()[0]))
+
+
+def _configuration(app: ASGIApp, at: Listening) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=Connection,
         loop="uvloop",
@@ -113,12 +102,6 @@ def listen(
         timeout_graceful_shutdown=DRAIN_S,
         ssl_context_factory=None if at.tls is None else _factory(at.tls),
     )
-    server = StoppableServer(config, on_start=start, on_stop=hooks, state={COUNT: observer.metrics.refused})
-    server.run_until_stopped(listener)
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -116,7 +116,6 @@ _Body = TypeVar("_Body", PredictBody, InferBody)
 
 _FIELDS = {name for kind in (PredictBody, InferBody, TensorBody, OutputBody) for name in kind.__struct_fields__}
 _PLACE = re.compile(rf"(\.({'|'.join(sorted(_FIELDS))})|\[\d+\]|\[\.\.\.\])+`")
-_OPENING = re.compile(rb'[\[{\]}"]')
 
 
 def decode(body: bytes, kind: type[_Body]) -> _Body:

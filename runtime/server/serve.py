@@ -20,7 +20,8 @@ from ptexport.runtime.monitoring.observer import Observer
 from ptexport.runtime.monitoring.records import ServedModel, ServerState
 from ptexport.runtime.monitoring.start_report import StartReport
 from ptexport.runtime.monitoring.tracing import open_tracer, traces_url
-from ptexport.runtime.server.listen import Listening, listen
+from ptexport.runtime.server.address import Listening
+from ptexport.runtime.server.listen import listen
 from ptexport.runtime.server.stopping import ending_at_a_signal
 from ptexport.runtime.serving.models import Model, Models, version_of
 from ptexport.runtime.serving.questions import MAX_CHARACTERS

@@ -89,7 +89,7 @@ def serve(
     # gRPC's core, once imported, would write lines of its own on standard error, which has lines of JSON.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with shared.extra("serve"):
-        from ptexport.runtime.server.listen import Listening
+        from ptexport.runtime.server.address import Listening
         from ptexport.runtime.server.serve import ServeConfig, run
     config = ServeConfig(
         bundles=bundles,

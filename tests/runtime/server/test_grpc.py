@@ -16,7 +16,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.engine.batcher import Batcher
 from ptexport.runtime.errors import ServeError
 from ptexport.runtime.guard.limits import MAX_BODY_BYTES
-from ptexport.runtime.server.listen import Listening
+from ptexport.runtime.server.address import Listening
 from ptexport.runtime.serving.tensors import Tensor, binary
 
 grpc = pytest.importorskip("grpc")

@@ -16,7 +16,8 @@ from servers import COMMAND, Kept, check_success, service_of, serving, start
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import ServeError
-from ptexport.runtime.server.listen import Listening, listen
+from ptexport.runtime.server.address import Listening
+from ptexport.runtime.server.listen import listen
 from ptexport.runtime.server.stopping import ending_at_a_signal
 
 BUNDLE = Path(__file__).parents[2] / "golden" / "format-1" / "reviews"
