@@ -115,8 +115,6 @@ class Service:
             raise UnknownModelError("model: none is loaded yet; send the texts again later, or see the server's log")
         if task is None and len(names) != 1:
             raise RequestError(f"task: got none, need one of {', '.join(names)}; name it")
-        if task is not None and task not in names:
-            raise UnknownModelError(f"task: got an unknown name, need {' or '.join(map(repr, names))}; correct it")
         model = self._find(names[0] if task is None else task, None, call)
         check_texts(texts)
         return await self._ask(model, texts, options, call, with_logits=options.raw_scores)
@@ -146,6 +144,9 @@ class Service:
         if task is None or self._means_all(task, None):
             models = self.models.all() or self.models.snapshot()
             return models[0].task.entry.fields if models else ["text"]
+        names = self.models.names()
+        if task not in names:
+            raise UnknownModelError(f"task: got an unknown name, need {' or '.join(map(repr, names))}; correct it")
         return self.models.find(task).task.entry.fields
 
     def index(self) -> list[dict[str, str]]:

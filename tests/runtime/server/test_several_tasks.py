@@ -54,7 +54,7 @@ def test_predict_without_or_with_another_task_is_refused(client: TestClient) -> 
     assert response.json()["error"].startswith("task: got none, need one of tone, mood")
     response = client.post("/predict", json={"texts": TEXTS, "task": "private"})
     assert response.status_code == 404
-    assert response.json()["error"].startswith("model: got an unknown name, need 'tone' or 'mood'")
+    assert response.json()["error"].startswith("task: got an unknown name, need 'tone' or 'mood'")
     assert "private" not in response.json()["error"]
     pairs = client.post("/predict", json={"texts": [["a", "b"]], "task": "all"})
     assert (pairs.status_code, "texts[0]: got a list of 2 strings" in pairs.json()["error"]) == (400, True)
