@@ -56,24 +56,18 @@ class Server:
         return int(found[1]) * 1024
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def serving(*arguments: object) -> Iterator[Server]:
     """Run `ptexport serve` with these arguments while the block runs; at the end it must stop with success."""
-    port = free_port()
-    words = [*COMMAND, *map(str, arguments), "--port", "0", "--grpc-port", str(port), "--json"]
+    words = [*COMMAND, *map(str, arguments), "--port", "0", "--grpc-port", "0", "--json"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
         raise AssertionError(f"the server does not start: {process.communicate()[1]}")
     try:
-        yield Server(json.loads(line)["url"], f"127.0.0.1:{port}", process)
+        url, grpc = json.loads(line)["addresses"]
+        yield Server(url, grpc.removeprefix("grpc://"), process)
     finally:
         process.terminate()
         try:
