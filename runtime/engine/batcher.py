@@ -2,6 +2,8 @@
 
     submit -> tokenising thread -> waiting rows -> engine thread -> result
 
+While no other text waits, a few short ones are tokenised by their caller, which is quicker than to wake a thread.
+
 A batch starts as soon as the engine thread is free; rows that arrive while it runs form the next one. The first row of
 the caller that has waited longest is in it, and rows of similar length fill it up to the token budget. Callers take
 turns: one with rows left goes to the end of the queue, so a small request waits for one batch of a large one.
@@ -30,6 +32,9 @@ SLICE_TEXTS = 64
 """Texts of one caller that are tokenised at a time."""
 SLICE_CHARACTERS = 100_000
 """Characters after which no further text is: they take 0.1 s, which other callers wait."""
+
+SHORT_CHARACTERS = 1000
+"""Characters that a caller tokenises itself while no text of another one waits: they take at most 1 ms."""
 
 PADDING_TOKENS = 16
 """A row joins a batch unless this adds more padding: a batch of its own costs about as much. examples/batch_cost.py
@@ -169,8 +174,9 @@ class Batcher:
         Args:
             graph: runs the rows.
             n: number of texts.
-            encode: encodes the texts from one number up to another; called on the tokenising thread, slice by slice.
-            size_of: gives the characters of a text, by its number; slices of large texts are shorter.
+            encode: encodes the texts from one number up to another; called on the tokenising thread, slice by slice, or
+                at once, if they are few and short and no others wait.
+            size_of: gives the characters of a text, by its number.
             within_s: seconds after which the result is of no use: what remains then gets a DeadlineError; None: any
                 time.
             always: take the texts however many wait.
@@ -184,13 +190,16 @@ class Batcher:
         with self._changed:
             if not always:
                 self._admit(n, within_s)
+            alone = not self._waiting
             self._waiting += n
             self._before += min(n, MAX_BATCH_ROWS)
         request.future.add_done_callback(lambda _: self._forget(n))  # without the request: no cycle
-        if n:
-            self._tokenise(request)
-        else:
+        if not n:
             request.future.set_result(request.answer())
+        elif alone and n <= SLICE_TEXTS and sum(map(size_of, range(n))) <= SHORT_CHARACTERS:
+            self._encode(request)
+        else:
+            self._tokenise(request)
         return request.future
 
     def check_room(self, within_s: float | None = None, n: int = 1) -> None:
@@ -232,7 +241,10 @@ class Batcher:
 
     def _encode_next(self) -> None:
         """Tokenise the next slice of the first request."""
-        request = self._untokenised.popleft()
+        self._encode(self._untokenised.popleft())
+
+    def _encode(self, request: _Request) -> None:
+        """Tokenise the next slice of a request."""
         if request.future.done():
             return
         first, until = request.n_encoded, request.slice_end()

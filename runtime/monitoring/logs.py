@@ -6,6 +6,7 @@ none, and of an error only its type and place are written, since its message may
 
 import json
 import os
+import random
 import re
 import time
 from collections import deque
@@ -41,6 +42,9 @@ _FRAMES = 8
 _REQUEST_ID = re.compile(r"[!#-&(-~]{1,128}")
 """Printable ASCII without a space and without both quotes."""
 
+_RANDOM = random.Random()
+"""Unlike os.urandom it does not let go of the interpreter, which a busy engine would take for a while."""
+
 
 def request_id(header: str | None) -> str:
     """Return the id of a request: the caller's if it can stand in a log and a header, else a new one.
@@ -50,7 +54,7 @@ def request_id(header: str | None) -> str:
     """
     if header is not None and _REQUEST_ID.fullmatch(header):
         return header
-    return os.urandom(16).hex()
+    return f"{_RANDOM.getrandbits(128):032x}"
 
 
 class Logs:

@@ -194,14 +194,22 @@ def _timeout_s(header: str | None) -> float | None:
 
 async def _unless_gone(request: Request, answer: Awaitable[_T]) -> _T:
     """Wait for an answer, and drop it if the client goes away."""
-    asked, gone = asyncio.ensure_future(answer), asyncio.ensure_future(request.receive())
+    waiting, gone = asyncio.current_task(), asyncio.ensure_future(request.receive())
+    assert waiting is not None  # a coroutine that runs is one of a task
+
+    def drop(_: object) -> None:
+        waiting.cancel()
+
+    gone.add_done_callback(drop)
     try:
-        await asyncio.wait((asked, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
-            raise ClientGoneError
-        return asked.result()
+        return await answer
+    except asyncio.CancelledError:
+        if not gone.done():
+            raise  # the server stops
+        waiting.uncancel()
+        raise ClientGoneError from None
     finally:
-        asked.cancel()
+        gone.remove_done_callback(drop)
         gone.cancel()
 
 

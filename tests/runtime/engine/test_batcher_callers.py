@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from recording_graph import RecordingGraph, Texts, ask, flat, hold, settled, tokenised
 
-from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher
+from ptexport.runtime.engine.batcher import SHORT_CHARACTERS, SLICE_TEXTS, Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow
 from ptexport.runtime.errors import BusyError, DataError, DeadlineError
 
@@ -298,3 +298,17 @@ def test_nothing_is_kept_of_an_engine_after_its_last_answer(how: str) -> None:
     assert gone() is None
     assert texts_gone() is None
     assert batcher.waiting == 0
+
+
+@pytest.mark.parametrize(("characters", "is_here"), [(SHORT_CHARACTERS // 2, True), (SHORT_CHARACTERS, False)])
+def test_a_few_short_texts_are_tokenised_by_their_caller(characters: int, is_here: bool, graph: RecordingGraph) -> None:
+    texts, threads = Texts([3, 3]), []
+    encode = texts.encode
+
+    def noting(first: int, until: int) -> Encoded[int]:
+        threads.append(threading.current_thread())
+        return encode(first, until)
+
+    texts.encode = noting  # type: ignore[method-assign]
+    assert texts.submit(Batcher(), graph, size_of=lambda _: characters).result(30).items == [1, 2]
+    assert [thread is threading.current_thread() for thread in threads] == [is_here]

@@ -163,7 +163,7 @@ def test_the_earlier_deadline_counts(engines: tuple[Engine, Engine]) -> None:
     batcher, stop = Batcher(), threading.Event()
     with Engine.open(GOLDEN / "reviews", batcher=batcher) as engine:
         service = service_of(engine)
-        batcher._tokeniser.submit(stop.wait, 30)
+        batcher._engine.submit(stop.wait, 30)
         for own, transport in ((0.1, 20.0), (20.0, 0.1), (0.1, None), (None, 0.1)):
             with pytest.raises(DeadlineError, match=r"^timeout: got [\d.]+ ms for the answer, need more"):
                 predict(service, TEXTS, None, Options(timeout_s=own), timeout_s=transport)
@@ -184,7 +184,7 @@ def test_all_is_admitted_once() -> None:
     ):
         assert len(predict(service_of(reviews, both, batcher=batcher), ["slow"] * 4, "all")) == 4
         stop = threading.Event()
-        batcher._tokeniser.submit(stop.wait, 30)
+        batcher._engine.submit(stop.wait, 30)
         waiting = both.submit_all(["slow"] * 4)
         with pytest.raises(BusyError):
             predict(service_of(reviews, both, batcher=batcher), ["slow"], "all")
