@@ -73,20 +73,20 @@ class _Endpoints:
             route
             for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
             for route in (
+                Route(f"{path}/infer", infer, methods=["POST"]),
                 Route(path, self.model),
                 Route(f"{path}/ready", self.model_ready),
-                Route(f"{path}/infer", infer, methods=["POST"]),
             )
         ]
-        return [
+        return [  # in the order in which they are compared with a path
+            Route("/predict", predict, methods=["POST"]),
+            *of_model,
             Route("/v2", self.server),
             Route("/v2/", self.server),  # as the protocol writes it
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route("/v2/models", self.models),
             Route("/v2/repository/index", self.index, methods=["POST"]),
-            *of_model,
-            Route("/predict", predict, methods=["POST"]),
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
             *page_routes(),
@@ -167,8 +167,9 @@ def _measured(answer: _Answer, observer: Observer) -> Callable[[Request], Awaita
             if failure.reason == "BACKEND":
                 observer.logs.failed(e, call.request_id)
         record = call.record(response.status_code, failure.reason if failure else None)
-        response.headers["x-request-id"] = call.request_id
-        response.headers.update(timing_headers(call.timing, record.total_s))
+        added = {"x-request-id": call.request_id, **timing_headers(call.timing, record.total_s)}
+        # Not `headers.update`, which looks for each name among all others.
+        response.raw_headers += [(name.encode(), value.encode()) for name, value in added.items()]
         scope = request.scope
         http = HttpCall(scope["method"], scope["route"].path, scope["path"], scope["scheme"])
         observer.answered(record, context, http)
