@@ -1,5 +1,6 @@
 """Measurements of a server -> figures."""
 
+import itertools
 import statistics
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from ptexport.toolkit.bench.report import Figure
 from ptexport.toolkit.bench.serve.limits_report import figures_of_limits
-from ptexport.toolkit.bench.serve.plan import ServeResults
+from ptexport.toolkit.bench.serve.plan import ServeResults, Turn
 
 PERCENTILES = (50, 95, 99)
 
@@ -42,15 +43,19 @@ def _ratios(results: ServeResults) -> list[Figure]:
     """Compare the server with Engine.predict in the same round; a slow machine slows down both."""
     calls_ms = [_percentile_ms(seconds, 50) for seconds in results.calls_s]
     rates = zip(results.closed[best_clients(results)], _rates(results.calls_s), strict=True)
-    slowdowns = [statistics.median(request / call for call, request in pairs) for pairs in results.pairs_s]
-    added_ms = [1000 * statistics.median(request - call for call, request in pairs) for pairs in results.pairs_s]
+    in_a_row = [[pair for turn in turns for pair in turn.in_a_row] for turns in results.turns]
+    added_s = [[request - call for call, request in pairs] for pairs in in_a_row]
+    first_added_s = [[request - call for call, request in (turn.first for turn in turns)] for turns in results.turns]
+    slowdowns = [statistics.median(request / call for call, request in pairs) for pairs in in_a_row]
     figures = [
         Figure.of("ratio/throughput", [sample.throughput / rate for sample, rate in rates], "x", "higher"),
         Figure.of("ratio/p50", slowdowns, "x", "lower"),
-        Figure.of("overhead/p50", added_ms, "ms"),
-        _percentile("overhead/p99", [[request - call for call, request in pairs] for pairs in results.pairs_s], 99),
-        Figure.of("turns/call", [1000 * call for pairs in results.pairs_s for call, _ in pairs], "ms"),
-        Figure.of("turns/request", [1000 * request for pairs in results.pairs_s for _, request in pairs], "ms"),
+        _percentile("overhead/p50", added_s, 50),
+        _percentile("overhead/p99", added_s, 99),
+        _percentile("overhead/calls/p99", [_differences(turns) for turns in results.turns], 99),
+        _percentile("overhead/first/p50", first_added_s, 50),
+        Figure.of("turns/call", [1000 * call for pairs in in_a_row for call, _ in pairs], "ms"),
+        Figure.of("turns/request", [1000 * request for pairs in in_a_row for _, request in pairs], "ms"),
     ]
     for percent, rounds in results.open.items():
         if percent < 100:  # above, latency depends on the duration of the run
@@ -58,6 +63,15 @@ def _ratios(results: ServeResults) -> list[Figure]:
             ratios = [p99 / call for p99, call in zip(p99_ms, calls_ms, strict=True)]
             figures.append(Figure.of(f"ratio/p99/{percent}", ratios, "x", "lower"))
     return figures
+
+
+def _differences(turns: Sequence[Turn]) -> list[float]:
+    """Compare calls of Engine.predict with those of the next turn: what the machine alone does to a difference."""
+    return [
+        later - call
+        for one, other in itertools.pairwise(turns)
+        for (call, _), (later, _) in zip(one.in_a_row, other.in_a_row, strict=True)
+    ]
 
 
 def _rates(rounds: Sequence[Sequence[float]]) -> list[float]:

@@ -42,7 +42,7 @@ class ServePlan:
         clients: numbers of clients in the closed loop.
         loads: loads of the open loop, in percent of the closed loop's highest throughput.
         overloads: loads above, as multiples of it.
-        pairs: calls of `Engine.predict` alternating with requests, per round.
+        turns: calls of `Engine.predict` in a row that alternate with requests in a row, per round; at least 2.
         rounds: rounds of everything but overload.
         warm_up_s: warm-up of each run.
         closed_s: duration of a closed-loop run; longer if fewer than `FEWEST` responses are expected.
@@ -55,7 +55,7 @@ class ServePlan:
     clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32, SATURATING)
     loads: tuple[int, ...] = (25, 50, 75, 90, 110)
     overloads: tuple[int, ...] = (2, 5, 10)
-    pairs: int
+    turns: int
     rounds: int
     warm_up_s: float
     closed_s: float
@@ -65,11 +65,11 @@ class ServePlan:
     after_s: float
 
 
-FULL = ServePlan(pairs=150, rounds=3, warm_up_s=1, closed_s=5, open_s=15, calm_s=10, overload_s=60, after_s=10)
+FULL = ServePlan(turns=40, rounds=3, warm_up_s=1, closed_s=5, open_s=15, calm_s=10, overload_s=60, after_s=10)
 QUICK = ServePlan(
     clients=(1, SATURATING),
     loads=(50, 90),
-    pairs=40,
+    turns=15,
     rounds=2,
     warm_up_s=0.5,
     closed_s=1,
@@ -78,6 +78,25 @@ QUICK = ServePlan(
     overload_s=5,
     after_s=3,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Seconds of calls of `Engine.predict` with one text, in a row after a pause, and of requests likewise."""
+
+    calls_s: list[float]
+    requests_s: list[float]
+
+    @property
+    def first(self) -> tuple[float, float]:
+        """The first call and the first request, with cold caches and threads that sleep."""
+        return self.calls_s[0], self.requests_s[0]
+
+    @property
+    def in_a_row(self) -> list[tuple[float, float]]:
+        """The last calls and requests, a pair each."""
+        kept = len(self.calls_s) // 2
+        return list(zip(self.calls_s[kept:], self.requests_s[kept:], strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +141,7 @@ class ServeResults:
 
     Attributes:
         tokens: tokens of each text without the prompt.
-        pairs_s: seconds of a call of `Engine.predict` with one text, and of the request that alternates with it.
+        turns: calls of `Engine.predict` and requests that alternate with them.
         calls_s: seconds of consecutive calls of `Engine.predict` with one text, while the server is idle.
         closed: samples of the closed loop, by number of clients.
         open: samples of the open loop, by load in percent.
@@ -132,7 +151,7 @@ class ServeResults:
     """
 
     tokens: int
-    pairs_s: list[list[tuple[float, float]]]
+    turns: list[list[Turn]]
     calls_s: list[list[float]]
     closed: dict[int, list[LoadSample]]
     open: dict[int, list[LoadSample]]

@@ -177,8 +177,10 @@ def _closed_verdict(results: ServeResults, figures: Mapping[str, Figure]) -> lis
             f"{spread(figures['call/throughput'])} texts/s; the ratio is {spread(figures['ratio/throughput'])}."
         ),
         (
-            f"{compared}: {latencies}; the difference is {spread(added)} ms in the median, "
-            f"{number(figures['overhead/p99'].value)} ms at p99."
+            f"{compared}: {latencies}; the difference is {spread(added)} ms in the median and "
+            f"{number(figures['overhead/p99'].value)} ms at p99, where calls alone differ by "
+            f"{number(figures['overhead/calls/p99'].value)} ms; after a pause it is "
+            f"{spread(figures['overhead/first/p50'])} ms in the median."
         ),
         f"With more clients the throughput rises to {gain:.2f} times that of {in_words(fewest)}, then no further."
         if best != fewest
@@ -255,8 +257,9 @@ def _method(results: ServeResults, plan: ServePlan, threads: int) -> list[str]:
             "Engine.predict."
         ),
         (
-            f"Latency that HTTP adds: in each round, {plan.pairs} calls of Engine.predict alternate with requests, "
-            f"{serve.PAUSE_S:g} s apart, so that the threads of one have stopped spinning before the other starts."
+            f"Latency that HTTP adds: in each round, {plan.turns} times, {serve.IN_A_ROW} calls of Engine.predict in a "
+            f"row and as many requests; in between a pause of {serve.PAUSE_S:g} s, so that the threads of one have "
+            "stopped spinning. The second half of each row counts, and the first of each as the one after a pause."
         ),
         (
             f"Closed loop: {plan.closed_s:g} s per number of clients, and as long for Engine.predict in a loop. Open "

@@ -22,6 +22,7 @@ from ptexport.toolkit.bench.serve.plan import (
     Saturation,
     ServePlan,
     ServeResults,
+    Turn,
 )
 from ptexport.toolkit.bench.serve.processes import check_predictions, posting, run_load, start_load, start_server
 from ptexport.toolkit.bench.synthetic_texts import SyntheticTexts
@@ -29,7 +30,7 @@ from ptexport.toolkit.bench.workers import Worker
 from ptexport.toolkit.progress import Progress
 
 N_COMPARED = 8
-WARM_UP = 2
+IN_A_ROW = 16
 PAUSE_S = 0.05  # until the threads of the other process have stopped spinning
 
 
@@ -60,7 +61,7 @@ def measure(path: Path, plan: ServePlan, *, threads: int, progress: Progress) ->
         load = stack.enter_context(start_load(address, one_length))
         with Engine.open(path, provider="cpu", threads=threads) as engine:
             check_predictions(address, engine, list(itertools.islice(mixed_lengths.texts("compare"), N_COMPARED)))
-            pairs_s = [_time_pairs(address, engine, one_length, plan.pairs, number) for number in range(plan.rounds)]
+            turns = [_time_turns(address, engine, one_length, plan.turns, number) for number in range(plan.rounds)]
             calls_s, closed = _closed(load, engine, one_length, plan, run_is_done)
             saturations: list[Saturation] = [
                 measure_saturation(
@@ -83,7 +84,7 @@ def measure(path: Path, plan: ServePlan, *, threads: int, progress: Progress) ->
             run_is_done()
     return ServeResults(
         tokens=one_length.most,
-        pairs_s=pairs_s,
+        turns=turns,
         calls_s=calls_s,
         closed=closed,
         open=opened,
@@ -140,25 +141,23 @@ def _run(plan: ServePlan, name: str, connections: int, rate: float | None, secon
     )
 
 
-def _time_pairs(
-    address: str, engine: Engine, source: TextSource, n_pairs: int, number: int
-) -> list[tuple[float, float]]:
-    """Time calls and requests alternately; differences of milliseconds are lost in runs of seconds."""
-    pairs: list[tuple[float, float]] = []
-    given = source.texts(f"pair {number}")
+def _time_turns(address: str, engine: Engine, source: TextSource, n_turns: int, number: int) -> list[Turn]:
+    """Time calls and requests in turns; differences of milliseconds are lost in runs of seconds."""
+    turns: list[Turn] = []
+    given = source.texts(f"turn {number}")
     with posting(address) as post:
         systems: list[Callable[[str], object]] = [lambda text: engine.predict([text]), post]
-        for pair in range(-WARM_UP, n_pairs):
-            texts = list(itertools.islice(given, 2))
-            seconds = [0.0, 0.0]
-            for which in (0, 1) if pair % 2 else (1, 0):
+        for turn in range(-1, n_turns):  # the first one warms up
+            seconds: list[list[float]] = [[], []]
+            for which in (0, 1) if turn % 2 else (1, 0):
                 time.sleep(PAUSE_S)
-                started = time.perf_counter()
-                systems[which](texts[which])
-                seconds[which] = time.perf_counter() - started
-            if pair >= 0:
-                pairs.append((seconds[0], seconds[1]))
-    return pairs
+                for text in itertools.islice(given, IN_A_ROW):
+                    started = time.perf_counter()
+                    systems[which](text)
+                    seconds[which].append(time.perf_counter() - started)
+            if turn >= 0:
+                turns.append(Turn(calls_s=seconds[0], requests_s=seconds[1]))
+    return turns
 
 
 def _time_calls(engine: Engine, source: TextSource, plan: ServePlan, number: int) -> list[float]:

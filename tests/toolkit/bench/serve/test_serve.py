@@ -25,6 +25,7 @@ from ptexport.runtime.ort.graph import Graph
 from ptexport.toolkit.bench.report import HTML, BenchReport
 from ptexport.toolkit.bench.serve import plan as plans
 from ptexport.toolkit.bench.serve import processes
+from ptexport.toolkit.bench.serve.figures import figures_of
 from ptexport.toolkit.bench.serve.limits_report import goodput, recovery_s
 from ptexport.toolkit.bench.serve.load import LoadRun, LoadSample, Phase, TextSource
 from ptexport.toolkit.bench.serve.report import serve_report
@@ -37,7 +38,7 @@ SHORT = plans.ServePlan(
     clients=(1, 4),
     loads=(50, 110),
     overloads=(2,),
-    pairs=5,
+    turns=2,
     rounds=2,
     warm_up_s=0.05,
     closed_s=0.1,
@@ -87,11 +88,18 @@ def sample(took_s: Sequence[float], *, codes: Sequence[int] = (), throughput: fl
 
 
 CALM = sample([0.2])
+TURN = plans.Turn(calls_s=[0.1] * 4, requests_s=[0.4, 0.2, 0.2, 0.2])
 
 
 def results_of(**changes: Any) -> plans.ServeResults:
     given = {"closed": {1: [CALM]}, "open": {}, "saturations": [], "overloads": {}, **changes}
-    return plans.ServeResults(tokens=12, pairs_s=[[(0.1, 0.2)]], calls_s=[[0.1]], peak=100, **given)
+    return plans.ServeResults(tokens=12, turns=[[TURN, TURN]], calls_s=[[0.1]], peak=100, **given)
+
+
+def test_what_http_adds_in_a_row_and_after_a_pause() -> None:
+    figures = figures_of(results_of())
+    names = ("overhead/p50", "overhead/p99", "overhead/calls/p99", "overhead/first/p50")
+    assert [round(figures[name].value) for name in names] == [100, 100, 0, 300]
 
 
 def verdict_of(results: plans.ServeResults) -> list[str]:
