@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 from starlette.applications import Starlette
 
@@ -53,15 +53,18 @@ def app_of(
     return make_app(service_of(*engines), observer or Kept(), is_ready)
 
 
-def start(*arguments: object, code: str = "") -> tuple[subprocess.Popen[str], dict[str, Any]]:
+def start(
+    *arguments: object, code: str = "", stderr: IO[str] | int = subprocess.PIPE
+) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Start `ptexport serve` on free ports; returns the process and what it prints of itself with --json.
 
     Args:
         arguments: of the command.
         code: run before it, for example to slow it down.
+        stderr: where its log goes.
     """
     command = [sys.executable, "-c", code + SERVE, "serve", *map(str, arguments), "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,8 +15,8 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from servers import start
 
-SERVE = "from ptexport.toolkit.cli.main import main; main()"
 GOLDEN = Path(__file__).parent / "golden" / "format-2" / "reviews"
 WORDS = ["film", "bright", "dull", "story", "slow", "great", "the", "a", "was", "very"]
 
@@ -28,21 +27,15 @@ class Server:
     Args:
         arguments: of the command.
         code: run before it.
-        stderr: where its log goes; None: `events` has it.
+        stderr: where its log goes; a pipe: `events` has it.
     """
 
-    def __init__(self, *arguments: object, code: str = "", stderr: IO[str] | None = None) -> None:
-        command = [sys.executable, "-c", code + SERVE, "serve", *map(str, arguments), "--port", "0", "--json"]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if stderr is None else stderr, text=True
-        )
+    def __init__(self, *arguments: object, code: str = "", stderr: IO[str] | int = subprocess.PIPE) -> None:
+        self.process, record = start(*arguments, code=code, stderr=stderr)
+        self.url: str = record["url"]
         self.events: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.wait()
-        self.url: str = json.loads(line)["url"]
 
     def _read(self) -> None:
         for line in self.process.stderr or ():

@@ -5,15 +5,14 @@ import json
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from servers import start
 
-COMMAND = [sys.executable, "-c", "from ptexport.toolkit.cli.main import main; main()", "serve"]
 TEXTS = ["the film was bright", "slow", "Владивосток", "two words"]
 
 
@@ -59,14 +58,9 @@ class Server:
 @contextlib.contextmanager
 def serving(*arguments: object) -> Iterator[Server]:
     """Run `ptexport serve` with these arguments while the block runs; at the end it must stop with success."""
-    words = [*COMMAND, *map(str, arguments), "--port", "0", "--grpc-port", "0", "--json"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise AssertionError(f"the server does not start: {process.communicate()[1]}")
+    process, record = start(*arguments, "--grpc-port", 0)
+    url, grpc = record["addresses"]
     try:
-        url, grpc = json.loads(line)["addresses"]
         yield Server(url, grpc.removeprefix("grpc://"), process)
     finally:
         process.terminate()
