@@ -96,7 +96,8 @@ async def start_grpc(service: Service, observer: Observer, at: Listening, is_rea
             pair = (at.tls.key, at.tls.certificate)
             port = server.add_secure_port(where, grpc.ssl_server_credentials([pair]))
     except RuntimeError as e:
-        raise ServeError(f"{where}: cannot listen there; choose another with --host or --grpc-port") from e
+        why = "cannot listen there, or it is already in use"  # gRPC does not say which
+        raise ServeError(f"{at.host} port {at.grpc_port}: {why}; choose another with --host or --grpc-port") from e
     await server.start()
 
     async def stop() -> None:

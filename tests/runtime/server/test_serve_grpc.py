@@ -110,7 +110,8 @@ def test_a_grpc_port_in_use_is_one_sentence() -> None:
         command = [*COMMAND, str(BUNDLE), "--port", "0", "--grpc-port", port]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (1, "")
-        sentence = f"ptexport: 127.0.0.1:{port}: cannot listen there; choose another with --host or --grpc-port\n"
+        why = "cannot listen there, or it is already in use"
+        sentence = f"ptexport: 127.0.0.1 port {port}: {why}; choose another with --host or --grpc-port\n"
         assert done.stderr == sentence
 
 

@@ -71,7 +71,7 @@ def measure(path: Path, plan: ServePlan, *, threads: int, progress: Progress) ->
                     source,
                     plan,
                     threads=threads,
-                    seconds=max(plan.closed_s, SATURATING * statistics.median(calls_s[0])),
+                    seconds=max(plan.closed_s, 2 * SATURATING * statistics.median(calls_s[0])),
                     run_is_done=run_is_done,
                 )
                 for source in sources
@@ -113,8 +113,9 @@ def _closed(
     for number in range(plan.rounds):
         calls.append(_time_calls(engine, source, plan, number))
         run_is_done()
-        seconds = max(plan.closed_s, FEWEST * statistics.median(calls[-1]))
         for clients, samples in closed.items():
+            # Many clients get their responses together, after a batch of all.
+            seconds = max(plan.closed_s, max(FEWEST, 2 * clients) * statistics.median(calls[-1]))
             samples += run_load(load, _run(plan, f"closed {clients} {number}", clients, None, seconds))
             run_is_done()
     return calls, closed
