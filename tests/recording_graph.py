@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptexport.runtime.engine.answer import Answer
-from ptexport.runtime.engine.batcher import Batcher
+from ptexport.runtime.engine.batcher import SHORT_CHARACTERS, Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow
 from ptexport.runtime.engine.text_encoder import TokenIds, Tokens
 from ptexport.runtime.ort.graph import Graph
@@ -52,7 +52,7 @@ def decode(logits: NDArray[np.float32], rows: Sequence[Tokens]) -> list[Any]:
 
 
 class Texts:
-    """Texts of one caller: row n has the id `first` + n, as many times as its length."""
+    """Texts of one caller, too long for it to tokenise: row n has the id `first` + n, as many times as its length."""
 
     def __init__(self, lengths: Sequence[int], first: int = 1) -> None:
         self.lengths = lengths
@@ -70,6 +70,7 @@ class Texts:
         )
 
     def submit(self, batcher: Batcher, graph: RecordingGraph, **more: Any) -> "Future[Answer[int]]":
+        more = {"size_of": lambda _: SHORT_CHARACTERS + 1, **more}
         return batcher.submit(cast("Graph", graph), len(self.lengths), self.encode, **more)
 
 

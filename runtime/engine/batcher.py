@@ -44,6 +44,8 @@ _CANDIDATES = 512  # waiting rows that are looked at for one batch
 _DECAY = 0.95  # of the past in the mean times, with each batch
 _SHARE_OF_DEADLINE = 0.7
 """Texts are taken if their turn is expected within this share of their time: the expectation is a mean."""
+_BATCH_SHARE_OF_DEADLINE = 1 / 3
+"""A batch is expected to take at most this share of the shortest time of its rows: who comes meanwhile waits for it."""
 
 _Item = TypeVar("_Item")
 
@@ -214,8 +216,12 @@ class Batcher:
         """
         self._admit(n, within_s)
 
+    @property
+    def _s_per_text(self) -> float:
+        return self._recent_s / self._recent_texts if self._recent_texts else 0.0
+
     def _admit(self, n: int, within_s: float | None) -> None:
-        s_per_text = self._recent_s / self._recent_texts if self._recent_texts else 0.0
+        s_per_text = self._s_per_text
         if self.max_waiting is not None and self._waiting and self._waiting + n > self.max_waiting:
             wait_s = (self._waiting + n - self.max_waiting) * s_per_text
             raise BusyError(
@@ -342,16 +348,24 @@ class Batcher:
         candidates = list(itertools.islice(self._rows_for(graph), _CANDIDATES))
         longest = len(candidates[0][2].tokens)
         candidates.sort(key=lambda taken: abs(len(taken[2].tokens) - longest))
+        most = self._most_rows(candidates)
         taken = candidates[:1]
         for candidate in candidates[1:]:
             length, n = len(candidate[2].tokens), len(taken)
             padded = max(longest, length) * (n + 1)
-            if n == MAX_BATCH_ROWS or padded > budget:
+            if n == most or padded > budget:
                 break
             if padded - longest * n - length <= PADDING_TOKENS:
                 taken.append(candidate)
                 longest = max(longest, length)
-        return taken, len(taken) == MAX_BATCH_ROWS or longest * (len(taken) + 1) > budget
+        return taken, len(taken) == most or longest * (len(taken) + 1) > budget
+
+    def _most_rows(self, candidates: _Taken) -> int:
+        """Return the most rows of a batch, so that it leaves time for the batch after it."""
+        given = [request.within_s for request, _, _ in candidates if request.within_s is not None]
+        if not given or not self._recent_texts:
+            return MAX_BATCH_ROWS
+        return max(1, min(MAX_BATCH_ROWS, int(min(given) * _BATCH_SHARE_OF_DEADLINE / self._s_per_text)))
 
     def _drop_late(self) -> None:
         """Fail the requests whose time is over; if others wait, also those for which a batch would end too late."""

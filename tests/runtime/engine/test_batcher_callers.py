@@ -312,3 +312,27 @@ def test_a_few_short_texts_are_tokenised_by_their_caller(characters: int, is_her
     texts.encode = noting  # type: ignore[method-assign]
     assert texts.submit(Batcher(), graph, size_of=lambda _: characters).result(30).items == [1, 2]
     assert [thread is threading.current_thread() for thread in threads] == [is_here]
+
+
+@pytest.mark.parametrize(("within_s", "sizes"), [(1.2, [1, 20, 10]), (None, [1, 30])])
+def test_a_batch_leaves_time_for_the_next(within_s: float | None, sizes: list[int], graph: RecordingGraph) -> None:
+    """A row takes 20 ms, and a third of the time that each is given is 400 ms."""
+    run = graph.run
+
+    def slowly(ids: Any) -> Any:
+        time.sleep(0.02 * len(ids["input_ids"]))
+        return run(ids)
+
+    graph.run = slowly  # type: ignore[method-assign]
+    batcher = Batcher()
+    ask(batcher, graph, [3] * 20).result(30)
+    settled(batcher)
+    assert graph.began.acquire(timeout=30)
+    graph.batches.clear()
+    hold(batcher, graph)
+    futures = [ask(batcher, graph, [3], n, within_s=within_s, always=True) for n in range(30)]
+    tokenised(batcher)
+    graph.free.set()
+    for future in futures:
+        future.result(30)
+    assert [len(batch) for batch in graph.batches] == pytest.approx(sizes, abs=2)
