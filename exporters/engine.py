@@ -7,7 +7,6 @@ hash of all that it depends on.
 
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -56,7 +55,7 @@ def add_engine(
         ExportError: TensorRT RTX refuses the graph, or the cached engine is damaged.
         OutputError: the cache cannot be written.
     """
-    load_tensorrt_rtx()
+    rtx_version = str(load_tensorrt_rtx().__version__)
     model = folder / MODEL
     data = model.read_bytes()
     profile = profile_of(model, max_length)
@@ -64,7 +63,7 @@ def add_engine(
         "weights": weights.sha256,
         "frame": OnnxFile.parse(data, str(model)).frame_sha256,
         "compute_capabilities": list(capabilities),
-        "tensorrt_rtx": version("tensorrt-rtx"),
+        "tensorrt_rtx": rtx_version,
         "profile": profile,
     }
     key = hashlib.sha256(msgspec.json.encode(made_for, order="deterministic")).hexdigest()[:32]
@@ -72,7 +71,10 @@ def add_engine(
     def make(place: Path) -> None:
         progress.stage("building the TensorRT RTX engine (once per backbone)")
         built = build(model, capabilities, profile)
-        _write(place, built, capabilities, profile)
+        entry = EngineEntry(
+            compute_capabilities=list(capabilities), tensorrt_rtx=rtx_version, layers=built.layers, profile=profile
+        )
+        _write(place, built, entry)
 
     place = cached_folder("tensorrt-rtx", key, make=make)
     clone(place / ENGINE, folder / ENGINE)
@@ -117,13 +119,7 @@ def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _write(place: Path, built: Built, capabilities: Sequence[str], profile: dict[str, ShapeRange]) -> None:
+def _write(place: Path, built: Built, entry: EngineEntry) -> None:
     (place / ENGINE).write_bytes(built.content)
-    entry = EngineEntry(
-        compute_capabilities=list(capabilities),
-        tensorrt_rtx=version("tensorrt-rtx"),
-        layers=built.layers,
-        profile=profile,
-    )
     record = _Record(engine=entry, file=file_entry(place / ENGINE))
     (place / _RECORD).write_bytes(msgspec.json.encode(record))

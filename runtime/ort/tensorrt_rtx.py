@@ -36,13 +36,16 @@ def engine_for(model: Path, engine: EngineEntry | None, device: int) -> Path:
             f"{where}: this bundle has no engine, need one; export it with --target tensorrt-rtx --compute-capability"
         )
     has = f"this bundle has engines for compute capability {' and '.join(engine.compute_capabilities)}"
-    advice = "export it for this one with --compute-capability, or use provider cuda or cpu"
     try:
         gpu = read_gpu(device)
     except ProviderError as e:
-        raise ProviderError(f"{where}: {has}, this machine has none ({e}); {advice}") from e
+        why = str(e).partition(";")[0]
+        raise ProviderError(f"{where}: {has}, this machine has no GPU to run it ({why}); use provider cpu") from e
     if gpu.compute_capability not in engine.compute_capabilities:
-        raise ProviderError(f"{where}: {has}, this machine has {gpu.compute_capability} ({gpu.name}); {advice}")
+        raise ProviderError(
+            f"{where}: {has}, this machine has {gpu.compute_capability} ({gpu.name}); export it for this card with "
+            "--compute-capability, or use provider cuda"
+        )
     return model.parent / ENGINE_MODEL
 
 
