@@ -61,7 +61,7 @@ TARGETS: dict[TargetName, Target] = {
         # Its parser itself is asked, when the engine is built; task arrays are inputs of the engine.
         Target(
             name="tensorrt-rtx",
-            opsets=(18,),
+            opsets=(18, 23),
             precisions=("fp32", "fp16", "bf16", "int8"),
             standard=True,
             shares=True,
