@@ -8,6 +8,7 @@ Rooms, each above what it imports; `docs/architecture.md` has the picture:
     export.py    runs -> bundle: every step in order
     config.py    options of an export, its runs and rows, and checks before PyTorch is loaded
     bake.py      runs + traced graph -> files of a bundle
+    engine.py    baked graph -> TensorRT RTX engine, once per backbone
     card.py      manifest -> model card
     manifest_entries.py  run -> what the manifest records about its task
     autotune.py  candidate graphs -> the one with the lowest latency here

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.targets.targets import check_precision, choose_opsets
+from ptexport.exporters.targets.tensorrt_rtx import load_tensorrt_rtx
 from ptexport.runtime.bundle.folder import FILES
 from ptexport.runtime.bundle.manifest import Precision, TargetName
 from ptexport.runtime.errors import ExportError
@@ -36,6 +37,7 @@ class ExportConfig:
         keep_fp32: for int8 and int4, names or patterns of weights whose products stay in fp32; "auto": the products
             that cost most, as few as `max_accuracy_drop` needs.
         max_accuracy_drop: points of accuracy on the rows that a lower precision may lose.
+        compute_capabilities: of the GPUs that target tensorrt-rtx builds an engine for, such as "8.9".
     """
 
     runs: tuple[Path, ...]
@@ -49,6 +51,7 @@ class ExportConfig:
     precision: Precision = "fp32"
     keep_fp32: Sequence[str] | Literal["auto"] = ()
     max_accuracy_drop: float = 0.5
+    compute_capabilities: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -65,6 +68,13 @@ class ExportConfig:
             raise ExportError(f"keep-fp32: goes with int8 or int4, got {self.precision}; leave it out")
         if self.autotune and self.precision != "fp32":
             raise ExportError(f"tune: times graphs in fp32, got {self.precision}; tune first, then give its --opset")
+        if self.compute_capabilities and self.target != "tensorrt-rtx":
+            raise ExportError(f"compute capability: goes with target tensorrt-rtx, got {self.target}; leave it out")
+        if self.target == "tensorrt-rtx" and not self.compute_capabilities:
+            raise ExportError(
+                "target tensorrt-rtx: got no compute capability, need those of the cards; name them, such as "
+                "--compute-capability 89,120"
+            )
         if not self.runs:
             raise ExportError("runs: got none, need at least one run folder; name one")
         for option, given in (
@@ -87,13 +97,15 @@ def check_options(config: ExportConfig) -> tuple[int, ...]:
 
     Raises:
         OutputError: the bundle exists.
-        MissingExtraError: ONNX Runtime is not installed.
+        MissingExtraError: ONNX Runtime, or for target tensorrt-rtx its package, is not installed.
         ExportError: the target does not support the opset or the precision.
     """
     opsets = choose_opsets(config.target, config.opset, autotune=config.autotune)
     check_precision(config.target, config.precision)
     check_free(config.out, force=config.force, files=FILES)
     load_onnxruntime()  # fails before the work, not after it
+    if config.compute_capabilities:
+        load_tensorrt_rtx()
     return opsets
 
 

@@ -14,6 +14,7 @@ from ptexport.exporters.autotune import time_candidates, winner
 from ptexport.exporters.bake import BakedGraph, bake, pipeline
 from ptexport.exporters.card import model_card
 from ptexport.exporters.config import ExportConfig, check_options, read_inputs
+from ptexport.exporters.engine import add_engine
 from ptexport.exporters.manifest_entries import backbone_entry, task_entry
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.parity.compare import compare_graph, fail_on_difference
@@ -23,11 +24,12 @@ from ptexport.exporters.precision.lower import LabelledRows, lower
 from ptexport.exporters.targets.targets import TARGETS, check_target
 from ptexport.exporters.trace.cached import Trace
 from ptexport.exporters.trace.trace import trace, trace_into
-from ptexport.runtime.bundle.folder import FILES, MANIFEST, MODEL, PARITY_JSON, README
+from ptexport.runtime.bundle.folder import FILES, MANIFEST, MODEL, PARITY_JSON, README, WEIGHTS, Bundle
 from ptexport.runtime.bundle.manifest import FORMAT, GraphEntry, Manifest, Precision, TaskEntry
 from ptexport.runtime.bundle.measured import Candidate, Parity
 from ptexport.runtime.engine.batching import logits_of
 from ptexport.runtime.engine.golden import check_golden, golden_texts
+from ptexport.runtime.engine.task_encoders import longest_row
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.providers import load_onnxruntime
@@ -45,7 +47,7 @@ def export(config: ExportConfig, progress: Progress) -> Manifest:
 
     Raises:
         OutputError: the bundle exists, or cannot be written.
-        MissingExtraError: ONNX Runtime is not installed.
+        MissingExtraError: ONNX Runtime, or for target tensorrt-rtx its package, is not installed.
         DataError: `rows` holds no rows, or rows with other texts than the template takes.
         RunError: a run cannot be read, or its backbone has changed since.
         ModelError: the backbone cannot be loaded.
@@ -75,8 +77,17 @@ def export(config: ExportConfig, progress: Progress) -> Manifest:
         check_target(config.target, folder)
         tasks, reports = _compared(config.precision, joint, references, folder, progress)
         manifest = _manifest(config, joint, traced, baked, tasks, autotuned)
+        if config.compute_capabilities:
+            manifest = _with_engine(config, folder, manifest, progress)
         _write_records(folder, manifest, joint, reports)
     return manifest
+
+
+def _with_engine(config: ExportConfig, folder: Path, manifest: Manifest, progress: Progress) -> Manifest:
+    """Put a TensorRT RTX engine into the folder, and describe it in the manifest."""
+    longest = longest_row(Bundle(path=folder, manifest=manifest, labels=[]))
+    engine, files = add_engine(folder, manifest.files[WEIGHTS], longest, config.compute_capabilities, progress)
+    return msgspec.structs.replace(manifest, engine=engine, files={**manifest.files, **files})
 
 
 def _traced(joint: JointTasks, backbone: Backbone, opset: int, stack: ExitStack, progress: Progress) -> Trace:

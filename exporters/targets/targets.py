@@ -58,6 +58,14 @@ TARGETS: dict[TargetName, Target] = {
         Target(name="cuda", opsets=(18, 23), precisions=("fp32", "fp16", "bf16", "int4"), shares=True),
         # JetPack 6 has TensorRT 10.3; Attention came with 10.14.
         Target(name="tensorrt", opsets=(18,), precisions=("fp32", "fp16", "bf16", "int8"), objections=not_for_tensorrt),
+        # Its parser itself is asked, when the engine is built; task arrays are inputs of the engine.
+        Target(
+            name="tensorrt-rtx",
+            opsets=(18, 23),
+            precisions=("fp32", "fp16", "bf16", "int8"),
+            standard=True,
+            shares=True,
+        ),
         # Chrome's longest ArrayBuffer; see onnxruntime.ai/docs/tutorials/web/large-models.html.
         Target(name="web", opsets=(18, 23), precisions=("fp32", "int8", "int4", "fp16"), max_file_bytes=0x7FE00000),
     )

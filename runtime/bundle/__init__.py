@@ -8,5 +8,6 @@ folder.py         folder -> Bundle, with every hash checked
 signature.py      OpenSSF model signatures: check and sign
 model_check.py    model.onnx -> BundleError, if it holds anything that an export never writes
 model_file.py     model.onnx <-> the frame that all tasks of a backbone share, and the arrays of one task
+engine_model.py   model.onnx -> the EP-context model of its TensorRT RTX engine
 protobuf.py       protobuf wire format <-> fields
 """

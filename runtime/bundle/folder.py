@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ptexport.runtime.bundle.engine_model import engine_model
 from ptexport.runtime.bundle.manifest import ALL, MAX_MANIFEST_BYTES, FileEntry, Manifest, TaskEntry
 from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.bundle.model_check import check_model
@@ -27,15 +28,19 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
 TEMPLATES = "templates.json"
+ENGINE_MODEL = "engine.onnx"
+ENGINE = "engine.rtx"
 README = "README.md"
 
 ONE_TASK_FILES = (MODEL, WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CONFIG)
 """Hashed files of a bundle of one task, which the runtime, Transformers and Optimum read."""
 MULTITASK_FILES = (MODEL, WEIGHTS, TOKENIZER, TEMPLATES)
 """Hashed files of a bundle of several tasks."""
+ENGINE_FILES = (ENGINE_MODEL, ENGINE)
+"""Hashed files that a bundle for TensorRT RTX has too: an EP-context model, which names the engine, and the engine."""
 PARITY_JSON = "parity.json"
 PARITY_HTML = "parity.html"  # in bundles of ptexport 0.1 only; now `ptexport inspect --html` draws it
-FILES = (*ONE_TASK_FILES, TEMPLATES, MANIFEST, README, PARITY_JSON, PARITY_HTML, SIGNATURE)
+FILES = (*ONE_TASK_FILES, TEMPLATES, *ENGINE_FILES, MANIFEST, README, PARITY_JSON, PARITY_HTML, SIGNATURE)
 """All files that a bundle may have."""
 
 
@@ -82,12 +87,19 @@ class Bundle:
             MissingExtraError: a signature is required, and model-signing is not installed.
         """
         names = MULTITASK_FILES if (path / TEMPLATES).exists() else ONE_TASK_FILES
+        if (path / ENGINE_MODEL).exists() or (path / ENGINE).exists():
+            names = (*names, *ENGINE_FILES)
         statuses = _look(path, (MANIFEST, *names))
         hashes = {} if require_signature is None else verify_signature(path, Path(require_signature))
         manifest = read_manifest(_read(path / MANIFEST), str(path / MANIFEST))
+        if manifest.engine is not None and ENGINE not in names:
+            raise _missing(path, ENGINE)
         _check_files(path, manifest.files, names, statuses, hashes)
         _check_tasks(manifest.tasks, names, str(path / MANIFEST))
-        check_model(_read(path / MODEL), str(path / MODEL), {WEIGHTS: manifest.files[WEIGHTS].size_bytes})
+        model = _read(path / MODEL)
+        check_model(model, str(path / MODEL), {WEIGHTS: manifest.files[WEIGHTS].size_bytes})
+        if ENGINE in names:
+            _check_engine(path, manifest, model)
         config = path / CONFIG
         labels = [read_labels(_read(config), config) if task.labels is None else task.labels for task in manifest.tasks]
         return cls(path=path, manifest=manifest, labels=labels, statuses=statuses)
@@ -199,7 +211,7 @@ def read_labels(config: bytes, path: Path) -> list[str]:
 
 def _check_tasks(tasks: Sequence[TaskEntry], files: tuple[str, ...], where: str) -> None:
     """Check that tasks have different names, and that the bundle has the files for so many."""
-    if (len(tasks) > 1) != (files == MULTITASK_FILES):
+    if (len(tasks) > 1) != (TEMPLATES in files):
         raise BundleError(f"{where}: lists {len(tasks)} task(s), which does not match its files; export again")
     names = [task.name for task in tasks]
     if len(set(names)) < len(names) or (ALL in names and len(names) > 1):
@@ -208,6 +220,17 @@ def _check_tasks(tasks: Sequence[TaskEntry], files: tuple[str, ...], where: str)
         )
     if len(tasks) > 1 and any(task.labels is None for task in tasks):
         raise BundleError(f"{where}: a task of several has no labels, need them listed; export again")
+
+
+def _check_engine(path: Path, manifest: Manifest, model: bytes) -> None:
+    """Check that the EP-context model names this bundle's engine and nothing else: ONNX Runtime opens what it names."""
+    where = path / ENGINE_MODEL
+    if manifest.engine is None:
+        raise BundleError(f"{path / MANIFEST}: lists an engine's files and describes no engine; export again")
+    if _read(where) != engine_model(model, str(path / MODEL), ENGINE):
+        raise BundleError(
+            f"{where}: is not what an export writes beside {MODEL}; copy the bundle again from its source"
+        )
 
 
 def _check_files(

@@ -23,7 +23,7 @@ Pooling = Literal["last", "mask", "first", "mean", "pooled", "pooled-mean"]
 """The hidden state that becomes logits: of the last real token, of the mask slot, of the first token, the mean over all
 tokens, or of the first token after the backbone's own pooler."""
 
-TargetName = Literal["cpu", "cuda", "tensorrt", "web"]
+TargetName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "web"]
 """Deployment target of a graph; see docs/export.md."""
 
 TextField = Literal["text", "text_b", "choice"]
@@ -98,6 +98,36 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     passes: list[PassEntry]
 
 
+class ShapeRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sizes that an engine takes for one input.
+
+    Attributes:
+        least: smallest size of each dimension.
+        usual: sizes that the engine is optimized for.
+        most: largest size of each dimension.
+    """
+
+    least: list[int]
+    usual: list[int]
+    most: list[int]
+
+
+class EngineEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A TensorRT RTX engine, which computes what `model.onnx` computes; the arrays of the tasks are inputs of it.
+
+    Attributes:
+        compute_capabilities: of the GPUs that it was built for, such as "8.9".
+        tensorrt_rtx: version of TensorRT RTX that built it.
+        layers: layers of the network that it was built from.
+        profile: sizes by name of the input.
+    """
+
+    compute_capabilities: Annotated[list[str], msgspec.Meta(min_length=1)]
+    tensorrt_rtx: str
+    layers: int
+    profile: dict[str, ShapeRange]
+
+
 class Installation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a bundle was made from a pack and another bundle of the same backbone.
 
@@ -162,6 +192,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         files: every file the runtime reads, by plain file name.
         backbone: the frozen language model.
         graph: how the graph was made.
+        engine: the engine beside the graph; None: there is none.
         fan_out: whether one forward pass over a text can serve all tasks.
         tasks: at least one, in the order of the graph's output.
         installed: the pack it was installed from; None: it was exported.
@@ -174,6 +205,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     files: dict[str, FileEntry]
     backbone: BackboneEntry
     graph: GraphEntry
+    engine: EngineEntry | None = None
     fan_out: bool
     tasks: Annotated[list[TaskEntry], msgspec.Meta(min_length=1)]
     installed: Installation | None

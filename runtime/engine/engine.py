@@ -93,7 +93,7 @@ class Engine:
         """
         execution = Execution(provider=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
         bundle = Bundle.open(local_folder(path), require_signature=require_signature)
-        graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle))
+        graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle), bundle.manifest.engine)
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed
         golden_max_abs_diff = check_golden_rows(bundle, encoders, graph, partial(logits_of, graph))
         check_unchanged(bundle)

@@ -21,6 +21,7 @@ from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
 from ptexport.runtime.engine.text_encoder import Tokens
 from ptexport.runtime.ort.batch_shapes import Buckets
 from ptexport.runtime.ort.graph import Graph
+from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX, check_room
 from ptexport.runtime.packs.assemble import assemble
 from ptexport.runtime.packs.pack_file import Pack
 from ptexport.runtime.packs.tokenizer_part import split
@@ -51,11 +52,14 @@ def open_pack_tasks(path: Path, base: Bundle, loaded: Loaded) -> PackTasks:
     Raises:
         PackError: the file is not a pack, was changed, or is for another backbone or graph.
         BundleError: a file of the bundle cannot be read, or was changed since it was opened.
-        ProviderError: the bundle's session cannot be shared.
+        ProviderError: the bundle's session cannot be shared, or the tasks do not fit into its engine.
     """
     pack = Pack.read(path)
     file = loaded.graph.shared_file()
     contents = assemble(pack, path, base, file)
+    if base.manifest.engine is not None and loaded.graph.provider.name == TENSORRT_RTX:
+        longest = max(task.max_length for task in pack.record.manifest.tasks)
+        check_room(base.manifest.engine, pack.arrays, longest, str(path))
     manifest = pack.record.manifest
     digest = digest_of(msgspec.to_builtins(manifest))  # in case it is wrong in the pack
     config = contents.get(CONFIG, b"")

@@ -4,6 +4,7 @@ execution.py       how a bundle is to be run -> its graph; on the CPU if CUDA ca
 graph.py           ids -> logits
 providers.py       execution providers: choose one, open a session, prove where nodes run
 tensorrt.py        TensorRT engines: profiles, cache, build
+tensorrt_rtx.py    TensorRT RTX engines of bundles: do they fit the card and the tasks
 shared_session.py  one session for all engines of a backbone in this process
 batch_shapes.py    the batch shapes that a GPU sees
 io_binding.py      ids -> logits through memory bound once per batch shape

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import get_args
 
 from ptexport.runtime.bundle.folder import WEIGHTS
-from ptexport.runtime.bundle.manifest import FileEntry
+from ptexport.runtime.bundle.manifest import EngineEntry, FileEntry
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.ort.batch_shapes import Buckets
 from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.providers import CPU, TENSORRT, Provider, choose_provider
 from ptexport.runtime.ort.tensorrt import Build, Engines
+from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX, engine_for
 
 _log = logging.getLogger("ptexport.runtime")
 
@@ -40,7 +41,9 @@ class Execution:
             if (value is not None or name == "device") and (not isinstance(value, int) or value < least):
                 raise ProviderError(f"{name}: got {value!r}, need a whole number of at least {least}; choose one")
 
-    def open(self, model: Path, files: Mapping[str, FileEntry], max_length: int) -> Graph:
+    def open(
+        self, model: Path, files: Mapping[str, FileEntry], max_length: int, engine: EngineEntry | None = None
+    ) -> Graph:
         """Load a bundle's graph on the requested provider.
 
         "auto" uses the CPU where CUDA cannot load the graph, unless a device or a CUDA graph was requested.
@@ -49,6 +52,7 @@ class Execution:
             model: the verified file, with its verified weights beside it.
             files: files of the bundle.
             max_length: longest row, in ids.
+            engine: the bundle's TensorRT RTX engine.
 
         Raises:
             BundleError: the file is not an ONNX model.
@@ -60,6 +64,8 @@ class Execution:
             raise ProviderError(
                 f"{model}: got overridable initializers, TensorRT needs constants; export it with --target tensorrt"
             )
+        if self.provider in ("tensorrt-rtx", TENSORRT_RTX):
+            model = engine_for(model, engine, self.device)
         provider = choose_provider(self.provider, device=self.device, cuda_graph=self.cuda_graph)
         buckets = Buckets.up_to(max_length)
         try:

@@ -23,6 +23,7 @@ from ptexport.runtime.ort.providers import (
     provider_errors,
 )
 from ptexport.runtime.ort.shared_session import SharedSession, shared_session
+from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX
 
 _KEPT = 8  # buffers, if batches have any shape
 _KEPT_OF_BUCKETS = 256  # buffers, if batches have the shapes of buckets, which are fewer
@@ -57,7 +58,8 @@ class Graph:
         self.session = session
         self.provider = provider or Provider()
         self.threads = threads
-        self.inputs = [value.name for value in session.get_inputs()]
+        # An engine of TensorRT RTX has the task arrays among its inputs.
+        self.inputs = [value.name for value in session.get_inputs() if value.name not in (arrays or {})]
         self.buckets = buckets
         self.batch_tokens = MAX_BATCH_TOKENS if buckets else CPU_BATCH_TOKENS
         self.file = file
@@ -210,5 +212,5 @@ def _load(model: Path, threads: int, provider: Provider) -> Any:
 
 
 def _usable(buckets: Buckets | None, provider: Provider) -> Buckets | None:
-    """Return the buckets on a GPU, where each batch shape has a cost."""
-    return buckets if provider.device_type != "cpu" else None
+    """Return the buckets on a GPU, where a batch shape has a cost, and for TensorRT RTX, whose engine has a profile."""
+    return buckets if provider.device_type != "cpu" or provider.name == TENSORRT_RTX else None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ptexport.runtime.bundle.folder import MANIFEST, MULTITASK_FILES, ONE_TASK_FILES
+from ptexport.runtime.bundle.folder import ENGINE_FILES, MANIFEST, MULTITASK_FILES, ONE_TASK_FILES
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import BundleError, MissingBackboneError, PackError, PtexportError, reason
 from ptexport.runtime.monitoring.logs import Event
@@ -25,7 +25,7 @@ POLL_S = 0.25
 SUFFIX = ".ptpack"
 
 _OF_RUNS = "metrics.json"  # the folder of a training run is refused with a sentence
-_FILES = sorted({MANIFEST, _OF_RUNS, *ONE_TASK_FILES, *MULTITASK_FILES})
+_FILES = sorted({MANIFEST, _OF_RUNS, *ONE_TASK_FILES, *MULTITASK_FILES, *ENGINE_FILES})
 
 Identity = tuple[tuple[str, int, int, int], ...]
 """Name, inode, size and time of the last write of each file of an entry."""

@@ -30,6 +30,12 @@ _OF_IMPORT = ("model", "labels", "template", "max_length")
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The bundle's folder.")
 @shared.target
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    metavar="N,…",
+    help="With --target tensorrt-rtx: the GPUs to build an engine for, such as 89,120.",
+)
 @click.option("--opset", type=click.Choice(["18", "23"]), help="23: native attention [default: by target].")
 @click.option(
     "--tune",
@@ -62,6 +68,7 @@ def export(
     folders: tuple[Path, ...],
     out: Path,
     opset: str | None,
+    capabilities: str | None,
     rows: Path | None,
     autotune: bool,
     push: str | None,
@@ -88,6 +95,7 @@ def export(
     with shared.extra("train"), TemporaryDirectory(prefix="ptexport-") as place:
         sources = _find_sources(folders, given)
         from ptexport.exporters.config import ExportConfig, check_options
+        from ptexport.exporters.targets.tensorrt_rtx import read_capabilities
         from ptexport.toolkit.cli.progress_bars import reporting
         from ptexport.toolkit.run.run import Run
 
@@ -95,6 +103,8 @@ def export(
             folder if source == "run" else Path(place) / str(number) / folder.resolve().name
             for number, (folder, source) in enumerate(zip(folders, sources, strict=True))
         )
+        if capabilities is not None:
+            options["compute_capabilities"] = read_capabilities(capabilities)
         columns = None
         if put_over is not None:
             columns = put_over(Run.read(folders[0]).config.columns if sources[0] == "run" else Columns())

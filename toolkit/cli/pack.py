@@ -34,6 +34,8 @@ def pack(
     The RUNS are exported and compared with Transformers as 'export' does it. Use the target, precision and opset of the
     bundles on the devices.
     """
+    if options["target"] == "tensorrt-rtx":
+        raise click.UsageError("--target tensorrt-rtx: packs hold no engine and fit bundles with one; pack for cuda.")
     with shared.extra("train"):
         from ptexport.exporters.config import ExportConfig
         from ptexport.exporters.packs.pack import pack as run_pack

@@ -4,6 +4,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptexport.runtime.bundle.folder import ENGINE
 from ptexport.runtime.bundle.manifest import Manifest
 from ptexport.runtime.bundle.measured import Candidate, Comparison, Parity
 from ptexport.toolkit.evaluation.metrics import Contrast, Evaluation
@@ -101,6 +102,10 @@ def print_export(manifest: Manifest, out: Path) -> None:
         say(f"{graph.precision}: {accuracy}{kept}")
     if graph.autotuned:
         _print_timings(graph.autotuned)
+    if manifest.engine is not None:
+        cards = " and ".join(manifest.engine.compute_capabilities)
+        engine_mb = manifest.files[ENGINE].size_bytes / 1e6
+        say(f"The engine has {engine_mb:.0f} MB, for compute capability {cards}; it was built, not run.")
     size = sum(entry.size_bytes for entry in manifest.files.values())
     say(f"{out}: {size / 1e6:.0f} MB, for {graph.target}, opset {graph.opset}, {_contents(manifest)}")
 

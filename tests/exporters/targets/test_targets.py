@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from baked import bake_run
+from played_rtx import PlayedRtx
 from tiny import Quiet, save_model, train_tiny, worst
 
 from ptexport.exporters.autotune import PAUSE_S, ROUNDS, SIZES, time_candidates, winner
@@ -51,8 +52,13 @@ def test_every_target_takes_what_is_traced() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_bundle_for_each_target(name: TargetName, llama_run: Path, tmp_path: Path) -> None:
-    manifest = export(ExportConfig(runs=(llama_run,), out=tmp_path / "bundle", target=name), Quiet())
+def test_a_bundle_for_each_target(
+    name: TargetName, llama_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PlayedRtx(monkeypatch)
+    cards = ("8.9",) if name == "tensorrt-rtx" else ()
+    config = ExportConfig(runs=(llama_run,), out=tmp_path / "bundle", target=name, compute_capabilities=cards)
+    manifest = export(config, Quiet())
     graph = Bundle.open(tmp_path / "bundle").manifest.graph
     assert (graph.target, graph.opset, graph.ir_version, graph.autotuned) == (name, 18, 10, [])
     assert worst(manifest.task.parity) < 1e-4
