@@ -119,6 +119,11 @@ int __cudaLaunchKernel(void) { return kernel(); }
 int cudaLaunchKernel(void) { return kernel(); }
 int cudaLaunchKernelExC(void) { return kernel(); }
 int cudaLaunchCooperativeKernel(void) { return kernel(); }
+int cublasSgeam(void) { return kernel(); }
+int cublasDgeam(void) { return kernel(); }
+int cublasScopy_v2(void) { return kernel(); }
+int cublasSscal_v2(void) { return kernel(); }
+int cublasLtMatrixTransform(void) { return kernel(); }
 int cublasLtMatmul(void) { return product(); }
 int cublasGemmEx(void) { return product(); }
 int cublasSgemm_v2(void) { return product(); }

@@ -77,12 +77,15 @@ def _mask(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     while node is not None and node.op_type in ("Transpose", "GatherND"):
         node = None if node.inputs[0] is None else node.inputs[0].producer()
-    if node is None or node.op_type != "Where":
-        return None
+    return node if node is not None and is_mask(node) else None
+
+
+def is_mask(node: ir.Node) -> bool:
+    """Whether a node makes a mask of 0 and -inf, or the lowest number."""
+    if node.op_type != "Where":
+        return False
     visible, masked = _constant(node.inputs[1]), _constant(node.inputs[2])
-    if visible is None or masked is None or visible.any():
-        return None
-    return node if (masked <= _LOWEST).all() else None
+    return visible is not None and masked is not None and not visible.any() and bool((masked <= _LOWEST).all())
 
 
 class KeyTransposePass(_RewritePass):

@@ -9,15 +9,24 @@ them.
 from collections.abc import Collection
 
 import onnx_ir as ir
+import numpy as np
 from onnx_ir.passes.common import ShapeInferencePass
+
+from ptexport.exporters.passes.edit import constant
+from ptexport.exporters.passes.ort_rewrites import is_mask
 
 LARGEST_FLOAT16 = 65504.0 / 4
 """Largest magnitude on the check rows of a value in float16; the factor leaves room for other rows."""
 
+LOWEST = np.float32(-(2**15))
+"""What masks a score: exp(LOWEST) is 0, and no score that is added to it overflows float16."""
+
 _PRODUCTS = frozenset(("MatMul", "Gemm", "Attention"))
-_SENSITIVE = frozenset(
-    ("Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Softmax", "LayerNormalization", "RMSNormalization")
+_SENSITIVE = frozenset(("Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Cast"))
+_MOVES = frozenset(
+    ("Unsqueeze", "Squeeze", "Reshape", "Transpose", "Gather", "GatherND", "Slice", "Split", "Concat", "Expand")
 )
+_TABLES = ("prompt_embeddings", "prefix_kv")
 _HEAD = ("label_weights", "label_bias")
 
 
@@ -51,6 +60,11 @@ class HalfPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Choose the precision of each node, and insert casts."""
         half = choose_half(model, self.too_large)
+        masks = [node for node in half if is_mask(node)]
+        if masks:
+            lowest = constant(model.graph, "mask.half", LOWEST)
+        for node in masks:
+            node.replace_input_with(2, lowest)
         casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         for node in list(model.graph):
             if all(value.dtype != ir.DataType.FLOAT for value in node.outputs) and len(node.inputs) == 1:
@@ -74,30 +88,45 @@ def choose_half(model: ir.Model, too_large: Collection[str] = ()) -> set[ir.Node
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
     graph = model.graph
     head = {graph.initializers[name] for name in _HEAD}
-    activations = {
-        graph.initializers[name] for name in ("prompt_embeddings", "prefix_kv") if name in graph.initializers
-    }
+    activations = {graph.initializers[name] for name in _TABLES if name in graph.initializers}
     half: set[ir.Node] = set()
-    in_half: set[ir.Value] = set()
+    in_half = {graph.initializers[name] for name in ("prefix_kv",) if name in graph.initializers}
+    angles: set[ir.Value] = set()
     for node in graph:
         given = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
+        counted = [value for value in given if value not in activations and not _is_constant(value)]
+        floats = [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+        large = any(value is not None and value.name in too_large for value in (*node.inputs, *node.outputs))
+        moved = [value for value in given if value in activations]
+        if node.op_type in ("Sin", "Cos") or (counted and not moved and angles.issuperset(counted)):
+            angles.update(floats)
+            if node.op_type in _MOVES and not large:
+                half.add(node)
         looks_up = node.op_type == "Gather" and _is_constant(node.inputs[0]) and bool(given)
-        if looks_up or activations.intersection(given):
+        starts = looks_up or is_mask(node) or any(_divides_by_root(value.producer()) for value in given)
+        if starts or activations.intersection(given):
             activations.update(node.outputs)
         if head.intersection(given):
             head.update(node.outputs)
             continue
-        moved = [value for value in given if value in activations]
-        counted = [value for value in given if value not in activations and not _is_constant(value)]
         product = node.op_type in _PRODUCTS and bool(moved)
         follows = bool(in_half.intersection(moved))
-        large = any(value is not None and value.name in too_large for value in (*node.inputs, *node.outputs))
-        floats = [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]
-        apart = large or bool(counted) or node.op_type in (*_SENSITIVE, "Cast")
-        if floats and (product or looks_up or follows) and not apart:
+        apart = large or not angles.issuperset(counted) or node.op_type in _SENSITIVE or _divides_by_root(node)
+        if floats and (product or starts or follows) and not apart:
             half.add(node)
             in_half.update(floats)
+    for node in reversed(graph):  # the last norm writes float32 itself
+        users = {user for value in node.outputs for user, _ in value.uses()}
+        norm = any(_divides_by_root(None if value is None else value.producer()) for value in node.inputs)
+        if node in half and users and not users & half and (node.op_type in _MOVES or norm):
+            half.remove(node)
     return half
+
+
+def _divides_by_root(node: ir.Node | None) -> bool:
+    """Whether a node is the division of a norm: a GPU runs the norm as one kernel if it is cast after that."""
+    root = node.inputs[1].producer() if node and node.op_type == "Div" and node.inputs[1] is not None else None
+    return root is not None and root.op_type == "Sqrt"
 
 
 def _is_constant(value: ir.Value | None) -> bool:
@@ -110,7 +139,7 @@ def _is_constant(value: ir.Value | None) -> bool:
 def _cast(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     """Cast a value before its first use; a weight is stored in the new type."""
     name = f"{value.name}.{dtype.name.lower()}"
-    if value.is_initializer() and value.name not in ("prompt_embeddings", "prefix_kv"):
+    if value.is_initializer() and value.name not in _TABLES:
         assert value.const_value is not None
         array = value.const_value.numpy().astype(dtype.numpy())
         stored = ir.tensor(array, dtype=dtype, name=name)
