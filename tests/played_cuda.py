@@ -3,8 +3,8 @@
     python tests/played_cuda.py BUNDLE…        prints a table of nodes and kernels
 
 Where nodes are placed, what is fused, whether a CUDA graph is taken, and how many kernels a run launches are ONNX
-Runtime's own decisions; answers mean nothing, since kernels do nothing. Needs gcc and nm (Debian's build-essential), which
-neither the README nor CI promises. NVIDIA's own libraries must not be in the process.
+Runtime's own decisions; answers mean nothing, since kernels do nothing. Needs gcc and nm (Debian's build-essential),
+which neither the README nor CI promises. NVIDIA's own libraries must not be in the process.
 """
 
 import ctypes

@@ -13,8 +13,8 @@ class DeviceSizesPass(ir.passes.InPlacePass):
     """Write tensor + size as tensor + Range(size, size + 1).
 
     ONNX Runtime reads shapes on the CPU. A size that meets a tensor on a GPU, such as the number of past keys that is
-    added to positions, is copied there in each run, and a graph with a copy cannot be recorded as a CUDA graph. Range takes
-    its limits on the CPU and writes on the GPU.
+    added to positions, is copied there in each run, and a graph with a copy cannot be recorded as a CUDA graph. Range
+    takes its limits on the CPU and writes on the GPU.
 
     Requires: shapes are those of the trace.
     Ensures: the same numbers.

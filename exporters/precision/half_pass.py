@@ -8,8 +8,8 @@ them.
 
 from collections.abc import Collection
 
-import onnx_ir as ir
 import numpy as np
+import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ptexport.exporters.passes.edit import constant

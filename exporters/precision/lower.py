@@ -24,7 +24,7 @@ from ptexport.exporters.precision.recipes import FIRST, find_ranges, measure_cos
 from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.bundle.manifest import FileEntry, PassEntry, Precision
 from ptexport.runtime.bundle.measured import PrecisionEntry
-from ptexport.runtime.engine.batching import batches, score
+from ptexport.runtime.engine.batching import batches_for, score
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.ort.graph import Graph
@@ -69,7 +69,7 @@ class LabelledRows:
         """
         graph = Graph.open(model)
         predicted = np.empty(len(self.encodings), dtype=np.int64)
-        for batch in batches([len(encoding) for encoding in self.encodings], graph.batch_tokens):
+        for batch in batches_for(graph, [len(encoding) for encoding in self.encodings]):
             logits = score(graph, [self.encodings[i] for i in batch])[:, 0]
             if not np.isfinite(logits).all():
                 row = batch[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]

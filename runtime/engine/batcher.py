@@ -29,7 +29,7 @@ from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 from ptexport.runtime.ort.graph import Graph
 
 SLICE_TEXTS = 64
-"""Texts of one caller that are tokenised at a time."""
+"""Texts of one caller that are tokenised at a time, or as many as a batch has rows."""
 SLICE_CHARACTERS = 100_000
 """Characters after which no further text is: they take 0.1 s, which other callers wait."""
 
@@ -63,6 +63,7 @@ class _Request:
         self.n = n
         self.encode = encode
         self.size_of = size_of
+        self.slice_texts = max(SLICE_TEXTS, graph.batch_rows)
         self.future: Future[Answer[Any]] = Future()
         self.submitted = time.perf_counter()
         self.within_s = within_s
@@ -86,7 +87,7 @@ class _Request:
     def slice_end(self) -> int:
         """Return the number past the last text of the next slice."""
         end, size = self.n_encoded, 0
-        while end < min(self.n_encoded + SLICE_TEXTS, self.n) and size < SLICE_CHARACTERS:
+        while end < min(self.n_encoded + self.slice_texts, self.n) and size < SLICE_CHARACTERS:
             size += self.size_of(end)
             end += 1
         return end
@@ -147,6 +148,7 @@ class Batcher:
         self._served: list[_Request] = []  # those with rows in the last batch
         self._busy = False  # whether the engine thread forms or runs batches
         self._waiting = 0
+        self._batch_rows = MAX_BATCH_ROWS  # most rows of a batch of any graph so far
         self._batch_ended = 0.0  # when the last batch did
         self._batch_s = 0.0  # mean time of a batch
         self._recent_s = self._recent_texts = 0.0  # times from batch to batch while texts wait, and their texts
@@ -188,12 +190,13 @@ class Batcher:
         self._process.check("batcher: was made")
         request = _Request(graph, n, encode, size_of, within_s)
         with self._changed:
+            self._batch_rows = max(self._batch_rows, graph.batch_rows)
             if not always:
                 self._admit(n, within_s)
             alone = not self._waiting
             self._waiting += n
-            self._before += min(n, MAX_BATCH_ROWS)
-        request.future.add_done_callback(lambda _: self._forget(n))  # without the request: no cycle
+            self._before += min(n, graph.batch_rows)
+        request.future.add_done_callback(lambda _: self._forget(n, graph.batch_rows))  # without the request: no cycle
         if not n:
             request.future.set_result(request.answer())
         elif alone and n <= SLICE_TEXTS and sum(map(size_of, range(n))) <= SHORT_CHARACTERS:
@@ -223,17 +226,17 @@ class Batcher:
                 "send them again later",
                 retry_after_s=wait_s,
             )
-        expected_s = (self._before if n <= MAX_BATCH_ROWS else self._waiting) * s_per_text
+        expected_s = (self._before if n <= self._batch_rows else self._waiting) * s_per_text
         if within_s is not None and expected_s > _SHARE_OF_DEADLINE * within_s:
             raise BusyError(
                 f"queue: got {within_s:.3g} s for an answer, need about {expected_s:.1f} s; send them again later",
                 retry_after_s=max(0.0, expected_s - _SHARE_OF_DEADLINE * within_s),
             )
 
-    def _forget(self, n: int) -> None:
+    def _forget(self, n: int, batch_rows: int) -> None:
         with self._changed:
             self._waiting -= n
-            self._before -= min(n, MAX_BATCH_ROWS)
+            self._before -= min(n, batch_rows)
 
     def _tokenise(self, request: _Request) -> None:
         self._untokenised.append(request)  # not an argument: the traceback of an error would keep it
@@ -270,7 +273,7 @@ class Batcher:
 
     def _tokenise_ahead(self, request: _Request) -> None:
         """Have the next slice of a request tokenised, once at most one waits."""
-        if request.n_encoded < request.n and len(request.waiting) <= SLICE_TEXTS and not request.tokenising:
+        if request.n_encoded < request.n and len(request.waiting) <= request.slice_texts and not request.tokenising:
             request.tokenising = True
             self._tokenise(request)
 
@@ -346,16 +349,16 @@ class Batcher:
         for candidate in candidates[1:]:
             length, n = len(candidate[2].tokens), len(taken)
             padded = max(longest, length) * (n + 1)
-            if n == MAX_BATCH_ROWS or padded > budget:
+            if n == graph.batch_rows or padded > budget:
                 break
             if padded - longest * n - length <= PADDING_TOKENS:
                 taken.append(candidate)
                 longest = max(longest, length)
-        return taken, len(taken) == MAX_BATCH_ROWS or longest * (len(taken) + 1) > budget
+        return taken, len(taken) == graph.batch_rows or longest * (len(taken) + 1) > budget
 
     def _drop_late(self) -> None:
         """Fail the requests whose time is over; if others wait, also those for which a batch would end too late."""
-        at = time.perf_counter() + (self._batch_s if self._waiting > MAX_BATCH_ROWS else 0.0)
+        at = time.perf_counter() + (self._batch_s if self._waiting > self._batch_rows else 0.0)
         for request in self._queue:
             if request.within_s is not None and request.submitted + request.within_s < at:
                 _fail(request, DeadlineError.after(request.within_s))

@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import ProviderError
-from ptexport.runtime.ort.batch_shapes import CPU_BATCH_TOKENS, MAX_BATCH_TOKENS, Buckets
+from ptexport.runtime.ort.batch_shapes import (
+    CPU_BATCH_TOKENS,
+    CUDA_BATCH_ROWS,
+    MAX_BATCH_ROWS,
+    MAX_BATCH_TOKENS,
+    Buckets,
+)
 from ptexport.runtime.ort.cpus import available_cpus, quota_cpus
 from ptexport.runtime.ort.io_binding import BufferPool, Buffers, Ids, Shape
 from ptexport.runtime.ort.providers import (
     CPU,
+    CUDA,
     Provider,
     load_onnxruntime,
     open_session,
@@ -37,6 +44,7 @@ class Graph:
         threads: number of CPUs that the session uses.
         inputs: names of the graph's inputs.
         buckets: shapes that batches are padded to; None: batches keep their shape.
+        batch_rows: most rows of a batch.
         batch_tokens: most tokens of a batch of several rows, padding included.
         file: the model file, if graphs of other tasks can share the session; else None.
     """
@@ -59,6 +67,7 @@ class Graph:
         self.threads = threads
         self.inputs = [value.name for value in session.get_inputs()]
         self.buckets = buckets
+        self.batch_rows = buckets.most_rows if buckets else MAX_BATCH_ROWS
         self.batch_tokens = MAX_BATCH_TOKENS if buckets else CPU_BATCH_TOKENS
         self.file = file
         self._shared = shared  # keeps it alive for the next graph with its key
@@ -210,5 +219,7 @@ def _load(model: Path, threads: int, provider: Provider) -> Any:
 
 
 def _usable(buckets: Buckets | None, provider: Provider) -> Buckets | None:
-    """Return the buckets on a GPU, where each batch shape has a cost."""
-    return buckets if provider.device_type != "cpu" else None
+    """Return the buckets on a GPU, where each batch shape has a cost; CUDA takes more rows."""
+    if buckets is None or provider.device_type == "cpu":
+        return None
+    return replace(buckets, most_rows=CUDA_BATCH_ROWS) if provider.name == CUDA else buckets

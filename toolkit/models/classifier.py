@@ -182,8 +182,8 @@ class PromptClassifier(nn.Module):
 def first_of_largest(score: Tensor) -> Tensor:
     """Return the index of the largest score of each row, int [.., s] -> int64 [..]; exact for scores below 2 ** 24.
 
-    In float32, since ONNX Runtime's CUDA provider has no ArgMax of integers, without which it takes no CUDA graph. Callers
-    give each row one largest score: which of several equal ones a GPU returns is not defined.
+    In float32, since ONNX Runtime's CUDA provider has no ArgMax of integers, and takes no CUDA graph with a node on the
+    CPU. Callers give each row one largest score: which of several equal ones a GPU returns is not defined.
     """
     return score.to(torch.float32).argmax(-1)
 
