@@ -1,4 +1,4 @@
-"""Makes sizes that are added to tensors on the tensors' device, so that no run copies one there."""
+"""Makes sizes that meet tensors on the tensors' device, so that no run copies one there."""
 
 import numpy as np
 import onnx_ir as ir
@@ -6,11 +6,12 @@ import onnx_ir as ir
 from ptexport.exporters.passes.edit import constant
 from ptexport.exporters.passes.read_position import ELEMENTWISE
 
+_MEETS = ELEMENTWISE | {"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Max", "Min", "Mod"}
 _OF_SIZES = frozenset(("Squeeze", "Unsqueeze", "Gather", "Slice", "Concat", "Reshape", "Cast", "Identity"))
 
 
 class DeviceSizesPass(ir.passes.InPlacePass):
-    """Write tensor + size as tensor + Range(size, size + 1).
+    """Write tensor + size as tensor + Range(size, size + 1), and so with other operators.
 
     ONNX Runtime reads shapes on the CPU. A size that meets a tensor on a GPU, such as the number of past keys that is
     added to positions, is copied there in each run, and a graph with a copy cannot be recorded as a CUDA graph. Range
@@ -27,7 +28,7 @@ class DeviceSizesPass(ir.passes.InPlacePass):
     @property
     def did(self) -> str:
         """One sentence for the manifest."""
-        return f"{len(self.made)} sizes made where they are added"
+        return f"{len(self.made)} sizes made where they are used"
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace the sizes that meet tensors."""
@@ -35,9 +36,9 @@ class DeviceSizesPass(ir.passes.InPlacePass):
         for node in list(model.graph):
             given = [value for value in node.inputs if value is not None]
             others = [value for value in given if value not in sizes and not _is_constant(value)]
-            if node.op_type == "Shape" or (not others and node.op_type in _OF_SIZES | ELEMENTWISE):
+            if node.op_type == "Shape" or (not others and node.op_type in _OF_SIZES | _MEETS):
                 sizes.update(node.outputs)
-            elif node.op_type in ELEMENTWISE and all(value.shape is not None and value.shape for value in others):
+            elif node.op_type in _MEETS and all(value.shape is not None and value.shape for value in others):
                 for number, value in enumerate(node.inputs):
                     if value in sizes and value is not None and value.shape == ir.Shape([]):
                         node.replace_input_with(number, self._range(model.graph, node, value))

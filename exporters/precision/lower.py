@@ -17,7 +17,8 @@ from tokenizers import Encoding
 
 from ptexport.exporters.passes.cleanup import DeadCodePass, ForgetIntermediateShapesPass
 from ptexport.exporters.passes.edit import edit
-from ptexport.exporters.precision.half_pass import LARGEST_FLOAT16, HalfPass, choose_half
+from ptexport.exporters.precision.fewer_kernels import JoinProductsPass, RotationSignPass
+from ptexport.exporters.precision.half_pass import LARGEST_FLOAT16, HalfMaskPass, HalfPass, choose_half
 from ptexport.exporters.precision.observe import largest
 from ptexport.exporters.precision.quantize import ByteTablePass, Product, Recipe, SplitGemmPass, find_products, quantize
 from ptexport.exporters.precision.recipes import FIRST, find_ranges, measure_costs, plans, roles
@@ -182,10 +183,19 @@ def _advice(attempt: Attempt, keep_fp32: Sequence[str] | Literal["auto"]) -> str
 def _halve(source: Path, folder: Path, precision: Precision, rows: LabelledRows) -> Attempt:
     model = ir.load(source / MODEL)
     dtype = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
+    masks = edit(model, HalfMaskPass())
+    ir.save(model, source / MODEL)
     large = _too_large(model, source, rows) if precision == "fp16" else []
-    passes = edit(model, HalfPass(dtype, large), DeadCodePass(), ForgetIntermediateShapesPass())
+    passes = edit(
+        model,
+        JoinProductsPass(large),
+        RotationSignPass(),
+        HalfPass(dtype, large),
+        DeadCodePass(),
+        ForgetIntermediateShapesPass(),
+    )
     _save(model, folder)
-    return Attempt(passes=passes)
+    return Attempt(passes=[*masks, *passes])
 
 
 def _too_large(model: ir.Model, source: Path, rows: LabelledRows) -> list[str]:
