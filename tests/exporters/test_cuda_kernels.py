@@ -67,16 +67,15 @@ def test_an_export_for_cuda_is_placed_and_captured(
 
 
 @pytest.mark.parametrize("opset", [18, 23])
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("run", ["llama_run", "bert_run"])
-def test_half_precision_launches_no_more_kernels(
-    run: str, precision: str, opset: int, run_on_cuda: Callable[[str, str, int], dict[bool, Opened]]
+def test_fp16_launches_no_more_kernels_than_fp32(
+    run: str, opset: int, run_on_cuda: Callable[[str, str, int], dict[bool, Opened]]
 ) -> None:
-    half, full = (run_on_cuda(run, name, opset)[False].kernels for name in (precision, "fp32"))
+    half, full = (run_on_cuda(run, precision, opset)[False].kernels for precision in ("fp16", "fp32"))
     assert half <= full
 
 
-@pytest.mark.parametrize("fault", ["ArgMax of integers", "a size is added"])
+@pytest.mark.parametrize("fault", ["ArgMax of integers", "a size meets a tensor"])
 def test_control_graphs_as_they_were_are_refused(
     fault: str, libraries: Path, llama_bundle: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +87,7 @@ def test_control_graphs_as_they_were_are_refused(
         cast = read.inputs[0].producer()
         assert cast is not None
         cast.attributes["to"] = ir.AttrInt64("to", ir.DataType.INT32)
+        cast.outputs[0].dtype = ir.DataType.INT32
     else:
         made = [
             node for node in model.graph if node.op_type == "Range" and str(node.outputs[0].name).endswith(".range")
