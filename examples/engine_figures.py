@@ -16,7 +16,7 @@ from pathlib import Path
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from ptexport.runtime import Engine
-from ptexport.runtime.engine.batching import batches
+from ptexport.runtime.engine.batching import batches_for
 from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 from ptexport.runtime.rows.read import read_rows
 
@@ -76,7 +76,7 @@ def in_batches(engine: Engine, rows: Path) -> None:
     encoder, graph = loaded.encoders.of_task[0], loaded.graph
     encodings = encoder.encode([row.texts for row in read_rows(rows)])
     lengths = [len(encoding) for encoding in encodings]
-    sorted_ = list(batches(lengths, graph.batch_tokens))
+    sorted_ = list(batches_for(graph, lengths))
     arrival = [list(range(len(lengths)))[i : i + MAX_BATCH_ROWS] for i in range(0, len(lengths), MAX_BATCH_ROWS)]
 
     def run(order: Sequence[Sequence[int]]) -> None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from ptexport.exporters.multitask.join import JointTasks
 from ptexport.exporters.passes.bind import BindInputsPass
 from ptexport.exporters.passes.cleanup import DeadCodePass, ForgetIntermediateShapesPass
+from ptexport.exporters.passes.device_sizes import DeviceSizesPass
 from ptexport.exporters.passes.edit import Edit, edit
 from ptexport.exporters.passes.ort_rewrites import rewrites
 from ptexport.exporters.passes.read_position import ReadPositionPass
@@ -26,6 +27,7 @@ def pipeline(joint: JointTasks, *, overridable: bool = True) -> list[Edit]:
     return [
         *([ReadPositionPass()] if one_position else []),
         *rewrites(),
+        DeviceSizesPass(),
         BindInputsPass(joint.arrays(), overridable=overridable),
         DeadCodePass(),
         ForgetIntermediateShapesPass(),

@@ -13,6 +13,7 @@ from ptexport.runtime.engine.answer import Answer
 from ptexport.runtime.engine.batcher import SHORT_CHARACTERS, Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow
 from ptexport.runtime.engine.text_encoder import TokenIds, Tokens
+from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 from ptexport.runtime.ort.graph import Graph
 
 
@@ -26,8 +27,8 @@ class RecordingGraph:
         error: message of the ValueError that a batch raises.
     """
 
-    def __init__(self, batch_tokens: int = 1000) -> None:
-        self.batch_tokens = batch_tokens
+    def __init__(self, batch_tokens: int = 1000, batch_rows: int = MAX_BATCH_ROWS) -> None:
+        self.batch_tokens, self.batch_rows = batch_tokens, batch_rows
         self.batches: list[list[int]] = []
         self.began = threading.Semaphore(0)
         self.free = threading.Event()

@@ -77,12 +77,18 @@ def _mask(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     while node is not None and node.op_type in ("Transpose", "GatherND"):
         node = None if node.inputs[0] is None else node.inputs[0].producer()
-    if node is None or node.op_type != "Where":
+    masked = None if node is None else mask_of(node)
+    return node if masked is not None and masked <= _LOWEST else None
+
+
+def mask_of(node: ir.Node) -> float | None:
+    """Return what masks a score, if a node makes a mask of 0 and one negative number."""
+    if node.op_type != "Where":
         return None
     visible, masked = _constant(node.inputs[1]), _constant(node.inputs[2])
-    if visible is None or masked is None or visible.any():
+    if visible is None or masked is None or visible.any() or masked.size != 1 or masked.item() >= 0:
         return None
-    return node if (masked <= _LOWEST).all() else None
+    return float(masked.item())
 
 
 class KeyTransposePass(_RewritePass):

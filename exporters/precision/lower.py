@@ -17,14 +17,15 @@ from tokenizers import Encoding
 
 from ptexport.exporters.passes.cleanup import DeadCodePass, ForgetIntermediateShapesPass
 from ptexport.exporters.passes.edit import edit
-from ptexport.exporters.precision.half_pass import LARGEST_FLOAT16, HalfPass, choose_half
+from ptexport.exporters.precision.fewer_kernels import JoinProductsPass, RotationSignPass
+from ptexport.exporters.precision.half_pass import LARGEST_FLOAT16, HalfMaskPass, HalfPass, choose_half
 from ptexport.exporters.precision.observe import largest
 from ptexport.exporters.precision.quantize import ByteTablePass, Product, Recipe, SplitGemmPass, find_products, quantize
 from ptexport.exporters.precision.recipes import FIRST, find_ranges, measure_costs, plans, roles
 from ptexport.runtime.bundle.folder import MODEL, WEIGHTS, file_entry
 from ptexport.runtime.bundle.manifest import FileEntry, PassEntry, Precision
 from ptexport.runtime.bundle.measured import PrecisionEntry
-from ptexport.runtime.engine.batching import batches, score
+from ptexport.runtime.engine.batching import batches_for, score
 from ptexport.runtime.engine.text_encoder import TextEncoder
 from ptexport.runtime.errors import ExportError
 from ptexport.runtime.ort.graph import Graph
@@ -69,7 +70,7 @@ class LabelledRows:
         """
         graph = Graph.open(model)
         predicted = np.empty(len(self.encodings), dtype=np.int64)
-        for batch in batches([len(encoding) for encoding in self.encodings], graph.batch_tokens):
+        for batch in batches_for(graph, [len(encoding) for encoding in self.encodings]):
             logits = score(graph, [self.encodings[i] for i in batch])[:, 0]
             if not np.isfinite(logits).all():
                 row = batch[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
@@ -182,10 +183,19 @@ def _advice(attempt: Attempt, keep_fp32: Sequence[str] | Literal["auto"]) -> str
 def _halve(source: Path, folder: Path, precision: Precision, rows: LabelledRows) -> Attempt:
     model = ir.load(source / MODEL)
     dtype = ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16
+    masks = edit(model, HalfMaskPass())
+    ir.save(model, source / MODEL)
     large = _too_large(model, source, rows) if precision == "fp16" else []
-    passes = edit(model, HalfPass(dtype, large), DeadCodePass(), ForgetIntermediateShapesPass())
+    passes = edit(
+        model,
+        JoinProductsPass(large),
+        RotationSignPass(),
+        HalfPass(dtype, large),
+        DeadCodePass(),
+        ForgetIntermediateShapesPass(),
+    )
     _save(model, folder)
-    return Attempt(passes=passes)
+    return Attempt(passes=[*masks, *passes])
 
 
 def _too_large(model: ir.Model, source: Path, rows: LabelledRows) -> list[str]:

@@ -18,7 +18,7 @@ from ptexport.runtime.errors import ExportError, reason
 from ptexport.toolkit.models.facts import BackboneFacts
 
 TRACE_INFO = "trace.json"
-_FORMAT = 6  # of these files, and of the traced module
+_FORMAT = 7  # of these files, and of the traced module
 
 TraceKind = Literal["task", "mixed", "blocks"]
 """A graph of one task; of several tasks, one per row; of several tasks that may share a row (`blocks` of

@@ -8,7 +8,7 @@ text classifier. Letters for shapes are those of classifier.py, and `t` tasks; `
 import torch
 from torch import Tensor, nn
 
-from ptexport.toolkit.models.classifier import PromptClassifier, cache_of
+from ptexport.toolkit.models.classifier import PromptClassifier, cache_of, first_of_largest
 
 
 class MultitaskClassifier(nn.Module):
@@ -67,8 +67,7 @@ class MultitaskClassifier(nn.Module):
             hidden_states = self._hidden_states_in_blocks(
                 input_ids, attention_mask, segments, prompt_embeddings, row_kv, row_mask
             )
-            score = of_task * torch.arange(input_ids.shape[1], device=input_ids.device)
-            index = score.to(torch.int32).argmax(2)  # as Classifier.pick
+            index = first_of_largest(of_task * torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device))
             read = hidden_states.gather(1, index[..., None].expand(-1, -1, hidden_states.shape[2]))  # [b, t, h]
         else:
             types = token_type_ids % 2 if self.one.token_types else None

@@ -29,7 +29,7 @@ from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 from ptexport.runtime.ort.graph import Graph
 
 SLICE_TEXTS = 64
-"""Texts of one caller that are tokenised at a time."""
+"""Texts of one caller that are tokenised at a time, or as many as a batch has rows."""
 SLICE_CHARACTERS = 100_000
 """Characters after which no further text is: they take 0.1 s, which other callers wait."""
 
@@ -65,6 +65,7 @@ class _Request:
         self.n = n
         self.encode = encode
         self.size_of = size_of
+        self.slice_texts = max(SLICE_TEXTS, graph.batch_rows)
         self.future: Future[Answer[Any]] = Future()
         self.submitted = time.perf_counter()
         self.within_s = within_s
@@ -88,7 +89,7 @@ class _Request:
     def slice_end(self) -> int:
         """Return the number past the last text of the next slice."""
         end, size = self.n_encoded, 0
-        while end < min(self.n_encoded + SLICE_TEXTS, self.n) and size < SLICE_CHARACTERS:
+        while end < min(self.n_encoded + self.slice_texts, self.n) and size < SLICE_CHARACTERS:
             size += self.size_of(end)
             end += 1
         return end
@@ -149,6 +150,7 @@ class Batcher:
         self._served: list[_Request] = []  # those with rows in the last batch
         self._busy = False  # whether the engine thread forms or runs batches
         self._waiting = 0
+        self._batch_rows = MAX_BATCH_ROWS  # most rows of a batch of any graph so far
         self._batch_ended = 0.0  # when the last batch did
         self._batch_s = 0.0  # mean time of a batch
         self._recent_s = self._recent_texts = 0.0  # times from batch to batch while texts wait, and their texts
@@ -190,12 +192,13 @@ class Batcher:
         self._process.check("batcher: was made")
         request = _Request(graph, n, encode, size_of, within_s)
         with self._changed:
+            self._batch_rows = max(self._batch_rows, graph.batch_rows)
             if not always:
                 self._admit(n, within_s)
             alone = not self._waiting
             self._waiting += n
-            self._before += min(n, MAX_BATCH_ROWS)
-        request.future.add_done_callback(lambda _: self._forget(n))  # without the request: no cycle
+            self._before += min(n, graph.batch_rows)
+        request.future.add_done_callback(lambda _: self._forget(n, graph.batch_rows))  # without the request: no cycle
         if not n:
             request.future.set_result(request.answer())
         elif alone and n <= SLICE_TEXTS and sum(map(size_of, range(n))) <= SHORT_CHARACTERS:
@@ -229,17 +232,17 @@ class Batcher:
                 "send them again later",
                 retry_after_s=wait_s,
             )
-        expected_s = (self._before if n <= MAX_BATCH_ROWS else self._waiting) * s_per_text
+        expected_s = (self._before if n <= self._batch_rows else self._waiting) * s_per_text
         if within_s is not None and expected_s > _SHARE_OF_DEADLINE * within_s:
             raise BusyError(
                 f"queue: got {within_s:.3g} s for an answer, need about {expected_s:.1f} s; send them again later",
                 retry_after_s=max(0.0, expected_s - _SHARE_OF_DEADLINE * within_s),
             )
 
-    def _forget(self, n: int) -> None:
+    def _forget(self, n: int, batch_rows: int) -> None:
         with self._changed:
             self._waiting -= n
-            self._before -= min(n, MAX_BATCH_ROWS)
+            self._before -= min(n, batch_rows)
 
     def _tokenise(self, request: _Request) -> None:
         self._untokenised.append(request)  # not an argument: the traceback of an error would keep it
@@ -276,7 +279,7 @@ class Batcher:
 
     def _tokenise_ahead(self, request: _Request) -> None:
         """Have the next slice of a request tokenised, once at most one waits."""
-        if request.n_encoded < request.n and len(request.waiting) <= SLICE_TEXTS and not request.tokenising:
+        if request.n_encoded < request.n and len(request.waiting) <= request.slice_texts and not request.tokenising:
             request.tokenising = True
             self._tokenise(request)
 
@@ -348,7 +351,7 @@ class Batcher:
         candidates = list(itertools.islice(self._rows_for(graph), _CANDIDATES))
         longest = len(candidates[0][2].tokens)
         candidates.sort(key=lambda taken: abs(len(taken[2].tokens) - longest))
-        most = self._most_rows(candidates)
+        most = self._most_rows(graph, candidates)
         taken = candidates[:1]
         for candidate in candidates[1:]:
             length, n = len(candidate[2].tokens), len(taken)
@@ -360,16 +363,16 @@ class Batcher:
                 longest = max(longest, length)
         return taken, len(taken) == most or longest * (len(taken) + 1) > budget
 
-    def _most_rows(self, candidates: _Taken) -> int:
+    def _most_rows(self, graph: Graph, candidates: _Taken) -> int:
         """Return the most rows of a batch, so that it leaves time for the batch after it."""
         given = [request.within_s for request, _, _ in candidates if request.within_s is not None]
         if not given or not self._recent_texts:
-            return MAX_BATCH_ROWS
-        return max(1, min(MAX_BATCH_ROWS, int(min(given) * _BATCH_SHARE_OF_DEADLINE / self._s_per_text)))
+            return graph.batch_rows
+        return max(1, min(graph.batch_rows, int(min(given) * _BATCH_SHARE_OF_DEADLINE / self._s_per_text)))
 
     def _drop_late(self) -> None:
         """Fail the requests whose time is over; if others wait, also those for which a batch would end too late."""
-        at = time.perf_counter() + (self._batch_s if self._waiting > MAX_BATCH_ROWS else 0.0)
+        at = time.perf_counter() + (self._batch_s if self._waiting > self._batch_rows else 0.0)
         for request in self._queue:
             if request.within_s is not None and request.submitted + request.within_s < at:
                 _fail(request, DeadlineError.after(request.within_s))

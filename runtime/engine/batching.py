@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptexport.runtime.engine.text_encoder import TextEncoder, Tokens
-from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 from ptexport.runtime.ort.graph import Graph
 
 _Item = TypeVar("_Item")
@@ -47,21 +46,27 @@ class Encoded(NamedTuple, Generic[_Item]):
     join: Callable[[list[Any]], list[_Item]] = list
 
 
-def batches(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], *, most_rows: int, most_tokens: int) -> Iterator[list[int]]:
     """Group row numbers into batches, the longest rows first, so that the first batch needs the most memory.
 
     Args:
         lengths: number of tokens of each row.
+        most_rows: most rows of a batch.
         most_tokens: most tokens of a batch of several rows, padding included; a single row may be longer.
     """
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) == MAX_BATCH_ROWS or (len(batch) + 1) * lengths[batch[0]] > most_tokens):
+        if batch and (len(batch) == most_rows or (len(batch) + 1) * lengths[batch[0]] > most_tokens):
             yield batch
             batch = []
         batch.append(row)
     if batch:
         yield batch
+
+
+def batches_for(graph: Graph, lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Group row numbers into batches that suit the device of a graph; see `batches`."""
+    return batches(lengths, most_rows=graph.batch_rows, most_tokens=graph.batch_tokens)
 
 
 def score(graph: Graph, batch: Sequence[Tokens], side: Literal["left", "right"] = "right") -> NDArray[np.float32]:
@@ -73,7 +78,7 @@ def score(graph: Graph, batch: Sequence[Tokens], side: Literal["left", "right"] 
 def logits_of(graph: Graph, rows: Sequence[Tokens]) -> list[NDArray[np.float32]]:
     """Compute the logits of rows, in order; each float32 [tasks, most labels of a task]."""
     logits: dict[int, NDArray[np.float32]] = {}
-    for numbers in batches([len(row) for row in rows], graph.batch_tokens):
+    for numbers in batches_for(graph, [len(row) for row in rows]):
         logits.update(zip(numbers, score(graph, [rows[number] for number in numbers]), strict=True))
     return [logits[number] for number in range(len(rows))]
 
@@ -96,6 +101,6 @@ def run_batch(graph: Graph, rows: Sequence[EncodedRow]) -> list[Any]:
 def run_all(graph: Graph, encoded: Encoded[_Item]) -> list[_Item]:
     """Run encoded texts batch by batch in this thread, and return an item per text, in order."""
     items: dict[int, Any] = {}
-    for numbers in batches([len(row.tokens) for row in encoded.rows], graph.batch_tokens):
+    for numbers in batches_for(graph, [len(row.tokens) for row in encoded.rows]):
         items.update(zip(numbers, run_batch(graph, [encoded.rows[number] for number in numbers]), strict=True))
     return encoded.join([items[number] for number in range(len(encoded.rows))])

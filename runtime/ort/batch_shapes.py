@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from ptexport.runtime.errors import DataError
 
 MAX_BATCH_ROWS = 32
+"""On a CPU more rows do not raise throughput; TensorRT allocates memory for this many of the longest rows."""
+CUDA_BATCH_ROWS = 256
 MAX_BATCH_TOKENS = 4096
 CPU_BATCH_TOKENS = 1024
 """On a CPU more tokens per batch do not raise throughput (SmolLM2 and MiniLM, 2 cores), but cost memory and latency."""
-_ROWS = (1, 2, 4, 8, 16, MAX_BATCH_ROWS)
 _SHORTEST = 16
 _USUAL = (8, 64)  # rows and tokens for which TensorRT optimizes its engine
 
@@ -26,9 +27,11 @@ class Buckets:
     Attributes:
         lengths: tokens of a row, ascending; the last is the most that the bundle takes. Each is at most 1.5 times the
             one before, so less than a third of a row is padding, except at the shortest length.
+        most_rows: rows of the largest batch, a power of 2.
     """
 
     lengths: tuple[int, ...]
+    most_rows: int = MAX_BATCH_ROWS
 
     @classmethod
     def up_to(cls, max_length: int) -> "Buckets":
@@ -46,22 +49,22 @@ class Buckets:
         Raises:
             DataError: no shape does. Such a batch is never run, since TensorRT would build an engine for minutes.
         """
-        if not (0 < rows <= MAX_BATCH_ROWS and 0 < tokens <= self.lengths[-1]):
-            need = f"need at most {MAX_BATCH_ROWS} x {self.lengths[-1]}"
+        if not (0 < rows <= self.most_rows and 0 < tokens <= self.lengths[-1]):
+            need = f"need at most {self.most_rows} x {self.lengths[-1]}"
             raise DataError(f"batch: got {rows} rows of {tokens} tokens, {need}; send fewer or shorter texts at once")
-        return next(n for n in _ROWS if n >= rows), next(n for n in self.lengths if n >= tokens)
+        return 1 << (rows - 1).bit_length(), next(n for n in self.lengths if n >= tokens)
 
     def shapes(self) -> Iterator[tuple[int, int]]:
         """List all batch shapes of the engine; batches of several rows have at most `MAX_BATCH_TOKENS` tokens."""
         for tokens in self.lengths:
-            for rows in _ROWS:
+            for rows in (1 << power for power in range(self.most_rows.bit_length())):
                 # A batch of one row more than the next smaller shape is padded to this one.
                 if rows == 1 or (rows // 2 + 1) * (self._shorter(tokens) + 1) <= MAX_BATCH_TOKENS:
                     yield rows, tokens
 
     def profile(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Return the minimum, optimum and maximum shapes for a TensorRT profile."""
-        most = (MAX_BATCH_ROWS, self.lengths[-1])
+        most = (self.most_rows, self.lengths[-1])
         usual_tokens = next((n for n in self.lengths if n >= _USUAL[1]), self.lengths[-1])
         return (1, self.lengths[0]), (_USUAL[0], usual_tokens), most
 

@@ -12,11 +12,18 @@ from numpy.typing import NDArray
 
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import ProviderError
-from ptexport.runtime.ort.batch_shapes import CPU_BATCH_TOKENS, MAX_BATCH_TOKENS, Buckets
+from ptexport.runtime.ort.batch_shapes import (
+    CPU_BATCH_TOKENS,
+    CUDA_BATCH_ROWS,
+    MAX_BATCH_ROWS,
+    MAX_BATCH_TOKENS,
+    Buckets,
+)
 from ptexport.runtime.ort.cpus import available_cpus, quota_cpus
 from ptexport.runtime.ort.io_binding import BufferPool, Buffers, Ids, Shape
 from ptexport.runtime.ort.providers import (
     CPU,
+    CUDA,
     Provider,
     load_onnxruntime,
     open_session,
@@ -38,6 +45,7 @@ class Graph:
         threads: number of CPUs that the session uses.
         inputs: names of the graph's inputs.
         buckets: shapes that batches are padded to; None: batches keep their shape.
+        batch_rows: most rows of a batch.
         batch_tokens: most tokens of a batch of several rows, padding included.
         file: the model file, if graphs of other tasks can share the session; else None.
     """
@@ -61,6 +69,7 @@ class Graph:
         # An engine of TensorRT RTX has the task arrays among its inputs.
         self.inputs = [value.name for value in session.get_inputs() if value.name not in (arrays or {})]
         self.buckets = buckets
+        self.batch_rows = buckets.most_rows if buckets else MAX_BATCH_ROWS
         self.batch_tokens = MAX_BATCH_TOKENS if buckets else CPU_BATCH_TOKENS
         self.file = file
         self._shared = shared  # keeps it alive for the next graph with its key
@@ -212,5 +221,10 @@ def _load(model: Path, threads: int, provider: Provider) -> Any:
 
 
 def _usable(buckets: Buckets | None, provider: Provider) -> Buckets | None:
-    """Return the buckets on a GPU, where a batch shape has a cost, and for TensorRT RTX, whose engine has a profile."""
-    return buckets if provider.device_type != "cpu" or provider.name == TENSORRT_RTX else None
+    """Return the buckets on a GPU, where a batch shape has a cost, and for TensorRT RTX, whose engine has a profile.
+
+    CUDA takes more rows.
+    """
+    if buckets is None or (provider.device_type == "cpu" and provider.name != TENSORRT_RTX):
+        return None
+    return replace(buckets, most_rows=CUDA_BATCH_ROWS) if provider.name == CUDA else buckets

@@ -275,5 +275,11 @@ def _onnxruntime() -> str:
 
 
 def shorten_error(error: BaseException) -> str:
-    """Shorten an error of ONNX Runtime: without its source file, and without the middle of a long one."""
-    return reason(RuntimeError(re.sub(r"^\S*/onnxruntime\S* [^:]*::\S+ ", "", " ".join(str(error).split()))))
+    """Shorten an error of ONNX Runtime: without its source files and signatures, and without the middle of a long one.
+
+    CUDA's own reason, such as "CUDA failure 35: …", follows those; after it only the name of the call is kept.
+    """
+    text = " ".join(str(error).split())
+    text = re.sub(r"\S*/onnxruntime\S* [^\[]*\[with [^\]]*\] ", "", text)
+    text = re.sub(r" ; GPU=.* ; expr=(\w+).*", r" in \1", text)
+    return reason(RuntimeError(re.sub(r"^\S*/onnxruntime\S* [^:]*::\S+ ", "", text)))

@@ -168,14 +168,24 @@ class PromptClassifier(nn.Module):
         if self.pooling in ("mean", "pooled-mean"):
             weights = attention_mask[..., None].to(hidden_states.dtype)
             return (hidden_states * weights).sum(1) / weights.sum(1)
+        length = attention_mask.shape[1]
         if self.pooling == "mask":
             score = input_ids == self.vocab + n_prompt - 1
         elif self.pooling in ("first", "pooled"):
-            score = attention_mask
+            score = attention_mask * torch.arange(length, 0, -1, device=hidden_states.device)
         else:
-            score = attention_mask * torch.arange(attention_mask.shape[1], device=hidden_states.device)
-        index = score.to(torch.int32).argmax(1)  # ONNX Runtime before 1.20 does not support ArgMax of int64
+            score = attention_mask * torch.arange(1, length + 1, device=hidden_states.device)
+        index = first_of_largest(score)
         return hidden_states.gather(1, index[:, None, None].expand(-1, 1, hidden_states.shape[2]))[:, 0]
+
+
+def first_of_largest(score: Tensor) -> Tensor:
+    """Return the index of the largest score of each row, int [.., s] -> int64 [..]; exact for scores below 2 ** 24.
+
+    In float32, since ONNX Runtime's CUDA provider has no ArgMax of integers, and takes no CUDA graph with a node on the
+    CPU. Callers give each row one largest score: which of several equal ones a GPU returns is not defined.
+    """
+    return score.to(torch.float32).argmax(-1)
 
 
 def cache_of(prefix_kv: Tensor, batch: int) -> DynamicCache:

@@ -131,6 +131,13 @@ def test_a_few_texts_wait_for_one_batch_of_many(length: int, graph: RecordingGra
     assert many.result(30).items == list(range(1000, 1000 + 5 * SLICE_TEXTS))
 
 
+def test_a_device_with_larger_batches_gets_them_whole() -> None:
+    graph, batcher = RecordingGraph(100_000, batch_rows=256), Batcher()
+    many = ask(batcher, graph, [3] * 1024)
+    assert many.result(30).items == list(range(1, 1025))
+    assert max(len(batch) for batch in graph.batches) == 256
+
+
 def test_rows_of_two_engines_share_no_batch_and_both_get_on(graph: RecordingGraph) -> None:
     batcher, other = Batcher(), RecordingGraph()
     order: list[RecordingGraph] = []

@@ -1,19 +1,23 @@
 """Shapes of batches: what the engine makes fits them, and padding to them changes no answer."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptexport.runtime.bundle.model_file import OnnxFile
-from ptexport.runtime.engine.batching import batches
+from ptexport.runtime.engine.batching import batches, batches_for
 from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.errors import DataError
-from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Buckets
+from ptexport.runtime.ort import graph
+from ptexport.runtime.ort.batch_shapes import CUDA_BATCH_ROWS, MAX_BATCH_ROWS, MAX_BATCH_TOKENS, Buckets
 from ptexport.runtime.ort.graph import Graph
-from ptexport.runtime.ort.providers import Provider
+from ptexport.runtime.ort.providers import CPU, CUDA, TENSORRT, Provider
 
 TEXTS = ["the film was bright", "dull", "a slow story and a dull review", "Asia " * 20]
 
@@ -25,16 +29,18 @@ def test_lengths_grow_by_half_at_most() -> None:
     assert Buckets.up_to(5).lengths == (5,)
 
 
-@given(st.integers(1, 2048), st.data())
+@given(st.integers(1, 2048), st.sampled_from([MAX_BATCH_ROWS, CUDA_BATCH_ROWS]), st.data())
 @settings(max_examples=100)
-def test_every_batch_of_the_engine_has_a_shape_within_the_profile(longest: int, data: st.DataObject) -> None:
-    buckets = Buckets.up_to(longest)
+def test_every_batch_of_the_engine_has_a_shape_within_the_profile(
+    longest: int, most_rows: int, data: st.DataObject
+) -> None:
+    buckets = replace(Buckets.up_to(longest), most_rows=most_rows)
     least, usual, most = buckets.profile()
     assert least <= most
     assert all(low <= middle <= high for low, middle, high in zip(least, usual, most, strict=True))
-    lengths = data.draw(st.lists(st.integers(1, longest), min_size=1, max_size=100))
+    lengths = data.draw(st.lists(st.integers(1, longest), min_size=1, max_size=300))
     shapes = set(buckets.shapes())
-    for batch in batches(lengths, MAX_BATCH_TOKENS):
+    for batch in batches(lengths, most_rows=most_rows, most_tokens=MAX_BATCH_TOKENS):
         tokens = max(lengths[row] for row in batch)
         shape = buckets.fit(len(batch), tokens)
         assert shape in shapes, "warmed up"
@@ -55,11 +61,11 @@ def test_padding_to_shapes_changes_no_answer(bundle: str, request: pytest.Fixtur
     """What a GPU runs, on the CPU: the same buffers, shapes and numbers of recordings."""
     path: Path = request.getfixturevalue(bundle)
     engine = Engine.open(path, provider="cpu")
-    encoders, graph, _ = engine._state.get()
+    encoders, loaded, _ = engine._state.get()
     (encoder,) = encoders.of_task
     arrays = OnnxFile.parse((path / "model.onnx").read_bytes(), "").arrays
     padding = Graph(
-        graph.session,
+        loaded.session,
         arrays,
         provider=Provider(cuda_graph=True),
         buckets=Buckets.up_to(engine.manifest.task.max_length),
@@ -69,20 +75,31 @@ def test_padding_to_shapes_changes_no_answer(bundle: str, request: pytest.Fixtur
             ids = encoder.pad(encoder.encode(some))
             got = padding.run(ids)
             assert got.shape == (len(some), 2)
-            np.testing.assert_allclose(got, graph.run(ids), atol=2e-5)
+            np.testing.assert_allclose(got, loaded.run(ids), atol=2e-5)
     ids = encoder.pad(encoder.encode(TEXTS[:1]))
     seen = ids | {"attention_mask": np.ones_like(ids["attention_mask"])}
     wide = {name: np.pad(values, ((0, 0), (0, 16))) for name, values in seen.items()}
     wide["attention_mask"][:] = 1
-    assert np.abs(padding.run(wide) - graph.run(ids)).max() > 1e-3, "the control: padding that is not masked"
+    assert np.abs(padding.run(wide) - loaded.run(ids)).max() > 1e-3, "the control: padding that is not masked"
+
+
+@pytest.mark.parametrize(("name", "rows"), [(CPU, 32), (CUDA, 256), (TENSORRT, 32)])
+def test_cuda_runs_more_rows_at_once(name: str, rows: int, llama_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_the_cpu(model: str, options: Any, _: Provider) -> Any:
+        return onnxruntime.InferenceSession(model, options, providers=[CPU])
+
+    monkeypatch.setattr(graph, "open_session", on_the_cpu)
+    opened = Graph.open(llama_bundle / "model.onnx", provider=Provider(name=name), threads=1, buckets=Buckets.up_to(16))
+    assert opened.batch_rows == rows
+    assert {len(batch) for batch in batches_for(opened, [5] * 1024)} == {min(rows, opened.batch_tokens // 5)}
 
 
 def test_every_shape_is_warmed_up(llama_bundle: Path) -> None:
     engine = Engine.open(llama_bundle, provider="cpu")
     engine.warm_up()  # none on the CPU
-    graph = engine._state.get().graph
+    loaded = engine._state.get().graph
     arrays = OnnxFile.parse((llama_bundle / "model.onnx").read_bytes(), "").arrays
-    padding = Graph(graph.session, arrays, buckets=Buckets.up_to(24))
+    padding = Graph(loaded.session, arrays, buckets=Buckets.up_to(24))
     padding.warm_up()
     assert (
         {shape for shape, _ in padding._pool._free}

@@ -182,6 +182,46 @@ def test_products_elsewhere_are_refused() -> None:
         check_placement([(CPU, "Gather")], cuda)
 
 
+_SIGNATURE = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:{} std::conditional_t<THRW, void, "
+    "onnxruntime::common::Status> onnxruntime::CudaCall(ERRTYPE, const char*, const char*, SUCCTYPE, const char*, "
+    "const char*, int) [with ERRTYPE = cudaError; bool THRW = true; SUCCTYPE = cudaError; "
+    "std::conditional_t<THRW, void, common::Status> = void] "
+)
+_NODE = (
+    "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running MatMul node. Name:'node_MatMul_84' "
+    "Status Message: "
+)
+_PLACE = " ; GPU=0 ; hostname=box ; file=/onnxruntime_src/onnxruntime/core/providers/cuda/{} ; line=355 ; expr="
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            _SIGNATURE.format(154)
+            + _SIGNATURE.format(146)
+            + "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version"
+            + _PLACE.format("cuda_execution_provider.cc")
+            + "cudaSetDevice(info_.device_id); \n\n",
+            "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version in cudaSetDevice",
+        ),
+        (
+            _NODE
+            + "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED"
+            + _PLACE.format("math/matmul.cc")
+            + "cublasGemmHelper( GetCublasHandle(ctx), transB, transA, static_cast<int>(helper.N()), "
+            "static_cast<int>(helper.M()), static_cast<int>(helper.K()), &alpha, right, ldb, left, lda, UseTF32()); ",
+            _NODE + "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED in cublasGemmHelper",
+        ),
+        ("/onnxruntime_src/onnxruntime/core/x.cc:35 onnxruntime::Make(int) no such thing", "no such thing"),
+    ],
+)
+def test_an_error_of_cuda_keeps_its_reason(message: str, said: str) -> None:
+    """Messages of onnxruntime 1.31.1, whose reason stands behind up to 800 characters."""
+    assert providers.shorten_error(RuntimeError(message)) == said
+
+
 def test_the_placement_is_what_onnxruntime_says(model: str) -> None:
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

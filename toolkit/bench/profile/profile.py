@@ -18,7 +18,7 @@ from ptexport.runtime.engine.engine import Engine
 from ptexport.runtime.engine.lifetime import OpenState
 from ptexport.runtime.engine.task_encoders import TaskEncoders
 from ptexport.runtime.errors import BenchError
-from ptexport.runtime.ort.batch_shapes import CPU_BATCH_TOKENS
+from ptexport.runtime.ort.batch_shapes import CPU_BATCH_TOKENS, MAX_BATCH_ROWS
 from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.ort.graph import Graph, session_options
 from ptexport.runtime.ort.providers import Provider, open_session
@@ -151,7 +151,8 @@ def _batches(config: ProfileConfig, bundle: Bundle) -> list[list[str]]:
     synthetic = SyntheticTexts.of(bundle)
     if config.tokens > synthetic.longest:
         raise BenchError(f"--tokens: got {config.tokens}, the bundle takes at most {synthetic.longest}; give fewer")
-    most = len(next(batches([config.tokens + synthetic.n_fixed] * config.batch, CPU_BATCH_TOKENS)))
+    lengths = [config.tokens + synthetic.n_fixed] * config.batch
+    most = len(next(batches(lengths, most_rows=MAX_BATCH_ROWS, most_tokens=CPU_BATCH_TOKENS)))
     if config.batch > most:
         raise BenchError(
             f"--batch: got {config.batch}, an engine runs at most {most} such texts in a batch; give fewer"
