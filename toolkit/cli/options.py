@@ -10,6 +10,7 @@ import click
 
 from ptexport.runtime.bundle.manifest import Precision, TargetName
 from ptexport.runtime.errors import MissingExtraError
+from ptexport.runtime.ort.known_plugins import DEVICE_KINDS
 from ptexport.runtime.rows.columns import Columns
 
 
@@ -24,6 +25,33 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class Device(click.ParamType):
+    """A kind of device, or the number of one."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Convert a value; usage errors for anything else."""
+        if isinstance(value, int) or value in DEVICE_KINDS:
+            return value  # type: ignore[no-any-return]
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is not {', '.join(DEVICE_KINDS)} or a number.", param, ctx)
+        return int(value)
+
+
+class OneOption(click.ParamType):
+    """A KEY=VALUE."""
+
+    name = "option"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Split a value; usage errors if it has no key."""
+        key, equals, its = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not KEY=VALUE.", param, ctx)
+        return key, its
 
 
 class BundleFolder(click.Path):
@@ -66,10 +94,26 @@ _OPENING = (
         default="auto",
         show_default=True,
         metavar="NAME",
-        help="Execution provider: cpu, cuda, tensorrt, ONNX Runtime's own name of another one, or auto: CUDA if it "
-        "loads, else the CPU. The command fails if a named provider does not run the graph.",
+        help="Execution provider: cpu, cuda, tensorrt, a plugin such as openvino or webgpu, ONNX Runtime's own name of "
+        "another one, or auto: CUDA if it loads, else the CPU. The command fails if a named provider does not run the "
+        "graph.",
     ),
-    click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU."),
+    click.option(
+        "--device",
+        type=Device(),
+        default=0,
+        metavar="N|gpu|npu|cpu",
+        help="Number of the GPU; for a plugin a kind of device, or a number in its list (see doctor) [default: 0].",
+    ),
+    click.option(
+        "--provider-option",
+        "provider_options",
+        type=OneOption(),
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=lambda ctx, param, pairs: dict(pairs),
+        help="An option of the provider itself, under its own name; repeatable.",
+    ),
     threads,
     click.option("--cuda-graph", is_flag=True, help="Record a CUDA graph per batch shape and replay it."),
     click.option(
