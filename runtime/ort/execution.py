@@ -67,13 +67,14 @@ class Execution:
         """
         file = OnnxFile.parse(model.read_bytes(), str(model))
         plugin = find_plugin(self.provider)
+        chosen = None if plugin is None else self._choose_device(plugin)
         target = "tensorrt" if self.provider in ("tensorrt", TENSORRT) else plugin and plugin.target
         if target and file.arrays:
             raise ProviderError(
                 f"{model}: got overridable initializers, provider {self.provider} needs constants; export it with "
                 f"--target {target}"
             )
-        provider = self._choose(plugin)
+        provider = chosen or self._choose_built_in()
         buckets = Buckets.up_to(max_length)
         try:
             return self._on(provider, model, file, files, buckets)
@@ -84,16 +85,12 @@ class Execution:
             _log.warning("provider auto: uses the CPU, since %s", e)
             return self._on(Provider(degraded=str(e)), model, file, files, buckets)
 
-    def _choose(self, plugin: KnownPlugin | None) -> Provider:
-        """Choose a provider that is built into ONNX Runtime, or a plugin's device.
+    def _choose_device(self, plugin: KnownPlugin) -> Provider:
+        if self.cuda_graph:
+            raise ProviderError(f"provider {plugin.name}: got cuda_graph, which is for cuda; leave it out")
+        return choose_plugin(plugin, self.device, self.threads or available_cpus(), self.provider_options)
 
-        Raises:
-            ProviderError: the provider is unknown, lacks a library, or has no such device.
-        """
-        if plugin is not None:
-            if self.cuda_graph:
-                raise ProviderError(f"provider {plugin.name}: got cuda_graph, which is for cuda; leave it out")
-            return choose_plugin(plugin, self.device, self.threads or available_cpus(), self.provider_options)
+    def _choose_built_in(self) -> Provider:
         if isinstance(self.device, str) and self.device != _KIND_OF_BUILT_IN.get(self.provider):
             raise ProviderError(
                 f"provider {self.provider}: got device {self.device}, need the number of a GPU; choose one, or name a "

@@ -94,10 +94,10 @@ class PlayedSession:
         return [EP, CPU]
 
     def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
-        (all_nodes,) = self._session.get_provider_graph_assignment_info()
         return [
             SimpleNamespace(ep_name=CPU if node.op_type in self._elsewhere else EP, get_nodes=lambda node=node: [node])
-            for node in all_nodes.get_nodes()
+            for part in self._session.get_provider_graph_assignment_info()
+            for node in part.get_nodes()
         ]
 
 
