@@ -59,7 +59,7 @@ TARGETS: dict[TargetName, Target] = {
         # JetPack 6 has TensorRT 10.3; Attention came with 10.14.
         Target(name="tensorrt", opsets=(18,), precisions=("fp32", "fp16", "bf16", "int8"), objections=not_for_tensorrt),
         # OpenVINO's plugin 1.8.1 takes no overridable initializers, and no Attention of opset 23.
-        Target(name="openvino", opsets=(18,), precisions=("fp32", "fp16", "int8", "bf16", "int4")),
+        Target(name="openvino", opsets=(18,), precisions=("fp32", "fp16", "int8")),
         # Chrome's longest ArrayBuffer; see onnxruntime.ai/docs/tutorials/web/large-models.html.
         Target(name="web", opsets=(18, 23), precisions=("fp32", "int8", "int4", "fp16"), max_file_bytes=0x7FE00000),
     )

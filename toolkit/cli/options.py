@@ -27,31 +27,22 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-class Device(click.ParamType):
-    """A kind of device, or the number of one."""
-
-    name = "device"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """Convert a value; usage errors for anything else."""
-        if isinstance(value, int) or value in DEVICE_KINDS:
-            return value  # type: ignore[no-any-return]
-        if not str(value).isdecimal():
-            self.fail(f"{value!r} is not {', '.join(DEVICE_KINDS)} or a number.", param, ctx)
-        return int(value)
+def _device(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
+    """Convert a kind of device, or the number of one; usage errors for anything else."""
+    if value in DEVICE_KINDS:
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is not {', '.join(DEVICE_KINDS)} or a number.")
+    return int(value)
 
 
-class OneOption(click.ParamType):
-    """A KEY=VALUE."""
-
-    name = "option"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Split a value; usage errors if it has no key."""
-        key, equals, its = str(value).partition("=")
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Split each KEY=VALUE; usage errors for one without a key."""
+    pairs = [value.partition("=") for value in values]
+    for (key, equals, _), value in zip(pairs, values, strict=True):
         if not key or not equals:
-            self.fail(f"{value!r} is not KEY=VALUE.", param, ctx)
-        return key, its
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE.")
+    return {key: value for key, _, value in pairs}
 
 
 class BundleFolder(click.Path):
@@ -100,18 +91,17 @@ _OPENING = (
     ),
     click.option(
         "--device",
-        type=Device(),
-        default=0,
+        default="0",
+        callback=_device,
         metavar="N|gpu|npu|cpu",
         help="Number of the GPU; for a plugin a kind of device, or a number in its list (see doctor) [default: 0].",
     ),
     click.option(
         "--provider-option",
         "provider_options",
-        type=OneOption(),
         multiple=True,
         metavar="KEY=VALUE",
-        callback=lambda ctx, param, pairs: dict(pairs),
+        callback=_pairs,
         help="An option of the provider itself, under its own name; repeatable.",
     ),
     threads,

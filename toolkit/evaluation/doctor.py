@@ -94,7 +94,7 @@ def _plugin(plugin: "KnownPlugin") -> Check:
     except ProviderError as e:
         return Check(name=name, found=described(plugin), missing=str(e))
     if not listed:
-        return Check(name=name, found=described(plugin), missing=why_no_device(plugin))
+        return Check(name=name, found="no device", missing=why_no_device(plugin))
     return Check(name=name, found=f"{described(plugin)}; {shown(listed)}")
 
 
