@@ -15,10 +15,8 @@ from ptexport.runtime.engine.task_encoders import TaskEncoders
 from ptexport.runtime.engine.text_encoder import Text, Tokens
 from ptexport.runtime.errors import BundleError
 from ptexport.runtime.ort.graph import Graph
+from ptexport.runtime.ort.known_plugins import BF16_TOLERANCE
 from ptexport.runtime.ort.providers import CPU, Provider
-
-_BF16_TOLERANCE = 0.5
-"""Largest difference of a logit in bf16, which has three digits and which the exporting CPU could not run."""
 
 
 def golden_texts(rows: Sequence[GoldenRow]) -> list[Text]:
@@ -65,7 +63,7 @@ def check_golden(
 def tolerance_of(parity: Parity | None, provider: Provider) -> float:
     """Choose the largest difference of a golden row's logit for a provider."""
     if parity is None:
-        return _BF16_TOLERANCE
+        return BF16_TOLERANCE  # the exporting CPU could not run it
     return parity.tolerance if provider.name == CPU else max(parity.tolerance, provider.tolerance)
 
 

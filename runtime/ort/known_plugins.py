@@ -13,6 +13,8 @@ MODULE_PREFIX = "onnxruntime_ep_"
 """How the modules of plugins are called; the rest of the name, with hyphens, is the value of `--provider`."""
 
 DEVICE_KINDS = ("cpu", "gpu", "npu")
+BF16_TOLERANCE = 0.5
+"""Largest difference of a golden row's logit in bf16, which has three digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +27,10 @@ class KnownPlugin:
         wheel: its name on PyPI.
         options: options that every session gets, so that it computes in the graph's precision, as parity was measured.
         threads: name of its option for the number of CPUs; None: it has none.
+        precision: name of its option for the precision of products; None: it has none.
         json_option: name of the option that takes all others as one JSON object by device; None: it takes them as such.
         target: export target of the graphs that it takes; None: it takes those of any target.
-        tolerance: largest difference of a logit of the golden rows.
+        tolerance: largest difference of a logit of the golden rows, unless the caller asks for products in bf16.
         hint: what to do if it lists no device.
     """
 
@@ -36,6 +39,7 @@ class KnownPlugin:
     wheel: str
     options: tuple[tuple[str, str], ...] = ()
     threads: str | None = None
+    precision: str | None = None
     json_option: str | None = None
     target: TargetName | None = None
     tolerance: float = 0.05
@@ -51,6 +55,7 @@ KNOWN_PLUGINS = {
             wheel="onnxruntime-ep-openvino",
             # Without the hint, processors with AMX compute in bf16.
             options=(("INFERENCE_PRECISION_HINT", "f32"),),
+            precision="INFERENCE_PRECISION_HINT",
             threads="INFERENCE_NUM_THREADS",
             json_option="load_config",
             target="openvino",

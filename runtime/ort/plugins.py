@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from typing import Any
 
 from ptexport.runtime.errors import ProviderError
-from ptexport.runtime.ort.known_plugins import KNOWN_PLUGINS, MODULE_PREFIX, KnownPlugin
+from ptexport.runtime.ort.known_plugins import BF16_TOLERANCE, KNOWN_PLUGINS, MODULE_PREFIX, KnownPlugin
 from ptexport.runtime.ort.providers import (
     Provider,
     full_name,
@@ -96,6 +96,7 @@ def choose_plugin(plugin: KnownPlugin, device: int | str, threads: int, options:
     if plugin.threads is not None and chosen.kind == "cpu":
         its[plugin.threads] = str(threads)
     its |= options
+    in_bf16 = plugin.precision is not None and its.get(plugin.precision) == "bf16"
     if plugin.json_option is not None:
         its = {plugin.json_option: json.dumps({chosen.own_name: its})}
     return Provider(
@@ -104,7 +105,7 @@ def choose_plugin(plugin: KnownPlugin, device: int | str, threads: int, options:
         options=tuple(its.items()),
         ep_device=chosen.handle,
         hardware=chosen.description,
-        tolerance=plugin.tolerance,
+        tolerance=BF16_TOLERANCE if in_bf16 else plugin.tolerance,
     )
 
 

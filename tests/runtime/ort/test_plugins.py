@@ -159,6 +159,9 @@ def test_threads_and_options_of_ours_come_after_those_of_the_caller(played: Play
     )
     assert dict(choose_plugin(plugin, "cpu", 3, {}).options) == {"hint": "f32", "threads": "3"}
     assert dict(choose_plugin(plugin, "gpu", 3, {"hint": "bf16"}).options) == {"hint": "bf16"}
+    in_bf16 = replace(plugin, precision="hint")
+    tolerances = [choose_plugin(in_bf16, "gpu", 3, {"hint": hint}).tolerance for hint in ("f32", "bf16")]
+    assert tolerances == [0.05, 0.5]
     played.devices = [device_of("GPU", ov_device="GPU.1")]
     as_json = replace(plugin, json_option="load_config")
     (option,) = choose_plugin(as_json, "gpu", 3, {"a": "b"}).options
