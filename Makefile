@@ -1,10 +1,10 @@
-# setup, demo, test, browser, check, docs, soak, bench-quick, figures. Everything else is a command of ptexport itself.
+# setup, demo, test, browser, plugins, check, docs, soak, bench-quick, figures. Everything else is a command of ptexport itself.
 
 PYTHON ?= python3
 BIN := .venv/bin
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test browser check docs soak bench-quick figures
+.PHONY: setup demo test browser plugins check docs soak bench-quick figures
 
 setup: .venv/ready
 
@@ -26,6 +26,12 @@ test: setup
 # The server's page in headless Chromium; needs Debian's packages chromium and chromium-driver.
 browser: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/runtime/server/browser
+
+# OpenVINO's and WebGPU's plugins for ONNX Runtime, for real; WebGPU on the software Vulkan of Debian's package chromium.
+plugins: setup
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/plugins onnxruntime-ep-openvino==1.8.1 onnxruntime-ep-webgpu==0.4.0
+	PYTHONPATH=build/plugins ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER=1 VK_ICD_FILENAMES=/usr/lib/chromium/vk_swiftshader_icd.json \
+		OMP_NUM_THREADS=1 $(BIN)/pytest -m plugins tests/runtime/ort/test_installed_plugins.py
 
 # mypy and editors see the folders under their import name through these links.
 check: setup

@@ -23,7 +23,7 @@ Pooling = Literal["last", "mask", "first", "mean", "pooled", "pooled-mean"]
 """The hidden state that becomes logits: of the last real token, of the mask slot, of the first token, the mean over all
 tokens, or of the first token after the backbone's own pooler."""
 
-TargetName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "web"]
+TargetName = Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx", "openvino", "web"]
 """Deployment target of a graph; see docs/export.md."""
 
 TextField = Literal["text", "text_b", "choice"]

@@ -56,7 +56,8 @@ class Engine:
         path: str | Path,
         *,
         provider: str = "auto",
-        device: int = 0,
+        device: int | str = 0,
+        provider_options: Mapping[str, str] = MappingProxyType({}),
         threads: int | None = None,
         cuda_graph: bool = False,
         build: Build = "allowed",
@@ -72,9 +73,12 @@ class Engine:
             path: folder of the bundle, or, as a string, its name on the hub: `hub:OWNER/NAME[@REVISION]`, which is
                 downloaded into the cache once.
             provider: execution provider: "auto" (CUDA if it can load the graph, else the CPU; `info.degraded` and the
-                log say why), "cpu", "cuda", "tensorrt", or ONNX Runtime's own name of another one. A named provider is
-                the one that runs, or `open` raises.
-            device: number of the GPU.
+                log say why), "cpu", "cuda", "tensorrt", a plugin such as "openvino" or "webgpu", whose wheel must be
+                installed, or ONNX Runtime's own name of another one. A named provider is the one that runs, or `open`
+                raises.
+            device: number of the GPU; for a plugin "gpu", "npu", "cpu", or a number in its list, which
+                `ptexport doctor` shows.
+            provider_options: the provider's own options by name, which come before those that ptexport sets.
             threads: CPUs to use; None: all that this process may use.
             cuda_graph: record a CUDA graph per batch shape and replay it: less CPU work and more GPU memory, one call
                 at a time. Raises if the whole graph cannot run on the GPU.
@@ -91,7 +95,14 @@ class Engine:
             ProviderError: the provider does not run the graph: a library, the device or TensorRT's engine is missing.
             MissingExtraError: ONNX Runtime, or for a signature model-signing, is not installed.
         """
-        execution = Execution(provider=provider, device=device, threads=threads, cuda_graph=cuda_graph, build=build)
+        execution = Execution(
+            provider=provider,
+            device=device,
+            threads=threads,
+            cuda_graph=cuda_graph,
+            build=build,
+            provider_options=provider_options,
+        )
         bundle = Bundle.open(local_folder(path), require_signature=require_signature)
         graph = execution.open(bundle.path / MODEL, bundle.manifest.files, longest_row(bundle), bundle.manifest.engine)
         encoders = TaskEncoders.open(bundle)  # after the graph: they fit into the memory that loading it has freed

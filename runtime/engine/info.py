@@ -15,7 +15,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         provider: ONNX Runtime's name of the execution provider that runs the graph.
         degraded: why provider "auto" chose the CPU; None: it did not, or no GPU was found.
-        device: number of the GPU; 0 on the CPU.
+        device: number of the GPU, or of a plugin's device among those that it lists; 0 on the CPU.
+        hardware: what a plugin says of its device, such as "CPU, Intel"; None: the provider is not a plugin.
         threads: number of CPUs that the session uses.
         placement: number of nodes by provider; None: all are on the CPU, or this ONNX Runtime cannot tell.
         cuda_graph: whether runs are recorded as CUDA graphs and replayed.
@@ -28,6 +29,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     degraded: str | None
     device: int
+    hardware: str | None
     threads: int
     placement: dict[str, int] | None
     cuda_graph: bool
@@ -45,6 +47,7 @@ def info_of(graph: Graph, *, golden_max_abs_diff: float, bundle: str, weights_sh
         provider=graph.provider.name,
         degraded=graph.provider.degraded,
         device=graph.provider.device,
+        hardware=graph.provider.hardware,
         threads=graph.threads,
         placement=None if placed is None else dict(Counter(name for name, _ in placed)),
         cuda_graph=graph.provider.cuda_graph,

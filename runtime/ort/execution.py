@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
@@ -11,11 +11,15 @@ from ptexport.runtime.bundle.manifest import EngineEntry, FileEntry
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.ort.batch_shapes import Buckets
+from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.ort.graph import Graph
+from ptexport.runtime.ort.known_plugins import DEVICE_KINDS, KnownPlugin
+from ptexport.runtime.ort.plugins import choose_plugin, find_plugin
 from ptexport.runtime.ort.providers import CPU, TENSORRT, Provider, choose_provider
 from ptexport.runtime.ort.tensorrt import Build, Engines
 from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX, engine_for
 
+_KIND_OF_BUILT_IN = {"cpu": "cpu", "cuda": "gpu", "tensorrt": "gpu"}
 _log = logging.getLogger("ptexport.runtime")
 
 
@@ -24,10 +28,11 @@ class Execution:
     """How to run a bundle: the arguments of `Engine.open`."""
 
     provider: str
-    device: int
+    device: int | str
     threads: int | None
     cuda_graph: bool
     build: Build
+    provider_options: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the values, which may come from another program or language.
@@ -37,9 +42,14 @@ class Execution:
         """
         if self.build not in get_args(Build):
             raise ProviderError(f"build: got {self.build!r}, need one of {', '.join(get_args(Build))}; choose one")
-        for name, value, least in (("device", self.device, 0), ("threads", self.threads, 1)):
-            if (value is not None or name == "device") and (not isinstance(value, int) or value < least):
-                raise ProviderError(f"{name}: got {value!r}, need a whole number of at least {least}; choose one")
+        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+            raise ProviderError(f"threads: got {self.threads!r}, need a whole number of at least 1; choose one")
+        if self.device not in DEVICE_KINDS and (not isinstance(self.device, int) or self.device < 0):
+            kinds = ", ".join(DEVICE_KINDS)
+            raise ProviderError(f"device: got {self.device!r}, need {kinds}, or a number from 0; choose one")
+        for key, value in self.provider_options.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise ProviderError(f"provider_options: got {key!r}: {value!r}, need strings; write both as strings")
 
     def open(
         self, model: Path, files: Mapping[str, FileEntry], max_length: int, engine: EngineEntry | None = None
@@ -60,13 +70,17 @@ class Execution:
             MissingExtraError: ONNX Runtime is not installed.
         """
         file = OnnxFile.parse(model.read_bytes(), str(model))
-        if self.provider in ("tensorrt", TENSORRT) and file.arrays:
-            raise ProviderError(
-                f"{model}: got overridable initializers, TensorRT needs constants; export it with --target tensorrt"
-            )
         if self.provider in ("tensorrt-rtx", TENSORRT_RTX):
-            model = engine_for(model, engine, self.device)
-        provider = choose_provider(self.provider, device=self.device, cuda_graph=self.cuda_graph)
+            model = engine_for(model, engine, self.device if isinstance(self.device, int) else 0)
+        plugin = find_plugin(self.provider)
+        chosen = None if plugin is None else self._choose_device(plugin)
+        target = "tensorrt" if self.provider in ("tensorrt", TENSORRT) else plugin and plugin.target
+        if target and file.arrays:
+            raise ProviderError(
+                f"{model}: got overridable initializers, provider {self.provider} needs constants; export it with "
+                f"--target {target}"
+            )
+        provider = chosen or self._choose_built_in()
         buckets = Buckets.up_to(max_length)
         try:
             return self._on(provider, model, file, files, buckets)
@@ -76,6 +90,24 @@ class Execution:
                 raise
             _log.warning("provider auto: uses the CPU, since %s", e)
             return self._on(Provider(degraded=str(e)), model, file, files, buckets)
+
+    def _choose_device(self, plugin: KnownPlugin) -> Provider:
+        if self.cuda_graph:
+            raise ProviderError(f"provider {plugin.name}: got cuda_graph, which is for cuda; leave it out")
+        return choose_plugin(plugin, self.device, self.threads or available_cpus(), self.provider_options)
+
+    def _choose_built_in(self) -> Provider:
+        if isinstance(self.device, str) and self.device != _KIND_OF_BUILT_IN.get(self.provider):
+            raise ProviderError(
+                f"provider {self.provider}: got device {self.device}, need the number of a GPU; choose one, or name a "
+                "plugin"
+            )
+        return choose_provider(
+            self.provider,
+            device=self.device if isinstance(self.device, int) else 0,
+            cuda_graph=self.cuda_graph,
+            options=self.provider_options,
+        )
 
     def _on(
         self, provider: Provider, model: Path, file: OnnxFile, files: Mapping[str, FileEntry], buckets: Buckets

@@ -77,7 +77,7 @@ class Graph:
         with provider_errors(self.provider):
             values = {name: OrtValue.ortvalue_from_numpy(array, *device) for name, array in (arrays or {}).items()}
         recorded = self.provider.cuda_graph
-        make = partial(Buffers, session, self.inputs, values, device)
+        make = partial(Buffers, session, self.inputs, values, device, rebinds=self.provider.ep_device is not None)
         self._pool = BufferPool(make, recorded=recorded, kept=_KEPT_OF_BUCKETS if buckets else _KEPT)
         # A CUDA graph can only be replayed by the thread that recorded it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ptexport-cuda-graph") if recorded else None

@@ -29,6 +29,8 @@ class Buffers:
         device: ONNX Runtime's name of the device type, and the number of the device.
         shape: shape of the ids.
         recorded_as: number of the CUDA graph that records the run, one per shape; None: no recording.
+        rebinds: whether ids are bound again in each run: ONNX Runtime copies them when they are bound, not when they
+            run, if the device of a plugin is not that of the values (OpenVINO's, 1.8.1, has memory of its own).
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class Buffers:
         device: tuple[str, int],
         shape: Shape,
         recorded_as: int | None = None,
+        *,
+        rebinds: bool = False,
     ) -> None:
         from onnxruntime import OrtValue
 
@@ -47,6 +51,7 @@ class Buffers:
         self._ids = {name: OrtValue.ortvalue_from_shape_and_type(list(shape), np.int64, *device) for name in inputs}
         self._logits: Any = None
         self._recorded_as = recorded_as
+        self._rebinds = rebinds
         self._bound = session.io_binding()
         for name, value in (self._ids | dict(arrays)).items():
             self._bound.bind_ortvalue_input(name, value)
@@ -56,6 +61,8 @@ class Buffers:
         """Compute the logits of a batch that fits into the shape, float32 [rows, …]; the rest is padding."""
         for name, value in self._ids.items():
             value.update_inplace(self._padded(ids[name]))
+            if self._rebinds:
+                self._bound.bind_ortvalue_input(name, value)
         if self._logits is None:  # the first run allocates the output, and later runs reuse it
             self._session.run_with_iobinding(self._bound, self._options(_NOT_RECORDED))
             (self._logits,) = self._bound.get_outputs()

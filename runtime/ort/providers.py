@@ -12,17 +12,20 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from ptexport.runtime.errors import MissingExtraError, ProviderError, PtexportError, reason
 from ptexport.runtime.ort.elf import loads, needed_libraries, run_paths
+from ptexport.runtime.ort.known_plugins import KNOWN_PLUGINS
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 _SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
+_GPU_TOLERANCE = 0.05
+"""Largest difference of a golden row's logit on CUDA and TensorRT; parity was measured on the CPU."""
 _DRIVER = "libcuda.so.1"
 _VERSIONED = {"libcublas": "CUDA", "libcudart": "CUDA", "libcudnn": "cuDNN", "libnvinfer": "TensorRT"}
 """Products by library, if both have the same version number, unlike libcurand and others."""
@@ -38,11 +41,14 @@ class Provider:
 
     Attributes:
         name: ONNX Runtime's name.
-        device: number of the GPU; 0 on the CPU.
+        device: number of the GPU, or of a plugin's device among those that it lists; 0 on the CPU.
         options: options of the provider.
         entries: configuration entries of the session.
         cuda_graph: whether the run of each batch shape is recorded as a CUDA graph and replayed.
         degraded: why "auto" chose the CPU instead of CUDA; None: it did not.
+        ep_device: an OrtEpDevice of a plugin; None: the provider is built into ONNX Runtime.
+        hardware: what a plugin says of its device; None: the provider is built into ONNX Runtime.
+        tolerance: largest difference of a golden row's logit, if the provider is not the CPU's.
     """
 
     name: str = CPU
@@ -51,10 +57,13 @@ class Provider:
     entries: Pairs = ()
     cuda_graph: bool = False
     degraded: str | None = field(default=None, compare=False)
+    ep_device: Any = field(default=None, compare=False)
+    hardware: str | None = field(default=None, compare=False)
+    tolerance: float = field(default=_GPU_TOLERANCE, compare=False)
 
     @property
     def device_type(self) -> str:
-        """ONNX Runtime's name of the device type that holds values."""
+        """ONNX Runtime's name of the device type that holds values; a plugin copies them to its device itself."""
         return "cuda" if self.name in (CUDA, TENSORRT) else "cpu"
 
     def named(self) -> list[str | tuple[str, dict[str, str]]]:
@@ -76,36 +85,53 @@ def load_onnxruntime() -> ModuleType:
     return onnxruntime  # type: ignore[no-any-return]
 
 
-def choose_provider(requested: str, *, device: int = 0, cuda_graph: bool = False) -> Provider:
-    """Choose an execution provider.
+def choose_provider(
+    requested: str,
+    *,
+    device: int = 0,
+    cuda_graph: bool = False,
+    options: Mapping[str, str] = MappingProxyType({}),
+) -> Provider:
+    """Choose an execution provider that is built into ONNX Runtime.
 
     Args:
         requested: "auto" (CUDA if it loads, else the CPU), "cpu", "cuda", "tensorrt", or ONNX Runtime's own name of
-            another one, which gets no options. "auto" never chooses TensorRT, which builds engines for minutes.
+            another one. "auto" never chooses TensorRT, which builds engines for minutes.
         device: number of the GPU.
         cuda_graph: see `Provider`.
+        options: the provider's own options, which come before ours.
 
     Raises:
-        ProviderError: this ONNX Runtime was built without the provider, or a library that it needs does not load.
+        ProviderError: this ONNX Runtime was built without the provider, or a library that it needs does not load; or
+            options are given to "auto" or the CPU's.
     """
     available = load_onnxruntime().get_available_providers()
+    name = full_name(requested)
+    if options and name in ("auto", CPU):
+        got = f"got the option {next(iter(options))}"
+        raise ProviderError(f"provider {requested}: {got}, takes none; leave it out, or name another provider")
     if requested == "auto":
         return _automatic(available, device, cuda_graph)
-    name = _SHORT_NAMES.get(requested, requested)
     if name not in available:
         ours = ", ".join(("auto", *_SHORT_NAMES))
-        known = f"need {ours}, or one that it has: {', '.join(available)}"
+        known = f"need {ours}, a plugin ({', '.join(KNOWN_PLUGINS)}), or one that it has: {', '.join(available)}"
         advice = "install another, such as 'ptexport[gpu]'" if name in _SHORT_NAMES.values() else "choose one of these"
         got = f"{_onnxruntime()} was built without it" if name.endswith("ExecutionProvider") else "unknown"
         raise ProviderError(f"provider {requested}: {got}, {known}; {advice}")
     if name == CPU:
         return _on_cpu(requested, device, cuda_graph)
     if name not in (CUDA, TENSORRT):
-        return replace(_on_cpu(requested, device, cuda_graph), name=name)
+        return replace(_on_cpu(requested, device, cuda_graph), name=name, options=tuple(options.items()))
     lacking = lacking_libraries(name)
     if lacking:
         raise ProviderError(f"provider {requested}: {lacking}; install what is missing, or use provider cpu")
-    return _on_gpu(name, device, cuda_graph)
+    chosen = _on_gpu(name, device, cuda_graph)
+    return replace(chosen, options=tuple((dict(chosen.options) | dict(options)).items()))
+
+
+def full_name(requested: str) -> str:
+    """Return ONNX Runtime's name of a provider that is built into it."""
+    return _SHORT_NAMES.get(requested, requested)
 
 
 def _on_cpu(requested: str, device: int, cuda_graph: bool) -> Provider:
@@ -201,9 +227,8 @@ def open_session(model: str, options: Any, provider: Provider) -> Any:
         options.add_session_config_entry(key, value)
     if provider.name != CPU:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    onnxruntime = load_onnxruntime()
     with provider_errors(provider):
-        session = onnxruntime.InferenceSession(model, options, providers=provider.named(), enable_fallback=0)
+        session = _open(model, options, provider)
     got = session.get_providers()
     if got[0] != provider.name:
         raise ProviderError(
@@ -215,6 +240,14 @@ def open_session(model: str, options: Any, provider: Provider) -> Any:
     return session
 
 
+def _open(model: str, options: Any, provider: Provider) -> Any:
+    onnxruntime = load_onnxruntime()
+    if provider.ep_device is None:
+        return onnxruntime.InferenceSession(model, options, providers=provider.named(), enable_fallback=0)
+    options.add_provider_for_devices([provider.ep_device], dict(provider.options))
+    return onnxruntime.InferenceSession(model, options, enable_fallback=0)
+
+
 @contextlib.contextmanager
 def provider_errors(provider: Provider) -> Iterator[None]:
     """Raise a ProviderError for any error of ONNX Runtime in the block; a PtexportError passes."""
@@ -222,13 +255,13 @@ def provider_errors(provider: Provider) -> Iterator[None]:
         yield
     except PtexportError:
         raise
-    except _onnxruntime_errors() as e:
+    except onnxruntime_errors() as e:
         advice = "export it for the CPU, or use another provider" if provider.name == CPU else "use provider cpu"
         raise ProviderError(f"provider {provider.name}: cannot run this graph ({shorten_error(e)}); {advice}") from e
 
 
 @functools.cache
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
     """List what ONNX Runtime raises: the exceptions of its extension module, which have no common base, and others."""
     state = load_onnxruntime().capi.onnxruntime_pybind11_state
     own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]

@@ -37,6 +37,7 @@ _T = TypeVar("_T")
 ENGINE = "engine.onnx"
 _RECORD = "engine.json"
 _WORKSPACE_BYTES = 1 << 30
+_NOT_IN_KEY = ("device_id", "trt_cuda_graph_enable")  # options that engines do not depend on
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +74,8 @@ class Engines:
         Raises:
             ProviderError: there is no GPU, or the version of TensorRT cannot be read.
         """
-        options = tensorrt_options(inputs, buckets)
+        own = {name: value for name, value in provider.options if name not in _NOT_IN_KEY}
+        options = tensorrt_options(inputs, buckets) | own
         gpu = read_gpu(provider.device)
         made_for = {
             "model": files[MODEL].sha256,

@@ -99,7 +99,7 @@ def _command_line() -> str:
 @click.option(
     "--run",
     type=click.Path(path_type=Path),
-    help="Run that the bundle was exported from; required for systems by name.",
+    help="Run that the bundle was exported from; required for most systems by name.",
 )
 @click.option(
     "--provider",

@@ -10,6 +10,7 @@ import click
 
 from ptexport.runtime.bundle.manifest import Precision, TargetName
 from ptexport.runtime.errors import MissingExtraError
+from ptexport.runtime.ort.known_plugins import DEVICE_KINDS
 from ptexport.runtime.rows.columns import Columns
 
 
@@ -24,6 +25,24 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
+    """Convert a kind of device, or the number of one; usage errors for anything else."""
+    if value in DEVICE_KINDS:
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is not {', '.join(DEVICE_KINDS)} or a number.")
+    return int(value)
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Split each KEY=VALUE; usage errors for one without a key."""
+    pairs = [value.partition("=") for value in values]
+    for (key, equals, _), value in zip(pairs, values, strict=True):
+        if not key or not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE.")
+    return {key: value for key, _, value in pairs}
 
 
 class BundleFolder(click.Path):
@@ -66,10 +85,25 @@ _OPENING = (
         default="auto",
         show_default=True,
         metavar="NAME",
-        help="Execution provider: cpu, cuda, tensorrt, ONNX Runtime's own name of another one, or auto: CUDA if it "
-        "loads, else the CPU. The command fails if a named provider does not run the graph.",
+        help="Execution provider: cpu, cuda, tensorrt, a plugin such as openvino or webgpu, ONNX Runtime's own name of "
+        "another one, or auto: CUDA if it loads, else the CPU. The command fails if a named provider does not run the "
+        "graph.",
     ),
-    click.option("--device", type=click.IntRange(0), default=0, help="Number of the GPU."),
+    click.option(
+        "--device",
+        default="0",
+        callback=_device,
+        metavar="N|gpu|npu|cpu",
+        help="Number of the GPU; for a plugin a kind of device, or a number in its list (see doctor) [default: 0].",
+    ),
+    click.option(
+        "--provider-option",
+        "provider_options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_pairs,
+        help="An option of the provider itself, under its own name; repeatable.",
+    ),
     threads,
     click.option("--cuda-graph", is_flag=True, help="Record a CUDA graph per batch shape and replay it."),
     click.option(

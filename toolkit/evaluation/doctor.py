@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
+from typing import TYPE_CHECKING
 
 import msgspec
 from packaging.requirements import Requirement
@@ -14,6 +15,9 @@ from ptexport.runtime.cache_dir import cache_home
 from ptexport.runtime.errors import ProviderError, reason
 from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.ort.cuda_driver import read_gpu
+
+if TYPE_CHECKING:
+    from ptexport.runtime.ort.known_plugins import KnownPlugin
 
 _EXTRAS = ("train", "serve", "parquet", "install", "sign", "bench")
 _MODELS = {
@@ -44,6 +48,7 @@ def examine() -> list[Check]:
         Check(name="python", found=f"{platform.python_version()}, {sys.platform} {platform.machine()}"),
         Check(name="cpus", found=f"{available_cpus()} for this process, {os.cpu_count()} in the machine"),
         _onnxruntime(),
+        *_plugins(),
         *(_extra(name) for name in _EXTRAS),
         *(_model(name, module, wheel) for name, (module, wheel) in _MODELS.items()),
         _torch_device(),
@@ -69,6 +74,28 @@ def _onnxruntime() -> Check:
         name="ONNX Runtime",
         found=f"{onnxruntime.__version__}, built with {', '.join(providers)}; --provider auto takes {used}",
     )
+
+
+def _plugins() -> list[Check]:
+    """List the devices of each installed plugin of ONNX Runtime, or why it has none."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return []
+    from ptexport.runtime.ort.plugins import installed_plugins
+
+    return [_plugin(plugin) for plugin in installed_plugins()]
+
+
+def _plugin(plugin: "KnownPlugin") -> Check:
+    from ptexport.runtime.ort.plugins import described, list_devices, shown, why_no_device
+
+    name = f"plugin {plugin.name}"
+    try:
+        listed = list_devices(plugin)
+    except ProviderError as e:
+        return Check(name=name, found=described(plugin), missing=str(e))
+    if not listed:
+        return Check(name=name, found="no device", missing=why_no_device(plugin))
+    return Check(name=name, found=f"{described(plugin)}; {shown(listed)}")
 
 
 def _extra(name: str) -> Check:

@@ -20,9 +20,10 @@ from ptexport.runtime.cache_dir import cache_home
 from ptexport.runtime.engine.info import EngineInfo
 from ptexport.runtime.errors import ProviderError, PtexportError
 from ptexport.runtime.ort.cuda_driver import Gpu, read_gpu
+from ptexport.runtime.ort.plugins import installed_plugins
 from ptexport.toolkit.evaluation.doctor import Check, examine
 
-PROVIDERS = ("cpu", "cuda", "tensorrt")
+BUILT_IN = ("cpu", "cuda", "tensorrt")
 SIZES = ((1, 28), (8, 28), (32, 28), (1, 100))
 ROUNDS = 9
 _NEIGHBOURS = 20  # texts of each of three lengths
@@ -85,7 +86,7 @@ class ProviderReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_providers(bundle: Path, *, device: int = 0) -> ProviderReport:
-    """Run a bundle on every provider.
+    """Run a bundle on every provider that is built in, and on every installed plugin.
 
     Raises:
         BundleError: the bundle does not match its manifest.
@@ -94,7 +95,8 @@ def check_providers(bundle: Path, *, device: int = 0) -> ProviderReport:
     with contextlib.suppress(ProviderError):
         gpu = read_gpu(device)
     manifest = Bundle.open(bundle).manifest
-    runs = [_run(bundle, provider, device) for provider in PROVIDERS]
+    runs = [_run(bundle, provider, device if provider != "cpu" else 0) for provider in BUILT_IN]
+    runs += [_run(bundle, plugin.name, 0) for plugin in installed_plugins()]
     return ProviderReport(
         bundle=manifest.name,
         target=manifest.graph.target,
@@ -109,7 +111,7 @@ def check_providers(bundle: Path, *, device: int = 0) -> ProviderReport:
 def _run(bundle: Path, provider: str, device: int) -> ProviderRun:
     started = time.perf_counter()
     try:
-        engine = Engine.open(bundle, provider=provider, device=0 if provider == "cpu" else device)
+        engine = Engine.open(bundle, provider=provider, device=device)
         open_s = time.perf_counter() - started
         return ProviderRun(
             provider=provider,

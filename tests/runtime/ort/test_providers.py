@@ -89,11 +89,14 @@ def test_control_what_onnxruntime_does_by_itself(call: dict[str, Any], silent: b
     ("asked", "message"),
     [
         ("cuda", r"libcublasLt\.so\.\d+.* cannot be loaded, and onnxruntime .* needs CUDA \d+.* an NVIDIA driver"),
-        ("tensorrt", r"got overridable initializers, TensorRT needs constants; export it with --target tensorrt"),
+        (
+            "tensorrt",
+            r"got overridable initializers, provider tensorrt needs constants; export it with --target tensorrt",
+        ),
         (CUDA, r"provider CUDAExecutionProvider: libcublasLt"),
         (
             "NoSuchExecutionProvider",
-            r"was built without it, need auto, cpu, cuda, tensorrt, or one",
+            r"was built without it, need auto, cpu, cuda, tensorrt, a plugin \(openvino, ",
         ),
         ("OpenVINOExecutionProvider", r"provider OpenVINO.* was built without it"),
         ("gpu", r"provider gpu: unknown, need auto, cpu"),
@@ -300,7 +303,10 @@ def test_without_cuda_in_the_wheel_a_driver_is_a_reason(
     "options", [{"build": "Never"}, {"threads": 0}, {"threads": -1}, {"device": -1}, {"threads": "2"}]
 )
 def test_odd_values_are_refused(options: dict[str, Any], llama_bundle: Path) -> None:
-    with pytest.raises(ProviderError, match=r"need one of allowed, never|need a whole number of at least"):
+    with pytest.raises(
+        ProviderError,
+        match=r"need one of allowed, never|need a whole number of at least|need cpu, gpu, npu, or a number from 0",
+    ):
         Engine.open(llama_bundle, **options)
 
 

@@ -18,6 +18,20 @@ from ptexport.toolkit.progress import Progress
 from ptexport.toolkit.store.cache import cached_folder
 
 
+def own_graph_worker(
+    name: str, baseline: Baseline, bundle: Path, hardware: Hardware, progress: Progress
+) -> Callable[[], Worker]:
+    """Install what a baseline needs to run the bundle's own graph, and return a function that starts it.
+
+    Raises:
+        BenchError: it cannot be installed here.
+        OutputError: the cache cannot be written.
+    """
+    overlay = _overlay(baseline.requirements, progress)
+    arguments = ["serve", baseline.system, "", str(bundle), *hardware.arguments()]
+    return lambda: Worker(name, SYSTEM_WORKER, arguments, threads=hardware.threads, overlay=overlay)
+
+
 def prepare_baseline(
     name: str, baseline: Baseline, case: Case, hardware: Hardware, progress: Progress
 ) -> Callable[[], Worker]:
@@ -27,9 +41,11 @@ def prepare_baseline(
         BenchError: it cannot be installed or exported here.
         OutputError: the cache cannot be written.
     """
+    assert baseline.prepares is not None, "it has a graph of its own"
+    prepares = baseline.prepares
     if baseline.reads_gguf and case.config.gguf is None:
         raise BenchError(f"{name}: reads a GGUF file, and this backbone was not converted from one; leave it out")
-    overlay = _overlay(name, baseline.requirements, progress) if baseline.requirements else None
+    overlay = _overlay(baseline.requirements, progress) if baseline.requirements else None
 
     def start(mode: str, module: str, folder: Path) -> Worker:
         arguments = [mode, module, str(case.path), str(folder), *hardware.arguments()]
@@ -37,7 +53,7 @@ def prepare_baseline(
 
     def make(folder: Path) -> None:
         progress.stage(f"preparing {name} (once)")
-        with start("prepare", baseline.prepares, folder) as worker:
+        with start("prepare", prepares, folder) as worker:
             worker.wait()
 
     folder = cached_folder("bench", f"{case.digest}-{name}-{_digest(baseline, hardware)}", make=make)
@@ -53,12 +69,13 @@ def _digest(baseline: Baseline, hardware: Hardware) -> str:
     return hashlib.sha256("\n".join(used + code).encode()).hexdigest()[:12]
 
 
-def _overlay(name: str, requirements: tuple[str, ...], progress: Progress) -> Path:
+def _overlay(requirements: tuple[str, ...], progress: Progress) -> Path:
     """Install packages into a folder of the cache that takes precedence in the baseline's processes."""
+    name = requirements[0].partition("==")[0]
     digest = hashlib.sha256("\n".join([sys.version, this_machine().processor, *requirements]).encode()).hexdigest()[:12]
 
     def make(folder: Path) -> None:
-        progress.stage(f"installing {', '.join(requirements)} for {name} (once)")
+        progress.stage(f"installing {', '.join(requirements)} (once)")
         options = ("--quiet", "--no-deps", "--target", str(folder))
         command = [sys.executable, "-m", "pip", "install", *options, *requirements]
         done = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -11,7 +11,7 @@ from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.ort.providers import choose_provider
 from ptexport.toolkit.bench.interleaved import FULL, QUICK, Contender, Workloads, bundle_name, measure
 from ptexport.toolkit.bench.report import BenchReport
-from ptexport.toolkit.bench.speed.prepare import prepare_baseline
+from ptexport.toolkit.bench.speed.prepare import own_graph_worker, prepare_baseline
 from ptexport.toolkit.bench.speed.report import Cost, Size, size_name, speed_report
 from ptexport.toolkit.bench.synthetic_texts import SyntheticTexts
 from ptexport.toolkit.bench.systems.baselines import BASELINES
@@ -34,7 +34,7 @@ class SpeedConfig:
     Attributes:
         bundle: folder of the bundle.
         against: names of baselines, and folders of bundles.
-        run: folder of the run that the bundle was exported from; None: `against` has bundles only.
+        run: folder of the run that the bundle was exported from; None: `against` has nothing that needs it.
         threads: number of CPUs that each system may use; None: all that this process may use.
         provider: execution provider; see `Hardware`.
         quick: whether to measure fewer sizes and rounds.
@@ -136,13 +136,17 @@ def _find_entrants(config: SpeedConfig, bundle: Bundle, hardware: Hardware, prog
     digests, left_out = {first: bundle.manifest.digest}, {}
     for name in config.against:
         if name in BASELINES:
-            assert case is not None, "checked by _case"
+            baseline = BASELINES[name]
             try:
-                start = prepare_baseline(name, BASELINES[name], case, hardware, progress)
+                if baseline.prepares is None:
+                    start = own_graph_worker(name, baseline, config.bundle, hardware, progress)
+                else:
+                    assert case is not None, "checked by _case"
+                    start = prepare_baseline(name, baseline, case, hardware, progress)
             except BenchError as e:
                 left_out[name] = str(e)
                 continue
-            tolerance: float | None = BASELINES[name].tolerance
+            tolerance: float | None = baseline.tolerance
         else:
             other = Bundle.open(Path(name))
             if other.labels != bundle.labels:
@@ -157,8 +161,8 @@ def _find_entrants(config: SpeedConfig, bundle: Bundle, hardware: Hardware, prog
 
 
 def _case(config: SpeedConfig, bundle: Bundle, progress: Progress) -> Case | None:
-    """Make the case of the baselines; None: `against` names none."""
-    baselines = [name for name in config.against if name in BASELINES]
+    """Make the case of the baselines; None: `against` names none that needs one."""
+    baselines = [name for name in config.against if name in BASELINES and BASELINES[name].prepares is not None]
     for name in config.against:
         if name not in BASELINES and not Path(name).is_dir():
             known = ", ".join(BASELINES)

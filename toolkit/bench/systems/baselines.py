@@ -48,7 +48,7 @@ class Baseline:
 
     Attributes:
         system: module of this package with its class.
-        prepares: module of this package with its `prepare`.
+        prepares: module of this package with its `prepare`; None: it runs the bundle's own graph, and needs no run.
         description: description for the report.
         tolerance: largest difference of a logit from the bundle's, as a share of the range of the bundle's logits.
         requirements: packages that are installed for it alone.
@@ -56,12 +56,14 @@ class Baseline:
     """
 
     system: str
-    prepares: str
+    prepares: str | None
     description: str
     tolerance: float = 1e-2
     requirements: tuple[str, ...] = ()
     reads_gguf: bool = False
 
+
+_OPENVINO = ("openvino==2026.4.1",)
 
 BASELINES = {
     "peft": Baseline(
@@ -135,5 +137,19 @@ BASELINES = {
         tolerance=0.1,  # rounds activations to 8 bits, or weights to bf16
         requirements=("llama-cpp-python==0.3.36", "diskcache==5.6.3"),
         reads_gguf=True,
+    ),
+    "openvino": Baseline(
+        system="openvino",
+        prepares=None,
+        description="the bundle's own graph and tokenizer in OpenVINO instead of ONNX Runtime, in the precision of the "
+        "graph",
+        requirements=_OPENVINO,
+    ),
+    "openvino-bf16": Baseline(
+        system="openvino_bf16",
+        prepares=None,
+        description="the same, with products in bf16, on processors for which OpenVINO lists BF16",
+        tolerance=0.1,
+        requirements=_OPENVINO,
     ),
 }

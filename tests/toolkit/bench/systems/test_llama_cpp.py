@@ -109,7 +109,7 @@ def test_it_has_the_logits_of_the_bundle(llama: Path, llama_run: Path, llama_bun
         got = np.concatenate([worker.request(texts)["logits"] for texts in BATCHES])
     assert difference(got, expected) < tolerance
 
-    overlay = prepare._overlay(NAME, BASELINES[NAME].requirements, Quiet())  # in the cache by now
+    overlay = prepare._overlay(BASELINES[NAME].requirements, Quiet())  # in the cache by now
     assert difference(logits_of(case, tmp_path / "same", overlay), expected) < 1e-3
     embeddings = case.prompt_embeddings.copy()
     embeddings[-1] = 0
