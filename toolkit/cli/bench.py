@@ -112,8 +112,8 @@ def _command_line() -> str:
 @click.option(
     "--sizes",
     metavar="SIZES",
-    help="Sizes to measure, texts per call x tokens per text, such as 1x28,128x100 [default: 1, 8 and 32 texts of 8, 28, "
-    "100 and 250 tokens; with --quick three of these].",
+    help="Sizes to measure, texts per call x tokens per text, such as 1x28,128x100 [default: 1, 8 and 32 texts of 8, "
+    "28, 100 and 250 tokens; with --quick three of these].",
 )
 @_quick
 @reported
@@ -206,7 +206,6 @@ def gpu(
 
     from ptexport.toolkit.bench.gpu.proof import REPORT, ProofConfig, prove
     from ptexport.toolkit.bench.report import HTML
-    from ptexport.toolkit.bench.terminal import print_report
     from ptexport.toolkit.cli.progress_bars import reporting
 
     config = ProofConfig(
@@ -222,8 +221,9 @@ def gpu(
     if as_json:
         click.echo(msgspec.json.encode(proof.report))
     else:
-        print_report(proof.report)
-        click.echo(f"{out / REPORT / HTML}")
+        for result in proof.results:
+            click.echo(result.line)
+        click.echo(f"{proof.report.verdict[0]}\n{out / REPORT / HTML}")
     if proof.unproved is not None:
         raise BenchError(f"{out}: no GPU is proved, need one that passes ({proof.unproved}); see docs/gpu.md")
 

@@ -52,10 +52,12 @@ class Proof:
 
     Attributes:
         report: report of all steps that have a result.
+        results: their results, in order.
         unproved: why no GPU is proved; None: one is.
     """
 
     report: BenchReport
+    results: list[StepResult]
     unproved: str | None
 
 
@@ -90,10 +92,13 @@ def prove(config: ProofConfig, progress: Progress) -> Proof:
         progress.stage(step.name)
         results[step.name] = _result(step, device, config.out, deadline)
         results[step.name].write(config.out)
-        write_report(config.out / REPORT, _report(config, steps, results, device), force=True)
-    report = _report(config, steps, results, device)
+        if results[step.name].status != "not run":
+            report = gpu_report(steps, results, device, command=config.command)
+            write_report(config.out / REPORT, report, force=True)
+    report = gpu_report(steps, results, device, command=config.command)
     write_report(config.out / REPORT, report, force=True)
-    return Proof(report=report, unproved=why_unproved(steps, results, device))
+    in_order = [results[step.name] for step in steps if step.name in results]
+    return Proof(report=report, results=in_order, unproved=why_unproved(steps, results, device))
 
 
 def _asked(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
@@ -120,7 +125,3 @@ def _result(step: Step, device: Device, out: Path, deadline: float | None) -> St
         why = f"was cut off after {left:.0f} s, since the time of this call was over; call again"
         return msgspec.structs.replace(result, status="not run", why=why)
     return result
-
-
-def _report(config: ProofConfig, steps: Sequence[Step], results: dict[str, StepResult], device: Device) -> BenchReport:
-    return gpu_report(steps, results, device, command=config.command)

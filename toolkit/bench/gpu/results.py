@@ -51,6 +51,12 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     seconds: float
     findings: list[Finding] = []
 
+    @property
+    def line(self) -> str:
+        """The result in one line."""
+        why = f": {self.why}" if self.why else ""
+        return f"{self.name}: {self.status}, {self.seconds:.1f} s{why}"
+
     def write(self, out: Path) -> None:
         """Write the result into the folder of a proof.
 
