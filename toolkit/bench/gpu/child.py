@@ -9,6 +9,7 @@ soon as it is found, so that those before a crash are kept.
 import importlib
 import os
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -82,6 +83,14 @@ class Scorer:
     def logits(self, texts: list[str]) -> NDArray[np.float32]:
         """Compute the first task's logits of texts, float32 [texts, labels]."""
         return np.stack(logits_of(self.graph, self._encoders.of_task[0].encode(texts)))[:, 0]
+
+
+def ptexport(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command of ptexport; what it says on standard error is in the log of the step too."""
+    command = [sys.executable, "-m", "ptexport.toolkit.cli.main", *map(str, arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    sys.stderr.write(done.stderr)
+    return done
 
 
 def random_ids(graph: Graph, shape: tuple[int, int], seed: int) -> dict[str, NDArray[np.int64]]:

@@ -4,12 +4,11 @@ Their values do not change the latency, and logits are compared with those of th
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ptexport.toolkit.bench.gpu.child import ptexport
 from ptexport.toolkit.bench.gpu.results import Finding
 from ptexport.toolkit.bench.gpu.steps import CASES, Job
 from ptexport.toolkit.models.checkpoint import find_checkpoint
@@ -38,7 +37,7 @@ def measure(job: Job) -> Iterator[Finding]:
         labels = ",".join(f"{label}={label}" if causal else label for label in _LABELS)
         words = ["--template", "{text}"] if causal else []
         given = ["import", "peft", place / "adapter", "--out", place / "run", "--model", job.model]
-        _ptexport(*given, "--labels", labels, "--rows", rows, *words).check_returncode()
+        ptexport(*given, "--labels", labels, "--rows", rows, *words).check_returncode()
     yield Finding(what="run", ok=True, said=str(place / "run"))
     for variant in job.variants:
         *target, precision, opset = variant.split("-")
@@ -46,7 +45,7 @@ def measure(job: Job) -> Iterator[Finding]:
         drop = [] if precision == "fp32" else ["--max-accuracy-drop", "100"]  # the prompt is random
         made = place / variant
         if not made.exists():
-            done = _ptexport("export", place / "run", "--out", made, *given, "--rows", rows, *drop)
+            done = ptexport("export", place / "run", "--out", made, *given, "--rows", rows, *drop)
             if done.returncode:
                 yield Finding(what=variant, ok=False, said=done.stderr.strip().splitlines()[-1])
                 continue
@@ -69,10 +68,3 @@ def _save_adapter(path: Path, model: str, *, causal: bool) -> None:
     task = "CAUSAL_LM" if causal else "SEQ_CLS"
     config = PromptTuningConfig(task_type=task, num_virtual_tokens=CASES.get(model, _FEWEST))
     get_peft_model(base, config).save_pretrained(str(path))
-
-
-def _ptexport(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ptexport.toolkit.cli.main", *map(str, arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    sys.stderr.write(done.stderr)
-    return done

@@ -1,11 +1,10 @@
 """`ptexport bench speed` on some sizes -> its sentences, latencies, and shares of the card's rates by precision."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ptexport.runtime.errors import BenchError
+from ptexport.toolkit.bench.gpu.child import ptexport
 from ptexport.toolkit.bench.gpu.results import Finding
 from ptexport.toolkit.bench.gpu.steps import Job
 from ptexport.toolkit.bench.report import BenchReport
@@ -21,12 +20,9 @@ def measure(job: Job) -> Iterator[Finding]:
     """
     against = ",".join([*(path for path in job.variants if Path(path).is_dir()), *job.rivals])
     sizes = ",".join(f"{batch}x{tokens}" for batch, tokens in job.sizes)
-    command = [sys.executable, "-m", "ptexport.toolkit.cli.main", "bench", "speed", job.bundle, "--against", against]
-    options = ["--run", str(Path(job.case) / "run"), "--provider", job.provider, "--sizes", sizes, "--quick"]
-    done = subprocess.run(
-        [*command, *options, "--out", job.out, "--force"], check=False, capture_output=True, text=True
-    )
-    sys.stderr.write(done.stderr)
+    given = ("--run", Path(job.case) / "run", "--provider", job.provider, "--sizes", sizes, "--quick")
+    compared = ("--against", against) if against else ()
+    done = ptexport("bench", "speed", job.bundle, *compared, *given, "--out", job.out, "--force")
     if done.returncode:
         raise BenchError((done.stderr.strip().splitlines() or ["bench speed: failed without a word"])[-1])
     report = BenchReport.read(Path(job.out))

@@ -7,7 +7,21 @@ import numpy as np
 import pytest
 from commands import ptexport
 
-from ptexport.toolkit.bench.gpu import buffers, child, doctor, graph, inputs, parity, peak, place, reference, start
+from ptexport.runtime.errors import BenchError
+from ptexport.toolkit.bench import interleaved
+from ptexport.toolkit.bench.gpu import (
+    buffers,
+    child,
+    doctor,
+    graph,
+    inputs,
+    parity,
+    peak,
+    place,
+    reference,
+    speed,
+    start,
+)
 from ptexport.toolkit.bench.gpu.reasons import REFERENCE
 from ptexport.toolkit.bench.gpu.results import StepResult
 from ptexport.toolkit.bench.gpu.runner import run_step
@@ -114,7 +128,7 @@ def test_inputs_are_made_and_a_refused_export_is_passed_over(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its commands run in this process, which has loaded PyTorch; what exists is kept."""
-    monkeypatch.setattr(inputs, "_ptexport", ptexport)
+    monkeypatch.setattr(inputs, "ptexport", ptexport)
     place_ = tmp_path / "made"
     job = Job(provider="cpu", case=str(place_), model=str(llama), variants=("int8-18", "fp32-18"))
     run, refused, made = inputs.measure(job)
@@ -154,12 +168,19 @@ def test_tensorrt_is_asked_for_by_name(case: Path, tmp_path: Path) -> None:
     assert "tensorrt" in result.why.lower()
 
 
-def test_speed_at_the_given_sizes(case: Path, tmp_path: Path) -> None:
-    result = run(step_of(case, "speed", sizes=((2, 8),)), tmp_path / "out")
-    assert result.status == "passed", result.why
-    (timed,) = (finding for finding in result.findings if "ms" in finding.values)
+def test_speed_at_the_given_sizes(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pauses, and the command in this process."""
+    monkeypatch.setattr(interleaved, "PAUSE_S", 0.0)
+    monkeypatch.setattr(interleaved, "SAMPLE_S", 0.0)
+    monkeypatch.setattr(speed, "ptexport", ptexport)
+    timed, verdict = speed.measure(job_of(case, sizes=((2, 8),)))
     assert timed.what == "ptexport, fp32, 2x8"
     assert 0 < timed.values["share of product rate"] < 1
+    assert "at 2 x 8" in verdict.said
+    with pytest.raises(BenchError, match="need more to measure"):
+        list(speed.measure(job_of(case, sizes=((2, 100_000),))))
+    said = ptexport("bench", "speed", case / "fp32-18", "--sizes", "8", "--out", case / "report")
+    assert (said.returncode, "--sizes 8: need texts x tokens" in said.stderr) == (2, True)
 
 
 def test_speed_beside_rivals_in_lower_precision(case: Path, tmp_path: Path) -> None:

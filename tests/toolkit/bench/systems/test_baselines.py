@@ -168,15 +168,16 @@ def test_older_transformers_get_the_base_of_rotary_embeddings(llama_run: Path, t
 def test_a_fixed_setting_in_lower_precision(
     name: str, family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Its logits are those of fp32 within its tolerance, but not the same; another prompt is the control."""
+    """Its logits are those of fp32 within its tolerance, but not the same.
+
+    A wholly different prompt is the control: zeros in one embedding are within bf16's rounding on these models.
+    """
     case = case_of(request.getfixturevalue(f"{family}_run"))
     baseline = BASELINES[name]
     (tmp_path / SETTING).write_text(json.dumps({"setting": baseline.setting}))
-    other = with_another_embedding(case)
+    other = replace(case, prompt_embeddings=-20 * case.prompt_embeddings)
     if baseline.prepares is not None:
-        for each, folder in ((case, tmp_path), (other, tmp_path / "other")):
-            folder.mkdir(exist_ok=True)
-            import_module(f"ptexport.toolkit.bench.systems.{baseline.prepares}").prepare(each, folder, HARDWARE)
+        import_module(f"ptexport.toolkit.bench.systems.{baseline.prepares}").prepare(case, tmp_path, HARDWARE)
     system = import_module(f"ptexport.toolkit.bench.systems.{baseline.system}").SYSTEM
     opened_ = system(case, tmp_path, HARDWARE)
     assert opened_.setting == f"{name[-4:]}, eager"
@@ -185,4 +186,4 @@ def test_a_fixed_setting_in_lower_precision(
     worst = np.abs(np.array(opened_.logits(BATCHES[0])) - expected).max() / np.ptp(expected)
     assert 1e-6 < worst < baseline.tolerance
     another = np.array(eager(other, tmp_path)(BATCHES[0]))
-    assert np.abs(another - expected).max() / np.ptp(expected) > 2 * worst
+    assert np.abs(another - expected).max() / np.ptp(expected) > baseline.tolerance
