@@ -217,6 +217,14 @@ def test_what_runs_a_bundle(llama_bundle: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith(("CPUExecutionProvider ", "CUDAExecutionProvider "))
 
 
+def test_the_gpu_proof(llama_bundle: Path, tmp_path: Path) -> None:
+    """Where there is a GPU it runs for minutes; here every step says why it does not."""
+    shutil.copytree(llama_bundle, tmp_path / "build" / "demo" / "bundle")
+    said = run_commands(ROOT / "docs" / "gpu.md", tmp_path)
+    assert (tmp_path / "build" / "gpu" / "report" / "report.html").is_file()
+    assert ("no GPU was proved" in said) == ("is proved: every" not in said)
+
+
 def test_the_hub(llama_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command in a process of its own, since this one has loaded huggingface_hub offline."""
     shutil.copytree(llama_bundle, tmp_path / "build" / "demo" / "bundle")
@@ -305,6 +313,7 @@ def test_every_page_is_linked_and_runs_its_commands() -> None:
     run = [page for page in pages if blocks(ROOT / "docs" / page, "sh")]
     assert run == [
         "benchmarks.md",
+        "gpu.md",
         "hub.md",
         "import.md",
         "methods.md",

@@ -1,6 +1,6 @@
 """A bundle -> what it costs on this machine, beside its alternatives.
 
-Every bench makes one `BenchReport`. Its rooms: systems (what is measured), speed, serve, profile, quality.
+Every bench makes one `BenchReport`. Its rooms: systems (what is measured), speed, serve, profile, quality, gpu.
 
     report.py           the result type
     ratio.py            ratios of latencies -> slower, faster, or no measurable difference

@@ -2,8 +2,8 @@
 
     python -m ptexport.toolkit.bench.machine_peak THREADS PROVIDER
 
-A response has the rates of a large float32 matrix product, of an int8 one, and of copying memory. CPUs are timed with
-the clock, a GPU with CUDA events.
+A response has the rates of a large float32 matrix product, of an int8 one, and of copying memory; of a GPU also
+those of products in TF32, fp16 and bf16. CPUs are timed with the clock, a GPU with CUDA events.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def _on_cpus(threads: int) -> Rates:
 
 
 def _on_gpu() -> Rates:
-    """Measure the GPU that PyTorch uses, in full float32 as graphs run."""
+    """Measure the GPU that PyTorch uses, float32 in full precision as graphs run."""
     import torch
 
     event: Any = torch.cuda.Event  # has no types
@@ -70,12 +71,27 @@ def _on_gpu() -> Rates:
         milliseconds: float = begin.elapsed_time(end)
         return milliseconds / 1000
 
-    return lambda: _rates(
-        GPU_SIZE,
-        seconds,
-        lambda: torch.mm(*floats),
-        lambda: torch._int_mm(integers[0], integers[1].T),
-        lambda: target.copy_(source),
+    halves = {
+        name: [some.to(dtype) for some in floats] for name, dtype in (("fp16", torch.half), ("bf16", torch.bfloat16))
+    }
+
+    def others() -> dict[str, float]:
+        """Measure the products that only a GPU has."""
+        torch.backends.cuda.matmul.allow_tf32 = True
+        pairs = {"tf32": floats, **halves}
+        times = {name: min(seconds(partial(torch.mm, *pair)) for _ in range(TRIALS)) for name, pair in pairs.items()}
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return {f"{name}_flops": 2 * GPU_SIZE**3 / fastest for name, fastest in times.items()}
+
+    return lambda: (
+        others()
+        | _rates(
+            GPU_SIZE,
+            seconds,
+            lambda: torch.mm(*floats),
+            lambda: torch._int_mm(integers[0], integers[1].T),
+            lambda: target.copy_(source),
+        )
     )
 
 

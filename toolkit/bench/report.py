@@ -185,7 +185,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     format: int = FORMAT
-    kind: Literal["speed", "quality", "serve", "profile"]
+    kind: Literal["speed", "quality", "serve", "profile", "gpu"]
     title: str
     made: str
     command: str

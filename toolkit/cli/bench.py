@@ -1,6 +1,7 @@
 """The commands `ptexport bench …`. Each writes a report as JSON, Markdown and HTML, except `compare`."""
 
 import functools
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -108,6 +109,12 @@ def _command_line() -> str:
     show_default=True,
     help="Execution provider of all systems, and PyTorch's device. We have not run CUDA yet.",
 )
+@click.option(
+    "--sizes",
+    metavar="SIZES",
+    help="Sizes to measure, texts per call x tokens per text, such as 1x28,128x100 [default: 1, 8 and 32 texts of 8, "
+    "28, 100 and 250 tokens; with --quick three of these].",
+)
 @_quick
 @reported
 def speed(
@@ -116,6 +123,7 @@ def speed(
     against: str,
     run: Path | None,
     provider: str,
+    sizes: str | None,
     threads: int | None,
     *,
     quick: bool,
@@ -146,9 +154,78 @@ def speed(
         threads=threads,
         provider=provider,
         quick=quick,
+        sizes=None if sizes is None else _sizes(sizes),
         command=_command_line(),
     )
     return bench_speed(config, cost_of, progress)
+
+
+def _sizes(given: str) -> list[tuple[int, int]]:
+    """Read sizes such as 1x28,8x100."""
+    found = [re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", size.strip()) for size in given.split(",")]
+    if None in found:
+        raise click.UsageError(f"--sizes {given}: need texts x tokens, such as 1x28,128x100.")
+    return [(int(size[1]), int(size[2])) for size in found if size is not None]
+
+
+@bench.command()
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the results; a step with one is kept."
+)
+@click.option(
+    "--bundles",
+    default="",
+    metavar="FOLDERS",
+    help="Bundles, or folders of bundles and the `run` they are of, separated by commas [default: bundles of SmolLM2 "
+    "and MiniLM are made].",
+)
+@click.option(
+    "--only", default="", metavar="STEPS", help="Run these steps, even again: names or patterns, separated by commas."
+)
+@click.option("--seconds", type=shared.FiniteRange(1), help="Time after which no step goes on.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="cpu: a rehearsal, which proves nothing.",
+)
+@shared.as_json
+@shared.log_file
+def gpu(
+    out: Path, bundles: str, only: str, seconds: float | None, provider: str, log_file: Path | None, *, as_json: bool
+) -> None:
+    """Prove step by step that a GPU runs bundles with the logits of Transformers, and measure how fast.
+
+    Exit code 0 only where a GPU was proved. We have not run it on a GPU yet; see docs/gpu.md.
+    """
+    with shared.extra("bench"):
+        import jinja2  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
+    import msgspec
+
+    from ptexport.toolkit.bench.gpu.proof import REPORT, ProofConfig, prove
+    from ptexport.toolkit.bench.report import HTML
+    from ptexport.toolkit.cli.progress_bars import reporting
+
+    config = ProofConfig(
+        out=out,
+        bundles=[Path(name) for name in bundles.split(",") if name],
+        only=[name for name in only.split(",") if name],
+        seconds=seconds,
+        provider=provider,
+        command=_command_line(),
+    )
+    with reporting(as_json=as_json, log_file=log_file) as progress:
+        proof = prove(config, progress)
+    if as_json:
+        click.echo(msgspec.json.encode(proof.report))
+    else:
+        for result in proof.results:
+            click.echo(result.line)
+        click.echo(f"{proof.report.verdict[0]}\n{out / REPORT / HTML}")
+    if proof.unproved is not None:
+        raise BenchError(f"{out}: no GPU is proved, need one that passes ({proof.unproved}); see docs/gpu.md")
 
 
 @bench.command()

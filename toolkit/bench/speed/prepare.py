@@ -1,6 +1,7 @@
 """A baseline -> a function that starts its process; what it needs once is installed or exported into the cache."""
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from ptexport.runtime.errors import BenchError
 from ptexport.runtime.ort.providers import load_onnxruntime
 from ptexport.toolkit.bench import systems
 from ptexport.toolkit.bench.report import this_machine
-from ptexport.toolkit.bench.systems.baselines import Baseline
+from ptexport.toolkit.bench.systems.baselines import SETTING, Baseline
 from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.workers import SYSTEM_WORKER, Hardware, Worker
 from ptexport.toolkit.progress import Progress
@@ -41,8 +42,6 @@ def prepare_baseline(
         BenchError: it cannot be installed or exported here.
         OutputError: the cache cannot be written.
     """
-    assert baseline.prepares is not None, "it has a graph of its own"
-    prepares = baseline.prepares
     if baseline.reads_gguf and case.config.gguf is None:
         raise BenchError(f"{name}: reads a GGUF file, and this backbone was not converted from one; leave it out")
     overlay = _overlay(baseline.requirements, progress) if baseline.requirements else None
@@ -53,8 +52,11 @@ def prepare_baseline(
 
     def make(folder: Path) -> None:
         progress.stage(f"preparing {name} (once)")
-        with start("prepare", prepares, folder) as worker:
-            worker.wait()
+        if baseline.setting is not None:
+            (folder / SETTING).write_text(json.dumps({"setting": baseline.setting}), encoding="utf-8")
+        if baseline.prepares is not None:
+            with start("prepare", baseline.prepares, folder) as worker:
+                worker.wait()
 
     folder = cached_folder("bench", f"{case.digest}-{name}-{_digest(baseline, hardware)}", make=make)
     return lambda: start("serve", baseline.system, folder)

@@ -138,6 +138,7 @@ def _peak(
         computing, reading = flops / sgemm, cost.read_bytes / copy
         shares = [max(computing, reading) / s for s in seconds]
         figures.append(Figure.of(f"share/{size_name((batch, tokens))}", shares, "of peak"))
+        figures.append(Figure.of(f"work/{size_name((batch, tokens))}", [flops / 1e9], "GFLOP"))
         cells = [f"{flops / 1e9:.2f}", f"{flops / statistics.median(seconds) / 1e9:.0f}"]
         limit = "arithmetic" if computing >= reading else "reading the weights"
         rows.append([_shown((batch, tokens)), *cells, f"{statistics.median(shares):.0%}", limit])

@@ -38,6 +38,7 @@ class SpeedConfig:
         threads: number of CPUs that each system may use; None: all that this process may use.
         provider: execution provider; see `Hardware`.
         quick: whether to measure fewer sizes and rounds.
+        sizes: sizes to measure; None: those of this bench.
         command: command line, for the report.
     """
 
@@ -47,6 +48,7 @@ class SpeedConfig:
     threads: int | None
     provider: str
     quick: bool
+    sizes: Sequence[Size] | None = None
     command: str
 
 
@@ -83,7 +85,8 @@ def bench_speed(config: SpeedConfig, cost_of: Callable[[int], Cost | None], prog
     bundle = Bundle.open(config.bundle)
     synthetic = SyntheticTexts.of(bundle)
     entrants = _find_entrants(config, bundle, hardware, progress)
-    sizes = [size for size in (QUICK_SIZES if config.quick else SIZES) if size[1] <= synthetic.longest]
+    wanted = config.sizes or (QUICK_SIZES if config.quick else SIZES)
+    sizes = [size for size in wanted if size[1] <= synthetic.longest]
     if not sizes:
         raise BenchError(
             f"{config.bundle}: takes texts of {synthetic.longest} tokens, need more to measure; give another bundle"
@@ -138,7 +141,7 @@ def _find_entrants(config: SpeedConfig, bundle: Bundle, hardware: Hardware, prog
         if name in BASELINES:
             baseline = BASELINES[name]
             try:
-                if baseline.prepares is None:
+                if baseline.own_graph:
                     start = own_graph_worker(name, baseline, config.bundle, hardware, progress)
                 else:
                     assert case is not None, "checked by _case"
@@ -162,7 +165,7 @@ def _find_entrants(config: SpeedConfig, bundle: Bundle, hardware: Hardware, prog
 
 def _case(config: SpeedConfig, bundle: Bundle, progress: Progress) -> Case | None:
     """Make the case of the baselines; None: `against` names none that needs one."""
-    baselines = [name for name in config.against if name in BASELINES and BASELINES[name].prepares is not None]
+    baselines = [name for name in config.against if name in BASELINES and not BASELINES[name].own_graph]
     for name in config.against:
         if name not in BASELINES and not Path(name).is_dir():
             known = ", ".join(BASELINES)

@@ -42,17 +42,23 @@ class System(Protocol):
         """Compute the logits of texts with equal numbers of tokens."""
 
 
+SETTING = "setting.json"
+"""File in the folder of a baseline with its setting."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
     """A system that `--against` takes by name.
 
     Attributes:
         system: module of this package with its class.
-        prepares: module of this package with its `prepare`; None: it runs the bundle's own graph, and needs no run.
+        prepares: module of this package with its `prepare`; None: nothing is prepared.
         description: description for the report.
         tolerance: largest difference of a logit from the bundle's, as a share of the range of the bundle's logits.
         requirements: packages that are installed for it alone.
         reads_gguf: whether it reads the GGUF file that the backbone was converted from.
+        setting: fixed setting; None: `prepare` chooses the fastest, or there is only one.
+        own_graph: whether it runs the bundle's own graph, and so needs no run.
     """
 
     system: str
@@ -61,6 +67,32 @@ class Baseline:
     tolerance: float = 1e-2
     requirements: tuple[str, ...] = ()
     reads_gguf: bool = False
+    setting: str | None = None
+    own_graph: bool = False
+
+
+_MODES = {"": "eager", "-compiled": "compiled", "-max-autotune": "compiled with CUDA graphs"}
+"""Settings of PyTorch by the end of a baseline's name."""
+
+
+def _lower_precision() -> dict[str, Baseline]:
+    """List PEFT and Transformers with a fixed setting in lower precision, which GPUs multiply in."""
+    listed = {}
+    for dtype in ("fp16", "bf16"):
+        setting = f"{dtype}, eager"
+        described = f"PEFT as trained, in {dtype}, as `peft` otherwise"
+        listed[f"peft-{dtype}"] = Baseline(
+            system="peft_eager", prepares="peft_eager", description=described, tolerance=0.1, setting=setting
+        )
+        for suffix, mode in _MODES.items():
+            listed[f"transformers-{dtype}{suffix}"] = Baseline(
+                system="transformers_torch",
+                prepares=None,
+                description=f"Transformers in {dtype}, {mode}, as `transformers` otherwise",
+                tolerance=0.1,
+                setting=f"{dtype}, {mode}",
+            )
+    return listed
 
 
 _OPENVINO = ("openvino==2026.4.1",)
@@ -144,6 +176,7 @@ BASELINES = {
         description="the bundle's own graph and tokenizer in OpenVINO instead of ONNX Runtime, in the precision of the "
         "graph",
         requirements=_OPENVINO,
+        own_graph=True,
     ),
     "openvino-bf16": Baseline(
         system="openvino_bf16",
@@ -151,5 +184,7 @@ BASELINES = {
         description="the same, with products in bf16, on processors for which OpenVINO lists BF16",
         tolerance=0.1,
         requirements=_OPENVINO,
+        own_graph=True,
     ),
+    **_lower_precision(),
 }

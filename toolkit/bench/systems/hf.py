@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ptexport.toolkit.bench.systems.case import Case
 from ptexport.toolkit.bench.systems.inputs import Inputs, LabelHead
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 def load_model(case: Case, dtype: torch.dtype = torch.float32) -> Any:
     """Load the model, with its language-model head for label words and without it for a linear head."""

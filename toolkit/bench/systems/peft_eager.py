@@ -1,12 +1,14 @@
 """PEFT as trained, in eager PyTorch, with the template's leading tokens as its virtual tokens."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ptexport.toolkit.bench.systems.baselines import SETTING
 from ptexport.toolkit.bench.systems.case import Case
-from ptexport.toolkit.bench.systems.hf import checkpoint_files, label_logits, load_extended, tensors
+from ptexport.toolkit.bench.systems.hf import DTYPES, checkpoint_files, label_logits, load_extended, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, LabelHead
 from ptexport.toolkit.bench.workers import Hardware
 
@@ -50,16 +52,17 @@ def load_adapter(model: Any, folder: Path, device: str) -> Any:
 
 
 class PeftEager:
-    """A PEFT model in inference mode."""
-
-    setting = "fp32, eager"
+    """A PEFT model in inference mode, in fp32 unless its folder has another setting."""
 
     def __init__(self, case: Case, folder: Path, hardware: Hardware) -> None:
+        given = folder / SETTING
+        self.setting: str = json.loads(given.read_text("utf-8"))["setting"] if given.exists() else "fp32, eager"
+        dtype = DTYPES[self.setting.partition(",")[0]]
         self._device = hardware.provider
-        self._model = load_adapter(load_extended(case), folder, self._device)
+        self._model = load_adapter(load_extended(case, dtype), folder, self._device).to(dtype)
         self._n_leading = len(case.config.leading_ids)
         self._inputs, self._head = Inputs(case), LabelHead(case)
-        self.task_files = sorted(folder.iterdir())
+        self.task_files = sorted(path for path in folder.iterdir() if path.name != SETTING)
         self.files = [*checkpoint_files(Path(case.config.model)), *self.task_files]
 
     @torch.inference_mode()

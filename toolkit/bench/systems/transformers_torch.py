@@ -8,22 +8,24 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from ptexport.toolkit.bench.systems.baselines import SETTING
 from ptexport.toolkit.bench.systems.case import Case
-from ptexport.toolkit.bench.systems.hf import checkpoint_files, label_logits, load_extended, tensors
+from ptexport.toolkit.bench.systems.hf import DTYPES, checkpoint_files, label_logits, load_extended, tensors
 from ptexport.toolkit.bench.systems.inputs import Inputs, LabelHead
 from ptexport.toolkit.bench.systems.timing import time_calls
 from ptexport.toolkit.bench.workers import Hardware
 
-SETTING = "setting.json"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MODES = ("eager", "compiled", "compiled with its weights as constants")
+_CUDA_GRAPHS = "compiled with CUDA graphs"
+_MOST_SHAPES = 64  # that are compiled; PyTorch runs further ones eagerly
 
 
 def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
     """Time each setting and record the fastest."""
     seconds = {}
-    for dtype in _DTYPES:
-        for mode in _MODES:
+    dtypes, modes = (("fp32", "bf16"), _MODES) if hardware.provider == "cpu" else (DTYPES, (*_MODES, _CUDA_GRAPHS))
+    for dtype in dtypes:
+        for mode in modes:
             try:
                 seconds[f"{dtype}, {mode}"] = time_calls(case, TorchModel(case, dtype, mode, hardware.provider).logits)
             except torch._dynamo.exc.TorchDynamoException:  # no C++ compiler, or the model cannot be compiled
@@ -52,17 +54,23 @@ class TorchModel:
 
     Args:
         case: task and prompt.
-        dtype: one of _DTYPES.
-        mode: one of _MODES.
+        dtype: one of DTYPES.
+        mode: one of _MODES, or _CUDA_GRAPHS, which compiles and records each shape (`mode="max-autotune"`).
         device: PyTorch's name of the device.
     """
 
     def __init__(self, case: Case, dtype: str, mode: str, device: str) -> None:
         self._device = device
-        model = _AfterPrompt(load_extended(case, _DTYPES[dtype]).to(device), case)
+        model = _AfterPrompt(load_extended(case, DTYPES[dtype]).to(device), case)
         torch.compiler.reset()
         torch._inductor.config.freezing = mode == _MODES[2]
-        self._run: Any = model if mode == _MODES[0] else torch.compile(model, dynamic=True)
+        torch._dynamo.config.recompile_limit = _MOST_SHAPES
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        self._run: Any = model
+        if mode == _CUDA_GRAPHS:
+            self._run = torch.compile(model, dynamic=False, mode="max-autotune")
+        elif mode != _MODES[0]:
+            self._run = torch.compile(model, dynamic=True)
         self._inputs, self._head, self._n_leading = Inputs(case), LabelHead(case), model.n_leading
 
     @torch.inference_mode()

@@ -21,7 +21,7 @@ from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
 from ptexport.toolkit.bench.speed.prepare import prepare_baseline
 from ptexport.toolkit.bench.systems import encoder_onnx, graph, hf, llama_cpp, peft_seqcls
-from ptexport.toolkit.bench.systems.baselines import BASELINES
+from ptexport.toolkit.bench.systems.baselines import BASELINES, SETTING
 from ptexport.toolkit.bench.systems.case import Case, make_case
 from ptexport.toolkit.bench.systems.transformers_torch import TorchModel
 from ptexport.toolkit.bench.workers import Hardware
@@ -161,3 +161,29 @@ def test_older_transformers_get_the_base_of_rotary_embeddings(llama_run: Path, t
     config["rope_parameters"]["rope_theta"] = 12_345.0
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert hf._config(replace(case, config=structs.replace(case.config, model=str(tmp_path)))).rope_theta == 12_345.0
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("name", ["peft-fp16", "peft-bf16", "transformers-fp16", "transformers-bf16"])
+def test_a_fixed_setting_in_lower_precision(
+    name: str, family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Its logits are those of fp32 within its tolerance, but not the same.
+
+    A wholly different prompt is the control: zeros in one embedding are within bf16's rounding on these models.
+    """
+    case = case_of(request.getfixturevalue(f"{family}_run"))
+    baseline = BASELINES[name]
+    (tmp_path / SETTING).write_text(json.dumps({"setting": baseline.setting}))
+    other = replace(case, prompt_embeddings=-20 * case.prompt_embeddings)
+    if baseline.prepares is not None:
+        import_module(f"ptexport.toolkit.bench.systems.{baseline.prepares}").prepare(case, tmp_path, HARDWARE)
+    system = import_module(f"ptexport.toolkit.bench.systems.{baseline.system}").SYSTEM
+    opened_ = system(case, tmp_path, HARDWARE)
+    assert opened_.setting == f"{name[-4:]}, eager"
+    assert all(path.name != SETTING for path in opened_.task_files)
+    expected = np.array(eager(case, tmp_path)(BATCHES[0]))
+    worst = np.abs(np.array(opened_.logits(BATCHES[0])) - expected).max() / np.ptp(expected)
+    assert 1e-6 < worst < baseline.tolerance
+    another = np.array(eager(other, tmp_path)(BATCHES[0]))
+    assert np.abs(another - expected).max() / np.ptp(expected) > baseline.tolerance
