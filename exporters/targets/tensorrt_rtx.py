@@ -19,7 +19,7 @@ from ptexport.runtime.errors import ExportError, MissingExtraError
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT RTX 1.7 builds for: Turing, Ampere, Ada, Blackwell and DGX Spark."""
 
-_SHOWN = 3  # errors of the parser
+_SHOWN, _LONGEST = 3, 300  # errors in a message, and characters of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ def build(model: Path, capabilities: Sequence[str], profile: Mapping[str, ShapeR
     config.add_optimization_profile(sizes)
     content = network.builder.build_serialized_network(network.network, config)
     if content is None:
-        said = "; ".join(network.log.errors[-_SHOWN:]) or "it gives no reason"
+        said = "; ".join(error[:_LONGEST] for error in network.log.errors[-_SHOWN:]) or "it gives no reason"
         raise ExportError(f"target tensorrt-rtx: no engine was built ({said}); choose another target or precision")
     return Built(content=content, layers=network.network.num_layers)
 
@@ -137,7 +137,7 @@ def _described(error: Any) -> str:
 def _log_of(rtx: Any) -> Any:
     """Make a logger that keeps errors for messages and prints nothing."""
 
-    class Log(rtx.ILogger):  # type: ignore[misc, name-defined]
+    class Log(rtx.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []

@@ -16,12 +16,14 @@ import pytest
 from tiny import ARCHITECTURES, Quiet, train_tiny
 
 from ptexport.exporters.config import ExportConfig
+from ptexport.exporters.engine import profile_of
 from ptexport.exporters.export import export
 from ptexport.exporters.targets.targets import TARGETS
 from ptexport.exporters.targets.tensorrt import not_for_tensorrt
-from ptexport.exporters.targets.tensorrt_rtx import refusals
+from ptexport.exporters.targets.tensorrt_rtx import build, refusals
 from ptexport.runtime.bundle.folder import Bundle
 from ptexport.runtime.bundle.manifest import Precision
+from ptexport.runtime.errors import ExportError
 
 pytestmark = pytest.mark.soak
 CARDS = ("8.9", "12.0")
@@ -76,31 +78,19 @@ def test_every_architecture_in_every_precision(
 
 @pytest.mark.parametrize("model", ["llama", "bert"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_opset_23(
-    model: str,
-    precision: Precision,
-    model_of: Callable[[str], Path],
-    rows_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_attention_of_opset_23_is_parsed_and_not_built(
+    model: str, precision: Precision, model_of: Callable[[str], Path], rows_file: Path, tmp_path: Path
 ) -> None:
-    """The table ends before opset 23; the parser takes `Attention`."""
+    """The table rejects it, the parser takes it, and the builder has no kernel for it: the target stays at opset 18."""
     run = run_of(model, model_of, rows_file, tmp_path)
-    config = ExportConfig(
-        runs=(run,),
-        out=tmp_path / "out",
-        target="tensorrt-rtx",
-        precision=precision,
-        opset=23,
-        max_accuracy_drop=100,
-        compute_capabilities=CARDS,
+    out = tmp_path / "out"
+    export(
+        ExportConfig(runs=(run,), out=out, target="cuda", precision=precision, opset=23, max_accuracy_drop=100), Quiet()
     )
-    engine = export(config, Quiet()).engine
-    assert engine is not None
-    predicted = not_for_tensorrt(ir.load(config.out / "model.onnx"))
-    assert "Attention: not supported" in predicted
-    with capsys.disabled():
-        print(f"\n{model} opset 23 {precision}: parsed, {engine.layers} layers; table: {predicted}")
+    assert "Attention: not supported" in not_for_tensorrt(ir.load(out / "model.onnx"))
+    assert refusals(out / "model.onnx") == []
+    with pytest.raises(ExportError, match=r"no engine was built .*Attention operation was not supported"):
+        build(out / "model.onnx", CARDS, profile_of(out / "model.onnx", 48))
 
 
 def test_an_operator_that_the_parser_refuses(llama_bundle: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_an_unknown_or_a_missing_field_is_refused(
     with pytest.raises(BundleError, match="m: Object contains unknown field `more`"):
         read_manifest(sealed(record), "m")
     del part["more"]
-    optional = {"digest", "among_neighbours", "all_lengths"}
+    optional = {"digest", "engine", "among_neighbours", "all_lengths"}
     for name in set(part) - optional:
         value = part.pop(name)
         with pytest.raises(BundleError, match=f"m: .*{name}|m: got format None|m: Object contains unknown"):
