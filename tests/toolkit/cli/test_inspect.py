@@ -172,7 +172,7 @@ def test_doctor_runs_a_bundle_on_every_provider(llama_bundle: Path, tmp_path: Pa
 @pytest.mark.skipif(loads("libcuda.so.1"), reason="there is a driver, so they may work")
 def test_what_needs_a_gpu_fails_where_there_is_none(llama_bundle: Path) -> None:
     for command, message in (
-        (("warmup", llama_bundle), "TensorRT needs constants; export it with --target tensorrt"),
+        (("warmup", llama_bundle), "provider tensorrt needs constants; export it with --target tensorrt"),
         (("predict", llama_bundle, "slow", "--provider", "cuda"), "provider cuda: libcublasLt"),
         (("bench", "speed", llama_bundle, "--provider", "cuda", "--out", "new"), "provider cuda: libcublasLt"),
         (("predict", llama_bundle, "slow", "--provider", "cpu", "--device", "1"), "device 1, which is for cuda"),

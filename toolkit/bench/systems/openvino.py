@@ -26,10 +26,10 @@ class OpenVino:
     """
 
     def __init__(self, case: "Case | None", folder: Path, hardware: "Hardware", precision: str = "f32") -> None:
-        import openvino
-
         if hardware.provider != "cpu":
             raise BenchError("openvino: is measured on CPUs only; leave it out, or use --provider cpu")
+        import openvino
+
         core = openvino.Core()
         capabilities = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and "BF16" not in capabilities:

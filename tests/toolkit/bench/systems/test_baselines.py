@@ -19,8 +19,8 @@ from tiny import Quiet
 
 from ptexport.runtime import Engine
 from ptexport.runtime.errors import BenchError
-from ptexport.toolkit.bench.speed.prepare import prepare_baseline
-from ptexport.toolkit.bench.systems import encoder_onnx, graph, hf, llama_cpp, peft_seqcls
+from ptexport.toolkit.bench.speed.prepare import own_graph_worker, prepare_baseline
+from ptexport.toolkit.bench.systems import encoder_onnx, graph, hf, llama_cpp, openvino, peft_seqcls
 from ptexport.toolkit.bench.systems.baselines import BASELINES, SETTING
 from ptexport.toolkit.bench.systems.case import Case, make_case
 from ptexport.toolkit.bench.systems.transformers_torch import TorchModel
@@ -114,7 +114,7 @@ def test_an_export_has_the_logits_of_its_model(name: str, bert_run: Path, bert_b
     assert difference(exported, bundle_logits(bert_bundle)) > 1e-3
 
 
-@pytest.mark.parametrize("module", [graph, llama_cpp])
+@pytest.mark.parametrize("module", [graph, llama_cpp, openvino])
 def test_torch_is_not_imported_without_need(module: ModuleType) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"import sys, {module.__name__}; print('torch' in sys.modules)"],
@@ -147,6 +147,29 @@ def test_optimum_with_packages_of_its_own_has_the_bundles_logits(family: str, re
     with start() as worker:
         assert worker.receive()["files"] > 0
         assert difference(logits(lambda texts: worker.request(texts)["logits"]), expected) < 1e-4
+
+
+@pytest.mark.soak  # installs packages
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_openvino_has_the_bundles_logits(family: str, request: pytest.FixtureRequest) -> None:
+    """In bf16, where the processor has it, other ones."""
+    bundle: Path = request.getfixturevalue(f"{family}_bundle")
+    expected = bundle_logits(bundle)
+    with own_graph_worker("openvino", BASELINES["openvino"], bundle, HARDWARE, Quiet())() as worker:
+        assert worker.receive()["setting"].endswith("fp32")
+        assert difference(logits(lambda texts: worker.request(texts)["logits"]), expected) < 1e-4
+    with own_graph_worker("openvino-bf16", BASELINES["openvino-bf16"], bundle, HARDWARE, Quiet())() as worker:
+        if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+            with pytest.raises(BenchError, match="need BF16; leave it out"):
+                worker.receive()
+            return
+        assert worker.receive()["setting"].endswith("bf16")
+        assert 1e-4 < difference(logits(lambda texts: worker.request(texts)["logits"]), expected) < 0.1
+
+
+def test_openvino_is_for_cpus(llama_bundle: Path) -> None:
+    with pytest.raises(BenchError, match="openvino: is measured on CPUs only; leave it out, or use --provider cpu"):
+        openvino.SYSTEM(None, llama_bundle, Hardware(threads=1, provider="cuda"))
 
 
 def test_peft_for_sequence_classification_refuses_other_pooling(bert_run: Path, tmp_path: Path) -> None:
