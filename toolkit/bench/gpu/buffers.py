@@ -1,5 +1,6 @@
 """Inputs in pageable memory, in pinned memory, and in memory on the device: the same logits, and the latency."""
 
+import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -31,13 +32,26 @@ def measure(job: Job) -> Iterator[Finding]:
         yield Finding(what=f"{name}, copied by ONNX Runtime", ok=True, values=values)
         yield _bound(f"{name}, bound to the device", graph, ids, expected)
         if job.provider != "cpu":
-            yield _bound(f"{name}, bound, from pinned memory", graph, _pinned(ids), expected)
+            what, refusal = f"{name}, bound, from pinned memory", _no_pinned_memory()
+            if refusal is None:
+                yield _bound(what, graph, _pinned(ids), expected)
+            else:
+                yield Finding(what=what, ok=False, said=refusal)
 
 
 def _bound(what: str, graph: Graph, ids: dict[str, NDArray[np.int64]], expected: NDArray[np.float32]) -> Finding:
     off = difference(graph.run(ids), expected)
     values = {"ms": milliseconds(partial(graph.run, ids)), "largest |Δlogit|": off}
     return Finding(what=what, ok=off <= _TOLERANCE, said=f"{off:.2g} off", values=values)
+
+
+def _no_pinned_memory() -> str | None:
+    """Say why PyTorch gives no pinned memory; None: it does."""
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed"
+    import torch
+
+    return None if torch.cuda.is_available() else f"PyTorch {torch.__version__} finds no GPU"
 
 
 def _pinned(ids: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:

@@ -3,11 +3,13 @@
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from commands import ptexport
 
 from ptexport.runtime.errors import BenchError
+from ptexport.runtime.ort.providers import choose_provider
 from ptexport.toolkit.bench import interleaved
 from ptexport.toolkit.bench.gpu import (
     buffers,
@@ -115,6 +117,19 @@ def test_buffers(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(finding.values["ms"] > 0 for finding in found)
     monkeypatch.setattr(buffers, "difference", lambda got, expected: float("inf"))
     assert [finding.ok for finding in buffers.measure(job_of(case))] == [True, False] * 2
+
+
+def test_without_pinned_memory_the_rest_is_measured(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider is played by the CPU; with memory that is played too, all is measured."""
+    job = msgspec.structs.replace(job_of(case), provider="cuda")
+    monkeypatch.setattr(buffers, "provider_of", lambda job: choose_provider("cpu"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = list(buffers.measure(job))
+    assert [finding.ok for finding in found] == [True, True, False] * 2
+    assert "finds no GPU" in found[2].said
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(buffers, "_pinned", lambda ids: ids)
+    assert [finding.ok for finding in buffers.measure(job)] == [True] * 6
 
 
 def test_start_and_memory(case: Path) -> None:
