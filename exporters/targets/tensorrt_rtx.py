@@ -137,7 +137,7 @@ def _described(error: Any) -> str:
 def _log_of(rtx: Any) -> Any:
     """Make a logger that keeps errors for messages and prints nothing."""
 
-    class Log(rtx.ILogger):  # type: ignore[misc, name-defined]
+    class Log(rtx.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
