@@ -260,6 +260,10 @@ def _named(by_role: Mapping[str, Sequence[Product]], patterns: Sequence[str]) ->
 
 def _save(model: ir.Model, folder: Path) -> None:
     """Write a graph; its task arrays stay in the graph's file, other large arrays go to the weights file, in order."""
+    for name in _TASK:  # ONNX Runtime's quantizer adds a field to some, by which readers no longer know them
+        array = model.graph.initializers[name].const_value if name in model.graph.initializers else None
+        if array is not None:
+            model.graph.initializers[name].const_value = ir.tensor(array.numpy(), name=name)
     values = [
         value
         for name, value in model.graph.initializers.items()

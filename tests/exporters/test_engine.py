@@ -143,6 +143,17 @@ def test_a_pack_costs_no_build(llama_run: Path, other_run: Path, played: PlayedR
     assert not (tmp_path / "refused").exists()
 
 
+def test_int8_keeps_the_arrays_of_the_task_apart(
+    llama: Path, rows_file: Path, played: PlayedRtx, tmp_path: Path
+) -> None:
+    """Arrays of 1,024 bytes and more come out of ONNX Runtime's quantizer with one field more."""
+    run = train_tiny(llama, rows_file, "[P*2] Review: {text} It was [P*10]", tmp_path / "run")
+    exported(run, tmp_path / "bundle", precision="int8", max_accuracy_drop=100)
+    assert set(arrays_of(tmp_path / "bundle")) == {"prompt_embeddings", "label_weights", "label_bias", "prefix_kv"}
+    (build,) = played.builds
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load_from_string(build["model"]).graph.node}
+
+
 def test_what_the_builder_refuses_leaves_no_bundle(llama_run: Path, played: PlayedRtx, tmp_path: Path) -> None:
     played.refused = "ArgMax"
     with pytest.raises(ExportError, match="its parser refuses ArgMax node_7: no importer; choose another target"):
