@@ -8,7 +8,8 @@ from recording_graph import RecordingGraph, Texts, ask, flat, hold, settled, tok
 
 from ptexport.runtime.engine import batcher as module
 from ptexport.runtime.engine.answer import BatchRecord
-from ptexport.runtime.engine.batcher import SLICE_TEXTS, Batcher
+from ptexport.runtime.engine.batcher import Batcher
+from ptexport.runtime.engine.caller import SLICE_TEXTS
 from ptexport.runtime.ort.batch_shapes import MAX_BATCH_ROWS
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from recording_graph import RecordingGraph, Texts, ask, flat, hold, settled, tokenised
 
-from ptexport.runtime.engine.batcher import SHORT_CHARACTERS, SLICE_TEXTS, Batcher
+from ptexport.runtime.engine.batcher import SHORT_CHARACTERS, Batcher
 from ptexport.runtime.engine.batching import Encoded, EncodedRow
+from ptexport.runtime.engine.caller import SLICE_TEXTS
 from ptexport.runtime.errors import BusyError, DataError, DeadlineError
 
 TESTS = Path(__file__).parents[2]
@@ -176,7 +177,7 @@ def test_a_queue_has_room_for_so_many_texts(graph: RecordingGraph) -> None:
     last = ask(batcher, graph, [3])
     with pytest.raises(BusyError, match="got 1 texts with 10 waiting") as caught:
         batcher.check_room()
-    assert caught.value.retry_after_s == pytest.approx(batcher._recent_s / batcher._recent_texts)
+    assert caught.value.retry_after_s == pytest.approx(batcher._admission.s_per_text)
     assert last.cancel()
     batcher.check_room()
     graph.free.set()

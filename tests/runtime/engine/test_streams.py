@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, processors
 
 from ptexport.runtime import Engine, Prediction
 from ptexport.runtime.bundle.folder import MODEL, TOKENIZER, Bundle
-from ptexport.runtime.engine.batcher import SLICE_TEXTS
+from ptexport.runtime.engine.caller import SLICE_TEXTS
 from ptexport.runtime.engine.lifetime import OpenState
 from ptexport.runtime.engine.task import CHUNK_TEXTS
 from ptexport.runtime.engine.task_encoders import TaskEncoders

@@ -97,7 +97,7 @@ def test_what_is_refused_before_it_is_submitted(engine: Engine) -> None:
         engine.submit_all(["slow"], top_k=0)
     batcher = Batcher(max_waiting=5)
     with Engine.open(GOLDEN / "reviews", batcher=batcher) as own:
-        batcher._tokeniser.submit(threading.Event().wait, 0.5)
+        batcher._engine.submit(threading.Event().wait, 0.5)
         futures = [own.task().submit(["slow"] * 3), own.submit_all(["slow"] * 2)]
         for ask in (own.task().submit, own.submit_all, awaited(own.predict_async), awaited(own.predict_all_async)):
             with pytest.raises(BusyError, match="got 1 texts with 5 waiting"):
