@@ -174,6 +174,7 @@ def _sizes(given: str) -> list[tuple[int, int]]:
 )
 @click.option(
     "--bundles",
+    "folders",
     default="",
     metavar="FOLDERS",
     help="Bundles, or folders of bundles and the `run` they are of, separated by commas [default: bundles of SmolLM2 "
@@ -193,7 +194,7 @@ def _sizes(given: str) -> list[tuple[int, int]]:
 @shared.as_json
 @shared.log_file
 def gpu(
-    out: Path, bundles: str, only: str, seconds: float | None, provider: str, log_file: Path | None, *, as_json: bool
+    out: Path, folders: str, only: str, seconds: float | None, provider: str, log_file: Path | None, *, as_json: bool
 ) -> None:
     """Prove step by step that a GPU runs bundles with the logits of Transformers, and measure how fast.
 
@@ -210,7 +211,7 @@ def gpu(
 
     config = ProofConfig(
         out=out,
-        bundles=[Path(name) for name in bundles.split(",") if name],
+        bundles=[Path(name) for name in folders.split(",") if name],
         only=[name for name in only.split(",") if name],
         seconds=seconds,
         provider=provider,

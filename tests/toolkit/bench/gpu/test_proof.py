@@ -278,8 +278,18 @@ def test_a_given_folder(bundles: Path, llama_bundle: Path, tmp_path: Path) -> No
 
 
 def test_make_calls_the_command(tmp_path: Path) -> None:
+    make = ("make", "--no-print-directory", "--dry-run")
     said = subprocess.run(
-        ["make", "--dry-run", "gpu-proof", f"OUT={tmp_path}", "BUNDLES=a,b", "ONLY=parity-*", "PTEXPORT=ptexport"],
+        [
+            "make",
+            "--no-print-directory",
+            "--dry-run",
+            "gpu-proof",
+            f"OUT={tmp_path}",
+            "BUNDLES=a,b",
+            "ONLY=parity-*",
+            "PTEXPORT=ptexport",
+        ],
         cwd=Path(__file__).parents[4],
         check=True,
         capture_output=True,
