@@ -40,7 +40,8 @@ class DeviceSizesPass(ir.passes.InPlacePass):
                 sizes.update(node.outputs)
             elif node.op_type in _MEETS and all(value.shape is not None and value.shape for value in others):
                 for number, value in enumerate(node.inputs):
-                    if value in sizes and value is not None and value.shape == ir.Shape([]):
+                    whole = value is not None and value.dtype == ir.DataType.INT64
+                    if value in sizes and value is not None and whole and value.shape == ir.Shape([]):
                         node.replace_input_with(number, self._range(model.graph, node, value))
         return ir.passes.PassResult(model, modified=bool(self.made))
 

@@ -111,14 +111,16 @@ class RotationSignPass(ir.passes.InPlacePass):
 
 
 def _only_sine_and_cosine(angles: ir.Node) -> bool:
-    return {use.node.op_type for use in angles.outputs[0].uses()} == {"Sin", "Cos"}
+    return sorted(use.node.op_type for use in angles.outputs[0].uses()) == ["Cos", "Sin"]
 
 
 def _ends(value: ir.Value) -> Iterator[tuple[ir.Node, ir.Value]]:
     """Find the nodes that use a value, behind those that move or scale it."""
     for use in value.uses():
         others = [given for given in use.node.inputs if given is not None and given is not value]
-        scales = use.node.op_type == "Mul" and ir.convenience.get_const_tensor(others[0]) is not None
+        scales = (
+            use.node.op_type == "Mul" and len(others) == 1 and ir.convenience.get_const_tensor(others[0]) is not None
+        )
         if use.node.op_type in _MOVES or scales:
             yield from _ends(use.node.outputs[0])
         else:

@@ -13,7 +13,9 @@ _BATCH_SHARE_OF_DEADLINE = 1 / 3
 
 
 class Admission:
-    """The texts that wait, and the mean times of batches. Not thread-safe: the batcher's lock guards changes.
+    """The texts that wait, and the mean times of batches.
+
+    Not thread-safe: the batcher's lock guards what callers change, and its engine thread alone takes note of batches.
 
     Args:
         max_waiting: most texts that may wait; None: any number. A caller alone may have more.
@@ -87,7 +89,7 @@ class Admission:
         return max(1, min(batch_rows, int(shortest_s * _BATCH_SHARE_OF_DEADLINE / self.s_per_text)))
 
     def late_after(self) -> float:
-        """Return the time of day by which a row must have its answer, or it is dropped: when the next batch ends.
+        """Return the `time.perf_counter` at which the next batch ends: rows due before it are dropped.
 
         If nobody else waits, that is now: then even a late batch costs no one anything.
         """

@@ -126,7 +126,11 @@ class Batcher:
         if not n:
             caller.future.set_result(caller.answer())
         elif alone and n <= SLICE_TEXTS and sum(map(size_of, range(n))) <= SHORT_CHARACTERS:
-            self._encode(caller)
+            try:
+                self._encode(caller)
+            except BaseException:  # such as KeyboardInterrupt, on the caller's own thread
+                caller.future.cancel()
+                raise
         else:
             self._tokenise(caller)
         return caller.future
@@ -266,7 +270,7 @@ class Batcher:
     def _drop_late(self) -> None:
         """Fail the callers whose time is over; if others wait, also those for which a batch would end too late."""
         at = self._admission.late_after()
-        for caller in self._queue:
+        for caller in list(self._queue):  # a callback of a future may submit
             if caller.within_s is not None and caller.submitted + caller.within_s < at:
                 _fail(caller, DeadlineError.after(caller.within_s))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from ptexport.runtime.bundle.folder import WEIGHTS
+from ptexport.runtime.bundle.folder import ENGINE, ENGINE_MODEL, WEIGHTS
 from ptexport.runtime.bundle.manifest import EngineEntry, FileEntry
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import ProviderError
@@ -121,6 +121,7 @@ class Execution:
             )
         if provider.cuda_graph:  # a recorded graph contains the arrays of one task
             return Graph.open(model, provider=provider, threads=self.threads, buckets=buckets)
+        holds_weights = ENGINE if model.name == ENGINE_MODEL else WEIGHTS
         return Graph.open_shared(
-            model, file, files[WEIGHTS].sha256, provider=provider, threads=self.threads, buckets=buckets
+            model, file, files[holds_weights].sha256, provider=provider, threads=self.threads, buckets=buckets
         )

@@ -26,6 +26,8 @@ CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "T
 _SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 _GPU_TOLERANCE = 0.05
 """Largest difference of a golden row's logit on CUDA and TensorRT; parity was measured on the CPU."""
+_OURS = {"device_id": "--device", "enable_cuda_graph": "--cuda-graph", "trt_cuda_graph_enable": "--cuda-graph"}
+"""Options of CUDA and TensorRT that the engine relies on."""
 _DRIVER = "libcuda.so.1"
 _VERSIONED = {"libcublas": "CUDA", "libcudart": "CUDA", "libcudnn": "cuDNN", "libnvinfer": "TensorRT"}
 """Products by library, if both have the same version number, unlike libcurand and others."""
@@ -110,6 +112,11 @@ def choose_provider(
     if options and name in ("auto", CPU):
         got = f"got the option {next(iter(options))}"
         raise ProviderError(f"provider {requested}: {got}, takes none; leave it out, or name another provider")
+    for option, ours in _OURS.items():
+        if option in options:
+            raise ProviderError(
+                f"provider {requested}: got the option {option}, need none, since {ours} sets it; use that"
+            )
     if requested == "auto":
         return _automatic(available, device, cuda_graph)
     if name not in available:

@@ -199,17 +199,20 @@ async def _unless_gone(request: Request, answer: Awaitable[_T]) -> _T:
     assert waiting is not None  # a coroutine that runs is one of a task
 
     def drop(_: object) -> None:
-        waiting.cancel()
+        if not ended:
+            waiting.cancel()
+
+    ended = False
 
     gone.add_done_callback(drop)
     try:
         return await answer
     except asyncio.CancelledError:
-        if not gone.done():
+        if not gone.done() or waiting.uncancel():
             raise  # the server stops
-        waiting.uncancel()
         raise ClientGoneError from None
     finally:
+        ended = True  # in case the callback is on its way already
         gone.remove_done_callback(drop)
         gone.cancel()
 

@@ -376,3 +376,9 @@ def test_wrong_golden_rows_and_failing_runs_raise_under_auto_too(
     }[fault]
     with pytest.raises(kind, match=message):
         Engine.open(llama_bundle, provider=asked)
+
+
+@pytest.mark.parametrize(("option", "ours"), [("device_id", "--device"), ("enable_cuda_graph", "--cuda-graph")])
+def test_what_the_engine_relies_on_is_no_option(option: str, ours: str) -> None:
+    with pytest.raises(ProviderError, match=f"got the option {option}, need none, since {ours} sets it; use that"):
+        choose_provider("cuda", options={option: "1"})

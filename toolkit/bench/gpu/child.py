@@ -7,6 +7,7 @@ soon as it is found, so that those before a crash are kept.
 """
 
 import importlib
+import math
 import os
 import statistics
 import subprocess
@@ -44,7 +45,8 @@ def main() -> None:
     module: Any = importlib.import_module(f"ptexport.toolkit.bench.gpu.{kind}")
     measure: Callable[[Job], Iterator[Finding]] = module.measure
     for finding in measure(job):
-        findings.write(msgspec.json.encode(finding) + b"\n")
+        finite = {name: value for name, value in finding.values.items() if math.isfinite(value)}  # JSON has no others
+        findings.write(msgspec.json.encode(msgspec.structs.replace(finding, values=finite)) + b"\n")
         findings.flush()
 
 

@@ -34,8 +34,9 @@ def measure(job: Job) -> Iterator[Finding]:
 
 
 def _gpu_mb(job: Job) -> float | None:
-    """Read how much memory of the GPU all processes use; None: nvidia-smi is not installed."""
+    """Read how much memory of the GPU all processes use; None: nvidia-smi is missing or cannot tell."""
     if job.provider == "cpu" or shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1.048576
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return float(said) * 1.048576 if said.isdecimal() else None  # "[N/A]" where the memory is the machine's

@@ -278,7 +278,6 @@ def test_a_given_folder(bundles: Path, llama_bundle: Path, tmp_path: Path) -> No
 
 
 def test_make_calls_the_command(tmp_path: Path) -> None:
-    make = ("make", "--no-print-directory", "--dry-run")
     said = subprocess.run(
         [
             "make",
