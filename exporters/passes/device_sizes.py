@@ -24,6 +24,7 @@ class DeviceSizesPass(ir.passes.InPlacePass):
     def __init__(self) -> None:
         super().__init__()
         self.made: dict[ir.Value, ir.Value] = {}
+        self._one: ir.Value | None = None
 
     @property
     def did(self) -> str:
@@ -47,9 +48,9 @@ class DeviceSizesPass(ir.passes.InPlacePass):
 
     def _range(self, graph: ir.Graph, node: ir.Node, size: ir.Value) -> ir.Value:
         if size not in self.made:
-            if "one" not in graph.initializers:
-                constant(graph, "one", np.array(1, dtype=np.int64))
-            one = graph.initializers["one"]
+            if self._one is None:
+                self._one = constant(graph, "device_sizes.one", np.array(1, dtype=np.int64))
+            one = self._one
             end = ir.node("Add", [size, one])
             made = ir.node("Range", [size, end.outputs[0], one])
             for new, name, shape in ((end, "end", []), (made, "range", [1])):

@@ -57,9 +57,6 @@ def open_pack_tasks(path: Path, base: Bundle, loaded: Loaded) -> PackTasks:
     pack = Pack.read(path)
     file = loaded.graph.shared_file()
     contents = assemble(pack, path, base, file)
-    if base.manifest.engine is not None and loaded.graph.provider.name == TENSORRT_RTX:
-        longest = max(task.max_length for task in pack.record.manifest.tasks)
-        check_room(base.manifest.engine, pack.arrays, longest, str(path))
     manifest = pack.record.manifest
     digest = digest_of(msgspec.to_builtins(manifest))  # in case it is wrong in the pack
     config = contents.get(CONFIG, b"")
@@ -69,9 +66,12 @@ def open_pack_tasks(path: Path, base: Bundle, loaded: Loaded) -> PackTasks:
         labels=[read_labels(config, path) if task.labels is None else task.labels for task in manifest.tasks],
         contents={name: content for name, content in contents.items() if name not in (MODEL, TOKENIZER)},
     )
+    longest = longest_row(bundle)
+    if base.manifest.engine is not None and loaded.graph.provider.name == TENSORRT_RTX:
+        check_room(base.manifest.engine, pack.arrays, longest, str(path))
     others, _ = split(contents[TOKENIZER])
     encoders = loaded.encoders.of_bundle(bundle, others, pack.record.tokenizer.n_ids)
-    return PackTasks(bundle, encoders, loaded.graph.with_arrays(pack.arrays, Buckets.up_to(longest_row(bundle))))
+    return PackTasks(bundle, encoders, loaded.graph.with_arrays(pack.arrays, Buckets.up_to(longest)))
 
 
 def one_by_one(batcher: Batcher, graph: Graph, rows: Sequence[Tokens]) -> list[NDArray[np.float32]]:

@@ -17,7 +17,7 @@ from ptexport.runtime.ort.known_plugins import DEVICE_KINDS, KnownPlugin
 from ptexport.runtime.ort.plugins import choose_plugin, find_plugin
 from ptexport.runtime.ort.providers import CPU, TENSORRT, Provider, choose_provider
 from ptexport.runtime.ort.tensorrt import Build, Engines
-from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX, engine_for
+from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX, check_room, engine_for
 
 _KIND_OF_BUILT_IN = {"cpu": "cpu", "cuda": "gpu", "tensorrt": "gpu"}
 _log = logging.getLogger("ptexport.runtime")
@@ -71,7 +71,10 @@ class Execution:
         """
         file = OnnxFile.parse(model.read_bytes(), str(model))
         if self.provider in ("tensorrt-rtx", TENSORRT_RTX):
-            model = engine_for(model, engine, self.device if isinstance(self.device, int) else 0)
+            opened = engine_for(model, engine, self.device if isinstance(self.device, int) else 0)
+            if engine is not None:
+                check_room(engine, file.arrays, max_length, str(model.parent))
+            model = opened
         plugin = find_plugin(self.provider)
         chosen = None if plugin is None else self._choose_device(plugin)
         target = "tensorrt" if self.provider in ("tensorrt", TENSORRT) else plugin and plugin.target

@@ -127,9 +127,12 @@ def _register(plugin: KnownPlugin) -> str:
             f"provider {plugin.name}: onnxruntime {onnxruntime.__version__} takes no plugins, need 1.23; install it"
         )
     name = _ep_name(plugin)
-    library = str(importlib.import_module(plugin.module).get_library_path())
+    library = _ask_wheel(plugin, "get_library_path")
     with _registering:
-        if library not in _registered:
+        has_devices = any(
+            handle.ep_name == name for handle in onnxruntime.get_ep_devices()
+        )  # the program registered it
+        if library not in _registered and not has_devices:
             try:
                 onnxruntime.register_execution_provider_library(name, library)
             except onnxruntime_errors() as e:
@@ -146,9 +149,14 @@ def _ep_name(plugin: KnownPlugin) -> str:
     """Return ONNX Runtime's name of a plugin's execution provider."""
     if importlib.util.find_spec(plugin.module) is None:
         raise ProviderError(f"provider {plugin.name}: is not installed; pip install {plugin.wheel}")
+    return _ask_wheel(plugin, "get_ep_name")
+
+
+def _ask_wheel(plugin: KnownPlugin, function: str) -> str:
+    """Call a function of a plugin's module; whatever its maker's code raises, the caller gets one sentence."""
     try:
-        return str(importlib.import_module(plugin.module).get_ep_name())
-    except (ImportError, OSError, AttributeError) as e:
+        return str(getattr(importlib.import_module(plugin.module), function)())
+    except Exception as e:
         raise ProviderError(
             f"provider {plugin.name}: {described(plugin)} cannot be loaded ({e}); install it again"
         ) from e
