@@ -249,11 +249,17 @@ def test_a_library_that_onnxruntime_cannot_load_is_named(installed: Path, llama_
         Engine.open(llama_bundle, provider=NAME, threads=1)
 
 
-def test_a_module_that_is_no_plugin_is_named(installed: Path, llama_bundle: Path) -> None:
-    (installed / "onnxruntime_ep_played_one.py").write_text("import no_such_module\n")
-    with pytest.raises(
-        ProviderError, match=r"played_one cannot be loaded \(No module named 'no_such_module'\); install"
-    ):
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("def get_ep_name(): raise KeyError('driver')", "'driver'"),
+        ("def get_ep_name(): return 'X'\ndef get_library_path(): raise RuntimeError('no lib')", "no lib"),
+    ],
+)
+def test_a_module_that_fails_is_named(code: str, why: str, installed: Path, llama_bundle: Path) -> None:
+    (installed / "onnxruntime_ep_played_one.py").write_text(code + "\n")
+    with pytest.raises(ProviderError, match=rf"played_one cannot be loaded \({why}\); install it again"):
         Engine.open(llama_bundle, provider=NAME, threads=1)
 
 

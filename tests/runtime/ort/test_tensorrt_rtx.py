@@ -56,6 +56,15 @@ def test_a_bundle_without_an_engine(llama_bundle: Path) -> None:
         execution.open(llama_bundle / "model.onnx", {}, 48)
 
 
+def test_a_longer_row_than_the_engine_takes_is_refused_where_it_is_opened(
+    llama_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_rtx, "read_gpu", lambda device: ADA)
+    execution = Execution(provider="tensorrt-rtx", device=0, threads=1, cuda_graph=False, build="allowed")
+    with pytest.raises(ProviderError, match=r"input_ids has the shape \[1, 500\], the engine takes"):
+        execution.open(llama_bundle / "model.onnx", {}, 500, ENGINE)
+
+
 def test_room() -> None:
     check_room(ENGINE, {"label_bias": np.zeros(128, dtype=np.float32)}, 128, "task.ptpack")
     for name, shape, length, need in (
