@@ -11,7 +11,7 @@ attributes from src/onnx_ctx_model_helper.cc of NVIDIA/TensorRT-RTX-EP-ABI.
 from ptexport.runtime.bundle.protobuf import BYTES, VARINT, WireField, delimited, fields, varint
 from ptexport.runtime.errors import BundleError
 
-PROVIDER = "NvTensorRTRTXExecutionProvider"
+TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
 """ONNX Runtime's name of the execution provider that runs the engine."""
 
 _IR_VERSION = 10
@@ -43,7 +43,7 @@ def engine_model(model: bytes, where: str, engine: str) -> bytes:
         _integer("main_context", 0),
         _integer("embed_mode", 0),
         _text("ep_cache_context", engine),
-        _text("source", PROVIDER),
+        _text("source", TENSORRT_RTX),
         _text("partition_name", "engine"),
     )
     node = (

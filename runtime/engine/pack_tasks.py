@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ptexport.runtime.bundle.engine_model import TENSORRT_RTX
 from ptexport.runtime.bundle.folder import CONFIG, MODEL, TOKENIZER, Bundle, read_labels
 from ptexport.runtime.bundle.manifest import digest_of
 from ptexport.runtime.engine.batcher import Batcher
@@ -21,7 +22,7 @@ from ptexport.runtime.engine.task_encoders import TaskEncoders, longest_row
 from ptexport.runtime.engine.text_encoder import Tokens
 from ptexport.runtime.ort.batch_shapes import Buckets
 from ptexport.runtime.ort.graph import Graph
-from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX, check_room
+from ptexport.runtime.ort.tensorrt_rtx import check_room
 from ptexport.runtime.packs.assemble import assemble
 from ptexport.runtime.packs.pack_file import Pack
 from ptexport.runtime.packs.tokenizer_part import split

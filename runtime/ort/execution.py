@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from ptexport.runtime.bundle.engine_model import TENSORRT_RTX
 from ptexport.runtime.bundle.folder import ENGINE, ENGINE_MODEL, WEIGHTS
 from ptexport.runtime.bundle.manifest import EngineEntry, FileEntry
 from ptexport.runtime.bundle.model_file import OnnxFile
@@ -17,7 +18,7 @@ from ptexport.runtime.ort.known_plugins import DEVICE_KINDS, KnownPlugin
 from ptexport.runtime.ort.plugins import choose_plugin, find_plugin
 from ptexport.runtime.ort.providers import CPU, TENSORRT, Provider, choose_provider
 from ptexport.runtime.ort.tensorrt import Build, Engines
-from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX, check_room, engine_for
+from ptexport.runtime.ort.tensorrt_rtx import check_room, engine_for
 
 _KIND_OF_BUILT_IN = {"cpu": "cpu", "cuda": "gpu", "tensorrt": "gpu"}
 _log = logging.getLogger("ptexport.runtime")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptexport.runtime.bundle.engine_model import TENSORRT_RTX
 from ptexport.runtime.bundle.model_file import OnnxFile
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.ort.batch_shapes import (
@@ -30,7 +31,6 @@ from ptexport.runtime.ort.providers import (
     provider_errors,
 )
 from ptexport.runtime.ort.shared_session import SharedSession, shared_session
-from ptexport.runtime.ort.tensorrt_rtx import TENSORRT_RTX
 
 _KEPT = 8  # buffers, if batches have any shape
 _KEPT_OF_BUCKETS = 256  # buffers, if batches have the shapes of buckets, which are fewer

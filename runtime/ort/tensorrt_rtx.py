@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ptexport.runtime.bundle.engine_model import PROVIDER
 from ptexport.runtime.bundle.folder import ENGINE_MODEL
 from ptexport.runtime.bundle.manifest import EngineEntry
 from ptexport.runtime.errors import ProviderError
 from ptexport.runtime.ort.cuda_driver import read_gpu
-
-TENSORRT_RTX = PROVIDER
 
 
 def engine_for(model: Path, engine: EngineEntry | None, device: int) -> Path:

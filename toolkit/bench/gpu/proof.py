@@ -11,7 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from ptexport.runtime.bundle.folder import MANIFEST
+from ptexport.runtime.bundle.manifest_json import read_manifest
 from ptexport.runtime.errors import BenchError, disk_errors
+from ptexport.runtime.ort.providers import load_onnxruntime
 from ptexport.toolkit.bench.gpu.reasons import Device, why_not
 from ptexport.toolkit.bench.gpu.report import gpu_report, why_unproved
 from ptexport.toolkit.bench.gpu.results import STEPS, StepResult, read_result
@@ -83,22 +86,34 @@ def prove(config: ProofConfig, progress: Progress) -> Proof:
     results: dict[str, StepResult] = {}
     for step in steps:
         kept = read_result(config.out, step.name)
-        if kept is not None and kept.provider == config.provider:
+        if kept is not None and (kept.provider, kept.basis) == (config.provider, _basis(step, device)):
             results[step.name] = kept
     for step in steps:
         done = step.name in results and results[step.name].status != "not run"
         if step not in asked or (done and not config.only):
             continue
         progress.stage(step.name)
-        results[step.name] = _result(step, device, config.out, deadline)
+        result = _result(step, device, config.out, deadline)
+        if result.status == "not run" and done:
+            continue
+        results[step.name] = msgspec.structs.replace(result, basis=_basis(step, device))
         results[step.name].write(config.out)
-        if results[step.name].status != "not run":
+        if result.status != "not run":
             report = gpu_report(steps, results, device, command=config.command)
             write_report(config.out / REPORT, report, force=True)
     report = gpu_report(steps, results, device, command=config.command)
     write_report(config.out / REPORT, report, force=True)
     in_order = [results[step.name] for step in steps if step.name in results]
     return Proof(report=report, results=in_order, unproved=why_unproved(steps, results, device))
+
+
+def _basis(step: Step, device: Device) -> str:
+    """Name what a result holds for: of another card, or of a bundle before it was exported again, it proves nothing."""
+    card = "no GPU" if device.gpu is None else f"{device.gpu.name}, CUDA {device.gpu.driver_cuda}"
+    manifest = Path(step.job.bundle) / MANIFEST
+    there = bool(step.job.bundle) and manifest.is_file()
+    bundle = read_manifest(manifest.read_bytes(), str(manifest)).digest if there else "no bundle"
+    return f"{card}, onnxruntime {load_onnxruntime().__version__}, {bundle}"
 
 
 def _asked(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:

@@ -41,6 +41,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         why: one line: why the step failed or did not run; "" if it passed.
         seconds: how long it ran.
         findings: what it found before it ended, however it ended.
+        basis: what it holds for: the card, ONNX Runtime and the bundle.
     """
 
     name: str
@@ -50,6 +51,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     why: str
     seconds: float
     findings: list[Finding] = []
+    basis: str = ""
 
     @property
     def line(self) -> str:

@@ -34,16 +34,6 @@ from ptexport.toolkit.bench.report import BenchReport, Figure, Machine
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's, which the steps' processes ignore too
 
 
-@pytest.fixture
-def case(llama_run: Path, llama_bundle: Path, tmp_path: Path) -> Path:
-    """A folder with a run and its bundle in fp32."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    (folder / "run").symlink_to(llama_run)
-    (folder / "fp32-18").symlink_to(llama_bundle)
-    return folder
-
-
 def job_of(case: Path, **more: object) -> Job:
     return Job(provider="cpu", case=str(case), bundle=str(case / "fp32-18"), out=str(case.parent / "reference"), **more)
 

@@ -1,5 +1,6 @@
 """The runner and the proof: limits, failures, what is kept, exit codes, reasons and the page; without a GPU."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from commands import ptexport
 from tiny import Quiet
@@ -106,15 +108,6 @@ CARD = Device(
 )
 
 
-@pytest.fixture
-def bundles(llama_bundle: Path, llama_run: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    (folder / "run").symlink_to(llama_run)
-    (folder / "fp32-18").symlink_to(llama_bundle)
-    return folder
-
-
 class Played:
     """A card on which every step passes, but for those whose names start with a word of `bad`."""
 
@@ -146,10 +139,10 @@ def prove_it(out: Path, *bundles: Path, only: tuple[str, ...] = (), seconds: flo
     return prove(config, Quiet())
 
 
-def test_a_card_on_which_all_passes_is_proved(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_on_which_all_passes_is_proved(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what has a result is kept, unless it is asked for."""
     played = Played(monkeypatch)
-    done = prove_it(tmp_path / "out", bundles)
+    done = prove_it(tmp_path / "out", case)
     assert done.unproved is None
     assert done.report.verdict[0].startswith("A card is proved")
     assert [result.status for result in done.results] == ["passed"] * len(played.ran)
@@ -161,21 +154,30 @@ def test_a_card_on_which_all_passes_is_proved(bundles: Path, tmp_path: Path, mon
     assert "CUDA graphs" in page
     assert BenchReport.read(tmp_path / "out" / "report") == done.report
     played.ran.clear()
-    assert prove_it(tmp_path / "out", bundles).unproved is None
+    assert prove_it(tmp_path / "out", case).unproved is None
     assert played.ran == []
-    prove_it(tmp_path / "out", bundles, only=("graph-*", "peak"))
+    prove_it(tmp_path / "out", case, only=("graph-*", "peak"))
     assert played.ran == ["peak", "graph-tiny-fp32-18"]
+    played.ran.clear()
+    other = dataclasses.replace(CARD, gpu=msgspec.structs.replace(GPU, name="Another card"))
+    monkeypatch.setattr(Device, "find", lambda provider: other)
+    assert prove_it(tmp_path / "out", case).report.verdict[0].startswith("Another card is proved")
+    assert len(played.ran) == len(done.results), "what the first card did proves nothing"
+    gone = dataclasses.replace(other, lacking="no driver")
+    monkeypatch.setattr(Device, "find", lambda provider: gone)
+    kept = prove_it(tmp_path / "out", case, only=("peak",))
+    assert {result.status for result in kept.results} == {"passed"}, "none is lost to a call that cannot run it"
     with pytest.raises(BenchError, match="--only nothing: no such step, need one of doctor, peak"):
-        prove_it(tmp_path / "out", bundles, only=("nothing",))
+        prove_it(tmp_path / "out", case, only=("nothing",))
 
 
 @pytest.mark.parametrize(("bad", "proved"), [("graph", True), ("speed", True), ("place", False), ("parity", False)])
 def test_a_failure_is_passed_over_and_placement_and_parity_decide(
-    bad: str, proved: bool, bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bad: str, proved: bool, case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     played = Played(monkeypatch)
     played.bad = (bad,)
-    done = prove_it(tmp_path / "out", bundles)
+    done = prove_it(tmp_path / "out", case)
     assert (done.unproved is None) == proved
     assert f"{bad}-tiny" in " ".join(done.report.verdict[1:])
     assert played.ran[-1] == "compiled-tiny-250", "the last one"
@@ -183,21 +185,21 @@ def test_a_failure_is_passed_over_and_placement_and_parity_decide(
 
 
 def test_without_time_left_a_step_waits_for_the_next_call(
-    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     played = Played(monkeypatch)
-    done = prove_it(tmp_path / "out", bundles, seconds=1)
+    done = prove_it(tmp_path / "out", case, seconds=1)
     assert played.ran == []
     assert {result.status for result in done.results} == {"not run"}
     assert "the time of this call was over; call again" in {result.why for result in done.results}
     assert done.unproved is not None
-    assert prove_it(tmp_path / "out", bundles, seconds=30).unproved is None
-    assert max(result.seconds for result in prove_it(tmp_path / "out", bundles).results) <= 30
+    assert prove_it(tmp_path / "out", case, seconds=30).unproved is None
+    assert max(result.seconds for result in prove_it(tmp_path / "out", case).results) <= 30
     played.bad = ("doctor", "peak")
-    first = prove_it(tmp_path / "out", bundles, only=("doctor",), seconds=20).results[0]
+    first = prove_it(tmp_path / "cut", case, only=("doctor",), seconds=20).results[0]
     assert first.status == "not run", "killed after all the time there was, and not at its own limit"
     assert first.why.startswith("was cut off after 20 s")
-    own = {result.name: result for result in prove_it(tmp_path / "out", bundles, only=("peak",), seconds=90).results}
+    own = {result.name: result for result in prove_it(tmp_path / "out", case, only=("peak",), seconds=90).results}
     assert own["peak"].status == "failed", "at its own limit"
 
 
@@ -209,16 +211,16 @@ def test_no_proof_without_parity_of_an_fp32_bundle(tmp_path: Path, monkeypatch: 
 
 
 def test_a_machine_without_a_gpu_says_why_in_one_line_a_step(
-    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not played; the control is the same call where a card is played."""
-    out, given = str(tmp_path / "out"), ("--bundles", str(bundles))
+    out, given = str(tmp_path / "out"), ("--bundles", str(case))
     if Device.find("cuda").lacking is None:
         pytest.skip("this machine has a GPU")
     said = ptexport("bench", "gpu", "--out", out, *given)
     assert said.returncode == 1
     lines = said.stdout.splitlines()
-    steps = list_steps([given_case(bundles)], "cuda", tmp_path / "out")
+    steps = list_steps([given_case(case)], "cuda", tmp_path / "out")
     for named, line in zip(steps, lines, strict=False):
         assert line.startswith(f"{named.name}: not run, 0.0 s: provider cuda: ")
     assert lines[len(steps)].startswith("No GPU is proved: provider cuda: ")
@@ -232,9 +234,9 @@ def test_a_machine_without_a_gpu_says_why_in_one_line_a_step(
     assert kept["status"] == "passed"
 
 
-def test_a_rehearsal_proves_nothing(bundles: Path, tmp_path: Path) -> None:
+def test_a_rehearsal_proves_nothing(case: Path, tmp_path: Path) -> None:
     """Its steps run, and their results do not stand for those of a GPU."""
-    given = ("--out", str(tmp_path / "out"), "--bundles", str(bundles), "--only", "doctor,place-*")
+    given = ("--out", str(tmp_path / "out"), "--bundles", str(case), "--only", "doctor,place-*")
     said = ptexport("bench", "gpu", *given, "--provider", "cpu")
     assert said.returncode == 1
     assert [line.split(",")[0] for line in said.stdout.splitlines()[:2]] == [
@@ -242,16 +244,16 @@ def test_a_rehearsal_proves_nothing(bundles: Path, tmp_path: Path) -> None:
         "place-tiny-fp32-18: passed",
     ]
     assert "is a rehearsal" in said.stderr
-    config = ProofConfig(out=tmp_path / "out", bundles=[bundles], only=["peak"], seconds=1, provider="cuda", command="")
+    config = ProofConfig(out=tmp_path / "out", bundles=[case], only=["peak"], seconds=1, provider="cuda", command="")
     assert [result.name for result in prove(config, Quiet()).results] == ["peak"]
 
 
-def test_what_a_step_needs(bundles: Path, tmp_path: Path) -> None:
-    by_name = {each.name: each for each in list_steps([given_case(bundles)], "cuda", tmp_path)}
+def test_what_a_step_needs(case: Path, tmp_path: Path) -> None:
+    by_name = {each.name: each for each in list_steps([given_case(case)], "cuda", tmp_path)}
     assert why_not(by_name["place-tiny-fp32-18"], CARD) is None
     assert why_not(by_name["speed-tiny-28"], CARD) is None
     assert "see the step reference" in str(why_not(by_name["parity-tiny-fp32-18"], CARD))
-    (bundles / "run").unlink()
+    (case / "run").unlink()
     assert "has no run" in str(why_not(by_name["speed-tiny-28"], CARD))
     made = {each.name: each for each in list_steps(made_cases(tmp_path), "cuda", tmp_path)}
     assert "see the step inputs" in str(why_not(made["place-minilm-fp32-18"], CARD))
@@ -268,8 +270,8 @@ def test_the_steps_of_the_issue(tmp_path: Path) -> None:
     assert all("fp32" in name for name in essential - {"doctor"})
 
 
-def test_a_given_folder(bundles: Path, llama_bundle: Path, tmp_path: Path) -> None:
-    assert list(given_case(bundles).bundles) == ["fp32-18"]
+def test_a_given_folder(case: Path, llama_bundle: Path, tmp_path: Path) -> None:
+    assert list(given_case(case).bundles) == ["fp32-18"]
     alone = given_case(llama_bundle)
     assert alone.bundles == {llama_bundle.resolve().name: llama_bundle.resolve()}
     assert alone.fp32 == frozenset(alone.bundles)
