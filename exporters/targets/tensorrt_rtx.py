@@ -46,7 +46,7 @@ def read_capabilities(text: str) -> tuple[str, ...]:
         number = re.sub(r"^(?:sm_?)?(\d+?)\.?(\d)$", r"\1.\2", part.strip().lower())
         if number not in CAPABILITIES:
             need = ", ".join(name.replace(".", "") for name in CAPABILITIES)
-            raise ExportError(f"compute capability {part.strip()!r}: need some of {need}; name those of the cards")
+            raise ExportError(f"compute capability: got {part.strip()!r}, need some of {need}; name those of the cards")
         found.append(number)
     return tuple(name for name in CAPABILITIES if name in found)
 

@@ -16,11 +16,11 @@ from ptexport.runtime.ort.cpus import available_cpus
 from ptexport.runtime.ort.graph import Graph
 from ptexport.runtime.ort.known_plugins import DEVICE_KINDS, KnownPlugin
 from ptexport.runtime.ort.plugins import choose_plugin, find_plugin
-from ptexport.runtime.ort.providers import CPU, TENSORRT, Provider, choose_provider
+from ptexport.runtime.ort.providers import CPU, CUDA, TENSORRT, Provider, choose_provider, full_name
 from ptexport.runtime.ort.tensorrt import Build, Engines
 from ptexport.runtime.ort.tensorrt_rtx import check_room, engine_for
 
-_KIND_OF_BUILT_IN = {"cpu": "cpu", "cuda": "gpu", "tensorrt": "gpu"}
+_KIND_OF_BUILT_IN = {CPU: "cpu", CUDA: "gpu", TENSORRT: "gpu"}
 _log = logging.getLogger("ptexport.runtime")
 
 
@@ -101,10 +101,11 @@ class Execution:
         return choose_plugin(plugin, self.device, self.threads or available_cpus(), self.provider_options)
 
     def _choose_built_in(self) -> Provider:
-        if isinstance(self.device, str) and self.device != _KIND_OF_BUILT_IN.get(self.provider):
+        kind = _KIND_OF_BUILT_IN.get(full_name(self.provider))
+        if isinstance(self.device, str) and self.device != kind:
+            need = "the CPU" if kind == "cpu" else "the number of a GPU"
             raise ProviderError(
-                f"provider {self.provider}: got device {self.device}, need the number of a GPU; choose one, or name a "
-                "plugin"
+                f"provider {self.provider}: got device {self.device}, need {need}; leave it out, or name a plugin"
             )
         return choose_provider(
             self.provider,

@@ -111,7 +111,7 @@ def choose_provider(
     name = full_name(requested)
     if options and name in ("auto", CPU):
         got = f"got the option {next(iter(options))}"
-        raise ProviderError(f"provider {requested}: {got}, takes none; leave it out, or name another provider")
+        raise ProviderError(f"provider {requested}: {got}, need none; leave it out, or name another provider")
     for option, ours in _OURS.items():
         if option in options:
             raise ProviderError(

@@ -289,13 +289,17 @@ def test_a_plugin_that_is_not_installed_is_named(name: str, llama_bundle: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"provider": "cpu", "device": "gpu"}, "provider cpu: got device gpu, need the number of a GPU"),
+        (
+            {"provider": "CUDAExecutionProvider", "device": "npu"},
+            "provider CUDAExecutionProvider: got device npu, need the n",
+        ),
+        ({"provider": "cpu", "device": "gpu"}, "provider cpu: got device gpu, need the CPU; leave it out"),
         ({"provider": "auto", "device": "npu"}, "provider auto: got device npu"),
         (
             {"provider": "cpu", "provider_options": {"a": "b"}},
-            "provider cpu: got the option a, takes none; leave it out",
+            "provider cpu: got the option a, need none; leave it out",
         ),
-        ({"provider": "auto", "provider_options": {"a": "b"}}, "provider auto: got the option a, takes none"),
+        ({"provider": "auto", "provider_options": {"a": "b"}}, "provider auto: got the option a, need none"),
     ],
 )
 def test_built_in_providers_refuse_what_is_for_plugins(
