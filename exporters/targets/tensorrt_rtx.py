@@ -65,7 +65,7 @@ def load_tensorrt_rtx() -> Any:
 
 
 def refusals(model: Path) -> list[str]:
-    """List why TensorRT RTX's parser refuses a graph, task arrays as inputs; empty: it takes all of it.
+    """List the first reasons why TensorRT RTX's parser refuses a graph, task arrays as inputs; empty: it takes it.
 
     Raises:
         MissingExtraError: TensorRT RTX is not installed.
@@ -125,8 +125,10 @@ class _Network:
         self.network = self.builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = rtx.OnnxParser(self.network, self.log)
         # The parser would make an initializer a constant, even if it is an input too.
-        parser.parse(file.with_arrays({}), str(model))
+        taken = parser.parse(file.with_arrays({}), str(model))
         self.refusals = [_described(parser.get_error(i)) for i in range(parser.num_errors)][:_SHOWN]
+        if not taken and not self.refusals:
+            self.refusals = ["the graph, and gives no reason"]
 
 
 def _described(error: Any) -> str:

@@ -12,6 +12,7 @@ from ptexport.toolkit.bench.gpu.child import ptexport
 from ptexport.toolkit.bench.gpu.results import Finding
 from ptexport.toolkit.bench.gpu.steps import CASES, Job
 from ptexport.toolkit.models.checkpoint import find_checkpoint
+from ptexport.toolkit.store.folders import new_folder
 
 _LABELS = ("Africa", "Asia", "Europe")
 _TEXTS = ("Oslo", "Lima", "Nairobi", "Dar es Salaam", "a few words of no meaning at all", "one two three four five")
@@ -29,7 +30,8 @@ def measure(job: Job) -> Iterator[Finding]:
     place.mkdir(parents=True, exist_ok=True)
     causal = find_checkpoint(job.model).lm_head == "causal"
     if not (place / "adapter").exists():
-        _save_adapter(place / "adapter", job.model, causal=causal)
+        with new_folder(place / "adapter") as folder:
+            _save_adapter(folder, job.model, causal=causal)
     rows = place / "rows.jsonl"
     lines = [{"text": text, "label": _LABELS[i % len(_LABELS)]} for i, text in enumerate(_TEXTS)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

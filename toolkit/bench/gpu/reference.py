@@ -3,6 +3,7 @@
 The model is as loaded but for the prompt embeddings at the end of its embedding table; nothing is folded.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from ptexport.toolkit.bench.synthetic_texts import SyntheticTexts
 from ptexport.toolkit.bench.systems.case import check_same_task, make_case
 from ptexport.toolkit.models.checkpoint import find_checkpoint
 from ptexport.toolkit.run.run import Run
+from ptexport.toolkit.store.files import write_whole
 
 TEXTS = "texts.json"
 _N, _LONGEST = 96, 200
@@ -54,6 +56,8 @@ def measure(job: Job) -> Iterator[Finding]:
     out = Path(job.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
-    np.save(out / REFERENCE, np.array(logits, dtype=np.float32))
+    array = io.BytesIO()
+    np.save(array, np.array(logits, dtype=np.float32))
+    write_whole(out / REFERENCE, array.getvalue(), force=True)
     values = {"texts": float(len(texts)), "range of logits": float(np.ptp(logits))}
     yield Finding(what="reference", ok=bool(np.isfinite(logits).all()), values=values)

@@ -17,7 +17,7 @@ from ptexport.toolkit.bench.workers import Hardware
 
 _MODES = ("eager", "compiled", "compiled with its weights as constants")
 _CUDA_GRAPHS = "compiled with CUDA graphs"
-_MOST_SHAPES = 64  # that are compiled; PyTorch runs further ones eagerly
+_MOST_SHAPES = 64  # that are compiled; further ones fail, else PyTorch would silently run them eagerly
 
 
 def prepare(case: Case, folder: Path, hardware: Hardware) -> None:
